@@ -1,0 +1,178 @@
+"""Codec: named arrays to bytes and back, because nothing that can execute may cross a network.
+
+The format is safetensors: 8 bytes of header length, a JSON header, raw little-endian buffers. Written here because the
+library copies every buffer; tests prove that each reads the other's bytes. Bytes that shrink travel inside one zstd
+frame, told by its magic number.
+
+The reader trusts nothing: every size is checked against `max_bytes` and the true length before anything is allocated.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+import threading
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+import zstandard
+
+from tinyverse.errors import CodecError
+
+MAX_HEADER = 64 * 1024
+MAX_ARRAYS = 256
+MAX_DIMENSIONS = 8
+MAX_BYTES = 1 << 30
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+
+_DTYPES = {
+    "BOOL": np.dtype("?"), "U8": np.dtype("u1"), "I8": np.dtype("i1"), "U16": np.dtype("<u2"), "I16": np.dtype("<i2"),
+    "U32": np.dtype("<u4"), "I32": np.dtype("<i4"), "U64": np.dtype("<u8"), "I64": np.dtype("<i8"),
+    "F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "F64": np.dtype("<f8"), "BF16": np.dtype("<u2"),
+}  # fmt: skip
+_NAMES = {dtype: name for name, dtype in _DTYPES.items() if name != "BF16"}
+_local = threading.local()  # zstd contexts are not safe to share between threads
+
+
+def encode(
+    arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None, *, bfloat16: Collection[str] = ()
+) -> bytes:
+    """Arrays and string metadata as one safetensors blob.
+
+    Args:
+        bfloat16: names of float32 arrays to round to bfloat16 (nearest even): half the bytes, 8 bits of precision.
+    Raises:
+        CodecError: a dtype has no name in the format, or there are too many arrays.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    buffers, offset = [], 0
+    for name, array in sorted(arrays.items(), key=lambda item: -np.asarray(item[1]).dtype.itemsize):
+        array = np.asarray(array)
+        narrow = name in bfloat16
+        dtype = array.dtype.newbyteorder("<")
+        if dtype not in _NAMES:
+            raise CodecError(f"{name} has dtype {array.dtype}; only booleans, integers and floats can be encoded.")
+        data = _to_bfloat16(array) if narrow else np.ascontiguousarray(array, dtype)
+        header[name] = {
+            "dtype": "BF16" if narrow else _NAMES[dtype], "shape": array.shape, "data_offsets": (offset, offset + data.nbytes)
+        }  # fmt: skip
+        buffers.append(data.reshape(-1).view(np.uint8).data)
+        offset += data.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # buffers begin aligned, and wider items come first, so all stay aligned
+    if len(text) > MAX_HEADER or len(buffers) > MAX_ARRAYS:
+        raise CodecError(f"{len(buffers)} arrays make a header of {len(text)} bytes; at most {MAX_ARRAYS} arrays and {MAX_HEADER} bytes.")
+    return b"".join([struct.pack("<Q", len(text)), text, *buffers])
+
+
+def decode(blob: bytes, *, max_bytes: int = MAX_BYTES) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Inverse of `encode`: read-only views into `blob` (bfloat16 widened to float32), and the metadata.
+
+    Raises:
+        CodecError: anything at all is not as the format says, or larger than `max_bytes`.
+    """
+    if len(blob) > max_bytes + MAX_HEADER + 8:
+        raise CodecError(f"{len(blob)} bytes is more than the {max_bytes} allowed here.")
+    if len(blob) < 8:
+        raise CodecError(f"{len(blob)} bytes is too short to be a blob.")
+    (length,) = struct.unpack_from("<Q", blob)
+    if length > MAX_HEADER or length > len(blob) - 8:
+        raise CodecError(f"the header claims {length} bytes; {min(MAX_HEADER, len(blob) - 8)} are possible.")
+    header = _parse_header(bytes(blob[8 : 8 + length]))
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise CodecError("__metadata__ must hold strings only.")
+    if len(header) > MAX_ARRAYS:
+        raise CodecError(f"{len(header)} arrays; at most {MAX_ARRAYS}.")
+    entries = sorted((_parse_entry(name, entry, max_bytes) for name, entry in header.items()), key=lambda entry: entry[3:])
+    offset, arrays = 0, {}
+    body = memoryview(blob)[8 + length :]
+    for name, kind, shape, begin, end in entries:
+        if begin != offset:
+            raise CodecError(f"{name} begins at {begin}, where {offset} was expected: buffers must touch and not overlap.")
+        if end > len(body):
+            raise CodecError(f"{name} ends at {end}, after the last of {len(body)} bytes.")
+        array = np.frombuffer(body[begin:end], _DTYPES[kind]).reshape(shape)
+        if kind == "BOOL" and array.view(np.uint8).max(initial=0) > 1:
+            raise CodecError(f"{name} holds booleans that are neither 0 nor 1.")
+        arrays[name] = _from_bfloat16(array) if kind == "BF16" else array
+        offset = end
+    if offset != len(body):
+        raise CodecError(f"{len(body) - offset} bytes follow the last array.")
+    return arrays, metadata
+
+
+def compress(blob: bytes) -> bytes:
+    """`blob` in one zstd frame where that saves a tenth, else `blob` itself."""
+    if not hasattr(_local, "compressor"):
+        _local.compressor = zstandard.ZstdCompressor(level=1)
+    packed = _local.compressor.compress(blob)
+    return packed if len(packed) < 0.9 * len(blob) else blob
+
+
+def decompress(blob: bytes, *, max_bytes: int = MAX_BYTES) -> bytes:
+    """Inverse of `compress`. The declared size is checked first: zstd would allocate whatever a frame claims.
+
+    Raises:
+        CodecError: a damaged or second frame, or a content size that is unknown, 0 or more than `max_bytes`.
+    """
+    if bytes(blob[:4]) != ZSTD_MAGIC:
+        return blob
+    try:
+        size = zstandard.get_frame_parameters(blob).content_size
+        if not 0 < size <= max_bytes + MAX_HEADER + 8:  # an unknown size reads as a huge number
+            raise CodecError(f"a zstd frame claims {size} bytes; 1 to {max_bytes} are allowed here.")
+        if not hasattr(_local, "decompressor"):
+            _local.decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 27)
+        return _local.decompressor.decompress(blob, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise CodecError(f"a damaged zstd frame: {error}") from None
+
+
+def _parse_header(text: bytes) -> dict[str, Any]:
+    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(dict(pairs)) != len(pairs):
+            raise CodecError("a name stands twice in the header.")
+        return dict(pairs)
+
+    try:
+        header = json.loads(text.decode(), object_pairs_hook=no_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise CodecError(f"the header is not JSON: {str(error)[:80]}") from None
+    if not isinstance(header, dict):
+        raise CodecError("the header is no JSON object.")
+    return header
+
+
+def _parse_entry(name: str, entry: Any, max_bytes: int) -> tuple[str, str, tuple[int, ...], int, int]:
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise CodecError(f"{name} must have exactly dtype, shape and data_offsets.")
+    kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(kind, str) or kind not in _DTYPES:
+        raise CodecError(f"{name} has dtype {str(kind)[:40]!r}; known are {', '.join(_DTYPES)}.")
+    if not _whole_numbers(shape) or len(shape) > MAX_DIMENSIONS:
+        raise CodecError(f"{name} has shape {str(shape)[:80]}; wanted at most {MAX_DIMENSIONS} whole numbers.")
+    if not _whole_numbers(offsets) or len(offsets) != 2:
+        raise CodecError(f"{name} has data_offsets {str(offsets)[:80]}; wanted two whole numbers.")
+    size = _DTYPES[kind].itemsize
+    if math.prod(max(number, 1) for number in shape) * size > max_bytes:
+        raise CodecError(f"{name} has shape {str(shape)[:80]}: more than the {max_bytes} bytes allowed here.")
+    if offsets[1] - offsets[0] != math.prod(shape) * size:
+        raise CodecError(f"{name} of shape {shape} needs {math.prod(shape) * size} bytes, its offsets hold {offsets[1] - offsets[0]}.")
+    return name, kind, tuple(shape), offsets[0], offsets[1]
+
+
+def _whole_numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(type(number) is int and 0 <= number < 1 << 62 for number in value)
+
+
+def _to_bfloat16(array: np.ndarray) -> np.ndarray:
+    bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return np.where(np.isnan(array), 0x7FC0, rounded).astype("<u2")
+
+
+def _from_bfloat16(array: np.ndarray) -> np.ndarray:
+    return (array.astype(np.uint32) << 16).view(np.float32)

@@ -1,0 +1,55 @@
+"""Every way this package says no, as one tree.
+
+    TinyverseError          a sentence for a person: what was got, what was wanted, what to do
+    ├── CodecError          bytes that are not what they claim to be
+    ├── SpecError           a session that does not look like this run's sessions
+    ├── SettingsError       options that are wrong, or that cannot work together
+    ├── ExperimentError     the experiment module cannot be used as it stands
+    ├── ServerError         no database server could be found or started
+    └── DatabaseError       the database answered no
+        ├── DatabaseLost    it did not answer at all; trying again may help
+        ├── LeaseLost       another trainer publishes for this run now
+        └── RunConflict     another experiment, or other settings, live under this run name
+
+A traceback that reaches a user is a bug of ours; an error of this tree is not.
+"""
+
+
+class TinyverseError(Exception):
+    """Something a person can mend; the message says how."""
+
+
+class CodecError(TinyverseError):
+    """Raised when bytes are not what they claim to be. Nothing was allocated on their word."""
+
+
+class SpecError(TinyverseError):
+    """Raised when names, shapes or dtypes differ from what the run agreed on."""
+
+
+class SettingsError(TinyverseError):
+    """Raised when options are wrong or would deadlock together."""
+
+
+class ExperimentError(TinyverseError):
+    """Raised when an experiment module, its environment or its agent cannot be used."""
+
+
+class ServerError(TinyverseError):
+    """Raised when no database server could be found or started."""
+
+
+class DatabaseError(TinyverseError):
+    """Raised when the database refused a request."""
+
+
+class DatabaseLost(DatabaseError):
+    """Raised when the database cannot be reached; callers may retry."""
+
+
+class LeaseLost(DatabaseError):
+    """Raised when a trainer that lost its lease tries to publish."""
+
+
+class RunConflict(DatabaseError):
+    """Raised when a run's name is taken by another experiment or other settings."""

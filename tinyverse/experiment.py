@@ -1,0 +1,111 @@
+"""Experiment: what to play and how to learn, written by the user in one module.
+
+    def make_experiment(env_id="CartPole-v1", learning_rate=1e-3) -> Experiment: ...
+
+The signature of `make_experiment` is the configuration: `-o learning_rate=3e-4` sets it, converted to the default's
+type, and the resolved settings are published with the run.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tinyverse.agent import Agent
+from tinyverse.envs.pool import Pool, pool_of
+from tinyverse.errors import ExperimentError
+from tinyverse.learner import Learner, learner_of
+from tinyverse.samplers import Sampler
+from tinyverse.session import SessionSpec
+
+
+class Experiment:
+    """Everything of yours that tinyverse calls. Give the parts as arguments, or override them in a subclass.
+
+    make_env(evaluation=False)      one environment; further arguments `render_mode` are passed if it takes them
+    make_pool(num_games)            instead of it, or beside it: a native vector environment for playing
+    make_agent(observation_space, action_space)     an Agent
+    make_learner(agent)             a Learner; or train_step(agent, batch) -> metrics, which gets one around it
+
+    and how data is used, each with a command-line option of its name that overrides it:
+    unroll_length, batch, games, buffer_size, sampler, reuse, max_lag, min_sessions, publish_every
+    """
+
+    unroll_length: int = 20
+    batch: int = 10  # sessions per update
+    games: int = 1  # games that one player steps at once
+    buffer_size: int = 5000  # sessions kept
+    sampler: str | Sampler = "fresh"
+    reuse: float | None = None  # deliveries per session; None: as fast as the trainer can (Fresh: 1)
+    max_lag: int | None = None  # in updates
+    min_sessions: int = 0
+    publish_every: int = 10  # updates between two publications
+    frame_skip: int = 1  # environment frames per step, for display only
+    realtime: bool = False  # the environment's clock does not wait for the trainer
+
+    make_pool: Callable[[int], Any] | None = None
+    train_step: Callable[[Agent, Any], Mapping[str, Any]] | None = None
+
+    def __init__(self, **parts: Any) -> None:
+        for name, part in parts.items():
+            if name.startswith("_") or not hasattr(Experiment, name):
+                known = [word for word in vars(Experiment) | Experiment.__annotations__ if not word.startswith("_")]
+                raise ExperimentError(f"Experiment has no part {name!r}; it has {', '.join(sorted(known))}.")
+            setattr(self, name, part)
+        self._spaces: tuple[Any, Any] | None = None
+
+    def make_env(self, evaluation: bool = False) -> Any:
+        raise ExperimentError("the experiment gives no environment: pass make_env=… or make_pool=… to Experiment, or override it.")
+
+    def make_agent(self, observation_space: Any, action_space: Any) -> Agent:
+        raise ExperimentError("the experiment gives no agent: pass make_agent=… to Experiment, or override it.")
+
+    def make_learner(self, agent: Agent) -> Learner:
+        if self.train_step is None:
+            raise ExperimentError("the experiment cannot learn: pass make_learner=… or train_step=… to Experiment, or override one.")
+        return learner_of(self.train_step, agent)
+
+    # what the rest of the program calls; nothing below is meant to be overridden
+
+    def env(self, evaluation: bool = False, render_mode: str | None = None) -> Any:
+        """One environment; arguments that the user's `make_env` does not take are not passed."""
+        return _call_with(self.make_env, evaluation=evaluation, render_mode=render_mode)
+
+    def pool(self, num_games: int) -> Pool:
+        """`num_games` games for playing."""
+        pool = pool_of(self.make_pool(num_games) if self.make_pool else self.env, num_games)
+        self._spaces = (pool.observation_space, pool.action_space)
+        return pool
+
+    def spaces(self) -> tuple[Any, Any]:
+        """(observation space, action space) of one game; builds an environment for a moment if need be."""
+        if self._spaces is None:
+            self.pool(1).close()
+        assert self._spaces is not None
+        return self._spaces
+
+    def agent(self) -> Agent:
+        """A new agent, checked."""
+        agent = self.make_agent(*self.spaces())
+        if not callable(getattr(agent, "act", None)):
+            raise ExperimentError(f"make_agent returned {type(agent).__name__}, wanted an Agent with act(observations, memory, first).")
+        return agent
+
+    def learner(self, agent: Agent) -> Learner:
+        """The learner of `agent`, checked."""
+        learner = self.make_learner(agent)
+        if not callable(getattr(learner, "train_step", None)):
+            raise ExperimentError(f"make_learner returned {type(learner).__name__}, wanted a Learner with train_step(batch).")
+        return learner
+
+    def spec(self, agent: Agent) -> SessionSpec:
+        """What the run's sessions look like."""
+        return SessionSpec.of(*self.spaces(), agent, self.unroll_length)
+
+
+def _call_with(function: Callable[..., Any], **arguments: Any) -> Any:
+    parameters = inspect.signature(function).parameters
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return function(**arguments)
+    return function(**{name: value for name, value in arguments.items() if name in parameters})

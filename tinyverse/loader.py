@@ -1,0 +1,150 @@
+"""Loader: from the words on the command line to an Experiment: finds the module, converts the settings.
+
+An experiment is a file, a dotted module, or the name of a packaged example. Errors inside it show its author's own
+traceback, from their first frame on.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from tinyverse.errors import ExperimentError, SettingsError, TinyverseError
+from tinyverse.experiment import Experiment
+
+_WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+def load_module(name: str) -> ModuleType:
+    """The module that `name` stands for.
+
+    Raises:
+        ExperimentError: there is none, it raised while it was imported, or it has no make_experiment.
+    """
+    path = Path(name)
+    if path.suffix == ".py":
+        if not path.is_file():
+            if path.stem not in examples() or path.parent != Path():
+                raise ExperimentError(f"there is no file {name}{_did_you_mean(name)}")
+            print(f"tinyverse: there is no {name} here, so this is the packaged example of that name.", file=sys.stderr)
+            path = examples()[path.stem]
+        module = _guarded(lambda: _from_file(path), name)
+    elif name in examples():
+        module = _guarded(lambda: _from_file(examples()[name]), name)
+    elif _is_module(name):
+        module = _guarded(lambda: importlib.import_module(name), name)
+    else:
+        raise ExperimentError(f"{name} is no file, no module and no packaged example{_did_you_mean(name)}")
+    if not callable(getattr(module, "make_experiment", None)):
+        raise ExperimentError(f"{name} has no function make_experiment(); define one that returns a tinyverse.Experiment.")
+    return module
+
+
+def examples() -> dict[str, Path]:
+    """The packaged examples: name -> file."""
+    spec = importlib.util.find_spec("tinyverse_examples")
+    folders = spec.submodule_search_locations if spec else [str(Path(__file__).parent.parent / "examples")]
+    files = [file for folder in folders or [] for file in sorted(Path(folder).glob("*.py"))]
+    return {file.stem: file for file in files if file.stem != "__init__"}
+
+
+def defaults(module: ModuleType) -> dict[str, Any]:
+    """The settings of an experiment module: the arguments of make_experiment and their defaults."""
+    parameters = inspect.signature(module.make_experiment).parameters
+    for name, parameter in parameters.items():
+        if parameter.default is inspect.Parameter.empty:
+            raise ExperimentError(f"make_experiment({name}) has no default; give every argument one: they are the settings.")
+    return {name: parameter.default for name, parameter in parameters.items()}
+
+
+def resolve(module: ModuleType, given: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings: the defaults, replaced by the `given` ones, converted to the defaults' types.
+
+    Raises:
+        SettingsError: an unknown name, or a value that is not of its type.
+    """
+    settings = defaults(module)
+    for name, value in given.items():
+        if name not in settings:
+            close = get_close_matches(name, settings, 1)
+            hint = f" Did you mean {close[0]}?" if close else ""
+            raise SettingsError(f"there is no setting {name!r}.{hint} There are: {', '.join(settings) or 'none'}.")
+        settings[name] = _convert(name, value, settings[name])
+    return settings
+
+
+def build(module: ModuleType, settings: Mapping[str, Any]) -> Experiment:
+    """Calls make_experiment and checks what it returns."""
+    experiment = _guarded(lambda: module.make_experiment(**settings), f"make_experiment of {module.__name__.split('.')[-1]}")
+    if not isinstance(experiment, Experiment):
+        raise ExperimentError(f"make_experiment returned {type(experiment).__name__}, wanted a tinyverse.Experiment.")
+    return experiment
+
+
+def user_traceback(error: BaseException) -> str:
+    """The traceback from the first frame outside this package and the import machinery on."""
+    own = str(Path(__file__).parent)
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [frame for frame in frames if own not in frame.filename and "importlib" not in frame.filename]
+    first = frames.index(theirs[0]) if theirs else 0
+    return "".join(traceback.format_list(frames[first:]) + traceback.format_exception_only(error)).rstrip()
+
+
+def _convert(name: str, value: Any, default: Any) -> Any:
+    """`value`, text from the command line or a value from a file, as the type of `default`."""
+    kind = type(default)
+    if default is None or type(value) is kind:
+        return value
+    try:
+        if kind is bool:
+            return _WORDS[str(value).lower()]
+        if kind in (tuple, list):
+            parts = [part for part in value.strip("()[] ").split(",") if part.strip()] if isinstance(value, str) else value
+            return kind(type(default[0])(part) if default else part for part in parts)
+        if kind in (int, float, str) and isinstance(value, (str, int)):
+            return kind(value)
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise SettingsError(f"{name}={value} cannot be read as {kind.__name__}; its default is {default!r}.") from None
+
+
+def _guarded(load: Callable[[], Any], name: str) -> Any:
+    try:
+        return load()
+    except TinyverseError:
+        raise
+    except Exception as error:
+        raise ExperimentError(f"{name} raised {type(error).__name__}:\n{user_traceback(error)}") from error
+
+
+def _from_file(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"tinyverse_experiment_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module.__name__] = module  # dataclasses look their module up by name
+    folder = str(path.parent.resolve())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)  # its own imports work as with `python file.py`
+    spec.loader.exec_module(module)
+    return module
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _did_you_mean(name: str) -> str:
+    here = [file.name for file in Path().glob("*.py")]
+    close = get_close_matches(name, here + list(examples()), 1)
+    return f". Did you mean {close[0]}?" if close else f". The packaged examples are {', '.join(examples())}."

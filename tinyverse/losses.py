@@ -1,0 +1,59 @@
+"""Losses: what is to be made small, each as a masked *sum*, so that slices and ranks of any size add up.
+
+`mask` is [T, B] and 0 on rows that did not happen; importance weights go into it (`batch.mask * batch.weights`).
+Divide by the number of rows once, at the end, where a mean is wanted. Targets and advantages are constants here.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def masked_sum(terms: Tensor, mask: Tensor) -> Tensor:
+    """Σ mask · terms: [T, B] and [T, B] to a scalar."""
+    return (terms * mask).sum()
+
+
+def masked_mean(terms: Tensor, mask: Tensor) -> Tensor:
+    """Σ mask · terms / Σ mask, and 0 where nothing counts."""
+    return masked_sum(terms, mask) / mask.sum().clamp(min=1)
+
+
+def normalize(advantages: Tensor, mask: Tensor) -> Tensor:
+    """Advantages [T, B] shifted and scaled to mean 0 and deviation 1 over the rows that count."""
+    centred = advantages - masked_mean(advantages, mask)
+    return centred / (masked_mean(centred.square(), mask).sqrt() + 1e-8)
+
+
+def policy_gradient(log_probs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
+    """−Σ A log π(a|o) (Williams 1992, REINFORCE). All [T, B]."""
+    return -masked_sum(log_probs * advantages.detach(), mask)
+
+
+def clipped_policy_gradient(log_rhos: Tensor, advantages: Tensor, mask: Tensor, clip: float = 0.2) -> Tensor:
+    """−Σ min(ρ A, clip(ρ, 1−ε, 1+ε) A) (Schulman et al. 2017, PPO, eq. 7). `log_rhos` [T, B] is log π/μ."""
+    rhos, advantages = log_rhos.exp(), advantages.detach()
+    return -masked_sum(torch.minimum(rhos * advantages, rhos.clamp(1 - clip, 1 + clip) * advantages), mask)
+
+
+def value(values: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
+    """½ Σ (target − V)². All [T, B]."""
+    return 0.5 * masked_sum((targets.detach() - values).square(), mask)
+
+
+def huber(values: Tensor, targets: Tensor, mask: Tensor, delta: float = 1.0) -> Tensor:
+    """Σ of ½ e² near zero and δ(|e| − δ/2) beyond δ (Huber 1964; Mnih et al. 2015 clip the error so). All [T, B]."""
+    return masked_sum(functional.huber_loss(values, targets.detach(), reduction="none", delta=delta), mask)
+
+
+def entropy(entropies: Tensor, mask: Tensor) -> Tensor:
+    """−Σ H(π): small when the policy keeps an open mind (Mnih et al. 2016, section 4). All [T, B]."""
+    return -masked_sum(entropies, mask)
+
+
+def categorical_kl(logits: Tensor, other: Tensor, mask: Tensor) -> Tensor:
+    """Σ KL(softmax(logits) ‖ softmax(other)); logits [T, B, A], mask [T, B]."""
+    log_p, log_q = logits.log_softmax(-1), other.log_softmax(-1)
+    return masked_sum((log_p.exp() * (log_p - log_q)).sum(-1), mask)

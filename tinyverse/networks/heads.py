@@ -1,0 +1,218 @@
+"""Heads: from features to a distribution over actions, and to a value.
+
+A head makes *parameters* (a tensor, so that a network may return it) and turns them into a distribution, which has
+`log_prob(actions)`, `entropy()`, `sample(generator)` and `mode()`. Everything after the features is float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from tinyverse import nest
+from tinyverse.errors import SettingsError
+from tinyverse.networks.trunks import orthogonal
+
+
+class Distribution(Protocol):
+    """Over actions, for every row of a batch `[…]` (as [T, B] or [n])."""
+
+    def log_prob(self, actions: nest.Tree) -> Tensor:
+        """[…] log-probability, or log-density, of actions as the environment takes them."""
+
+    def entropy(self) -> Tensor:
+        """[…] in nats."""
+
+    def sample(self, generator: torch.Generator | None = None) -> nest.Tree:
+        """Actions […, *shape] per leaf of the action space."""
+
+    def mode(self) -> nest.Tree:
+        """The most likely actions."""
+
+
+class Categorical:
+    """One of A actions, `start` … `start + A − 1`; `logits` […, A] are normalised log-probabilities."""
+
+    def __init__(self, logits: Tensor, start: int = 0) -> None:
+        self.logits, self.start = logits.log_softmax(-1), start
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        return self.logits.gather(-1, (actions.long() - self.start)[..., None])[..., 0]
+
+    def entropy(self) -> Tensor:
+        return -(self.logits.exp() * self.logits).sum(-1)
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        waits = torch.empty_like(self.logits).exponential_(generator=generator)
+        return (self.logits - waits.log()).argmax(-1) + self.start  # whose exponential clock of rate p rings first
+
+    def mode(self) -> Tensor:
+        return self.logits.argmax(-1) + self.start
+
+
+class MultiCategorical:
+    """Several independent choices at once; actions are […, *shape] with one entry per choice."""
+
+    def __init__(self, logits: Tensor, space: spaces.MultiDiscrete | spaces.MultiBinary) -> None:
+        counts, starts = choices(space)
+        self.shape = space.shape
+        self.parts = [Categorical(part, start) for part, start in zip(logits.split(counts, -1), starts, strict=True)]
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        columns = actions.flatten(actions.ndim - len(self.shape)).unbind(-1)
+        return sum_of([part.log_prob(column) for part, column in zip(self.parts, columns, strict=True)])
+
+    def entropy(self) -> Tensor:
+        return sum_of([part.entropy() for part in self.parts])
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        return torch.stack([part.sample(generator) for part in self.parts], -1).unflatten(-1, self.shape)
+
+    def mode(self) -> Tensor:
+        return torch.stack([part.mode() for part in self.parts], -1).unflatten(-1, self.shape)
+
+
+class DiagonalGaussian:
+    """Independent normal numbers, not bounded: the pool clips at the environment's door, and learning sees the raw ones.
+
+    `mean` and `log_std` are […, D]; actions are […, *shape] with D entries.
+    """
+
+    def __init__(self, mean: Tensor, log_std: Tensor, shape: tuple[int, ...]) -> None:
+        self.mean, self.log_std, self.shape = mean, log_std, shape
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        z = (actions.float().reshape(self.mean.shape) - self.mean) * (-self.log_std).exp()
+        return -(0.5 * z.square() + self.log_std + 0.5 * np.log(2 * np.pi)).sum(-1)
+
+    def entropy(self) -> Tensor:
+        return (self.log_std + 0.5 * np.log(2 * np.pi * np.e)).sum(-1)
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        noise = torch.empty_like(self.mean).normal_(generator=generator)
+        return self._shaped(self.mean + self.log_std.exp() * noise)
+
+    def mode(self) -> Tensor:
+        return self._shaped(self.mean)
+
+    def _shaped(self, actions: Tensor) -> Tensor:
+        return actions.reshape(*actions.shape[:-1], *self.shape)
+
+
+class Joint:
+    """A tree of independent actions: log-probabilities add. `parts` are in the order of `names`, dotted as in `nest`."""
+
+    def __init__(self, names: Sequence[str], parts: Sequence[Distribution]) -> None:
+        self.names, self.parts = names, parts
+
+    def log_prob(self, actions: nest.Tree) -> Tensor:
+        leaves = nest.leaves(actions)
+        return sum_of([part.log_prob(leaf) for part, leaf in zip(self.parts, leaves, strict=True)])
+
+    def entropy(self) -> Tensor:
+        return sum_of([part.entropy() for part in self.parts])
+
+    def sample(self, generator: torch.Generator | None = None) -> nest.Tree:
+        return self._tree([part.sample(generator) for part in self.parts])
+
+    def mode(self) -> nest.Tree:
+        return self._tree([part.mode() for part in self.parts])
+
+    def _tree(self, leaves: Sequence[Any]) -> nest.Tree:
+        return nest.unflatten(dict(zip(self.names, leaves, strict=True)), "actions")
+
+
+class Head(nn.Module):
+    """A linear layer to the parameters of a distribution over one leaf of the action space."""
+
+    def __init__(self, features: int, parameters: int, gain: float = 0.01) -> None:
+        super().__init__()
+        self.linear = orthogonal(nn.Linear(features, parameters), gain)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.linear(features.to(self.linear.weight.dtype)).float()
+
+    def distribution(self, parameters: Tensor) -> Distribution:
+        """The distribution that `parameters` […, P] describe."""
+        raise NotImplementedError(f"{type(self).__name__} must define distribution()")
+
+
+class CategoricalHead(Head):
+    """For a Discrete space; parameters are logits."""
+
+    def __init__(self, space: spaces.Discrete, features: int) -> None:
+        super().__init__(features, int(space.n))
+        self.start = int(space.start)
+
+    def distribution(self, parameters: Tensor) -> Categorical:
+        return Categorical(parameters, self.start)
+
+
+class MultiCategoricalHead(Head):
+    """For a MultiDiscrete or MultiBinary space; parameters are the logits of all choices, side by side."""
+
+    def __init__(self, space: spaces.MultiDiscrete | spaces.MultiBinary, features: int) -> None:
+        super().__init__(features, sum(choices(space)[0]))
+        self.space = space
+
+    def distribution(self, parameters: Tensor) -> MultiCategorical:
+        return MultiCategorical(parameters, self.space)
+
+
+class GaussianHead(Head):
+    """For a Box of floats; parameters are means and log deviations, which do not depend on the observation."""
+
+    def __init__(self, space: spaces.Box, features: int) -> None:
+        super().__init__(features, int(np.prod(space.shape)))
+        self.shape = space.shape
+        self.log_std = nn.Parameter(torch.zeros(self.linear.out_features))
+
+    def forward(self, features: Tensor) -> Tensor:
+        mean = super().forward(features)
+        return torch.cat([mean, self.log_std.float().expand_as(mean)], -1)
+
+    def distribution(self, parameters: Tensor) -> DiagonalGaussian:
+        mean, log_std = parameters.chunk(2, -1)
+        return DiagonalGaussian(mean, log_std, self.shape)
+
+
+class ValueHead(Head):
+    """V(o): one number per row, [T, B]."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__(features, 1, gain=1.0)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return super().forward(features)[..., 0]
+
+
+def head_for(space: Any, features: int) -> Head:
+    """The usual head for a leaf of an action space."""
+    if isinstance(space, spaces.Discrete):
+        return CategoricalHead(space, features)
+    if isinstance(space, (spaces.MultiDiscrete, spaces.MultiBinary)):
+        return MultiCategoricalHead(space, features)
+    if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
+        return GaussianHead(space, features)
+    raise SettingsError(
+        f"No head for the action space {space}. Discrete, MultiDiscrete, MultiBinary, Box of floats, and Dict and Tuple "
+        "of these have one; for another give ModularNetwork(head=…)."
+    )
+
+
+def choices(space: Any) -> tuple[list[int], list[int]]:
+    """How many options each choice of a Discrete, MultiDiscrete or MultiBinary space has, and its smallest option."""
+    if isinstance(space, spaces.MultiBinary):
+        return [2] * int(np.prod(space.shape)), [0] * int(np.prod(space.shape))
+    counts = space.n if isinstance(space, spaces.Discrete) else space.nvec
+    return np.ravel(counts).tolist(), np.ravel(space.start).tolist()
+
+
+def sum_of(terms: Sequence[Tensor]) -> Tensor:
+    """Σ of tensors of one shape."""
+    return torch.stack(list(terms)).sum(0)

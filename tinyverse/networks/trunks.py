@@ -1,0 +1,102 @@
+"""Trunks: from one observation to an embedding, row by row and without memory.
+
+A trunk is any `nn.Module` from [N, …] to [N, D]. One that makes its layers only when it knows what comes in has
+`build(shape) -> D`, where `shape` is that of one observation; it is called once, by the network it is put into.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tinyverse.errors import SettingsError
+
+HIDDEN_GAIN = math.sqrt(2)  # keeps the variance of activations through ReLU (Saxe et al. 2014; He et al. 2015)
+
+
+def orthogonal(layer: nn.Module, gain: float = HIDDEN_GAIN) -> nn.Module:
+    """Orthogonal weights times `gain` and zero biases, in place; returns the layer."""
+    for name, parameter in layer.named_parameters():
+        if parameter.ndim > 1:
+            nn.init.orthogonal_(parameter, gain)
+        elif "bias" in name:
+            nn.init.zeros_(parameter)
+    return layer
+
+
+class Identity(nn.Module):
+    """The observation itself as numbers, flattened to [N, D]; bytes become 0 … 1."""
+
+    def build(self, shape: tuple[int, ...]) -> int:
+        return math.prod(shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.float() / 255 if x.dtype == torch.uint8 else x.float()
+        return x.reshape(len(x), -1)
+
+
+class MLP(Identity):
+    """Fully connected layers with an activation after each. Synonyms: feed-forward network, dense layers.
+
+    >>> MLP(64, 64).build((4,))
+    64
+    """
+
+    def __init__(self, *sizes: int, activation: type[nn.Module] = nn.ReLU) -> None:
+        super().__init__()
+        if not sizes:
+            raise SettingsError("MLP() has no layers. Give their sizes, as in MLP(64, 64), or use Identity().")
+        self.sizes, self.activation = sizes, activation
+
+    def build(self, shape: tuple[int, ...]) -> int:
+        inputs = (math.prod(shape), *self.sizes[:-1])
+        pairs = [(orthogonal(nn.Linear(*ends)), self.activation()) for ends in zip(inputs, self.sizes, strict=True)]
+        self.layers = nn.Sequential(*(part for pair in pairs for part in pair))
+        return self.sizes[-1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x).to(self.layers[0].weight.dtype)
+        return self.layers(x)
+
+
+class NatureConv(nn.Module):
+    """Three convolutions and one dense layer (Mnih et al. 2015, Nature, "Model architecture").
+
+    Takes images [N, C, H, W] or [N, H, W] of bytes, 36 × 36 pixels or more, and divides by 255 itself. Bytes are exact
+    in every float type, and the division is done on the first layer's few weights, so pixels are touched once.
+    """
+
+    def __init__(self, size: int = 512) -> None:
+        super().__init__()
+        self.size = size
+
+    def build(self, shape: tuple[int, ...]) -> int:
+        if len(shape) not in (2, 3) or min(shape[-2:]) < 36:
+            raise SettingsError("NatureConv wants (channels, height, width) or (height, width) of 36 pixels or more")
+        channels = shape[0] if len(shape) == 3 else 1
+        height, width = (((side // 4 - 1) // 2 - 1) - 2 for side in shape[-2:])
+        self.first, self.second = orthogonal(nn.Conv2d(channels, 32, 8, 4)), orthogonal(nn.Conv2d(32, 64, 4, 2))
+        self.third, self.dense = orthogonal(nn.Conv2d(64, 64, 3)), orthogonal(nn.Linear(64 * height * width, self.size))
+        self.to(memory_format=torch.channels_last)  # 1.4 to 2 times as fast on CPUs and on tensor cores
+        return self.size
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = _channels_last(x.unsqueeze(1) if x.ndim == 3 else x)
+        x = functional.conv2d(x.to(_compute_dtype(self.first.weight)), self.first.weight / 255, self.first.bias, 4)
+        x = functional.relu(x, inplace=True)
+        x = functional.relu(self.second(x), inplace=True)
+        x = functional.relu(self.third(x), inplace=True)
+        return functional.relu(self.dense(x.flatten(1)), inplace=True)
+
+
+def _channels_last(images: Tensor) -> Tensor:
+    """[N, C, H, W] laid out as [N, H, W, C]. Stacking does it twice as fast as `contiguous` where C is small."""
+    return torch.stack(images.unbind(1), -1).permute(0, 3, 1, 2)
+
+
+def _compute_dtype(weight: Tensor) -> torch.dtype:
+    device = weight.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype

@@ -1,0 +1,303 @@
+"""Player: steps a batch of games, cuts what happened into sessions, and pushes them.
+
+Nothing that may be slow stands in the stepping loop: a `Courier` thread encodes, pushes, and fetches newer weights
+into a spare agent, which the player swaps in by reference between two sessions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import queue
+import secrets
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tinyverse import nest
+from tinyverse.agent import Agent
+from tinyverse.database import Database, State, Worker
+from tinyverse.envs.pool import Pool
+from tinyverse.errors import CodecError, DatabaseError, DatabaseLost, SpecError
+from tinyverse.session import Session
+from tinyverse.timing import Rate, Stages, Waiting
+from tinyverse.weights import decode_weights
+
+logger = logging.getLogger(__name__)
+
+HEARTBEAT_SECONDS = 1.0
+RETRY_SECONDS = 0.5
+WAITING_BATCHES = 4  # batches of sessions that may wait to be pushed; then the player waits, or drops if it is real-time
+
+
+def new_worker(role: str, **facts: Any) -> Worker:
+    """A worker's first heartbeat, with an id of its own: a cloned machine is another worker."""
+    return Worker(id=f"{role}-{secrets.token_hex(6)}", role=role, host=socket.gethostname(), pid=os.getpid(), **facts)
+
+
+@dataclasses.dataclass
+class Rollout:
+    """T steps of B games as they were played, time first, to be cut into sessions."""
+
+    observations: nest.Tree  # [T+1, B, …] per leaf
+    actions: nest.Tree  # [T, B, …] per leaf
+    rewards: np.ndarray  # [T, B]
+    terminated: np.ndarray  # [T, B]
+    truncated: np.ndarray  # [T, B]
+    alive: np.ndarray  # [T, B]
+    initial_memory: nest.Tree  # [B, …] per leaf
+    extras: dict[str, np.ndarray]  # [T, B, …]
+    episodes: list[list[tuple[float, int]]]  # per game: (return, length) of those that ended
+    version: int
+    update: int
+
+    @property
+    def num_games(self) -> int:
+        return len(self.episodes)
+
+    def sessions(self, player: str, sequence: int) -> list[Session]:
+        """One session per game; `sequence` numbers the first of them."""
+        return [self._session(game, player, sequence + game) for game in range(self.num_games)]
+
+    def _session(self, game: int, player: str, sequence: int) -> Session:
+        def column(leaf: np.ndarray) -> np.ndarray:
+            return leaf[:, game]
+
+        names = ("observations", "actions", "rewards", "terminated", "truncated", "alive", "extras")
+        returns, lengths = [total for total, _ in self.episodes[game]], [length for _, length in self.episodes[game]]
+        return Session(
+            **{name: nest.map(column, getattr(self, name)) for name in names},
+            initial_memory=nest.map(lambda leaf: leaf[game], self.initial_memory),
+            metadata={
+                "player": player, "sequence": str(sequence), "version": str(self.version), "update": str(self.update),
+                "returns": json.dumps(returns), "lengths": json.dumps(lengths),
+            },
+        )  # fmt: skip
+
+
+class Player:
+    """Steps every game of a pool `unroll_length` times at a call; `agent` may be swapped between two calls."""
+
+    def __init__(self, agent: Agent, pool: Pool, unroll_length: int, *, seed: int = 0) -> None:
+        self.agent, self.pool, self.unroll_length = agent, pool, unroll_length
+        self.version, self.update = -1, 0
+        self.rate, self.stages = Rate(), Stages()
+        games = pool.num_games
+        agent.seed(seed)
+        self._observations = pool.reset(seed)
+        self._ended = np.zeros(games, bool)  # in the previous row: this row is the game's reset
+        self._first = np.ones(games, bool)  # the observations at hand open an episode
+        self._memory = agent.initial_memory(games)
+        self._blank_memory = nest.map(np.array, agent.memory_arrays(self._memory))
+        self._return, self._length = np.zeros(games), np.zeros(games, np.int64)
+
+    def play(self) -> Rollout:
+        """The next T steps of every game."""
+        T, games = self.unroll_length, self.pool.num_games
+        flags = {name: np.zeros((T, games), bool) for name in ("terminated", "truncated", "alive")}
+        rollout = Rollout(
+            observations=_buffers(self._observations, T + 1), actions=None, extras={}, **flags,
+            rewards=np.zeros((T, games), np.float32), initial_memory=self._memory_before_row_0(),
+            episodes=[[] for _ in range(games)], version=self.version, update=self.update,
+        )  # fmt: skip
+        for t in range(T):
+            self._step(rollout, t)
+        _put(rollout.observations, T, self._observations)
+        self.rate.add(int(rollout.alive.sum()))
+        return rollout
+
+    def _step(self, rollout: Rollout, t: int) -> None:
+        _put(rollout.observations, t, self._observations)
+        with self.stages("act"):
+            actions, self._memory, extras = self.agent.act(self._observations, self._memory, self._first)
+        if t == 0:
+            rollout.actions = _buffers(actions, self.unroll_length)
+            rollout.extras = _buffers(extras, self.unroll_length)
+        _put(rollout.actions, t, actions)
+        _put(rollout.extras, t, extras)
+        with self.stages("environment"):
+            step = self.pool.step(actions)
+        rollout.rewards[t], rollout.terminated[t], rollout.truncated[t] = step.rewards, step.terminated, step.truncated
+        rollout.alive[t] = ~self._ended
+        self._observations, self._first = step.observations, self._ended
+        self._ended = step.terminated | step.truncated
+        self._count_episodes(rollout, t)
+
+    def _count_episodes(self, rollout: Rollout, t: int) -> None:
+        self._return = (self._return + rollout.rewards[t]) * rollout.alive[t]
+        self._length = (self._length + 1) * rollout.alive[t]
+        for game in np.flatnonzero(self._ended):
+            rollout.episodes[game].append((float(self._return[game]), int(self._length[game])))
+
+    def _memory_before_row_0(self) -> nest.Tree:
+        """Memory as arrays, with the reset before row 0 applied: sessions cannot tell it otherwise."""
+
+        def reset(blank: np.ndarray, now: np.ndarray) -> np.ndarray:
+            return np.where(self._first.reshape(-1, *[1] * (now.ndim - 1)), blank, now)
+
+        return nest.map(reset, self._blank_memory, self.agent.memory_arrays(self._memory))
+
+
+class Courier(threading.Thread):
+    """Carries rollouts to the database and newer weights back, beside the stepping loop.
+
+    Every push is a heartbeat too and brings back the run's State. A push that the database did not confirm is made
+    again: the trainer knows sessions by (player, sequence).
+    """
+
+    def __init__(self, database: Database, worker: Worker, spare: Agent) -> None:
+        super().__init__(name="courier", daemon=True)
+        self.database, self.worker = database, worker
+        self.state = database.beat(worker)
+        self.epoch = self.state.epoch
+        self.waiting = Waiting()
+        self.failure: Exception | None = None
+        self.heard = threading.Event()  # a State has come in
+        self._spare, self._fetched = spare, (-1, 0)  # version and update of the weights in the spare agent
+        self._ready = threading.Event()  # the spare agent holds newer weights than the player's
+        self._rollouts: queue.Queue[Rollout] = queue.Queue(WAITING_BATCHES)
+        self._closing = threading.Event()
+        self._sequence = 0
+
+    def offer(self, rollout: Rollout, *, timeout: float) -> bool:
+        """Hands a rollout over; False if too many wait already."""
+        try:
+            self._rollouts.put(rollout, timeout=timeout)
+        except queue.Full:
+            return False
+        return True
+
+    def may_play(self) -> bool:
+        """Whether a session may begin, counting those that are still on their way."""
+        ahead = self._rollouts.unfinished_tasks * self.worker.games * self.state.reuse
+        return self.state.allowance is None or self.state.debt + ahead <= self.state.allowance
+
+    def swap(self, agent: Agent) -> tuple[Agent, int, int] | None:
+        """(agent, version, update) with newer weights, in exchange for the player's; None if there are none."""
+        if not self._ready.is_set():
+            return None
+        newer, self._spare = self._spare, agent
+        self._ready.clear()
+        return newer, *self._fetched
+
+    def run(self) -> None:
+        try:
+            while not (self._closing.is_set() and self._rollouts.empty()):
+                self._turn()
+        except Exception as error:  # whoever plays raises it again: a dead courier must not look like a slow one
+            self.failure = error
+
+    def close(self) -> None:
+        """Sends what is left, for at most 5 seconds."""
+        self._closing.set()
+        self.join(5.0)
+
+    def _turn(self) -> None:
+        blobs: list[bytes] = []
+        episodes: list[dict[str, Any]] = []
+        try:
+            rollout = self._rollouts.get(timeout=0.02 if self.waiting.reason else HEARTBEAT_SECONDS)
+        except queue.Empty:
+            rollout = None
+        if rollout is not None:
+            sessions = rollout.sessions(self.worker.id, self._sequence)
+            blobs = [session.encode() for session in sessions]
+            self._sequence += len(blobs)
+            ended = [episode for session in sessions for episode in session.episodes]
+            episodes = [{"return": total, "length": length, "version": rollout.version} for total, length in ended]
+        self._send(blobs, episodes)
+        if rollout is not None:
+            self._rollouts.task_done()
+            self.worker.sessions += len(blobs)
+        self._fetch()
+
+    def _send(self, blobs: list[bytes], episodes: list[dict[str, Any]]) -> None:
+        while True:
+            self.worker.waits_for, self.worker.waits_seconds = self.waiting.reason, self.waiting.seconds
+            try:
+                self.state = self.database.append(blobs, worker=self.worker, episodes=episodes)
+                self.heard.set()
+                return
+            except DatabaseLost as error:
+                self.worker.error = str(error)
+                logger.warning("%s Trying again.", error)
+                if self._closing.wait(RETRY_SECONDS):
+                    return
+
+    def _fetch(self) -> None:
+        if self.state.epoch != self.epoch:  # the server came back empty, or the run was cleared: versions start anew
+            self.epoch, self._fetched = self.state.epoch, (-1, 0)
+            self._ready.clear()
+        if self.state.version <= self._fetched[0] or self._ready.is_set():
+            return
+        try:
+            found = self.database.get_weights(newer_than=self._fetched[0])
+            if found is not None:
+                weights, numbers = decode_weights(found[1])
+                self._spare.set_weights(weights)
+                self._fetched = (found[0], numbers["update"])
+                self._ready.set()
+        except (CodecError, SpecError, DatabaseError) as error:  # the old weights stay
+            self.worker.error = str(error)
+            logger.warning("weights were not loaded: %s", error)
+
+
+def play(
+    player: Player,
+    courier: Courier,
+    *,
+    batches: int | None = None,
+    sync_every: int = 1,
+    realtime: bool = False,
+    should_stop: Callable[[], bool] = lambda: False,
+    on_batch: Callable[[], None] = lambda: None,
+) -> int:
+    """Plays until `batches` are pushed, the run is stopped, or `should_stop`; returns the batches played."""
+    stop_count, epoch, played = courier.state.stop, courier.epoch, 0
+    while (batches is None or played < batches) and not should_stop() and courier.state.stop == stop_count:
+        if courier.failure is not None:
+            raise courier.failure
+        on_batch()
+        if courier.epoch != epoch:
+            epoch, player.version = courier.epoch, -1
+        if played % sync_every == 0 and (newer := courier.swap(player.agent)) is not None:
+            player.agent, player.version, player.update = newer
+        courier.waiting.set(_reason(player, courier, realtime))
+        if courier.waiting.reason:
+            courier.heard.wait(0.1)
+            courier.heard.clear()
+            continue
+        rollout = player.play()
+        worker = courier.worker
+        worker.steps, worker.steps_per_second, worker.version = player.rate.total, player.rate.per_second(), player.version
+        worker.lag = max(0, courier.state.update - player.update)
+        while not courier.offer(rollout, timeout=0.0 if realtime else 0.2):
+            if realtime:
+                worker.dropped += rollout.num_games
+                break
+            courier.waiting.set("the database")
+            if should_stop() or courier.failure is not None:
+                break
+        played += 1
+    return played
+
+
+def _reason(player: Player, courier: Courier, realtime: bool) -> str:
+    if player.version < 0:
+        return "a trainer's weights"
+    if not realtime and not courier.may_play():
+        return f"the trainer, which is {courier.state.debt:.0f} deliveries behind"
+    return ""
+
+
+def _buffers(tree: nest.Tree, length: int) -> nest.Tree:
+    return nest.map(lambda leaf: np.empty((length, *np.shape(leaf)), np.asarray(leaf).dtype), tree)
+
+
+def _put(buffers: nest.Tree, t: int, tree: nest.Tree) -> None:
+    nest.map(lambda buffer, leaf: buffer.__setitem__(t, leaf), buffers, tree)

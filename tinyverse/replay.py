@@ -1,0 +1,240 @@
+"""Replay: the newest sessions as preallocated tensors on the trainer's device.
+
+Each session crosses the network once, however often it is learned from. A feeder thread adds; the trainer samples by
+indexing. Rows of a session stay together, so a batch is cut as slices of `length` rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+
+import numpy as np
+import torch
+
+from tinyverse import nest
+from tinyverse.batch import Batch
+from tinyverse.errors import SettingsError
+from tinyverse.samplers import Sampler
+from tinyverse.session import Session, SessionSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class Flow:
+    """How data is used, checked: what would deadlock is refused here.
+
+    Attributes:
+        batch: slices per update.
+        buffer_size: sessions kept.
+        reuse: deliveries per session on average; None: as fast as the trainer can.
+        max_lag: sessions older than this many updates are dropped; None: never.
+        min_sessions: sessions in memory before learning begins.
+    """
+
+    batch: int = 32
+    buffer_size: int = 5000
+    reuse: float | None = 1.0
+    max_lag: int | None = None
+    min_sessions: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "buffer_size"):
+            if getattr(self, name) < 1:
+                raise SettingsError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.batch > self.buffer_size:
+            raise SettingsError(f"a batch of {self.batch} sessions cannot come from a buffer of {self.buffer_size}; raise --buffer-size.")
+        if not 0 <= self.min_sessions <= self.buffer_size:
+            raise SettingsError(
+                f"min_sessions is {self.min_sessions} and the buffer holds {self.buffer_size}: learning would never begin. Raise --buffer-size."
+            )
+        if self.reuse is not None and not self.reuse > 0:
+            raise SettingsError(f"reuse is {self.reuse}; give a number above 0, or leave it out for as fast as the trainer can.")
+        if self.max_lag is not None and self.max_lag < 0:
+            raise SettingsError(f"max_lag is {self.max_lag}; give a number of updates, 0 or more.")
+
+    @property
+    def allowance(self) -> float | None:
+        """How far players may run ahead, in deliveries; never less than a batch, or both sides would wait."""
+        if self.reuse is None:
+            return None
+        return max((max(self.min_sessions, self.batch) + self.batch) * self.reuse, self.batch)
+
+
+class Replay:
+    """A ring of sessions on a device, and the books of who was delivered how often.
+
+    Invariant that keeps players and trainer from waiting for each other: `reuse · received − delivered` is the debt
+    that the sessions in memory still carry. What is lost, expired or rejected is counted as delivered.
+    """
+
+    def __init__(self, spec: SessionSpec, flow: Flow, sampler: Sampler, *, device: str = "cpu", seed: int = 0) -> None:
+        if sampler.reuse is not None and flow.reuse not in (None, sampler.reuse):
+            raise SettingsError(
+                f"{type(sampler).__name__} delivers each session {sampler.reuse:g} times by definition; reuse {flow.reuse:g} needs another sampler."
+            )
+        self.spec, self.sampler, self.device = spec, sampler, torch.device(device)
+        self.flow = dataclasses.replace(flow, reuse=sampler.reuse) if sampler.reuse is not None else flow
+        size = self.flow.buffer_size
+        self._store = {
+            name: torch.empty((size, *shape), dtype=_torch_dtype(dtype), device=self.device)
+            for name, (shape, dtype) in spec.fields.items()
+        }
+        self._views = {name: tensor.numpy() for name, tensor in self._store.items()} if self.device.type == "cpu" else None
+        self._filled = np.zeros(size, bool)
+        self._update = np.zeros(size, np.int64)  # of the trainer, when the weights that played the session were made
+        self._count = np.zeros(size, np.int64)  # deliveries so far
+        self._position = [""] * size
+        self._next = 0
+        self.newest_delivered: str | None = None  # position of the newest session that was learned from
+        self._began = False
+        self._random = np.random.default_rng(seed)
+        self._lock = threading.Lock()
+        self.received = 0
+        self._delivered = 0.0
+        self.dropped = {"expired": 0, "unused": 0}
+
+    def __len__(self) -> int:
+        return int(self._filled.sum())
+
+    @property
+    def delivered(self) -> float:
+        """Deliveries so far, as the players' allowance counts them."""
+        if self.sampler.reuse is not None:  # whatever does not wait for its first delivery is settled
+            return self.sampler.reuse * (self.received - self.sampler.pending())
+        return self._delivered
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of device memory set aside."""
+        return sum(tensor.nbytes for tensor in self._store.values())
+
+    def add(self, session: Session, *, position: str = "", update: int = 0, seen: bool = False) -> None:
+        """Stores a session over the oldest one, unless it is too old.
+
+        Args:
+            position: where it lies in the database.
+            update: the trainer's now, against which lag is measured.
+            seen: it was learned from before a restart: replay again, but not fresh.
+        """
+        made_at = int(session.metadata["update"])
+        arrays = session.arrays()
+        with self._lock:
+            self.received += 1
+            if self.flow.max_lag is not None and update - made_at > self.flow.max_lag:
+                self._delivered += self.flow.reuse or 1.0
+                self.dropped["expired"] += 1
+                return
+            slot, self._next = self._next, (self._next + 1) % self.flow.buffer_size
+            self._write(slot, arrays)
+            self._update[slot], self._position[slot] = made_at, position
+            self.sampler.insert(slot, seen)
+
+    def forget(self, count: int) -> None:
+        """Counts sessions that arrived and will never be delivered: lost, rejected or too old."""
+        with self._lock:
+            self.received += count
+            self._delivered += count * (self.flow.reuse or 1.0)
+
+    def restart_books(self, inserted: int) -> None:
+        """After a restart: every session inserted so far is settled, but for what waits for its first delivery."""
+        with self._lock:
+            self.received = inserted
+            self._delivered = (self.flow.reuse or 1.0) * inserted
+
+    def waits_for(self) -> str:
+        """Why no batch can be drawn now, in words; "" when one can."""
+        with self._lock:
+            return self._waits_for()
+
+    def sample(self, update: int = 0, *, length: int | None = None, burn_in: int = 0) -> Batch | None:
+        """A batch of slices of `burn_in + length` rows (default: whole sessions), or None while `waits_for` says so.
+
+        Slices shorter than the session begin at a random row. One that begins at row 0 has its stored memory; any
+        other begins with empty memory, which is what `burn_in` rows are for.
+        """
+        rows = self.spec.length if length is None else burn_in + length
+        if not 0 < rows <= self.spec.length:
+            raise SettingsError(f"slices of {rows} rows cannot be cut from sessions of {self.spec.length}.")
+        with self._lock:
+            self._expire(update)
+            if self._waits_for():
+                return None
+            self._began = True
+            slots = self.sampler.draw(self.flow.batch, self._random)
+            np.add.at(self._count, slots, 1)
+            self._delivered += len(slots)
+            self._note_newest(slots)
+            starts = self._random.integers(0, self.spec.length - rows + 1, len(slots))
+            return self._cut(slots, starts, rows, burn_in, update)
+
+    def _waits_for(self) -> str:
+        flow, kept = self.flow, int(self._filled.sum())
+        if not self._began and kept < max(flow.min_sessions, flow.batch):
+            return f"{kept} of {max(flow.min_sessions, flow.batch)} sessions"
+        missing = self.sampler.missing(flow.batch)
+        if missing:
+            return f"{missing} more new sessions"
+        debt = np.inf if flow.reuse is None or self.sampler.reuse is not None else flow.reuse * self.received - self._delivered
+        if debt < flow.batch:
+            return f"{np.ceil((flow.batch - debt) / flow.reuse):.0f} more sessions (reuse {flow.reuse:g} is reached)"
+        return ""
+
+    def _write(self, slot: int, arrays: dict[str, np.ndarray]) -> None:
+        if self._filled[slot]:
+            self.sampler.remove(slot)
+            self.dropped["unused"] += int(self._count[slot] == 0)
+        for name, array in arrays.items():
+            if self._views is not None:
+                self._views[name][slot] = array
+            else:
+                self._store[name][slot].copy_(torch.tensor(array), non_blocking=True)
+        self._filled[slot], self._count[slot] = True, 0
+
+    def _note_newest(self, slots: np.ndarray) -> None:
+        newest = max((self._position[slot] for slot in slots), key=_order)
+        if self.newest_delivered is None or _order(newest) > _order(self.newest_delivered):
+            self.newest_delivered = newest
+
+    def set_priorities(self, slots: torch.Tensor, priorities: torch.Tensor) -> None:
+        """Passes new priorities of delivered slices on to the sampler. Not every sampler has use for them."""
+        with self._lock:
+            self.sampler.set_priorities(slots, priorities)
+
+    def _expire(self, update: int) -> None:
+        if self.flow.max_lag is None:
+            return
+        for slot in np.flatnonzero(self._filled & (self._update < update - self.flow.max_lag)):
+            # what it was owed is settled, what it had beyond that is given back: the debt is of those that remain
+            self._delivered += (self.flow.reuse or 1.0) - self._count[slot]
+            self.dropped["expired"] += 1
+            self._filled[slot] = False
+            self.sampler.remove(int(slot))
+
+    def _cut(self, slots: np.ndarray, starts: np.ndarray, rows: int, burn_in: int, update: int) -> Batch:
+        index = torch.from_numpy(slots).to(self.device)
+        start = torch.from_numpy(starts).to(self.device)
+        leaves = {}
+        for name, tensor in self._store.items():
+            if name.split(".")[0] == "initial_memory":
+                leaves[name] = tensor[index]
+                leaves[name][start > 0] = 0
+            else:
+                count = rows + (tensor.shape[1] - self.spec.length)  # observations have a row more
+                leaves[name] = tensor[index, start + torch.arange(count, device=self.device)[:, None]]
+        fields = {field.name for field in dataclasses.fields(Session)} - {"metadata"}
+        trees = {name: nest.unflatten(leaves, name) for name in fields}
+        return Batch(
+            **{**trees, "extras": trees["extras"] or {}},
+            weights=torch.ones(len(slots), device=self.device),
+            lag=torch.from_numpy(update - self._update[slots]).to(self.device),
+            slots=index,
+            burn_in=burn_in,
+        )
+
+
+def _order(position: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in position.split("-")) if position else ()
+
+
+def _torch_dtype(dtype: np.dtype) -> torch.dtype:
+    return torch.from_numpy(np.empty(0, dtype)).dtype

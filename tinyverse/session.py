@@ -1,0 +1,144 @@
+"""Session: T consecutive steps of one game, and the spec that all sessions of a run agree on.
+
+    row t          0    1    2    3    4    5
+    observations   o0   o1   o2   o3   p0   p1   p2     T + 1 rows; o3 ends its episode, p0 opens the next
+    actions        a0   a1   a2   ·    b0   b1          · was ignored by the environment
+    rewards        r    r    r    0    r    r
+    terminated     –    –    ✓    –    –    –           (or truncated)
+    alive          ✓    ✓    ✓    –    ✓    ✓           row 3 is the reset: it did not happen
+
+The reset spends a row (Gymnasium's NEXT_STEP), so the true last observation of an episode is in the sequence.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from tinyverse import codec, nest
+from tinyverse.agent import Agent
+from tinyverse.errors import CodecError, SpecError
+
+FLAGS = ("terminated", "truncated", "alive")
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """T steps of one game; it need not start or end with an episode.
+
+    Synonyms: an unroll (IMPALA), a rollout (PPO), a sequence (R2D2).
+    """
+
+    observations: nest.Tree  # [T+1, …] per leaf
+    actions: nest.Tree  # [T, …] per leaf
+    rewards: np.ndarray  # [T] float32, raw
+    terminated: np.ndarray  # [T] bool
+    truncated: np.ndarray  # [T] bool
+    alive: np.ndarray  # [T] bool
+    initial_memory: nest.Tree  # […] per leaf: the agent's memory before row 0, any reset applied
+    extras: dict[str, np.ndarray]  # [T, …] float32, named by the agent
+    metadata: dict[str, str] = dataclasses.field(default_factory=dict)
+    # player, sequence: who pushed it and as which; version, update: the weights that played it;
+    # returns, lengths: JSON lists of the episodes that ended in it
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Every leaf by its dotted name."""
+        trees = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "metadata"}
+        return {name: leaf for field, tree in trees.items() for name, leaf in nest.items(tree, field)}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> Session:
+        names = [field.name for field in dataclasses.fields(cls) if field.name != "metadata"]
+        trees = {name: nest.unflatten(arrays, name) for name in names}
+        return cls(**{**trees, "extras": trees["extras"] or {}}, metadata=dict(metadata))
+
+    def encode(self) -> bytes:
+        """Bytes for the wire: safetensors, compressed where it pays."""
+        return codec.compress(codec.encode(self.arrays(), self.metadata))
+
+    @property
+    def episodes(self) -> list[tuple[float, int]]:
+        """(return, length in steps) of each episode that ended in this session."""
+        return list(zip(json.loads(self.metadata.get("returns", "[]")), json.loads(self.metadata.get("lengths", "[]")), strict=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class SessionSpec:
+    """Names, shapes and dtypes of a run's sessions, published with its weights."""
+
+    fields: dict[str, tuple[tuple[int, ...], np.dtype]]  # dotted name -> (shape, dtype)
+
+    @classmethod
+    def of(cls, observation_space: Any, action_space: Any, agent: Agent, length: int) -> SessionSpec:
+        """The spec of sessions of `length` steps that `agent` plays in these spaces (asks it for one action)."""
+        observations = nest.of_space(observation_space, lambda space: np.zeros((1, *space.shape), space.dtype))
+        memory = agent.initial_memory(1)
+        actions, _, extras = agent.act(observations, memory, np.ones(1, bool))
+        flags = {name: np.zeros((1, length), bool) for name in FLAGS}
+        example = Session(
+            observations=nest.map(lambda leaf: _rows(leaf, length + 1), observations),
+            actions=nest.map(lambda leaf: _rows(np.asarray(leaf), length), actions),
+            rewards=np.zeros((1, length), np.float32),
+            initial_memory=nest.map(np.asarray, agent.memory_arrays(memory)),
+            extras={name: _rows(np.asarray(leaf), length) for name, leaf in extras.items()},
+            **flags,
+        )
+        return cls({name: (leaf.shape[1:], leaf.dtype) for name, leaf in example.arrays().items()})
+
+    @property
+    def length(self) -> int:
+        """T, the steps of a session."""
+        return self.fields["rewards"][0][0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of a session's arrays, uncompressed."""
+        return sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in self.fields.values())
+
+    def to_json(self) -> str:
+        return json.dumps({name: [dtype.str, list(shape)] for name, (shape, dtype) in self.fields.items()})
+
+    @classmethod
+    def from_json(cls, text: str) -> SessionSpec:
+        return cls({name: (tuple(shape), np.dtype(dtype)) for name, (dtype, shape) in json.loads(text).items()})
+
+    def difference(self, fields: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> str:
+        """One sentence on the first way in which `fields` differ; "" where they do not."""
+        for name, (shape, dtype) in self.fields.items():
+            if name not in fields:
+                return f"session.{name} is missing, this run's sessions have it."
+            if fields[name] != (shape, dtype):
+                got_shape, got_dtype = fields[name]
+                return f"session.{name} is {got_dtype} {got_shape}, this run's sessions have {dtype} {shape}."
+        extra = sorted(set(fields) - set(self.fields))
+        return f"session.{extra[0]} is unknown to this run." if extra else ""
+
+    def decode(self, blob: bytes) -> Session:
+        """A session from the wire, checked.
+
+        Raises:
+            CodecError: the bytes are damaged, or larger than this run's sessions can be.
+            SpecError: names, shapes or dtypes differ, or a reward is not finite.
+        """
+        limit = self.nbytes + codec.MAX_HEADER
+        arrays, metadata = codec.decode(codec.decompress(blob, max_bytes=limit), max_bytes=limit)
+        wrong = self.difference({name: (array.shape, array.dtype) for name, array in arrays.items()})
+        if wrong:
+            raise SpecError(wrong)
+        if not np.isfinite(arrays["rewards"]).all():
+            raise SpecError("session.rewards holds NaN or infinity. Does the environment return finite rewards?")
+        session = Session.from_arrays(arrays, metadata)
+        try:
+            session.episodes, int(metadata["version"]), int(metadata["update"]), int(metadata["sequence"])
+        except (KeyError, ValueError, TypeError, RecursionError):
+            raise CodecError("the session's metadata lacks a whole version, update or sequence, or its episodes are garbled.") from None
+        return session
+
+
+def _rows(leaf: np.ndarray, length: int) -> np.ndarray:
+    """[1, …] -> [1, length, …]"""
+    return np.repeat(leaf[:, None], length, axis=1)

@@ -1,0 +1,76 @@
+"""Timing: how long each stage of a loop takes, so that everyone can say where their time goes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Stages:
+    """Milliseconds per stage, averaged over an interval.
+
+    >>> stages = Stages()
+    >>> with stages("act"):
+    ...     pass
+    >>> sorted(stages.take())
+    ['act']
+    """
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+        self._began = time.monotonic()
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - began
+
+    def take(self) -> dict[str, float]:
+        """The share of wall time (0 … 1) that each stage took since the last `take`."""
+        now = time.monotonic()
+        wall = max(now - self._began, 1e-9)
+        shares = {name: seconds / wall for name, seconds in self._seconds.items()}
+        self._seconds, self._began = {}, now
+        return shares
+
+
+class Rate:
+    """Events per second over a sliding window of some seconds."""
+
+    def __init__(self, window: float = 10.0) -> None:
+        self._window = window
+        self._marks: list[tuple[float, int]] = [(time.monotonic(), 0)]
+        self.total = 0
+
+    def add(self, count: int) -> None:
+        now = time.monotonic()
+        self.total += count
+        self._marks.append((now, self.total))
+        while len(self._marks) > 2 and self._marks[1][0] < now - self._window:
+            self._marks.pop(0)
+
+    def per_second(self) -> float:
+        began, total = self._marks[0]
+        return (self.total - total) / max(time.monotonic() - began, 1e-3)
+
+
+class Waiting:
+    """What a worker waits for, in words, and since when; heartbeats carry both."""
+
+    def __init__(self) -> None:
+        self.reason = ""
+        self._since = time.monotonic()
+
+    def set(self, reason: str) -> None:
+        """Says what is waited for now; "" means nothing. The clock runs on while only the numbers in it change."""
+        if bool(reason) != bool(self.reason):
+            self._since = time.monotonic()
+        self.reason = reason
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._since if self.reason else 0.0

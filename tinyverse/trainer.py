@@ -1,0 +1,358 @@
+"""Trainer: pulls every new session once, keeps the newest in its memory, learns, and publishes weights.
+
+    feed()   database ──▶ Replay            a thread, or inline in `local`
+    step()   Replay ──▶ Batch ──▶ learner
+    Herald   weights, heartbeat, counters ──▶ database, in a thread
+
+The trainer knows no algorithm. Its checkpoint is the truth: the database may be lost at any time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from tinyverse.database import BEGINNING, Database, State
+from tinyverse.errors import CodecError, DatabaseLost, LeaseLost, SettingsError, SpecError
+from tinyverse.learner import Learner
+from tinyverse.player import HEARTBEAT_SECONDS, RETRY_SECONDS, new_worker
+from tinyverse.replay import Replay
+from tinyverse.run import RunFolder
+from tinyverse.samplers import Fresh
+from tinyverse.timing import Rate, Stages, Waiting
+from tinyverse.weights import decode_weights, encode_weights
+
+logger = logging.getLogger(__name__)
+
+READ_AT_ONCE = 256  # sessions
+RECENT = 100  # episodes in the mean return
+
+
+class Trainer:
+    """Learns from the sessions of one run.
+
+    Args:
+        meta: the run's agreement; created in the database again if that comes back empty.
+        folder: where checkpoints and metrics go; None keeps nothing.
+        precision: "fp32", or "bf16" for autocast.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        replay: Replay,
+        database: Database,
+        meta: Mapping[str, str],
+        *,
+        folder: RunFolder | None = None,
+        publish_every: int = 10,
+        precision: str = "fp32",
+        frame_skip: int = 1,
+    ) -> None:
+        self.learner, self.replay, self.database, self.meta, self.folder = learner, replay, database, dict(meta), folder
+        self.publish_every, self.precision, self.frame_skip = publish_every, precision, frame_skip
+        self.worker = new_worker("train")
+        self.holder = f"{socket.gethostname()}:{self.worker.pid}:{self.worker.id}"
+        self.update = self.step_count = 0  # updates made, agent steps received
+        self.version = -1
+        self.waiting, self.stages = Waiting(), Stages()
+        self.update_rate, self.step_rate = Rate(), Rate()
+        self.returns: deque[float] = deque(maxlen=RECENT)
+        self.lengths: deque[int] = deque(maxlen=RECENT)
+        self.episodes = 0
+        self.rejected: dict[str, int] = {}  # reason -> sessions
+        self.metrics: Mapping[str, Any] = {}  # of the last update
+        self.state = State()
+        self._lags: deque[float] = deque(maxlen=100)
+        self._position, self._consumed = BEGINNING, BEGINNING  # read so far; learned from so far
+        self._caught_up = False
+        self._newest_of: dict[str, int] = {}  # player -> its newest sequence number
+        self._checkpointed = -1
+
+    # -- coming and going ---------------------------------------------------------------------------------------
+
+    def join(self, *, should_stop: Callable[[], bool] = lambda: False) -> None:
+        """Creates or joins the run, takes the lease (waiting for another trainer's), restores, publishes.
+
+        Raises:
+            SettingsError: it was asked to stop while it waited for another trainer's lease.
+        """
+        self.meta = self.database.create(self.meta)
+        while not self.database.acquire_lease(self.holder):
+            self.waiting.set("another trainer, which publishes for this run")
+            self.beat()
+            if should_stop():
+                raise SettingsError("stopped while waiting for another trainer of this run to end.")
+            time.sleep(HEARTBEAT_SECONDS)
+        self.waiting.set("")
+        self.state = self.database.state()
+        self._restore()
+        self.report()
+        self.publish(self.snapshot())
+
+    def _restore(self) -> None:
+        checkpoint = self.folder.load() if self.folder else None
+        if checkpoint is not None:
+            self.learner.load_state_dict(checkpoint["learner"])
+            self.update, self.step_count, self.episodes = checkpoint["update"], checkpoint["step"], checkpoint["episodes"]
+            self.returns.extend(checkpoint["returns"])
+            self.version = max(checkpoint["version"], self.state.version)
+            self._checkpointed = self.update
+        elif (found := self.database.get_weights()) is not None:  # no folder here: go on from what was published
+            weights, numbers = decode_weights(found[1])
+            self.learner.set_weights(weights)
+            self.version, self.update, self.step_count = found[0], numbers["update"], numbers["step"]
+        self._consumed = self.state.position
+        if isinstance(self.replay.sampler, Fresh):
+            self._position = self._consumed  # at most once: what was consumed is not even read
+
+    def leave(self) -> None:
+        """Saves, and tells the others."""
+        self.save()
+        with contextlib.suppress(DatabaseLost):
+            self.database.release_lease(self.holder)
+            self.database.leave(self.worker.id)
+
+    def save(self) -> None:
+        """Writes a checkpoint unless nothing was learned since the last."""
+        if self.folder is None or self.update == self._checkpointed:
+            return
+        self.folder.save(self.update, {
+            "learner": self.learner.state_dict(), "weights": dict(self.learner.get_weights()), "update": self.update,
+            "step": self.step_count, "version": self.version, "episodes": self.episodes, "returns": list(self.returns),
+        })  # fmt: skip
+        self._checkpointed = self.update
+
+    # -- learning -----------------------------------------------------------------------------------------------
+
+    def feed(self, wait: float = 0.0) -> int:
+        """Reads new sessions into the replay; returns how many there were."""
+        entries, state = self.database.read(self._position, READ_AT_ONCE, wait)
+        if state.epoch != self.state.epoch:
+            self._rejoin()
+            return 0
+        for position, blob in entries:
+            self._take(position, blob)
+        if len(entries) < READ_AT_ONCE:  # the end of the stream: all that was inserted is here or lost
+            if not self._caught_up or state.inserted < self.replay.received:
+                self.replay.restart_books(state.inserted)
+                self._caught_up = True
+            else:
+                self.replay.forget(state.inserted - self.replay.received)
+        self.state = state
+        return len(entries)
+
+    def step(self) -> bool:
+        """One update, if data allows; else False, and `waiting` says why."""
+        if not self._caught_up:
+            self.waiting.set("the stored sessions to be read")
+            return False
+        with self.stages("sample"):
+            batch = self.replay.sample(self.update)
+        if batch is None:
+            self.waiting.set(self.replay.waits_for())
+            return False
+        self.waiting.set("")
+        if (newest := self.replay.newest_delivered) is not None:
+            self._consumed = newest
+        self.report()  # before the update: a session is never learned from twice by accident
+        with self.stages("update"), self._autocast():
+            self.metrics = self.learner.train_step(batch)
+        if "priorities" in self.metrics:
+            self.replay.set_priorities(batch.slots, self.metrics["priorities"])
+        self._lags.append(float(batch.lag.float().mean()))
+        self.update += 1
+        self.update_rate.add(1)
+        return True
+
+    def _take(self, position: str, blob: bytes) -> None:
+        self._position = position
+        try:
+            session = self.replay.spec.decode(blob)
+        except (CodecError, SpecError) as error:
+            self._reject(str(error))
+            return
+        player, sequence = session.metadata.get("player", ""), int(session.metadata["sequence"])
+        if sequence <= self._newest_of.get(player, -1):
+            self._reject("it came twice")
+            return
+        self._newest_of[player] = sequence
+        seen = _order(position) <= _order(self._consumed)  # before a restart
+        self.replay.add(session, position=position, update=self.update, seen=seen)
+        if seen:
+            return
+        steps = int(session.alive.sum())
+        self.step_count += steps
+        self.step_rate.add(steps)
+        for total, length in session.episodes:
+            self.returns.append(total)
+            self.lengths.append(length)
+            self.episodes += 1
+
+    def _reject(self, reason: str) -> None:
+        if reason not in self.rejected:
+            logger.warning("a session was rejected: %s", reason)
+        self.rejected[reason] = self.rejected.get(reason, 0) + 1
+        self.replay.forget(1)
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        return torch.autocast(self.replay.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    # -- telling the others -------------------------------------------------------------------------------------
+
+    def snapshot(self) -> bytes:
+        """The next version of the weights, encoded."""
+        return encode_weights(self.learner.get_weights(), version=self.version + 1, update=self.update, step=self.step_count)
+
+    def publish(self, blob: bytes) -> None:
+        """Publishes a snapshot; players see version and weights change together."""
+        _, numbers = decode_weights(blob)
+        self.database.put_weights(
+            blob, numbers["version"], holder=self.holder, update=numbers["update"], step=numbers["step"]
+        )
+        self.version = numbers["version"]
+
+    def report(self) -> None:
+        """The numbers by which players know whether to go on, and how data is used."""
+        flow = self.replay.flow
+        self.database.report(
+            delivered=self.replay.delivered, position=self._consumed, update=self.update, step=self.step_count,
+            reuse=flow.reuse or 1.0, allowance=flow.allowance, capacity=flow.buffer_size,
+        )  # fmt: skip
+
+    def beat(self) -> State:
+        """A heartbeat."""
+        worker = self.worker
+        worker.steps, worker.steps_per_second = self.step_count, self.step_rate.per_second()
+        worker.version, worker.lag = self.version, self.lag
+        worker.waits_for, worker.waits_seconds = self.waiting.reason, self.waiting.seconds
+        return self.database.beat(worker)
+
+    def _rejoin(self) -> None:
+        """The run vanished (an empty server, a `clear`): make it again and publish."""
+        logger.warning("the run is gone from the database; publishing it again.")
+        epoch = self.database.create({key: value for key, value in self.meta.items() if key != "epoch"})["epoch"]
+        self.database.acquire_lease(self.holder)
+        self._position = self._consumed = BEGINNING
+        self._newest_of.clear()
+        self.version = max(self.version, self.database.state().version)
+        self.report()
+        self.publish(self.snapshot())
+        self.replay.restart_books(0)
+        self.state = self.database.state()
+        assert self.state.epoch == epoch
+
+    # -- numbers ------------------------------------------------------------------------------------------------
+
+    @property
+    def lag(self) -> float:
+        """Mean lag in updates of recent batches."""
+        return float(np.mean(self._lags)) if self._lags else 0.0
+
+    def row(self) -> dict[str, Any]:
+        """Where training stands, for logs; losses come from the device here. CPU–GPU sync."""
+        losses = {name: _number(value) for name, value in self.metrics.items() if name != "priorities"}
+        replay, received = self.replay, max(self.replay.received, 1)
+        return {
+            "update": self.update, "step": self.step_count, "frames": self.step_count * self.frame_skip, "version": self.version,
+            "play/return": float(np.mean(self.returns)) if self.returns else None,
+            "play/length": float(np.mean(self.lengths)) if self.lengths else None,
+            "play/episodes": self.episodes, "play/steps_per_second": self.step_rate.per_second(),
+            "train/updates_per_second": self.update_rate.per_second(),
+            "replay/sessions": len(replay), "replay/lag": self.lag, "replay/reuse": replay.delivered / received,
+            "replay/rejected": sum(self.rejected.values()), **{f"replay/{name}": n for name, n in replay.dropped.items()},
+            **{f"time/{name}": share for name, share in self.stages.take().items()},
+            **{name: value for name, value in losses.items() if value is not None},
+        }  # fmt: skip
+
+
+class Feeder(threading.Thread):
+    """Calls `feed` for ever; survives a lost database."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        super().__init__(name="feeder", daemon=True)
+        self.trainer = trainer
+        self.failure: Exception | None = None
+        self.fed = threading.Event()
+        self.closing = threading.Event()
+
+    def run(self) -> None:
+        while not self.closing.is_set():
+            try:
+                if self.trainer.feed(wait=0.2):
+                    self.fed.set()
+            except DatabaseLost as error:
+                self.trainer.worker.error = str(error)
+                logger.warning("%s Trying again.", error)
+                self.closing.wait(RETRY_SECONDS)
+            except Exception as error:  # raised again by whoever trains
+                self.failure = error
+                return
+
+
+class Herald(threading.Thread):
+    """Publishes snapshots, and sends a heartbeat each second; the newest snapshot wins."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        super().__init__(name="herald", daemon=True)
+        self.trainer = trainer
+        self.failure: Exception | None = None
+        self.closing = threading.Event()
+        self._turn = threading.Event()
+        self._snapshot: bytes | None = None
+
+    def offer(self, snapshot: bytes) -> None:
+        self._snapshot = snapshot
+        self._turn.set()
+
+    @property
+    def idle(self) -> bool:
+        return self._snapshot is None
+
+    def close(self) -> None:
+        self.closing.set()
+        self._turn.set()
+        self.join(5.0)
+
+    def run(self) -> None:
+        while not self.closing.is_set() or self._snapshot is not None:
+            self._turn.wait(HEARTBEAT_SECONDS)
+            self._turn.clear()
+            try:
+                self._tell()
+            except DatabaseLost as error:
+                self.trainer.worker.error = str(error)
+                if self.closing.wait(RETRY_SECONDS):
+                    return
+            except Exception as error:  # raised again by whoever trains
+                self.failure = error
+                return
+
+    def _tell(self) -> None:
+        trainer = self.trainer
+        if not trainer.database.acquire_lease(trainer.holder):
+            raise LeaseLost("another trainer has taken over this run; this one ends. Its checkpoint is kept.")
+        if (snapshot := self._snapshot) is not None:
+            trainer.publish(snapshot)
+            self._snapshot = None
+        trainer.report()
+        trainer.beat()
+
+
+def _number(value: Any) -> float | None:
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def _order(position: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in position.split("-"))

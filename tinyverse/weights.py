@@ -1,0 +1,34 @@
+"""Weights on the wire: a safetensors blob with its version inside, never compressed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from tinyverse import codec
+from tinyverse.agent import Weights
+from tinyverse.errors import CodecError
+
+
+def encode_weights(weights: Weights, *, version: int, update: int, step: int, bfloat16: bool = False) -> bytes:
+    """Weights with the version, update and step they belong to; bfloat16 halves the float32 ones."""
+    names = [name for name, array in weights.items() if array.dtype == np.float32] if bfloat16 else []
+    return codec.encode(weights, {"version": str(version), "update": str(update), "step": str(step)}, bfloat16=names)
+
+
+def decode_weights(blob: bytes) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    """(arrays by name, {"version", "update", "step"}).
+
+    Raises:
+        CodecError: the bytes are no weights.
+    """
+    arrays, metadata = codec.decode(blob)
+    return arrays, _numbers(metadata)
+
+
+def _numbers(metadata: Mapping[str, str]) -> dict[str, int]:
+    try:
+        return {name: int(metadata[name]) for name in ("version", "update", "step")}
+    except (KeyError, ValueError):
+        raise CodecError("weights lack a whole version, update or step in their metadata.") from None
