@@ -1,6 +1,6 @@
 """A counting environment and a counting agent: every number that crosses the pipe says where it came from.
 
-An observation is (episode, step, tag): two rows mixed up at an episode's boundary, or between two games, cannot look right.
+An observation is (episode, step, tag): two rows mixed up at an episode's boundary, or between games, cannot look right.
 A reward is `reward_of(episode, step, action)`, so it says which observation and which action it answers.
 """
 
@@ -40,19 +40,21 @@ class CountingEnv(gymnasium.Env):
 
     def __init__(self, nested: bool = False) -> None:
         self.nested = nested
-        self._clock = spaces.Box(0, 2**30, (3,), np.int32)
+        self._clock = spaces.Box(0, 2**20, (3,), np.int32)
         self.observation_space: Any = self._clock
         self.action_space: Any = spaces.Discrete(BUTTONS)
         if nested:
             pair = spaces.Tuple((spaces.Discrete(1000), spaces.Box(-1, 1, (2, 1), np.float32)))
             self.observation_space = spaces.Dict({"clock": self._clock, "pair": pair})
-            self.action_space = spaces.Dict({"button": spaces.Discrete(BUTTONS), "stick": spaces.Box(-1, 1, (2,), np.float32)})
+            self.action_space = spaces.Dict(
+                {"button": spaces.Discrete(BUTTONS), "stick": spaces.Box(-1, 1, (2,), np.float32)}
+            )
         self.episode, self.now, self.length, self.tag = -1, 0, 0, 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
         if seed is not None:
-            self.episode, self.tag = -1, int(self.np_random.integers(2**30))
+            self.episode, self.tag = -1, int(self.np_random.integers(2**20))
         self.episode, self.now, self.length = self.episode + 1, 0, int(self.np_random.integers(1, 7))
         return self._observation(), {}
 
@@ -71,7 +73,9 @@ class CountingEnv(gymnasium.Env):
         return {"clock": numbers, "pair": (self.now, np.full((2, 1), self.episode % 2, np.float32))}
 
 
-def counting_vector(num_games: int, mode: AutoresetMode = AutoresetMode.NEXT_STEP, nested: bool = False) -> SyncVectorEnv:
+def counting_vector(
+    num_games: int, mode: AutoresetMode = AutoresetMode.NEXT_STEP, nested: bool = False
+) -> SyncVectorEnv:
     """The same games as a native VectorEnv."""
     return SyncVectorEnv([lambda: CountingEnv(nested)] * num_games, autoreset_mode=mode)
 
@@ -90,7 +94,9 @@ class CountingAgent(Agent):
     def initial_memory(self, n: int) -> np.ndarray:
         return np.zeros(n, np.int64)
 
-    def act(self, observations: Any, memory: Any, first: np.ndarray, greedy: bool = False) -> tuple[Any, Any, dict[str, np.ndarray]]:
+    def act(
+        self, observations: Any, memory: Any, first: np.ndarray, greedy: bool = False
+    ) -> tuple[Any, Any, dict[str, np.ndarray]]:
         count = np.where(first, 0, memory)
         actions: Any = count % BUTTONS
         if self.nested:

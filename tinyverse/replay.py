@@ -14,6 +14,7 @@ import torch
 
 from tinyverse import nest
 from tinyverse.batch import Batch
+from tinyverse.database import BEGINNING, order
 from tinyverse.errors import SettingsError
 from tinyverse.samplers import Sampler
 from tinyverse.session import Session, SessionSpec
@@ -83,7 +84,7 @@ class Replay:
         self._filled = np.zeros(size, bool)
         self._update = np.zeros(size, np.int64)  # of the trainer, when the weights that played the session were made
         self._count = np.zeros(size, np.int64)  # deliveries so far
-        self._position = [""] * size
+        self._position = [BEGINNING] * size
         self._next = 0
         self.newest_delivered: str | None = None  # position of the newest session that was learned from
         self._began = False
@@ -108,7 +109,7 @@ class Replay:
         """Bytes of device memory set aside."""
         return sum(tensor.nbytes for tensor in self._store.values())
 
-    def add(self, session: Session, *, position: str = "", update: int = 0, seen: bool = False) -> None:
+    def add(self, session: Session, *, position: str = BEGINNING, update: int = 0, seen: bool = False) -> None:
         """Stores a session over the oldest one, unless it is too old.
 
         Args:
@@ -191,8 +192,8 @@ class Replay:
         self._filled[slot], self._count[slot] = True, 0
 
     def _note_newest(self, slots: np.ndarray) -> None:
-        newest = max((self._position[slot] for slot in slots), key=_order)
-        if self.newest_delivered is None or _order(newest) > _order(self.newest_delivered):
+        newest = max((self._position[slot] for slot in slots), key=order)
+        if self.newest_delivered is None or order(newest) > order(self.newest_delivered):
             self.newest_delivered = newest
 
     def set_priorities(self, slots: torch.Tensor, priorities: torch.Tensor) -> None:
@@ -230,10 +231,6 @@ class Replay:
             slots=index,
             burn_in=burn_in,
         )
-
-
-def _order(position: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in position.split("-")) if position else ()
 
 
 def _torch_dtype(dtype: np.dtype) -> torch.dtype:

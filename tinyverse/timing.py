@@ -74,3 +74,17 @@ class Waiting:
     @property
     def seconds(self) -> float:
         return time.monotonic() - self._since if self.reason else 0.0
+
+
+class Ticker:
+    """Says when a number of seconds has passed again; the first time at once, unless told `later`."""
+
+    def __init__(self, seconds: float, *, later: bool = False) -> None:
+        self.seconds = seconds
+        self._next = time.monotonic() + (seconds if later else 0.0)
+
+    def due(self) -> bool:
+        if time.monotonic() < self._next:
+            return False
+        self._next = time.monotonic() + self.seconds
+        return True

@@ -17,19 +17,20 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from tinyverse.database import BEGINNING, Database, State
+from tinyverse.agent import Agent
+from tinyverse.database import BEGINNING, Database, State, order
 from tinyverse.errors import CodecError, DatabaseLost, LeaseLost, SettingsError, SpecError
 from tinyverse.learner import Learner
 from tinyverse.player import HEARTBEAT_SECONDS, RETRY_SECONDS, new_worker
 from tinyverse.replay import Replay
 from tinyverse.run import RunFolder
 from tinyverse.samplers import Fresh
-from tinyverse.timing import Rate, Stages, Waiting
+from tinyverse.timing import Rate, Stages, Ticker, Waiting
 from tinyverse.weights import decode_weights, encode_weights
 
 logger = logging.getLogger(__name__)
@@ -38,10 +39,20 @@ READ_AT_ONCE = 256  # sessions
 RECENT = 100  # episodes in the mean return
 
 
+class Snapshot(NamedTuple):
+    """Weights of one moment, ready to be published."""
+
+    version: int
+    update: int
+    step: int
+    blob: bytes
+
+
 class Trainer:
     """Learns from the sessions of one run.
 
     Args:
+        agent: the learner's; takes the published weights where there is no checkpoint.
         meta: the run's agreement; created in the database again if that comes back empty.
         folder: where checkpoints and metrics go; None keeps nothing.
         precision: "fp32", or "bf16" for autocast.
@@ -49,6 +60,7 @@ class Trainer:
 
     def __init__(
         self,
+        agent: Agent,
         learner: Learner,
         replay: Replay,
         database: Database,
@@ -59,7 +71,8 @@ class Trainer:
         precision: str = "fp32",
         frame_skip: int = 1,
     ) -> None:
-        self.learner, self.replay, self.database, self.meta, self.folder = learner, replay, database, dict(meta), folder
+        self.agent, self.learner, self.replay, self.database = agent, learner, replay, database
+        self.meta, self.folder = dict(meta), folder
         self.publish_every, self.precision, self.frame_skip = publish_every, precision, frame_skip
         self.worker = new_worker("train")
         self.holder = f"{socket.gethostname()}:{self.worker.pid}:{self.worker.id}"
@@ -78,6 +91,7 @@ class Trainer:
         self._caught_up = False
         self._newest_of: dict[str, int] = {}  # player -> its newest sequence number
         self._checkpointed = -1
+        self.must_publish = False
 
     # -- coming and going ---------------------------------------------------------------------------------------
 
@@ -110,7 +124,7 @@ class Trainer:
             self._checkpointed = self.update
         elif (found := self.database.get_weights()) is not None:  # no folder here: go on from what was published
             weights, numbers = decode_weights(found[1])
-            self.learner.set_weights(weights)
+            self.agent.set_weights(weights)
             self.version, self.update, self.step_count = found[0], numbers["update"], numbers["step"]
         self._consumed = self.state.position
         if isinstance(self.replay.sampler, Fresh):
@@ -187,7 +201,7 @@ class Trainer:
             self._reject("it came twice")
             return
         self._newest_of[player] = sequence
-        seen = _order(position) <= _order(self._consumed)  # before a restart
+        seen = order(position) <= order(self._consumed)  # before a restart
         self.replay.add(session, position=position, update=self.update, seen=seen)
         if seen:
             return
@@ -210,17 +224,17 @@ class Trainer:
 
     # -- telling the others -------------------------------------------------------------------------------------
 
-    def snapshot(self) -> bytes:
-        """The next version of the weights, encoded."""
-        return encode_weights(self.learner.get_weights(), version=self.version + 1, update=self.update, step=self.step_count)
+    def snapshot(self) -> Snapshot:
+        """The weights of now under the next version. Call it between updates, not during one."""
+        self.version += 1
+        numbers = {"version": self.version, "update": self.update, "step": self.step_count}
+        return Snapshot(**numbers, blob=encode_weights(self.learner.get_weights(), **numbers))
 
-    def publish(self, blob: bytes) -> None:
-        """Publishes a snapshot; players see version and weights change together."""
-        _, numbers = decode_weights(blob)
+    def publish(self, snapshot: Snapshot) -> None:
+        """Players see version and weights change together."""
         self.database.put_weights(
-            blob, numbers["version"], holder=self.holder, update=numbers["update"], step=numbers["step"]
+            snapshot.blob, snapshot.version, holder=self.holder, update=snapshot.update, step=snapshot.step
         )
-        self.version = numbers["version"]
 
     def report(self) -> None:
         """The numbers by which players know whether to go on, and how data is used."""
@@ -239,18 +253,17 @@ class Trainer:
         return self.database.beat(worker)
 
     def _rejoin(self) -> None:
-        """The run vanished (an empty server, a `clear`): make it again and publish."""
+        """The run vanished (an empty server, a `clear`): makes it again; the training loop publishes when it can."""
         logger.warning("the run is gone from the database; publishing it again.")
-        epoch = self.database.create({key: value for key, value in self.meta.items() if key != "epoch"})["epoch"]
+        self.database.create({key: value for key, value in self.meta.items() if key != "epoch"})
         self.database.acquire_lease(self.holder)
+        self.state = self.database.state()
+        self.version = max(self.version, self.state.version)
         self._position = self._consumed = BEGINNING
         self._newest_of.clear()
-        self.version = max(self.version, self.database.state().version)
+        self._caught_up = False
         self.report()
-        self.publish(self.snapshot())
-        self.replay.restart_books(0)
-        self.state = self.database.state()
-        assert self.state.epoch == epoch
+        self.must_publish = True
 
     # -- numbers ------------------------------------------------------------------------------------------------
 
@@ -301,31 +314,32 @@ class Feeder(threading.Thread):
 
 
 class Herald(threading.Thread):
-    """Publishes snapshots, and sends a heartbeat each second; the newest snapshot wins."""
+    """Publishes snapshots, and sends a heartbeat each second. A newer snapshot replaces one that is still waiting."""
 
     def __init__(self, trainer: Trainer) -> None:
         super().__init__(name="herald", daemon=True)
         self.trainer = trainer
         self.failure: Exception | None = None
         self.closing = threading.Event()
+        self._snapshots: deque[Snapshot] = deque(maxlen=1)
         self._turn = threading.Event()
-        self._snapshot: bytes | None = None
 
-    def offer(self, snapshot: bytes) -> None:
-        self._snapshot = snapshot
+    def offer(self, snapshot: Snapshot) -> None:
+        self._snapshots.append(snapshot)
         self._turn.set()
 
     @property
     def idle(self) -> bool:
-        return self._snapshot is None
+        return not self._snapshots
 
     def close(self) -> None:
+        """Publishes what is left, for at most 5 seconds."""
         self.closing.set()
         self._turn.set()
         self.join(5.0)
 
     def run(self) -> None:
-        while not self.closing.is_set() or self._snapshot is not None:
+        while not self.closing.is_set() or self._snapshots:
             self._turn.wait(HEARTBEAT_SECONDS)
             self._turn.clear()
             try:
@@ -341,18 +355,59 @@ class Herald(threading.Thread):
     def _tell(self) -> None:
         trainer = self.trainer
         if not trainer.database.acquire_lease(trainer.holder):
-            raise LeaseLost("another trainer has taken over this run; this one ends. Its checkpoint is kept.")
-        if (snapshot := self._snapshot) is not None:
+            raise LeaseLost("another trainer has taken over this run, so this one ends. Its checkpoint is kept.")
+        while self._snapshots:
+            snapshot = self._snapshots[0]
             trainer.publish(snapshot)
-            self._snapshot = None
+            with contextlib.suppress(ValueError):  # a newer one came meanwhile
+                self._snapshots.remove(snapshot)
         trainer.report()
         trainer.beat()
+
+
+def train(
+    trainer: Trainer,
+    *,
+    updates: int | None = None,
+    save_every: float = 60.0,
+    should_stop: Callable[[], bool] = lambda: False,
+    on_turn: Callable[[], None] = lambda: None,
+) -> int:
+    """Trains until `updates` are made, the run is stopped, or `should_stop`; returns the updates made.
+
+    Args:
+        save_every: seconds between two checkpoints; there is one more at the end.
+        on_turn: called after every update, and ten times a second while waiting.
+    """
+    feeder, herald = Feeder(trainer), Herald(trainer)
+    feeder.start()
+    herald.start()
+    made, stop_count, saving = 0, trainer.state.stop, Ticker(save_every, later=True)
+    try:
+        while (updates is None or made < updates) and not should_stop() and trainer.state.stop == stop_count:
+            for thread in (feeder, herald):
+                if thread.failure is not None:
+                    raise thread.failure
+            if trainer.step():
+                made += 1
+            else:
+                feeder.fed.wait(0.1)
+                feeder.fed.clear()
+            if trainer.must_publish or (trainer.waiting.reason == "" and trainer.update % trainer.publish_every == 0):
+                trainer.must_publish = False
+                herald.offer(trainer.snapshot())
+            if saving.due():
+                trainer.save()
+            on_turn()
+        herald.offer(trainer.snapshot())
+    finally:
+        feeder.closing.set()
+        herald.close()
+        feeder.join(5.0)
+        trainer.leave()
+    return made
 
 
 def _number(value: Any) -> float | None:
     number = float(value)
     return number if math.isfinite(number) else None
-
-
-def _order(position: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in position.split("-"))

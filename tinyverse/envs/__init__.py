@@ -1,4 +1,4 @@
-"""Games: what players step. Atari, image preprocessing and video are imported by name, so that none of them costs a player of CartPole anything."""
+"""Games: what players step. Atari, images and video are imported by name, as few players need them."""
 
 from tinyverse.envs.pool import GamePool, Pool, Step, VectorPool, pool_of
 

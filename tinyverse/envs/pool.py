@@ -61,7 +61,7 @@ class Pool(abc.ABC):
             SpecError: actions or observations differ from their space in shape or dtype.
         """
 
-    def close(self) -> None:  # noqa: B027
+    def close(self) -> None:
         """Closes the games."""
 
     def __repr__(self) -> str:
@@ -106,7 +106,9 @@ class GamePool(Pool):
 
     def _store(self, game: int, observation: nest.Tree, reward: float, terminated: bool, truncated: bool) -> None:
         if not isinstance(reward, (float, int)) and np.ndim(reward):
-            raise SpecError(f"the environment's reward has shape {np.shape(reward)}; a reward is one number. Return float(reward).")
+            raise SpecError(
+                f"the environment's reward has shape {np.shape(reward)}; a reward is one number. Return float(reward)."
+            )
         nest.map(lambda batch, part: batch.__setitem__(game, part), self._observations, _fit(self._spec, observation))
         self._rewards[game], self._terminated[game], self._truncated[game] = reward, terminated, truncated
 
@@ -153,7 +155,7 @@ class VectorPool(Pool):
 
 
 def pool_of(thing: Any, num_games: int, *, realtime: bool = False) -> Pool:
-    """A pool of `num_games` games of a Pool, a VectorEnv, or a function that makes one of these or a single environment.
+    """A pool of `num_games` games of a Pool, a VectorEnv, or a function that makes either or a single environment.
 
     Raises:
         ExperimentError: it is none of these, or has another number of games.
@@ -165,7 +167,9 @@ def pool_of(thing: Any, num_games: int, *, realtime: bool = False) -> Pool:
     if isinstance(made, Pool):
         return _counted(made, num_games)
     if not callable(thing):
-        raise ExperimentError(f"got {_article(thing)}, wanted a function that makes an environment, or a Gymnasium VectorEnv.")
+        raise ExperimentError(
+            f"got {_article(thing)}, wanted a function that makes an environment, or a Gymnasium VectorEnv."
+        )
     first = [made]
     return GamePool(lambda: first.pop() if first else thing(), num_games, realtime=realtime)
 
@@ -182,17 +186,23 @@ class _Door:
         """One array [B, …] per leaf, as a VectorEnv takes them."""
         try:
             return nest.map(self._leaf, self._spaces, actions)
-        except (KeyError, TypeError, ValueError) as error:
-            raise SpecError(f"the agent's actions are not built like the action space {self._spaces}: {error!r}.") from None
+        except (LookupError, TypeError, ValueError) as error:
+            raise SpecError(
+                f"the agent's actions are not built like the action space {self._spaces}: {error!r}."
+            ) from None
 
     def columns(self, actions: nest.Tree) -> nest.Tree:
         """One sequence of B per leaf, whose elements single environments take: int for Discrete."""
-        return nest.map(lambda space, leaf: leaf.tolist() if _is_discrete(space) else leaf, self._spaces, self.arrays(actions))
+        return nest.map(
+            lambda space, leaf: leaf.tolist() if _is_discrete(space) else leaf, self._spaces, self.arrays(actions)
+        )
 
     def _leaf(self, space: Any, actions: Any) -> np.ndarray:
         array, shape = np.asarray(actions), (self._num_games, *space.shape)
         if array.shape != shape or not np.can_cast(array.dtype, space.dtype, "same_kind"):
-            raise SpecError(f"the agent's actions are {array.dtype}{list(array.shape)}, the games want {space.dtype}{list(shape)}.")
+            raise SpecError(
+                f"the agent's actions are {array.dtype}{list(array.shape)}, the games want {space.dtype}{list(shape)}."
+            )
         if hasattr(space, "low") and hasattr(space, "high"):
             array = np.clip(array, space.low, space.high)
         return array.astype(space.dtype, copy=False)
@@ -215,7 +225,9 @@ def _spec(space: Any, batch: tuple[int, ...]) -> nest.Tree:
     def leaf(part: Any) -> _Array:
         dtype = getattr(part, "dtype", None)
         if getattr(part, "shape", None) is None or dtype is None or np.dtype(dtype).kind not in "biuf":
-            raise ExperimentError(f"{part} holds no arrays of numbers. Wrap the environment so that its spaces do (Box, Discrete, Dict …).")
+            raise ExperimentError(
+                f"{part} holds no arrays of numbers. Wrap the environment so that its spaces are Box, Discrete, Dict …"
+            )
         return _Array(batch + tuple(part.shape), np.dtype(dtype))
 
     return nest.of_space(space, leaf)
@@ -225,7 +237,7 @@ def _fit(spec: nest.Tree, observation: nest.Tree) -> nest.Tree:
     """The observation as arrays, in the order of `spec`; a SpecError if they differ from it."""
     try:
         return nest.map(_fit_leaf, spec, observation)
-    except (KeyError, TypeError, ValueError):
+    except (LookupError, TypeError, ValueError):
         raise SpecError(
             f"the environment's observation is {_article(observation)} that is not built like its observation_space. "
             "Its Dict is a dict with the same keys, its Tuple a tuple of the same length."
@@ -286,12 +298,16 @@ def _autoreset(env: VectorEnv) -> AutoresetMode:
 def _checked(env: Any) -> Any:
     if all(hasattr(env, name) for name in ("reset", "step", "observation_space", "action_space")):
         return env
-    raise ExperimentError(f"make_env gave {_article(env)}, wanted a gymnasium.Env (reset, step, observation_space, action_space).")
+    raise ExperimentError(
+        f"make_env gave {_article(env)}, wanted a gymnasium.Env (reset, step, observation_space, action_space)."
+    )
 
 
 def _counted(pool: Pool, num_games: int) -> Pool:
     if pool.num_games != num_games:
-        raise ExperimentError(f"got {pool.num_games} games, wanted {num_games}: build the vector environment with num_envs={num_games}.")
+        raise ExperimentError(
+            f"got {pool.num_games} games, wanted {num_games}: build the vector environment with num_envs={num_games}."
+        )
     return pool
 
 

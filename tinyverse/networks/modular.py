@@ -82,7 +82,8 @@ class ModularNetwork(nn.Module):
 
         def run(name: str, stage: Stage, x: Tensor) -> Tensor:
             y, after = stage(x, memory.get(name, ()), first)
-            memory.update({name: after} if name in memory else {})
+            if name in memory:
+                memory[name] = after
             return y
 
         leaves = zip(self.encoders, self.trunks, nest.leaves(observations), strict=True)
@@ -152,7 +153,7 @@ def _encoder(space: Any) -> nn.Module:
 
 def _usual_trunk(space: Any) -> nn.Module:
     image = isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) in (2, 3)
-    return NatureConv() if image and min(space.shape[-2:]) >= 36 else MLP(64, 64)
+    return NatureConv() if image and sum(side >= 36 for side in space.shape) >= 2 else MLP(64, 64)
 
 
 def _stage(module: nn.Module | None) -> Stage:

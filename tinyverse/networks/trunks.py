@@ -89,7 +89,8 @@ class NatureConv(nn.Module):
         x = functional.relu(x, inplace=True)
         x = functional.relu(self.second(x), inplace=True)
         x = functional.relu(self.third(x), inplace=True)
-        return functional.relu(self.dense(x.flatten(1)), inplace=True)
+        x = x.permute(0, 2, 3, 1).flatten(1)  # a view: this is the order in memory
+        return functional.relu(self.dense(x), inplace=True)
 
 
 def _channels_last(images: Tensor) -> Tensor:

@@ -1,0 +1,106 @@
+"""V-trace actor-critic (IMPALA): learns from sessions that slightly older weights have played."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tinyverse import losses, nest, returns
+from tinyverse.batch import Batch
+from tinyverse.learner import Metrics, Optimizer, TorchLearner
+from tinyverse.torch_agent import TorchAgent
+
+
+class VTrace(TorchLearner):
+    """Advantage actor-critic, corrected for lag by clipped importance weights (Espeholt et al. 2018, IMPALA).
+
+        loss = policy gradient + value_cost · ½ (v_s − V)² − entropy_cost · H(π), per row
+
+    The paper sums over the T · B rows; here the sum is divided by the number of rows that count, so that a learning
+    rate means the same for every batch size.
+
+    Args:
+        agent: its network learns; its sessions carry `behaviour_log_prob`.
+        discount: γ per step.
+        learning_rate, optimizer, max_grad_norm, total_updates: see `Optimizer`.
+        value_cost, entropy_cost: see above.
+        clip_rho, clip_pg_rho, lambda_: see `returns.vtrace`.
+        reward_clip: rewards are clipped to ± this; None leaves them.
+        normalize_advantages: to mean 0 and deviation 1 over the batch.
+    """
+
+    def __init__(
+        self,
+        agent: TorchAgent,
+        *,
+        discount: float = 0.99,
+        learning_rate: float = 6e-4,
+        value_cost: float = 0.5,
+        entropy_cost: float = 0.01,
+        clip_rho: float = 1.0,
+        clip_pg_rho: float = 1.0,
+        lambda_: float = 1.0,
+        reward_clip: float | None = 1.0,
+        normalize_advantages: bool = False,
+        max_grad_norm: float | None = 40.0,
+        optimizer: str = "rmsprop",
+        total_updates: int | None = None,
+    ) -> None:
+        descent = Optimizer(
+            agent.network.parameters(),
+            optimizer,
+            learning_rate=learning_rate,
+            max_grad_norm=max_grad_norm,
+            total_updates=total_updates,
+        )
+        super().__init__(agent, descent)
+        self.discount, self.reward_clip = discount, reward_clip
+        self.value_cost, self.entropy_cost = value_cost, entropy_cost
+        self.clips = {"clip_rho": clip_rho, "clip_pg_rho": clip_pg_rho, "lambda_": lambda_}
+        self.normalize_advantages = normalize_advantages
+
+    def train_step(self, batch: Batch) -> Metrics:
+        loss, metrics = self.loss(batch)
+        return {**metrics, "grad_norm": self.optimizer.step(loss)}
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss to descend from, and metrics as 0-d tensors without gradient."""
+        network = self.agent.network
+        outputs, _ = network(batch.observations, batch.initial_memory, batch.first)
+        policy = network.distribution(nest.map(lambda rows: rows[:-1], outputs.policy))
+        values = outputs.values.float()
+        log_probs, entropies = policy.log_prob(batch.actions), policy.entropy()
+        log_rhos = (log_probs - batch.extras["behaviour_log_prob"]).detach()
+
+        clip = float("inf") if self.reward_clip is None else self.reward_clip
+        rewards, discounts = batch.rewards.clamp(-clip, clip), batch.discounts(self.discount)
+        targets, advantages = returns.vtrace(log_rhos, rewards, discounts, batch.traces, values, **self.clips)
+        if self.normalize_advantages:
+            advantages = losses.normalize(advantages, batch.mask)
+
+        mask, rows = batch.mask * batch.weights, batch.mask.sum().clamp(min=1)
+        policy_loss = losses.policy_gradient(log_probs, advantages, mask) / rows
+        value_loss = losses.value(values[:-1], targets, mask) / rows
+        entropy_loss = losses.entropy(entropies, mask) / rows
+        loss = policy_loss + self.value_cost * value_loss + self.entropy_cost * entropy_loss
+
+        metrics = {
+            "loss/policy": policy_loss,
+            "loss/value": value_loss,
+            "loss/entropy": entropy_loss,
+            "loss/total": loss,
+            "policy/entropy": losses.masked_mean(entropies, batch.mask),
+            "vtrace/mean_rho": losses.masked_mean(log_rhos.exp().clamp(max=self.clips["clip_rho"]), batch.mask),
+            "value/explained_variance": explained_variance(values[:-1], targets, batch.mask),
+        }
+        return loss, {name: metric.detach() for name, metric in metrics.items()}
+
+
+@torch.no_grad()
+def explained_variance(values: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
+    """1 − Var(target − V) / Var(target) over the rows that count: 1 is perfect, 0 no better than a constant."""
+
+    def variance(terms: Tensor) -> Tensor:
+        return losses.masked_mean((terms - losses.masked_mean(terms, mask)).square(), mask)
+
+    return 1 - variance(targets - values) / (variance(targets) + 1e-8)

@@ -1,0 +1,208 @@
+"""Atari by one set of rules, in batches for playing and alone for watching, equal to the last pixel.
+
+Every rule is stated, because papers differ in them: rewards are raw, an episode is a whole game and not a life, buttons
+do not stick, an observation is one grey frame (a window of frames is the agent's memory), one step is 4 frames.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import Any
+
+import cv2
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorObservationWrapper
+from gymnasium.vector.utils import batch_space
+
+from tinyverse.envs.pool import VectorPool
+from tinyverse.errors import ExperimentError
+
+FRAME_SKIP = 4  # emulator frames per agent step
+FRAMES_PER_SECOND = 60  # of the emulator
+MAX_NUM_FRAMES = (
+    108_000  # 30 minutes; an episode of this length is truncated. Frames before the first observation do not count
+)
+NOOP_MAX = 30  # an episode begins with 0 to NOOP_MAX - 1 frames, the first of them FIRE where a game has it
+HEIGHT = WIDTH = 84
+
+
+def atari_pool(
+    env_id: str,
+    num_games: int,
+    *,
+    num_threads: int = 1,
+    repeat_action_probability: float = 0.0,
+    max_num_frames: int = MAX_NUM_FRAMES,
+    noop_max: int = NOOP_MAX,
+    full_action_space: bool = False,
+) -> VectorPool:
+    """`num_games` Atari games on ale-py's own vector environment; observations are [B, 84, 84] uint8.
+
+    Args:
+        env_id: as `rom_name` takes it; its version sets nothing (the `-v5` of Gymnasium would mean stickiness 0.25).
+        num_threads: of the emulator; with more, a batch is stepped in parallel.
+        repeat_action_probability: stickiness (Machado et al. 2018 use 0.25).
+        max_num_frames: emulator frames after which an episode is truncated.
+        noop_max: an episode begins with fewer than this many frames without a choice.
+        full_action_space: all 18 actions instead of those the game uses.
+    Raises:
+        ExperimentError: no such game, or ale-py is not installed.
+    """
+    name = rom_name(env_id)
+    from ale_py.vector_env import AtariVectorEnv
+
+    env = AtariVectorEnv(
+        name,
+        num_games,
+        num_threads=num_threads,
+        repeat_action_probability=repeat_action_probability,
+        max_num_frames_per_episode=max_num_frames,
+        full_action_space=full_action_space,
+        noop_max=noop_max,
+        use_fire_reset=True,
+        frameskip=FRAME_SKIP,
+        maxpool=True,
+        img_height=HEIGHT,
+        img_width=WIDTH,
+        grayscale=True,
+        stack_num=1,
+        episodic_life=False,
+        life_loss_info=False,
+        reward_clipping=False,
+        autoreset_mode=AutoresetMode.NEXT_STEP,
+    )
+    return VectorPool(_SingleFrames(env))
+
+
+def atari_env(env_id: str, *, evaluation: bool = False, render_mode: str | None = None, **rules: Any) -> AtariGame:
+    """One Atari game by the rules of `atari_pool`, which can show itself.
+
+    Args:
+        evaluation: render for a video ("rgb_array") where `render_mode` says nothing.
+        rules: as `AtariGame` takes them.
+    """
+    return AtariGame(env_id, render_mode=render_mode or ("rgb_array" if evaluation else None), **rules)
+
+
+class AtariGame(gymnasium.Env):
+    """One Atari game. Observations, rewards and ends equal those of `atari_pool`; `render()` gives [210, 160, 3] RGB.
+
+    `reset(options={"noops": k})` begins with k frames instead of a random number of them.
+    """
+
+    metadata: dict[str, Any] = {
+        "render_modes": ["rgb_array", "human"],
+        "render_fps": FRAMES_PER_SECOND // FRAME_SKIP,
+    }
+
+    def __init__(
+        self,
+        env_id: str,
+        *,
+        repeat_action_probability: float = 0.0,
+        max_num_frames: int = MAX_NUM_FRAMES,
+        noop_max: int = NOOP_MAX,
+        full_action_space: bool = False,
+        render_mode: str | None = None,
+    ) -> None:
+        name = rom_name(env_id)
+        import ale_py
+
+        ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
+        self.ale, self.render_mode = ale_py.ALEInterface(), render_mode
+        self.ale.setFloat("repeat_action_probability", repeat_action_probability)
+        self.ale.setBool("display_screen", render_mode == "human")
+        self._rom: Any = ale_py.roms.get_rom_path(name)
+        self._max_num_frames, self._noop_max = max_num_frames, noop_max
+        self.ale.loadROM(self._rom)
+        self._actions = self.ale.getLegalActionSet() if full_action_space else self.ale.getMinimalActionSet()
+        self._noop, self._fire = ale_py.Action.NOOP, ale_py.Action.FIRE
+        self._screens = np.zeros((2, *self.ale.getScreenDims()), np.uint8)
+        self._elapsed = 0  # frames
+        self.observation_space = spaces.Box(0, 255, (HEIGHT, WIDTH), np.uint8)
+        self.action_space = spaces.Discrete(len(self._actions))
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        if seed is not None:
+            self.ale.setInt("random_seed", int(self.np_random.integers(2**31)))
+            self.ale.loadROM(self._rom)  # the emulator takes its seed here
+        self.ale.reset_game()
+        self._begin((options or {}).get("noops", self.np_random.integers(max(self._noop_max, 1))))
+        self._elapsed = 0
+        self._screens[0], self._screens[1] = self.ale.getScreenGrayscale(), 0
+        return self._observation(), self._info()
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        reward, button = 0, self._actions[action]
+        for left in reversed(range(FRAME_SKIP)):
+            reward += self.ale.act(button)
+            self._elapsed += 1
+            if self._over():
+                break  # before the screen is taken: so does ale-py, and an episode's last observation is to be the same
+            if left < 2:
+                self._screens[left] = self.ale.getScreenGrayscale()
+        terminated = self.ale.game_over(with_truncation=False)
+        return self._observation(), float(reward), terminated, self._over() and not terminated, self._info()
+
+    def render(self) -> np.ndarray | None:
+        return self.ale.getScreenRGB() if self.render_mode == "rgb_array" else None
+
+    def _begin(self, noops: int) -> None:
+        fire = self._fire in self._actions
+        for frame in range(max(noops, fire)):
+            self.ale.act(self._fire if fire and frame == 0 else self._noop)
+            if self.ale.game_over():
+                self.ale.reset_game()
+
+    def _over(self) -> bool:
+        return self.ale.game_over(with_truncation=False) or self._elapsed >= self._max_num_frames
+
+    def _observation(self) -> np.ndarray:
+        np.maximum(self._screens[0], self._screens[1], out=self._screens[0])
+        return cv2.resize(self._screens[0], (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)
+
+    def _info(self) -> dict[str, Any]:
+        return {"lives": self.ale.lives(), "episode_frame_number": self.ale.getEpisodeFrameNumber()}
+
+
+def rom_name(env_id: str) -> str:
+    """The name of a game's ROM: "pong" of "ALE/Pong-v5", "PongNoFrameskip-v4" or "pong".
+
+    Raises:
+        ExperimentError: no such game (it names those that are close), or ale-py is not installed.
+    """
+    try:
+        from ale_py import roms
+    except ImportError:
+        raise ExperimentError(
+            f'{env_id} needs ale-py, which is not installed: pip install "tinyverse[atari]"'
+        ) from None
+    names = {_key(name): name for name in roms.get_all_rom_ids()}
+    wanted = _key(re.sub(r"^ALE/|(-ram)?(NoFrameskip|Deterministic)?(-v\d+)?$", "", env_id))
+    if wanted not in names:
+        close = [names[key] for key in difflib.get_close_matches(wanted, names)]
+        hint = f" Did you mean {' or '.join(close)}?" if close else ' Games are spelled like "ALE/Pong-v5" or "pong".'
+        raise ExperimentError(f"there is no Atari game {env_id!r}.{hint}")
+    return names[wanted]
+
+
+def _key(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+class _SingleFrames(VectorObservationWrapper):
+    """[B, 84, 84] of [B, 1, 84, 84]."""
+
+    def __init__(self, env: VectorEnv) -> None:
+        super().__init__(env)
+        self.single_observation_space = spaces.Box(0, 255, (HEIGHT, WIDTH), np.uint8)
+        self.observation_space = batch_space(self.single_observation_space, env.num_envs)
+
+    def observations(self, observations: np.ndarray) -> np.ndarray:
+        return observations[:, 0]

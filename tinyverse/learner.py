@@ -1,0 +1,168 @@
+"""Learner: what a trainer needs of an algorithm, and what torch algorithms share: an optimizer and its bookkeeping.
+
+    learner = VTrace(agent)
+    loop:
+        metrics = learner.train_step(batch)
+        now and then: publish learner.get_weights(), save learner.state_dict()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tinyverse.agent import Agent, Weights
+from tinyverse.batch import Batch
+from tinyverse.errors import SettingsError
+from tinyverse.torch_agent import TorchAgent
+
+Metrics = Mapping[str, float | Tensor]
+
+
+class Learner:
+    """Makes an agent better, batch by batch. Synonyms: algorithm, update rule."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches should lie."""
+        return torch.device("cpu")
+
+    def train_step(self, batch: Batch) -> Metrics:
+        """One update.
+
+        Returns:
+            Metrics by name ("loss/policy"): floats or 0-d tensors, which the trainer reads now and then only, since
+            reading waits for the device. With `"priorities"`: [B] new ones for a prioritised sampler.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define train_step()")
+
+    def get_weights(self) -> Weights:
+        """What players need, by name."""
+        raise NotImplementedError(f"{type(self).__name__} must define get_weights()")
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that learning needs to go on in another process; tensors, numbers and strings in dicts and lists."""
+        raise NotImplementedError(f"{type(self).__name__} must define state_dict()")
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes what `state_dict` gave."""
+        raise NotImplementedError(f"{type(self).__name__} must define load_state_dict()")
+
+
+class Optimizer:
+    """Gradient, clipping, learning rate, step: the last lines of every algorithm.
+
+    Args:
+        parameters: what to optimise.
+        name: "adam" (Kingma & Ba 2015; ε 1e-5) or "rmsprop" (as IMPALA: decay 0.99, ε 0.01).
+        learning_rate: at the first update.
+        max_grad_norm: the gradient is scaled down to this L2 norm; None never.
+        total_updates: the learning rate falls in a line to 0 over so many updates; None: constant.
+    Attributes:
+        reduce: called with the parameters between gradient and clipping, where ranks average their gradients.
+    Raises:
+        SettingsError: no such optimizer.
+    """
+
+    reduce: Callable[[list[nn.Parameter]], None] | None = None
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        name: str = "adam",
+        *,
+        learning_rate: float,
+        max_grad_norm: float | None = None,
+        total_updates: int | None = None,
+    ) -> None:
+        self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
+        self.learning_rate, self.max_grad_norm, self.total_updates = learning_rate, max_grad_norm, total_updates
+        self.updates = 0
+        self.torch = self._make(name)
+
+    def step(self, loss: Tensor) -> Tensor:
+        """Descends from `loss`, a scalar; returns the gradient's norm before clipping, 0-d."""
+        self.torch.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.reduce is not None:
+            self.reduce(self.parameters)
+        limit = float("inf") if self.max_grad_norm is None else self.max_grad_norm
+        norm = nn.utils.clip_grad_norm_(self.parameters, limit)
+        for group in self.torch.param_groups:
+            group["lr"] = self.current_learning_rate
+        self.torch.step()
+        self.updates += 1
+        return norm
+
+    @property
+    def current_learning_rate(self) -> float:
+        """The learning rate of the next update."""
+        remaining = 1.0 if self.total_updates is None else max(0.0, 1 - self.updates / self.total_updates)
+        return self.learning_rate * remaining
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"torch": self.torch.state_dict(), "updates": self.updates}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.torch.load_state_dict(state["torch"])
+        self.updates = state["updates"]
+
+    def _make(self, name: str) -> torch.optim.Optimizer:
+        if name == "adam":
+            return torch.optim.Adam(self.parameters, self.learning_rate, eps=1e-5, fused=True)
+        if name == "rmsprop":
+            return torch.optim.RMSprop(self.parameters, self.learning_rate, alpha=0.99, eps=0.01)
+        raise SettingsError(f"optimizer={name!r} is unknown. Use 'adam' or 'rmsprop'.")
+
+
+class TorchLearner(Learner):
+    """A learner with one agent and one optimizer; a subclass adds `train_step`."""
+
+    def __init__(self, agent: TorchAgent, optimizer: Optimizer) -> None:
+        self.agent, self.optimizer = agent, optimizer
+
+    @property
+    def device(self) -> torch.device:
+        return self.agent.device
+
+    def get_weights(self) -> Weights:
+        return self.agent.get_weights()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"network": self.agent.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.agent.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+class _FunctionLearner(Learner):
+    def __init__(self, train_step: Callable[[Batch], Metrics | None], agent: Agent) -> None:
+        self.function, self.agent = train_step, agent
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(getattr(self.agent, "device", "cpu"))
+
+    def train_step(self, batch: Batch) -> Metrics:
+        return self.function(batch) or {}
+
+    def get_weights(self) -> Weights:
+        return self.agent.get_weights()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"weights": {name: torch.tensor(array) for name, array in self.agent.get_weights().items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.agent.set_weights({name: tensor.cpu().numpy() for name, tensor in state["weights"].items()})
+
+
+def learner_of(train_step: Callable[[Batch], Metrics | None], agent: Agent) -> Learner:
+    """A learner around a bare function that updates `agent` in place, for any framework.
+
+    Its state is the agent's weights: an optimizer inside the function starts anew after a resume.
+    """
+    return _FunctionLearner(train_step, agent)

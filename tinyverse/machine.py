@@ -1,0 +1,51 @@
+"""Machine: what to set on this computer before torch is imported, and what it can do.
+
+Several busy processes share the cores: OpenMP threads that spin while they wait make two threads eighty times slower
+than one, and an allocator that gives memory back makes a CPU update up to twice as slow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import sys
+from pathlib import Path
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.h
+
+
+def prepare() -> None:
+    """Call before torch is imported."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    keep_memory()
+
+
+def keep_memory() -> None:
+    """Lets glibc's malloc keep what it has mapped; does nothing on other C libraries."""
+    if not sys.platform.startswith("linux"):
+        return
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        for option, value in ((M_MMAP_THRESHOLD, 1 << 30), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 64 << 20)):
+            mallopt(option, value)
+
+
+def set_threads(count: int) -> None:
+    """Threads of torch in this process; players want 1."""
+    import torch
+
+    torch.set_num_threads(count)
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def has_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 itself (AMX or AVX512-BF16). By its flags: a timing would lie under load."""
+    with contextlib.suppress(OSError):
+        words = Path("/proc/cpuinfo").read_text().split()
+        return "avx512_bf16" in words or "amx_bf16" in words
+    return False

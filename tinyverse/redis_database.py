@@ -1,0 +1,396 @@
+"""RedisDatabase: the meeting place on a Redis or Valkey server, so that players and trainers may be anywhere.
+
+Every key is spelled by `Keys`. Sessions are one stream: their order, ids that only grow and a bounded length come with
+it. What must agree is written in one MULTI, what must be checked first is WATCHed, and nothing is scripted. Time is
+the server's: a client knows how far its own steady clock is from it, because every reply brings the server's along.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import json
+import logging
+import re
+import secrets
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import redis
+
+from tinyverse.database import (
+    KEPT_BY_CLEAR,
+    LEASE_SECONDS,
+    LOG_KEPT,
+    STALE_AFTER,
+    WEIGHTS_KEPT,
+    Database,
+    State,
+    Worker,
+    check_fence,
+    check_report,
+    holder_is_dead,
+)
+from tinyverse.errors import DatabaseError, SettingsError
+from tinyverse.redis_server import PREFIX, connect, errors
+
+log = logging.getLogger(__name__)
+
+LARGEST = 256 << 20  # bytes in one request; the local server cuts the line at more
+BLOCK = 1.0  # seconds a read waits on the server at a time, well below the client's timeout
+COUNTER = "count:"  # what a counter's field in `stat` begins with
+WEIGHTS_TRIES = 5
+_STAT: dict[str, Callable[[str], Any]] = {
+    "update": int, "step": int, "inserted": int, "delivered": float, "reuse": float,
+    "allowance": lambda text: float(text) if text else None, "capacity": int, "stop": int, "position": str,
+}  # fmt: skip
+T = TypeVar("T")
+_WORKER = {field.name for field in dataclasses.fields(Worker)}
+
+
+class Keys:
+    """The keys of a run, spelled here and nowhere else. `{run}` in braces keeps a run on one slot of a cluster.
+
+    Raises:
+        SettingsError: the run's name has other characters than [A-Za-z0-9._-].
+    """
+
+    RUNS = f"{PREFIX}runs"  # set: the names of all runs
+
+    def __init__(self, run: str) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9._-]+", run):
+            raise SettingsError(f"The run's name {run!r} may have letters, digits, '.', '_' and '-' only. Choose another with --name.")
+        self._prefix = f"{PREFIX}{{{run}}}:"
+        self.meta = f"{self._prefix}meta"  # hash: what `create` stored, and the epoch
+        self.sessions = f"{self._prefix}sessions"  # stream: one entry a session
+        self.current = f"{self._prefix}w:cur"  # hash: version, update, step; sha256:<v> of each version kept
+        self.heartbeats = f"{self._prefix}hb"  # hash: worker id -> JSON
+        self.lease = f"{self._prefix}lease"  # str with a time to live: who publishes
+        self.stat = f"{self._prefix}stat"  # hash: State's numbers and position, the counters, bytes ever appended
+        self.episodes = f"{self._prefix}episodes"  # stream of JSON
+        self.metrics = f"{self._prefix}metrics"  # stream of JSON
+
+    def weights(self, version: int) -> str:
+        """str: the weights of one version; never written twice."""
+        return f"{self._prefix}w:{version}"
+
+
+class RedisDatabase(Database):
+    """One run on a server. Threads may share it; each method is one round trip unless it says otherwise.
+
+    Args:
+        url: redis://, rediss:// or unix://, with user and password where the server wants them.
+        run: the run's name.
+        name: how the server's list of clients calls us.
+        timeout: seconds without an answer after which the server counts as lost.
+    """
+
+    def __init__(self, url: str, run: str, *, name: str = "tinyverse", timeout: float = 5.0) -> None:
+        if timeout <= BLOCK:
+            raise SettingsError(f"A timeout of {timeout} s must be above the {BLOCK} s that a read waits on the server.")
+        self.run = run
+        self._url = url
+        self._keys = Keys(run)
+        self._client: Any = connect(url, name=name, timeout=timeout)
+        self._capacity = State.capacity  # as of the last State
+        self._clock: float | None = None  # the server's time minus ours, seconds
+
+    def __repr__(self) -> str:
+        return f"RedisDatabase(run={self.run!r})"
+
+    def create(self, meta: Mapping[str, str]) -> dict[str, str]:
+        keys = self._keys
+
+        def write(pipe: Any) -> None:
+            exists = pipe.hget(keys.meta, "epoch")
+            pipe.multi()
+            if not exists:
+                pipe.hset(keys.meta, mapping={**meta, "epoch": secrets.token_hex(8)})
+
+        self._change(write, keys.meta)
+        with errors(self._url):
+            self._client.sadd(keys.RUNS, self.run)  # apart: on a cluster it lives elsewhere
+        return self.meta()
+
+    def meta(self) -> dict[str, str]:
+        with errors(self._url):
+            stored = self._client.hgetall(self._keys.meta)
+        return {name.decode(): text.decode() for name, text in stored.items()}
+
+    def state(self) -> State:
+        return self._ask(lambda pipe: None)[1]
+
+    def ask_stop(self) -> None:
+        with errors(self._url):
+            self._client.hincrby(self._keys.stat, "stop", 1)
+
+    def clear(self, keep_weights: bool = False) -> None:
+        keys = self._keys
+
+        def remove(pipe: Any) -> None:
+            versions = _checksums(pipe.hgetall(keys.current))
+            gone = [name for name in pipe.hgetall(keys.stat) if name.decode() not in KEPT_BY_CLEAR]
+            pipe.multi()
+            pipe.unlink(keys.sessions, keys.heartbeats, keys.episodes, keys.metrics)
+            if not keep_weights:
+                pipe.unlink(keys.meta, keys.current, keys.lease, keys.stat, *map(keys.weights, versions))
+            elif gone:
+                pipe.hdel(keys.stat, *gone)
+
+        self._change(remove, keys.current)
+        if not keep_weights:
+            with errors(self._url):
+                self._client.srem(keys.RUNS, self.run)
+
+    def close(self) -> None:
+        self._client.close()
+
+    def append(
+        self, blobs: Sequence[bytes], *, worker: Worker | None = None, episodes: Iterable[Mapping[str, Any]] = ()
+    ) -> State:
+        keys, rows, size = self._keys, [_to_json(row) for row in episodes], sum(map(len, blobs))
+        _check_size(size, "These sessions")
+        if self._clock is None:
+            self.state()  # once: the capacity and the server's time are not known yet
+
+        def write(pipe: Any) -> None:
+            for blob in blobs:
+                pipe.xadd(keys.sessions, {"s": blob}, maxlen=self._capacity, approximate=False)
+            for row in rows:
+                pipe.xadd(keys.episodes, {"row": row}, maxlen=LOG_KEPT, approximate=False)
+            if blobs:
+                pipe.hincrby(keys.stat, "inserted", len(blobs))
+                pipe.hincrby(keys.stat, "bytes", size)
+            if worker:
+                pipe.hset(keys.heartbeats, worker.id, self._heartbeat(worker))
+
+        return self._with_room(lambda: self._ask(write)[1])
+
+    def read(self, after: str, limit: int, wait: float = 0.0) -> tuple[list[tuple[str, bytes]], State]:
+        sessions, ends = self._keys.sessions, time.monotonic() + wait
+        while True:
+            (entries,), state = self._ask(lambda pipe: pipe.xrange(sessions, min=f"({after}", count=limit))
+            left = ends - time.monotonic()
+            if entries or left <= 0:
+                return [(key.decode(), fields[b"s"]) for key, fields in entries], state
+            with errors(self._url):
+                self._client.xread({sessions: after}, count=1, block=max(1, int(1000 * min(left, BLOCK))))
+
+    def put_weights(self, blob: bytes, version: int, *, holder: str, update: int = 0, step: int = 0) -> None:
+        _check_size(len(blob), f"Weights version {version}")
+        keys, checksum = self._keys, hashlib.sha256(blob).hexdigest()
+
+        def publish(pipe: Any) -> None:
+            lease, current = pipe.get(keys.lease), pipe.hgetall(keys.current)
+            check_fence(holder, version, _text(lease), int(current.get(b"version", -1)))
+            old = sorted(_checksums(current))[: -(WEIGHTS_KEPT - 1)]
+            pipe.multi()
+            pipe.set(keys.weights(version), blob)
+            numbers = {"update": int(update), "step": int(step)}
+            pipe.hset(keys.current, mapping={"version": version, f"sha256:{version}": checksum, **numbers})
+            pipe.hset(keys.stat, mapping=numbers)
+            if old:
+                pipe.hdel(keys.current, *(f"sha256:{number}" for number in old))
+                pipe.unlink(*map(keys.weights, old))
+
+        self._with_room(lambda: self._change(publish, keys.lease, keys.current))
+
+    def get_weights(self, newer_than: int = -1, version: int | None = None) -> tuple[int, bytes] | None:
+        keys = self._keys
+        with errors(self._url):
+            for _ in range(WEIGHTS_TRIES):  # again when newer weights pushed these out between the two requests
+                current = self._client.hgetall(keys.current)
+                wanted = int(current.get(b"version", -1)) if version is None else version
+                checksum = _checksums(current).get(wanted)
+                if checksum is None or (version is None and wanted <= newer_than):
+                    return None
+                blob = self._client.get(keys.weights(wanted))
+                if blob is not None and hashlib.sha256(blob).hexdigest() == checksum:
+                    return wanted, blob
+        raise DatabaseError(f"Weights version {wanted} of run {self.run} are missing or damaged on the server. The next publication replaces them.")
+
+    def acquire_lease(self, holder: str) -> bool:
+        lease, mine = self._keys.lease, False
+
+        def take(pipe: Any) -> None:
+            nonlocal mine
+            held = _text(pipe.get(lease))
+            mine = held in ("", holder) or holder_is_dead(held)
+            pipe.multi()
+            if mine:
+                pipe.set(lease, holder, px=int(1000 * LEASE_SECONDS))
+
+        self._change(take, lease)
+        return mine
+
+    def release_lease(self, holder: str) -> None:
+        lease = self._keys.lease
+
+        def free(pipe: Any) -> None:
+            held = _text(pipe.get(lease))
+            pipe.multi()
+            if held == holder:
+                pipe.unlink(lease)
+
+        self._change(free, lease)
+
+    def beat(self, worker: Worker) -> State:
+        return self.append([], worker=worker)
+
+    def leave(self, worker_id: str) -> None:
+        with errors(self._url):
+            self._client.hdel(self._keys.heartbeats, worker_id)
+
+    def workers(self) -> list[Worker]:
+        """Everyone heard of within `STALE_AFTER` seconds; who was not is removed (and back with the next heartbeat)."""
+        (beats,), _ = self._ask(lambda pipe: pipe.hgetall(self._keys.heartbeats))
+        everyone = {key: _worker(text, self._now()) for key, text in beats.items()}
+        stale = [key for key, worker in everyone.items() if worker is None or worker.seen >= STALE_AFTER]
+        if stale:
+            with errors(self._url):
+                self._client.hdel(self._keys.heartbeats, *stale)
+        return [worker for key, worker in everyone.items() if worker is not None and key not in stale]
+
+    def report(self, **numbers: Any) -> None:
+        check_report(numbers)
+        texts = {name: "" if number is None else str(_STAT[name](number)) for name, number in numbers.items()}
+        with errors(self._url), self._client.pipeline() as pipe:
+            if texts:
+                pipe.hset(self._keys.stat, mapping=texts)
+            if "capacity" in numbers:
+                pipe.xtrim(self._keys.sessions, maxlen=int(numbers["capacity"]), approximate=False)
+            pipe.execute()
+
+    def count(self, **numbers: int) -> None:
+        with errors(self._url), self._client.pipeline() as pipe:
+            for name, number in numbers.items():
+                pipe.hincrby(self._keys.stat, COUNTER + name, int(number))
+            pipe.execute()
+
+    def counters(self) -> dict[str, int]:
+        with errors(self._url):
+            stat = self._client.hgetall(self._keys.stat)
+        named = {name.decode(): int(number) for name, number in stat.items() if name.startswith(COUNTER.encode())}
+        return {name.removeprefix(COUNTER): number for name, number in named.items()}
+
+    def episodes(self, limit: int = 100) -> list[dict[str, Any]]:
+        return self._newest(self._keys.episodes, limit)
+
+    def log_metrics(self, row: Mapping[str, Any]) -> None:
+        with errors(self._url):
+            self._client.xadd(self._keys.metrics, {"row": _to_json(row)}, maxlen=LOG_KEPT, approximate=False)
+
+    def metrics(self, limit: int = 100) -> list[dict[str, Any]]:
+        return self._newest(self._keys.metrics, limit)
+
+    def size(self) -> dict[str, int]:
+        """`sessions` kept, and `bytes`: as many times the mean size of all sessions so far."""
+        with errors(self._url), self._client.pipeline() as pipe:
+            pipe.xlen(self._keys.sessions)
+            pipe.hmget(self._keys.stat, "inserted", "bytes")
+            kept, (inserted, size) = pipe.execute()
+        return {"sessions": kept, "bytes": round(kept * int(size or 0) / max(1, int(inserted or 0)))}
+
+    def _ask(self, add: Callable[[Any], object]) -> tuple[list[Any], State]:
+        """Runs what `add` queues and reads the State, all at one instant (MULTI); (replies to what was added, State)."""
+        keys = self._keys
+        with errors(self._url), self._client.pipeline() as pipe:
+            add(pipe)
+            pipe.hget(keys.meta, "epoch").hget(keys.current, "version").hmget(keys.stat, list(_STAT)).time()
+            *replies, epoch, version, numbers, (seconds, microseconds) = pipe.execute()
+        self._clock = seconds + microseconds * 1e-6 - time.monotonic()
+        known = {name: parse(text.decode()) for (name, parse), text in zip(_STAT.items(), numbers, strict=True) if text is not None}
+        state = State(epoch=_text(epoch), version=-1 if version is None else int(version), **known)
+        self._capacity = state.capacity
+        return replies, state
+
+    def _change(self, function: Callable[[Any], None], *watched: str) -> None:
+        """Reads, then `pipe.multi()`, then writes; from the start again when a watched key changed in between."""
+        with errors(self._url):
+            self._client.transaction(function, *watched)
+
+    def _with_room(self, write: Callable[[], T]) -> T:
+        """Runs a write. A full server drops a quarter of our sessions first: they are a cache, and it must not wedge."""
+        try:
+            return write()
+        except DatabaseError as error:
+            if not isinstance(error.__cause__, redis.OutOfMemoryError):
+                raise
+        with errors(self._url):
+            kept = self._client.xlen(self._keys.sessions) * 3 // 4
+            log.warning("The server is full; run %s keeps its newest %d sessions only.", self.run, kept)
+            self._client.xtrim(self._keys.sessions, maxlen=kept, approximate=False)
+        return write()
+
+    def _newest(self, stream: str, limit: int) -> list[dict[str, Any]]:
+        if limit <= 0:
+            return []
+        with errors(self._url):
+            entries = self._client.xrevrange(stream, count=limit)
+        return [json.loads(fields[b"row"]) for _, fields in reversed(entries)]
+
+    def _heartbeat(self, worker: Worker) -> str:
+        return _to_json({**dataclasses.asdict(worker), "at": self._now()})
+
+    def _now(self) -> float:
+        """The server's time in seconds, by our steady clock since its last reply."""
+        return time.monotonic() + (self._clock or 0.0)
+
+
+def open_database(
+    url: str, run: str, *, database: str | None = None, name: str = "tinyverse", timeout: float = 5.0
+) -> Database:
+    """The database of a run: on the Redis server at `url`, or the user's own class called with (url, run).
+
+    Args:
+        database: "module:Class" of a `Database` of the user's own.
+        name, timeout: as of `RedisDatabase`.
+
+    Raises:
+        SettingsError: the run's name, the URL or `database` cannot be used.
+    """
+    if not database:
+        return RedisDatabase(url, run, name=name, timeout=timeout)
+    module, _, attribute = database.partition(":")
+    try:
+        made = getattr(importlib.import_module(module), attribute)(url, run)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise SettingsError(f"--database {database} should be module:Class, called with (url, run): {error}") from error
+    if not isinstance(made, Database):
+        raise SettingsError(f"--database {database} made a {type(made).__name__}; it must inherit tinyverse.database.Database.")
+    return made
+
+
+def list_runs(client: redis.Redis) -> list[str]:
+    """The names of the runs on a server, sorted. `client` comes from `redis_server.connect`."""
+    names: Any = client.smembers(Keys.RUNS)
+    return sorted(name.decode() for name in names)
+
+
+def _check_size(size: int, what: str) -> None:
+    if size > LARGEST:
+        raise DatabaseError(f"{what} take {size >> 20} MiB; at most {LARGEST >> 20} MiB can be sent at once. Push fewer or shorter sessions.")
+
+
+def _checksums(current: Mapping[bytes, bytes]) -> dict[int, str]:
+    """{version: sha256} of the weights kept."""
+    return {int(name[7:]): text.decode() for name, text in current.items() if name.startswith(b"sha256:")}
+
+
+def _worker(text: bytes, now: float) -> Worker | None:
+    """The worker of a heartbeat; None when it makes no sense. Fields of other releases are passed over."""
+    try:
+        beat = json.loads(text)
+        return Worker(**{**{name: beat[name] for name in beat if name in _WORKER}, "seen": max(0.0, now - float(beat["at"]))})
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def _text(value: bytes | None) -> str:
+    return value.decode() if value else ""
+
+
+def _to_json(row: Mapping[str, Any]) -> str:
+    return json.dumps(dict(row), default=lambda value: value.item())  # NumPy's scalars become Python's
