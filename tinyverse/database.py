@@ -135,7 +135,8 @@ class Database(abc.ABC):
         """Up to `limit` sessions after position `after`, oldest first, and the State at that very instant.
 
         Fewer than `limit` means the end was reached: everything inserted so far was read or is gone.
-        Waits up to `wait` seconds for the first one. A position that was trimmed away reads from the oldest kept.
+        Waits up to `wait` seconds for the first one. A position that was trimmed away reads from the oldest kept; it
+        is good for one epoch.
         """
 
     # -- weights ------------------------------------------------------------------------------------------------

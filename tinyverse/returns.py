@@ -138,6 +138,6 @@ def _check(name: str, values: Tensor, **rows: Tensor) -> None:
         wrong["values"] = tuple(values.shape)
     if wrong or not steps:
         raise SpecError(
-            f"{name} got rewards of shape {tuple(rows['rewards'].shape)} with {wrong or 'no rows'}. It wants [T, B] with "
-            "T ≥ 1 for all, but [T+1, B] for values: the last row is the observation after the last step."
+            f"{name} got rewards of shape {tuple(rows['rewards'].shape)} with {wrong or 'no rows'}. It wants [T, B] "
+            "with T ≥ 1 for all, but [T+1, B] for values: the last row is the observation after the last step."
         )

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from tinyverse import nest
 from tinyverse.database import Database
 from tinyverse.errors import RunConflict, SettingsError, TinyverseError
 from tinyverse.session import SessionSpec
@@ -29,28 +29,32 @@ def agreement(experiment: str, settings: Mapping[str, Any], spec: SessionSpec) -
     return {"format": FORMAT, "experiment": experiment, "settings": json.dumps(dict(settings), default=str), "spec": spec.to_json()}
 
 
-def settings_of(meta: Mapping[str, str]) -> dict[str, Any]:
-    """The settings in a run's meta."""
-    return json.loads(meta["settings"])
+def agreed_of(meta: Mapping[str, str]) -> dict[str, Any]:
+    """{"experiment", "settings"} of a run's meta, as settings.json holds them too; {} of an empty one."""
+    if not meta:
+        return {}
+    if meta["format"] != FORMAT:
+        raise RunConflict(f"the run speaks format {meta['format']}, this tinyverse {FORMAT}: use one version everywhere.")
+    return {"experiment": meta["experiment"], "settings": json.loads(meta["settings"])}
 
 
-def check_agreement(name: str, meta: Mapping[str, str], experiment: str, given: Mapping[str, Any]) -> None:
+def check_agreed(name: str, agreed: Mapping[str, Any], experiment: str, given: Mapping[str, Any]) -> None:
     """Whether a worker of `experiment` with the settings in `given` may join the run.
 
     Raises:
-        RunConflict: another experiment, another format, or a setting that differs; names both.
+        RunConflict: another experiment, or a setting that differs; names both.
     """
-    if meta["format"] != FORMAT:
-        raise RunConflict(f"run {name} speaks format {meta['format']}, this tinyverse {FORMAT}: use one version everywhere.")
-    if meta["experiment"] != experiment:
+    if not agreed:
+        return
+    if agreed["experiment"] != experiment:
         raise RunConflict(
-            f"run {name} belongs to the experiment {meta['experiment']}, this is {experiment}: give this one its own --name."
+            f"run {name} belongs to the experiment {agreed['experiment']}, this is {experiment}: give this one its own --name."
         )
-    agreed = settings_of(meta)
     for key, value in json.loads(json.dumps(dict(given), default=str)).items():
-        if key in agreed and agreed[key] != value:
+        if agreed["settings"].get(key, value) != value:
             raise RunConflict(
-                f"run {name} was made with {key}={agreed[key]}, this asks for {key}={value}: leave -o {key} out to join it, or choose another --name."
+                f"run {name} was made with {key}={agreed['settings'][key]}, this asks for {key}={value}: leave it out to join, "
+                "choose another --name, or start anew with train --fresh."
             )
 
 
@@ -110,6 +114,10 @@ class RunFolder:
             old.unlink()
         return path
 
+    def newest(self) -> Path | None:
+        """The newest checkpoint's file."""
+        return (self._files() or [None])[-1]
+
     def load(self) -> dict[str, Any] | None:
         """The newest checkpoint that can be read, or None. Local files only, and nothing in them is executed."""
         for file in reversed(self._files()):
@@ -123,23 +131,21 @@ class RunFolder:
         return sorted(self.checkpoints.glob("update-*.pt")) if self.checkpoints.exists() else []
 
 
-def load_weights_file(path: Path) -> dict[str, Any]:
-    """The published weights inside a checkpoint file.
+def load_weights_file(path: Path) -> tuple[int, dict[str, Any]]:
+    """(version, arrays by name) of the weights inside a checkpoint file.
 
     Raises:
         SettingsError: it is no checkpoint.
     """
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True)
-        return {name: tensor.numpy() for name, tensor in contents["weights"].items()}
+        return contents["version"], {name: tensor.numpy() for name, tensor in contents["weights"].items()}
     except (OSError, KeyError, RuntimeError, EOFError, ValueError, TinyverseError) as error:
         raise SettingsError(f"{path} is no checkpoint of a trainer ({type(error).__name__}).") from None
 
 
 def _plain(contents: Any) -> Any:
     """Arrays as tensors: what `weights_only` reading accepts."""
-    import numpy as np
-
     def convert(value: Any) -> Any:
         if isinstance(value, np.ndarray):
             return torch.from_numpy(value.copy())

@@ -1,4 +1,4 @@
-"""TorchAgent: an agent made of a PyTorch network. NumPy outside, tensors inside, the network shared with the learner."""
+"""TorchAgent: an agent made of a PyTorch network: NumPy outside, tensors inside, the network shared with a learner."""
 
 from __future__ import annotations
 
@@ -30,25 +30,27 @@ class Network(Protocol):
 class TorchAgent(Agent):
     """Acts by a network: samples from its policy, or takes the most likely action.
 
-    Extras are `behaviour_log_prob` [n] and, where one Discrete action is chosen, `behaviour_logits` [n, A]. Actions of a
-    Box are the raw samples, which the log-probability belongs to; the pool clips them to the bounds at the
+    Extras are `behaviour_log_prob` [n] and, where one Discrete action is chosen, `behaviour_logits` [n, A]. Actions of
+    a Box are the raw samples, which the log-probability belongs to; the pool clips them to the bounds at the
     environment's door.
     """
 
     def __init__(self, network: Any, device: str | torch.device = "cpu") -> None:
-        self.network = network
-        self.to(device=device)
+        self.network = network.to(device)
+        self.generator = torch.Generator(self.device)
+        self.generator.seed()  # every agent its own; a new generator has always the same seed
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> TorchAgent:
-        """Moves the network; a player on a CPU with bfloat16 acts about 1.5 times as fast with a copy in it."""
+        """Moves the network; a player on a CPU with bfloat16 acts about 1.6 times as fast with a copy in it."""
         self.network.to(device=device, dtype=dtype)
-        self.generator = torch.Generator(self.device)
+        if self.generator.device != self.device:
+            self.generator = torch.Generator(self.device).manual_seed(self.generator.initial_seed())
         return self
 
     @property
     def device(self) -> torch.device:
         """Where the network is."""
-        return next(self.network.parameters()).device
+        return torch.device(next(self.network.parameters()).device)
 
     def seed(self, seed: int) -> None:
         self.generator.manual_seed(seed)

@@ -91,6 +91,7 @@ class Trainer:
         self._caught_up = False
         self._newest_of: dict[str, int] = {}  # player -> its newest sequence number
         self._checkpointed = -1
+        self._began = time.monotonic()
         self.must_publish = False
 
     # -- coming and going ---------------------------------------------------------------------------------------
@@ -247,6 +248,7 @@ class Trainer:
     def beat(self) -> State:
         """A heartbeat."""
         worker = self.worker
+        worker.uptime = time.monotonic() - self._began
         worker.steps, worker.steps_per_second = self.step_count, self.step_rate.per_second()
         worker.version, worker.lag = self.version, self.lag
         worker.waits_for, worker.waits_seconds = self.waiting.reason, self.waiting.seconds

@@ -65,7 +65,7 @@ class VTrace(TorchLearner):
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss to descend from, and metrics as 0-d tensors without gradient."""
-        network = self.agent.network
+        network, mask = self.agent.network, batch.mask
         outputs, _ = network(batch.observations, batch.initial_memory, batch.first)
         policy = network.distribution(nest.map(lambda rows: rows[:-1], outputs.policy))
         values = outputs.values.float()
@@ -76,12 +76,12 @@ class VTrace(TorchLearner):
         rewards, discounts = batch.rewards.clamp(-clip, clip), batch.discounts(self.discount)
         targets, advantages = returns.vtrace(log_rhos, rewards, discounts, batch.traces, values, **self.clips)
         if self.normalize_advantages:
-            advantages = losses.normalize(advantages, batch.mask)
+            advantages = losses.normalize(advantages, mask)
 
-        mask, rows = batch.mask * batch.weights, batch.mask.sum().clamp(min=1)
-        policy_loss = losses.policy_gradient(log_probs, advantages, mask) / rows
-        value_loss = losses.value(values[:-1], targets, mask) / rows
-        entropy_loss = losses.entropy(entropies, mask) / rows
+        weights, rows = mask * batch.weights, mask.sum().clamp(min=1)
+        policy_loss = losses.policy_gradient(log_probs, advantages, weights) / rows
+        value_loss = losses.value(values[:-1], targets, weights) / rows
+        entropy_loss = losses.entropy(entropies, weights) / rows
         loss = policy_loss + self.value_cost * value_loss + self.entropy_cost * entropy_loss
 
         metrics = {
@@ -89,9 +89,9 @@ class VTrace(TorchLearner):
             "loss/value": value_loss,
             "loss/entropy": entropy_loss,
             "loss/total": loss,
-            "policy/entropy": losses.masked_mean(entropies, batch.mask),
-            "vtrace/mean_rho": losses.masked_mean(log_rhos.exp().clamp(max=self.clips["clip_rho"]), batch.mask),
-            "value/explained_variance": explained_variance(values[:-1], targets, batch.mask),
+            "policy/entropy": losses.masked_mean(entropies, mask),
+            "vtrace/mean_rho": losses.masked_mean(log_rhos.exp().clamp(max=self.clips["clip_rho"]), mask),
+            "value/explained_variance": explained_variance(values[:-1], targets, mask),
         }
         return loss, {name: metric.detach() for name, metric in metrics.items()}
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import cv2
 import gymnasium
@@ -115,7 +116,7 @@ class AtariGame(gymnasium.Env):
         self.ale, self.render_mode = ale_py.ALEInterface(), render_mode
         self.ale.setFloat("repeat_action_probability", repeat_action_probability)
         self.ale.setBool("display_screen", render_mode == "human")
-        self._rom: Any = ale_py.roms.get_rom_path(name)
+        self._rom = cast(Path, ale_py.roms.get_rom_path(name))
         self._max_num_frames, self._noop_max = max_num_frames, noop_max
         self.ale.loadROM(self._rom)
         self._actions = self.ale.getLegalActionSet() if full_action_space else self.ale.getMinimalActionSet()

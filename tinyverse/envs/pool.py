@@ -81,36 +81,43 @@ class GamePool(Pool):
         self._door = _Door(self.action_space, num_games)
         self._rewards = np.zeros(num_games, np.float32)
         self._terminated, self._truncated = np.zeros(num_games, bool), np.zeros(num_games, bool)
+        self._ended = [False] * num_games
 
     def reset(self, seed: int | None = None) -> nest.Tree:
         for game, sequence in enumerate(np.random.SeedSequence(seed).spawn(self.num_games)):
             self._begin(game, _as_int(sequence))
+        self._ended = [False] * self.num_games
         return self._observations
 
     def step(self, actions: nest.Tree) -> Step:
         columns = self._door.columns(actions)
-        for game, env in enumerate(self._envs):
-            if self._terminated[game] or self._truncated[game]:
-                self._begin(game)
-            else:
-                action = nest.map(lambda column, game=game: column[game], columns)
-                self._store(game, *_five(env.step(action)))
+        rows = [self._begin(game) if ended else self._step(game, columns) for game, ended in enumerate(self._ended)]
+        self._rewards[:], self._terminated[:], self._truncated[:] = zip(*rows, strict=True)
+        self._ended = (self._terminated | self._truncated).tolist()
         return Step(self._observations, self._rewards, self._terminated, self._truncated)
 
     def close(self) -> None:
         for env in self._envs:
             env.close()
 
-    def _begin(self, game: int, seed: int | None = None) -> None:
-        self._store(game, _reset(self._envs[game], seed), 0.0, False, False)
+    def _begin(self, game: int, seed: int | None = None) -> tuple[float, bool, bool]:
+        self._store(game, _reset(self._envs[game], self._spec, seed))
+        return 0.0, False, False
 
-    def _store(self, game: int, observation: nest.Tree, reward: float, terminated: bool, truncated: bool) -> None:
-        if not isinstance(reward, (float, int)) and np.ndim(reward):
-            raise SpecError(
-                f"the environment's reward has shape {np.shape(reward)}; a reward is one number. Return float(reward)."
-            )
-        nest.map(lambda batch, part: batch.__setitem__(game, part), self._observations, _fit(self._spec, observation))
-        self._rewards[game], self._terminated[game], self._truncated[game] = reward, terminated, truncated
+    def _step(self, game: int, columns: nest.Tree) -> tuple[float, bool, bool]:
+        result = self._envs[game].step(nest.map(lambda column: column[game], columns))
+        observation, reward, terminated, truncated = _four(result)
+        self._store(game, observation)
+        return _number(reward), terminated, truncated
+
+    def _store(self, game: int, observation: nest.Tree) -> None:
+        def store(wanted: _Array, batch: np.ndarray, part: Any) -> None:
+            batch[game] = _fit_leaf(wanted, part)
+
+        try:
+            nest.map(store, self._spec, self._observations, observation)
+        except (LookupError, TypeError, ValueError):
+            raise _unlike(observation) from None
 
 
 class VectorPool(Pool):
@@ -234,14 +241,11 @@ def _spec(space: Any, batch: tuple[int, ...]) -> nest.Tree:
 
 
 def _fit(spec: nest.Tree, observation: nest.Tree) -> nest.Tree:
-    """The observation as arrays, in the order of `spec`; a SpecError if they differ from it."""
+    """The observation as arrays; a SpecError if they differ from `spec`."""
     try:
         return nest.map(_fit_leaf, spec, observation)
     except (LookupError, TypeError, ValueError):
-        raise SpecError(
-            f"the environment's observation is {_article(observation)} that is not built like its observation_space. "
-            "Its Dict is a dict with the same keys, its Tuple a tuple of the same length."
-        ) from None
+        raise _unlike(observation) from None
 
 
 def _fit_leaf(wanted: _Array, part: Any) -> np.ndarray:
@@ -254,19 +258,47 @@ def _fit_leaf(wanted: _Array, part: Any) -> np.ndarray:
     raise SpecError(f"the environment's observation is {got}, its observation_space is {wanted}. Change one of them.")
 
 
-def _reset(env: Any, seed: int | None) -> nest.Tree:
-    """The first observation of an episode, of Gymnasium's reset or of old gym's."""
-    takes = inspect.signature(getattr(env, "unwrapped", env).reset).parameters
-    seeded = seed is not None and ("seed" in takes or any(p.kind is p.VAR_KEYWORD for p in takes.values()))
-    if seed is not None and not seeded and hasattr(env, "seed"):
+def _unlike(observation: nest.Tree) -> SpecError:
+    return SpecError(
+        f"the environment's observation is {_article(observation)} that is not built like its observation_space: "
+        "wanted arrays, for a Dict a dict with its keys, for a Tuple a tuple of its length."
+    )
+
+
+def _number(reward: Any) -> float:
+    if isinstance(reward, (float, int)) or not np.ndim(reward):
+        return float(reward)
+    raise SpecError(f"the environment's reward has shape {list(np.shape(reward))}, wanted one number. Return a float.")
+
+
+def _reset(env: Any, spec: nest.Tree, seed: int | None) -> nest.Tree:
+    """The first observation of an episode, from Gymnasium's reset or old gym's."""
+    if seed is None:
+        result = env.reset()
+    elif _takes_seed(env):
+        result = env.reset(seed=seed)
+    else:
         env.seed(seed)
-    result = env.reset(seed=seed) if seeded else env.reset()
+        result = env.reset()
     pair = isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)
-    return result[0] if pair and not env.observation_space.contains(result) else result
+    return result[0] if pair and not _is_like(spec, result) else result
 
 
-def _five(result: Any) -> tuple[nest.Tree, float, bool, bool]:
-    """Observation, reward, terminated and truncated, of Gymnasium's step or of old gym's."""
+def _takes_seed(env: Any) -> bool:
+    parameters = inspect.signature(getattr(env, "unwrapped", env).reset).parameters.values()
+    return any(p.name == "seed" or p.kind is p.VAR_KEYWORD for p in parameters) or not hasattr(env, "seed")
+
+
+def _is_like(spec: nest.Tree, thing: Any) -> bool:
+    """Whether an (observation, info) pair could as well be an observation of a Tuple space."""
+    try:
+        return isinstance(spec, tuple) and _fit(spec, thing) is not None
+    except SpecError:
+        return False
+
+
+def _four(result: Any) -> tuple[nest.Tree, Any, bool, bool]:
+    """Observation, reward, terminated and truncated, from Gymnasium's step or old gym's."""
     if len(result) == 5:
         return result[:4]
     observation, reward, done, info = result

@@ -72,7 +72,10 @@ class VideoWriter:
     def _open(self, frame: np.ndarray) -> None:
         self._shape = frame.shape
         height, width = _drawn(frame).shape[:2]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise TinyverseError(f"{self.path.parent} cannot be made a folder for videos: {error.strerror}.") from None
         self._writer = cv2.VideoWriter(str(self._partial), cv2.VideoWriter.fourcc(*"VP80"), self.fps, (width, height))
         if not self._writer.isOpened():
             raise TinyverseError(

@@ -19,7 +19,7 @@ from tinyverse.networks.trunks import Identity, orthogonal
 
 
 class Stage(nn.Module):
-    """A part of a network that sees time. A subclass defines `build`, `forward` and, if it remembers, `initial_memory`."""
+    """A part of a network that sees time. Subclasses define `build`, `forward` and, if they remember, `initial_memory`."""
 
     def build(self, shape: tuple[int, ...], dtype: torch.dtype) -> int:
         """Makes the layers for one observation's shape and dtype; returns the number of features."""
@@ -38,7 +38,7 @@ class FeedForward(Stage):
 
     def __init__(self, module: nn.Module | None = None) -> None:
         super().__init__()
-        self.module = Identity() if module is None else module
+        self.module: Any = Identity() if module is None else module
 
     def build(self, shape: tuple[int, ...], dtype: torch.dtype) -> int:
         if hasattr(self.module, "build"):
@@ -65,7 +65,7 @@ class LSTM(Stage):
         return {name: torch.zeros(n, self.size, device=device) for name in ("h", "c")}
 
     def forward(self, x: Tensor, memory: nest.Tree, first: Tensor) -> tuple[Tensor, nest.Tree]:
-        dtype = self.lstm.weight_hh_l0.dtype
+        dtype = next(self.lstm.parameters()).dtype
         x, state = x.flatten(2).to(dtype), (memory["h"][None].to(dtype), memory["c"][None].to(dtype))
         kept = (~first).to(dtype)[..., None]
         outputs = []

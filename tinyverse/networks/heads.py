@@ -78,7 +78,7 @@ class MultiCategorical:
 
 
 class DiagonalGaussian:
-    """Independent normal numbers, not bounded: the pool clips at the environment's door, and learning sees the raw ones.
+    """Independent normal numbers without bounds: the pool clips at the environment's door, learning sees the raw ones.
 
     `mean` and `log_std` are […, D]; actions are […, *shape] with D entries.
     """
@@ -105,7 +105,7 @@ class DiagonalGaussian:
 
 
 class Joint:
-    """A tree of independent actions: log-probabilities add. `parts` are in the order of `names`, dotted as in `nest`."""
+    """A tree of independent actions: log-probabilities add. `parts` have the order of `names`, dotted as in `nest`."""
 
     def __init__(self, names: Sequence[str], parts: Sequence[Distribution]) -> None:
         self.names, self.parts = names, parts
@@ -200,8 +200,8 @@ def head_for(space: Any, features: int) -> Head:
     if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
         return GaussianHead(space, features)
     raise SettingsError(
-        f"No head for the action space {space}. Discrete, MultiDiscrete, MultiBinary, Box of floats, and Dict and Tuple "
-        "of these have one; for another give ModularNetwork(head=…)."
+        f"No head for the action space {space}. Discrete, MultiDiscrete, MultiBinary, Box of floats, and Dict and "
+        "Tuple of these have one; for another give ModularNetwork(head=…)."
     )
 
 

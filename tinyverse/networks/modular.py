@@ -35,12 +35,16 @@ class ModularNetwork(nn.Module):
     Args:
         observation_space, action_space: of one game (Gymnasium). Discrete leaves of observations become one-hot.
         trunk: a module [N, …] → [N, D], or a `Stage`, for the only leaf; or a dict of them by leaf name ("image",
-            "pair.0"). A leaf without one gets NatureConv where it is an image of at least 36 × 36 bytes, else MLP(64, 64).
+            "pair.0"). A leaf without one gets NatureConv if it is an image of 36 × 36 bytes or more, else MLP(64, 64).
         body: the same, for the embeddings side by side; none: they are the features.
         head: `head(space, features)` makes the policy head of one leaf of the action space.
     Raises:
         SettingsError: two ends do not fit; the message names both.
     """
+
+    encoders: Any  # lists of modules, whose items a type checker would take for any module
+    trunks: Any
+    heads: Any
 
     def __init__(
         self,
@@ -136,11 +140,15 @@ def _trunks(leaves: dict[str, Any], trunk: nn.Module | Mapping[str, nn.Module] |
         return {}
     if isinstance(trunk, Mapping):
         for name in trunk.keys() - leaves.keys():
-            raise SettingsError(f"There is a trunk for {name!r}, but the observations are {', '.join(leaves) or 'no tree'}.")
+            raise SettingsError(f"There is a trunk for {name!r}, but the observations are {_names(leaves)}.")
         return trunk
     if len(leaves) > 1:
-        raise SettingsError(f"One trunk was given for {len(leaves)} observations. Give a dict by name: {', '.join(leaves)}.")
+        raise SettingsError(f"One trunk for {len(leaves)} observations. Give a dict by name: {_names(leaves)}.")
     return dict.fromkeys(leaves, trunk)
+
+
+def _names(leaves: dict[str, Any]) -> str:
+    return ", ".join(leaves) or "no tree"
 
 
 def _encoder(space: Any) -> nn.Module:

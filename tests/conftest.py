@@ -1,0 +1,24 @@
+"""What several test files share: one real server, started on first use and gone with the test process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tinyverse.redis_server import Server, private_server
+
+pytest.register_assert_rewrite("database_contract")
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[Server]:
+    """A private server; its socket lies in a short folder under /tmp."""
+    with private_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis_url(redis_server: Server) -> str:
+    """The URL of a private server, for the restricted user every worker is."""
+    return redis_server.url

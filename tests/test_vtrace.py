@@ -1,0 +1,221 @@
+"""VTrace: the loss written out row by row, what it must not see, and that it learns."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from tinyverse import nest, returns
+from tinyverse.algorithms import VTrace
+from tinyverse.batch import Batch
+from tinyverse.networks import LSTM, MLP, ModularNetwork
+from tinyverse.torch_agent import TorchAgent
+
+torch.set_num_threads(1)
+
+LENGTH = 3  # of the chain
+OBSERVED = spaces.Discrete(LENGTH + 1)
+
+
+class Chains:
+    """B games of a corridor: action 1 goes on and earns 1 at its end, action 0 gives up and earns nothing.
+
+    Ends as NEXT_STEP does: a reset row after every end. A step outside the corridor is never rewarded.
+    """
+
+    def __init__(self, games):
+        self.place, self.resetting = np.zeros(games, np.int64), np.zeros(games, bool)
+
+    def step(self, actions):
+        alive = ~self.resetting
+        self.place = np.where(alive, self.place + (actions == 1), 0)
+        rewards = (alive & (self.place == LENGTH)).astype(np.float32)
+        terminated = alive & ((actions == 0) | (self.place == LENGTH))
+        self.resetting = terminated
+        return self.place.copy(), rewards, terminated, alive
+
+
+def play(agent, games, steps, chains=None):
+    chains = chains or Chains(games)
+    memory, first = agent.initial_memory(games), np.zeros(games, bool)
+    beginning, observations, rows = nest.map(torch.clone, memory), [chains.place.copy()], []
+    for _ in range(steps):
+        actions, memory, extras = agent.act(observations[-1], memory, first)
+        place, rewards, terminated, alive = chains.step(actions)
+        first = ~alive
+        observations.append(place)
+        rows.append((actions, rewards, terminated, alive, extras["behaviour_log_prob"]))
+    actions, rewards, terminated, alive, log_probs = (
+        torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True)
+    )
+    return Batch(
+        observations=torch.from_numpy(np.stack(observations)),
+        actions=actions,
+        rewards=rewards,
+        terminated=terminated,
+        truncated=torch.zeros_like(terminated),
+        alive=alive,
+        initial_memory=beginning,
+        extras={"behaviour_log_prob": log_probs},
+        weights=torch.ones(games),
+        lag=torch.zeros(games),
+        slots=torch.arange(games),
+    )
+
+
+def agent_of(**parts):
+    torch.manual_seed(0)
+    agent = TorchAgent(ModularNetwork(OBSERVED, spaces.Discrete(2), **(parts or {"trunk": MLP(16)})))
+    agent.seed(0)
+    return agent
+
+
+@pytest.fixture
+def agent():
+    return agent_of()
+
+
+@pytest.fixture
+def batch(agent):
+    """With lag: another agent's log-probabilities."""
+    batch = play(agent, games=8, steps=10)
+    batch.extras["behaviour_log_prob"] += 0.7 * torch.randn(10, 8, generator=torch.Generator().manual_seed(0))
+    return batch
+
+
+@pytest.mark.parametrize("parts", [{"trunk": MLP(16)}, {"body": LSTM(16)}], ids=["mlp", "lstm"])
+@pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
+def test_it_learns_to_walk_the_chain_from_lagging_players(parts, optimizer):
+    agent = agent_of(**parts)
+    player, chains = copy.deepcopy(agent), Chains(16)
+    learner = VTrace(agent, learning_rate=0.01, optimizer=optimizer, entropy_cost=0.003, max_grad_norm=1.0)
+    before = play(agent, 16, 20)
+    for update in range(120):
+        if update % 4 == 0:
+            player.set_weights(learner.get_weights())
+        learner.train_step(play(player, 16, 20, Chains(16)))
+    after = play(agent, 16, 20, chains)
+    assert before.rewards.sum() / before.alive.sum() < 0.15
+    assert after.rewards.sum() / after.alive.sum() > 0.9 / LENGTH
+    values = agent.network(torch.arange(LENGTH)[:1, None], agent.initial_memory(1), torch.zeros(1, 1).bool())[0].values
+    assert values.item() == pytest.approx(0.99 ** (LENGTH - 1), abs=0.15)
+
+
+def test_the_loss_is_the_mean_over_rows_that_happened(agent, batch):
+    batch.burn_in, batch.weights = 2, torch.rand(8)
+    learner = VTrace(
+        agent, discount=0.9, value_cost=0.3, entropy_cost=0.2, clip_rho=1.5, clip_pg_rho=1.2, reward_clip=0.5
+    )
+    loss, metrics = learner.loss(batch)
+    outputs, _ = agent.network(batch.observations, (), batch.first)
+    logits, values = outputs.policy[0].log_softmax(-1), outputs.values
+    rhos = (logits[:-1].gather(-1, batch.actions[..., None])[..., 0] - batch.extras["behaviour_log_prob"]).exp()
+    common = batch.rewards.clamp(max=0.5), 0.9 * (~batch.terminated).float(), (~batch.terminated).float(), values
+    targets = returns.vtrace(rhos.log(), *common, clip_rho=1.5, clip_pg_rho=1.2)
+    total, count = 0.0, 0
+    for t in range(2, 10):
+        for b in range(8):
+            if batch.alive[t, b]:
+                row = -logits[t, b, batch.actions[t, b]] * targets.advantages[t, b]
+                row += 0.3 * 0.5 * (targets.values[t, b] - values[t, b]) ** 2
+                row += 0.2 * (logits[t, b].exp() * logits[t, b]).sum()
+                total, count = total + (batch.weights[b] * row).item(), count + 1
+    assert 0 < count < 64
+    assert loss.item() == pytest.approx(total / count, rel=1e-4)
+    assert metrics["loss/total"].item() == loss.item()
+
+
+def test_targets_and_ratios_carry_no_gradient(agent, batch):
+    """The gradient is that of the loss with V-trace's results written in as numbers."""
+    learner = VTrace(agent, reward_clip=None)
+    learner.loss(batch)[0].backward()
+    got = [parameter.grad.clone() for parameter in agent.network.parameters()]
+    agent.network.zero_grad()
+    outputs, _ = agent.network(batch.observations, (), batch.first)
+    policy = agent.network.distribution((outputs.policy[0][:-1],))
+    log_probs, values = policy.log_prob(batch.actions), outputs.values
+    log_rhos = torch.tensor((log_probs - batch.extras["behaviour_log_prob"]).tolist())
+    numbers = torch.tensor(values.tolist())
+    result = returns.vtrace(log_rhos, batch.rewards, batch.discounts(0.99), batch.traces, numbers)
+    rows = -log_probs * result.advantages + 0.25 * (result.values - values[:-1]) ** 2 - 0.01 * policy.entropy()
+    rows[batch.alive].mean().backward()
+    for mine, parameter in zip(got, agent.network.parameters(), strict=True):
+        torch.testing.assert_close(mine, parameter.grad, atol=1e-6, rtol=1e-4)
+
+
+def test_reset_rows_teach_nothing(agent, batch):
+    """Whatever was chosen, and however likely, on a row that did not happen: the gradient is the same to the bit."""
+    learner, gradients = VTrace(agent), []
+    for poison in (0.0, 5.0):
+        batch.actions = torch.where(batch.alive, batch.actions, int(poison > 0))
+        batch.extras["behaviour_log_prob"] = torch.where(batch.alive, batch.extras["behaviour_log_prob"], -poison)
+        agent.network.zero_grad()
+        learner.loss(batch)[0].backward()
+        gradients.append([parameter.grad.clone() for parameter in agent.network.parameters()])
+    assert not batch.alive.all()
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_a_joint_action_is_clipped_as_a_whole():
+    """Two parts with ratios e^2 and e^-2 have the ratio 1; the mean of clipped ones would be 0.57."""
+    torch.manual_seed(0)
+    space = spaces.Tuple([spaces.Discrete(2), spaces.Discrete(2)])
+    agent = TorchAgent(ModularNetwork(OBSERVED, space))
+    steps, games = 4, 3
+    batch = play(agent_of(), games, steps)
+    batch.actions = (batch.actions, 1 - batch.actions)
+    outputs, _ = agent.network(batch.observations, (), batch.first)
+    parts = agent.network.distribution(tuple(leaf[:-1] for leaf in outputs.policy)).parts
+    one, other = (part.log_prob(leaf).detach() for part, leaf in zip(parts, batch.actions, strict=True))
+    batch.extras["behaviour_log_prob"] = (one - 2) + (other + 2)
+    assert VTrace(agent).loss(batch)[1]["vtrace/mean_rho"].item() == pytest.approx(1, abs=1e-5)
+
+
+def test_metrics(agent, batch):
+    learner = VTrace(agent)
+    metrics = learner.train_step(batch)
+    assert set(metrics) == {
+        "loss/policy",
+        "loss/value",
+        "loss/entropy",
+        "loss/total",
+        "grad_norm",
+        "policy/entropy",
+        "vtrace/mean_rho",
+        "value/explained_variance",
+    }
+    assert all(metric.ndim == 0 and not metric.requires_grad and metric.isfinite() for metric in metrics.values())
+    assert 0 < metrics["vtrace/mean_rho"] < 1
+    assert metrics["policy/entropy"].item() == pytest.approx(np.log(2), abs=0.01)
+
+
+def test_settings_change_the_update(agent, batch):
+    batch.rewards *= 3
+    base = {"loss/total": VTrace(agent).loss(batch)[0].item()}
+    for name, setting in {
+        "discount": 0.5,
+        "value_cost": 2.0,
+        "entropy_cost": 1.0,
+        "clip_rho": 0.5,
+        "clip_pg_rho": 0.5,
+        "lambda_": 0.5,
+        "reward_clip": None,
+        "normalize_advantages": True,
+    }.items():
+        base[name] = VTrace(agent, **{name: setting}).loss(batch)[0].item()
+    assert len(set(base.values())) == len(base)
+    assert VTrace(agent, total_updates=10, learning_rate=1.0).optimizer.total_updates == 10
+
+
+def test_autocast_learns_the_same_direction(agent, batch):
+    learner, gradients = VTrace(agent), []
+    for enabled in (False, True):
+        agent.network.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss, _ = learner.loss(batch)
+            assert loss.dtype == torch.float32
+            loss.backward()
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in agent.network.parameters()]))
+    assert torch.cosine_similarity(*gradients, dim=0) > 0.99

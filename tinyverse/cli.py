@@ -1,0 +1,414 @@
+"""The door: `tinyverse EXPERIMENT VERB [options]`. Reads words, calls `verbs`, prints; nothing else happens here.
+
+Usage errors exit 2, run errors 1. Whatever is slow to import (torch, gymnasium) is imported after the options are
+read, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import sys
+from collections.abc import Callable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tinyverse import __version__, machine
+from tinyverse.errors import ExperimentError, SettingsError, TinyverseError
+
+if TYPE_CHECKING:
+    from tinyverse.verbs import Asked, Learning
+
+VERBS = ("play", "train", "eval", "run", "local", "info", "check", "stop", "clear")
+GLOBALS = ("server",)
+Command = Callable[..., Any]
+
+USAGE = """\
+tinyverse EXPERIMENT VERB [options]
+
+EXPERIMENT is a file (atari.py), a module (my.games.pong), or a packaged example (atari, cartpole, catch, tabular).
+
+\b
+  tinyverse cartpole run --players 1     play and train on this machine, with one command
+  tinyverse atari.py play -b 8           step 8 games; as often as you like, on as many machines as you like
+  tinyverse atari.py train -b 16         learn from what players push
+  tinyverse atari.py eval -n 5           whole games: mean ± standard error, and a video in ./records
+  tinyverse catch.py local               play and train in one process, without a server
+  tinyverse atari.py info                who does what, and what each waits for
+  tinyverse atari.py check | stop | clear
+  tinyverse server start | stop | status
+  tinyverse info                         the runs on the server
+
+Add --help after a verb for its options.
+"""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The console script. Never returns."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    machine.prepare()
+    try:
+        experiment, words = _sort_out(words)
+        code = verbs.main(args=words, prog_name="tinyverse" + (f" {experiment}" if experiment else ""), obj=experiment, standalone_mode=False)
+    except click.exceptions.Abort:
+        _fail("stopped.", 130)
+    except click.UsageError as error:
+        error.show()
+        sys.exit(2)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except SettingsError as error:
+        _fail(str(error), 2)
+    except TinyverseError as error:
+        _fail(str(error), 1)
+    except KeyboardInterrupt:
+        _fail("stopped.", 130)
+    except Exception as error:
+        from tinyverse.loader import is_theirs, user_traceback
+
+        if not is_theirs(error):
+            raise
+        _fail(f"the experiment raised {type(error).__name__}:\n{user_traceback(error)}", 1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"tinyverse: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _sort_out(words: list[str]) -> tuple[str, list[str]]:
+    """(experiment, verb and options): the experiment is lifted out of the front."""
+    if not words or words[0] in ("-h", "--help"):
+        print(USAGE.replace("\b\n", ""), end="")
+        sys.exit(0 if words else 2)
+    if words[0] == "--version":
+        print(f"tinyverse {__version__}")
+        sys.exit(0)
+    if words[0].startswith("-"):
+        raise click.UsageError(f"options belong behind the verb: tinyverse EXPERIMENT VERB {words[0]} …")
+    if words[0] in GLOBALS or (words[0] == "info" and (len(words) == 1 or words[1].startswith("-"))):
+        return "", words
+    if words[0] in VERBS:
+        if len(words) > 1 and not words[1].startswith("-"):  # the first two words swapped
+            return words[1], [words[0], *words[2:]]
+        raise click.UsageError(f"which experiment? For example: tinyverse atari.py {words[0]}")
+    if len(words) == 1:
+        raise click.UsageError(f"{words[0]} and then what? For example: tinyverse {words[0]} run. Verbs: {', '.join(VERBS)}.")
+    if words[1] not in (*VERBS, "-h", "--help"):
+        if words[1].startswith("-"):
+            raise click.UsageError(f"options belong behind the verb: tinyverse {words[0]} VERB {words[1]} … Verbs: {', '.join(VERBS)}.")
+        close = get_close_matches(words[1], VERBS, 1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        raise click.UsageError(f"there is no verb {words[1]!r}.{hint} Verbs: {', '.join(VERBS)}.")
+    return words[0], words[1:]
+
+
+# -- options --------------------------------------------------------------------------------------------------------
+
+
+def _decorated(function: Command, decorators: list[Callable[[Command], Command]]) -> Command:
+    for decorate in reversed(decorators):
+        function = decorate(function)
+    return function
+
+
+def common(function: Command) -> Command:
+    """The options of every verb, gathered into one `Asked`."""
+
+    @click.pass_obj
+    @functools.wraps(function)
+    def wrapped(
+        experiment: str, /, redis: str | None, host: str | None, port: int | None, password: str | None, database: str | None,
+        name: str | None, seed: int | None, options: tuple[str, ...], config: Path | None, verbose: int, quiet: bool, **rest: Any,
+    ) -> Any:  # fmt: skip
+        from tinyverse.verbs import Asked
+
+        logging.basicConfig(level=logging.DEBUG if verbose > 1 else logging.INFO if verbose else logging.WARNING, format="%(name)s: %(message)s")
+        if password and any(word.startswith("--password") for word in sys.argv):
+            print("tinyverse: a password on the command line is seen by everyone on this machine; TINYVERSE_PASSWORD is not.", file=sys.stderr)
+        asked = Asked(
+            experiment, name or "", _settings(config, options), redis=redis, host=host, port=port, password=password,
+            database=database, seed=seed, quiet=quiet,
+        )  # fmt: skip
+        return function(asked, **rest)
+
+    return _decorated(wrapped, [
+        click.option("--redis", metavar="URL", help="The server, e.g. redis://host:6379/0, rediss:// with TLS, unix://. [env: TINYVERSE_REDIS_URL, REDIS_URL]"),
+        click.option("--host", help="The server's host (as --redis redis://HOST:PORT/0)."),
+        click.option("--port", type=int, help="The server's port [6379]."),
+        click.option("--password", envvar="TINYVERSE_PASSWORD", help="The server's password; better in the URL's environment variable."),
+        click.option("--database", metavar="MODULE:CLASS", help="A Database class of your own instead of Redis."),
+        click.option("--name", "--key-prefix", "name", help="The run's name [the experiment's name]."),
+        click.option("--seed", type=int, help="Makes a worker's random numbers repeatable."),
+        click.option("-o", "options", multiple=True, metavar="NAME=VALUE", help="A setting: an argument of make_experiment."),
+        click.option("--config", type=click.Path(path_type=Path), help="Settings from a TOML file; -o goes before it."),
+        click.option("-v", "--verbose", count=True, help="Say more; twice for everything."),
+        click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors."),
+    ])  # fmt: skip
+
+
+def learning(function: Command) -> Command:
+    """The options of `train`, `run` and `local`, gathered into one `Learning`."""
+
+    @functools.wraps(function)
+    def wrapped(asked: Asked, **options: Any) -> Any:
+        from tinyverse.verbs import Learning
+
+        fields = Learning.__dataclass_fields__
+        given = {name: options.pop(name) for name in list(options) if name in fields}
+        return function(asked, Learning(**given), **options)
+
+    return _decorated(wrapped, [
+        click.option("-b", "batch", type=int, help="Sessions per update [the experiment's]."),
+        click.option("-n", "updates", type=int, help="Updates to make [no end]."),
+        click.option("-s", "publish_every", type=int, help="Updates between two publications of weights [the experiment's, else 10]."),
+        click.option("--buffer-size", type=int, help="Sessions kept for learning [the experiment's, else 5000]."),
+        click.option("--reuse", type=float, help="How often a session is learned from, on average; players wait for it."),
+        click.option("--max-lag", type=int, help="Drop sessions older than this many updates."),
+        click.option("--min-sessions", type=int, help="Sessions in memory before learning begins."),
+        click.option("--device", default="cpu", show_default=True, help="Where to learn: cpu, cuda, cuda:1."),
+        click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), help="Of the arithmetic [the experiment's]."),
+        click.option("--threads", type=int, help="Threads of torch [the cores less the players]."),
+        click.option("--profile", is_flag=True, help="Write where the time went to runs/NAME/profile.txt."),
+        click.option("--resume/--fresh", default=None, help="Insist on an earlier run, or put it aside [go on if there is one]."),
+        click.option("--save-every", type=float, default=60.0, show_default=True, metavar="SECONDS", help="Between two checkpoints."),
+    ])  # fmt: skip
+
+
+def _settings(config: Path | None, options: tuple[str, ...]) -> dict[str, Any]:
+    settings: dict[str, Any] = {}
+    if config is not None:
+        import tomllib
+
+        try:
+            settings.update(tomllib.loads(config.read_text()))
+        except (OSError, tomllib.TOMLDecodeError) as error:
+            raise SettingsError(f"--config {config}: {error}") from None
+    for option in options:
+        name, equals, value = option.partition("=")
+        if not equals or not name:
+            raise SettingsError(f"-o {option}: write it as NAME=VALUE.")
+        settings[name.strip()] = value
+    return settings
+
+
+# -- verbs ----------------------------------------------------------------------------------------------------------
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}, help=USAGE)
+def verbs() -> None:
+    pass
+
+
+@verbs.command()
+@common
+@click.option("-b", "games", type=int, help="Games stepped at once [the experiment's, else 1].")
+@click.option("-n", "batches", type=int, help="Batches of sessions to play [no end].")
+@click.option("-s", "sync_every", type=int, default=1, show_default=True, help="Batches between two looks for new weights.")
+@click.option("--device", default="cpu", show_default=True, help="Where to act.")
+@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), help="Of acting [the experiment's].")
+def play(asked: Asked, **options: Any) -> None:
+    """Steps a batch of games and pushes sessions.
+
+    Example: tinyverse atari.py play -b 8
+    """
+    from tinyverse.verbs import do_play
+
+    do_play(asked, **options)
+
+
+@verbs.command()
+@common
+@learning
+def train(asked: Asked, wanted: Learning) -> None:
+    """Learns from pushed sessions and publishes weights.
+
+    Example: tinyverse atari.py train -b 16 -o learning_rate=3e-4
+    """
+    from tinyverse.verbs import do_train
+
+    do_train(asked, wanted)
+
+
+@verbs.command()
+@common
+@learning
+@click.option("--players", type=int, default=1, show_default=True, help="Player processes.")
+@click.option("--games", type=int, help="Games per player [the experiment's].")
+def run(asked: Asked, wanted: Learning, **options: Any) -> None:
+    """Server, players, trainer and dashboard here, with one command. Ctrl-C ends them all.
+
+    Example: tinyverse cartpole.py run --players 2
+    """
+    from tinyverse.verbs import do_run
+
+    do_run(asked, wanted, **options)
+
+
+@verbs.command()
+@common
+@learning
+@click.option("--games", type=int, help="Games at once [the experiment's, at most -b].")
+def local(asked: Asked, wanted: Learning, **options: Any) -> None:
+    """Plays and trains in one process, in lockstep, without a server.
+
+    Example: tinyverse catch.py local
+    """
+    from tinyverse.verbs import do_local
+
+    do_local(asked, wanted, **options)
+
+
+@verbs.command(name="eval")
+@common
+@click.option("-n", "games", type=int, default=1, show_default=True, help="Games to play.")
+@click.option("-b", "at_once", type=int, default=1, show_default=True, help="Games at once.")
+@click.option("-j", "jobs", type=int, default=1, show_default=True, help="Processes.")
+@click.option("--greedy", is_flag=True, help="The likeliest action instead of a sample.")
+@click.option("--render", is_flag=True, help="Show the first game in a window.")
+@click.option("--weights", metavar="VERSION|FILE", help="A kept version, or a checkpoint file [the newest].")
+@click.option("--video/--no-video", default=True, show_default=True, help="Film the first game into ./records.")
+@click.option("--every", is_flag=True, help="Go on with each new version.")
+@click.option("--device", default="cpu", show_default=True, help="Where to act.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per evaluation.")
+def evaluate(asked: Asked, as_json: bool, **options: Any) -> None:
+    """Plays whole games: mean ± standard error, and a video.
+
+    Example: tinyverse atari.py eval -n 5
+    """
+    from tinyverse.verbs import do_eval
+
+    def show(result: Any) -> None:
+        if as_json:
+            facts = {"run": asked.run, "version": result.version, "mean": result.mean, "returns": result.returns, "lengths": result.lengths}
+            error = None if len(result.returns) < 2 else result.standard_error
+            print(json.dumps({**facts, "standard_error": error, "video": result.video and str(result.video)}), flush=True)
+        else:
+            print(f"{asked.run}: {result}", flush=True)
+            if options["video"] and not options["render"]:
+                print(f"video: {result.video}" if result.video else result.note, flush=True)
+
+    do_eval(asked, on_result=show, **options)
+
+
+@verbs.command()
+@common
+@click.option("--watch", is_flag=True, help="Draw it anew each second.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def info(asked: Asked, watch: bool, as_json: bool) -> None:
+    """Who does what, and what each waits for. Without an experiment: the runs on the server.
+
+    Example: tinyverse atari.py info --watch
+    """
+    from tinyverse.verbs import do_info
+
+    do_info(asked, watch=watch, as_json=as_json)
+
+
+@verbs.command()
+@common
+def check(asked: Asked) -> None:
+    """Builds everything once and shows names, shapes, bytes and milliseconds.
+
+    Example: tinyverse my_game.py check
+    """
+    from tinyverse.verbs import do_check
+
+    rows = do_check(asked)
+    width = max(len(what) for what, _ in rows)
+    for what, seen in rows:
+        print(f"{what:<{width}}  {seen}")
+    print("all is well")
+
+
+@verbs.command()
+@common
+def stop(asked: Asked) -> int:
+    """Asks every worker of the run, wherever it is, to finish and leave.
+
+    Example: tinyverse atari.py stop
+    """
+    from tinyverse.verbs import do_stop
+
+    before, left = do_stop(asked)
+    print(f"{before - left} of {before} workers of run {asked.run} have left")
+    return 1 if left else 0
+
+
+@verbs.command()
+@common
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--keep-weights", is_flag=True, help="Keep the weights and the agreement on settings.")
+@click.option("--force", is_flag=True, help="Also while workers live.")
+@click.option("--stop", "stop_server", is_flag=True, help="End this user's local server afterwards.")
+def clear(asked: Asked, yes: bool, keep_weights: bool, force: bool, stop_server: bool) -> None:
+    """Removes the run's sessions, weights and bookkeeping from the database; runs/NAME stays.
+
+    Example: tinyverse atari.py clear --yes
+    """
+    from tinyverse import redis_server
+    from tinyverse.verbs import do_clear
+
+    what = "sessions and bookkeeping" if keep_weights else "sessions, weights and bookkeeping"
+    if not yes:
+        click.confirm(f"Remove the {what} of run {asked.run} from the database?", abort=True)
+    do_clear(asked, keep_weights=keep_weights, force=force)
+    print(f"removed the {what} of run {asked.run}")
+    if stop_server and redis_server.stop():
+        print("stopped the local server")
+
+
+@verbs.group()
+def server() -> None:
+    """This user's local database server.
+
+    Example: tinyverse server status
+    """
+
+
+@server.command(name="start")
+@click.option("--listen", metavar="HOST:PORT", help="Listen on TCP too, for other machines; without it only on a socket.")
+@click.option("--max-memory", metavar="MB", type=int, help="Memory it may use [a quarter of the machine's, at most 4000].")
+def server_start(listen: str | None, max_memory: int | None) -> None:
+    """Starts it, unless it runs.
+
+    Example: tinyverse server start --listen 10.0.0.5:7070
+    """
+    from tinyverse import redis_server
+
+    started = redis_server.start(listen, max_memory * 1_000_000 if max_memory else None)
+    print(f"server {started.version} runs in {started.folder} (pid {started.pid})")
+    if started.tcp_url:
+        print(f"others reach it with TINYVERSE_REDIS_URL={started.tcp_url}")
+
+
+@server.command(name="stop")
+def server_stop() -> None:
+    """Stops it; what it holds is gone."""
+    from tinyverse import redis_server
+
+    print("stopped" if redis_server.stop() else "no local server was running")
+
+
+@server.command(name="status")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def server_status(as_json: bool) -> int:
+    """Whether it runs, where, and how much it holds."""
+    from tinyverse import redis_server
+
+    facts = redis_server.status()
+    if as_json:
+        print(json.dumps(facts))
+    elif facts is None:
+        print("no local server runs")
+    else:
+        print(f"server {facts['version']} in {facts['folder']} (pid {facts['pid']}), up {facts['uptime']} s, "
+              f"{facts['memory'] / 1e6:.1f} of {facts['max_memory'] / 1e6:.0f} MB, {facts['clients']} clients")  # fmt: skip
+        print(f"TINYVERSE_REDIS_URL={facts['tcp_url'] or facts['url']}")
+    return 0 if facts else 1

@@ -1,0 +1,186 @@
+"""Monitor: what everyone does and what each waits for, for people and for scripts.
+
+    gather(database, name)  -> one dict with stable keys (`info --json`)
+    panel(facts)            -> the same for a terminal (`info`, `info --watch`, `run`)
+    TrainLog                -> metrics.jsonl, TensorBoard and the database's log, a row per interval
+    Progress                -> a live line on a terminal, a plain line per interval elsewhere
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from tinyverse.database import Database
+from tinyverse.errors import DatabaseError
+from tinyverse.run import RunFolder
+from tinyverse.timing import Ticker
+
+RECENT = 100  # episodes in a mean return
+
+
+def gather(database: Database, name: str) -> dict[str, Any]:
+    """All that is known of a run. Never builds an environment."""
+    meta, state, size = database.meta(), database.state(), database.size()
+    episodes, metrics = database.episodes(RECENT), database.metrics(1)
+    returns = [episode["return"] for episode in episodes]
+    return {
+        "run": name,
+        "experiment": meta.get("experiment"),
+        "settings": json.loads(meta["settings"]) if meta else {},
+        "epoch": state.epoch, "version": state.version, "update": state.update, "step": state.step,
+        "inserted": state.inserted, "delivered": state.delivered,
+        "sessions": size["sessions"], "bytes": size["bytes"], "capacity": state.capacity,
+        "reuse": state.delivered / state.inserted if state.inserted else None,
+        "mean_return": sum(returns) / len(returns) if returns else None, "episodes": len(returns),
+        "workers": [dataclasses.asdict(worker) for worker in sorted(database.workers(), key=lambda worker: worker.id)],
+        "counters": database.counters(), "metrics": metrics[-1] if metrics else {},
+    }  # fmt: skip
+
+
+def headline(facts: Mapping[str, Any]) -> str:
+    """The run in one line."""
+    if not facts["epoch"]:
+        return f"run {facts['run']}: no trainer has created it yet"
+    mean = "–" if facts["mean_return"] is None else f"{facts['mean_return']:.2f}"
+    return (
+        f"{facts['run']} ({facts['experiment']}): return {mean} over the last {facts['episodes']} episodes, "
+        f"{facts['step']:,} steps, update {facts['update']:,}, version {facts['version']}"
+    )
+
+
+def panel(facts: Mapping[str, Any]) -> RenderableType:
+    """The run as a table of its workers."""
+    fill = 100 * facts["sessions"] / max(facts["capacity"], 1)
+    reuse = "–" if facts["reuse"] is None else f"{facts['reuse']:.2f}"
+    buffer = f"buffer {facts['sessions']:,} of {facts['capacity']:,} sessions ({fill:.0f} %), {size(facts['bytes'])}, reuse {reuse}"
+    table = Table(box=None, pad_edge=False)
+    for column, justify in _COLUMNS:
+        table.add_column(column, justify=justify)
+    for worker in facts["workers"]:
+        table.add_row(*_cells(worker))
+    nobody = [] if facts["workers"] else [Text("nobody is at work", style="yellow")]
+    return Group(Text(headline(facts), style="bold"), Text(buffer), table, *nobody)
+
+
+_COLUMNS = (
+    ("role", "left"), ("host", "left"), ("pid", "right"), ("steps/s", "right"), ("version", "right"), ("lag", "right"),
+    ("up", "right"), ("waits for", "left"), ("last error", "left"),
+)  # fmt: skip
+
+
+def _cells(worker: Mapping[str, Any]) -> list[str]:
+    waits = f"{worker['waits_for']} ({worker['waits_seconds']:.0f} s)" if worker["waits_for"] else ""
+    late = f" [silent for {worker['seen']:.0f} s]" if worker["seen"] > 5 else ""
+    return [
+        worker["role"], worker["host"], str(worker["pid"]), f"{worker['steps_per_second']:,.0f}", str(worker["version"]),
+        f"{worker['lag']:.1f}", duration(worker["uptime"]), escape(waits + late), escape(worker["error"].split("\n")[-1][:80]),
+    ]  # fmt: skip
+
+
+def size(count: float) -> str:
+    """Bytes for people.
+
+    >>> size(2_345_678)
+    '2.3 MB'
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return ""
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people.
+
+    >>> duration(3725)
+    '1h02m'
+    """
+    if seconds < 60:
+        return f"{seconds:.0f}s"
+    minutes = int(seconds // 60)
+    return f"{minutes}m{int(seconds % 60):02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
+
+
+class TrainLog:
+    """Writes a row of the trainer's numbers each interval, and keeps the newest for whoever shows it."""
+
+    def __init__(
+        self, row: Callable[[], dict[str, Any]], folder: RunFolder, database: Database, *, seconds: float = 10.0
+    ) -> None:
+        self.latest: dict[str, Any] = {}
+        self._row, self._folder, self._database = row, folder, database
+        self._ticker = Ticker(seconds, later=True)
+        self._began = time.monotonic()
+        earlier = folder.metrics()
+        self._seconds_before = earlier[-1].get("seconds", 0.0) if earlier else 0.0
+        self._events: Any = None
+
+    def turn(self) -> None:
+        """Writes if the interval has passed."""
+        if self._ticker.due():
+            self.write()
+
+    def write(self) -> None:
+        self.latest = {"seconds": round(self._seconds_before + time.monotonic() - self._began, 1), **self._row()}
+        self._folder.log(self.latest)
+        if self._events is None:
+            from torch.utils.tensorboard import SummaryWriter  # half a second, for trainers only
+
+            self._events = SummaryWriter(str(self._folder.path / "tensorboard"))
+        for name, value in self.latest.items():
+            if value is not None:
+                self._events.add_scalar(name, value, self.latest["step"])
+        with contextlib.suppress(DatabaseError):  # the files have it
+            self._database.log_metrics(self.latest)
+
+    def close(self) -> None:
+        self.write()
+        self._events.close()
+
+
+class Progress:
+    """Shows `render()` live on a terminal; elsewhere prints `line()` once per interval."""
+
+    def __init__(
+        self, line: Callable[[], str], render: Callable[[], RenderableType] | None = None, *, seconds: float = 10.0, quiet: bool = False
+    ) -> None:
+        self._line, self._render, self._quiet = line, render or (lambda: Text(line())), quiet
+        self._console = Console(stderr=True)
+        self._live = Live(console=self._console, auto_refresh=False, transient=False) if self._console.is_terminal else None
+        self._ticker = Ticker(0.5 if self._live else seconds)
+
+    def __enter__(self) -> Progress:
+        if self._live and not self._quiet:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.show()
+        if self._live and not self._quiet:
+            self._live.stop()
+
+    def turn(self) -> None:
+        """Shows, if it is time to."""
+        if self._ticker.due():
+            self.show()
+
+    def show(self) -> None:
+        if self._quiet:
+            return
+        if self._live:
+            self._live.update(self._render(), refresh=True)
+        else:
+            print(f"{time.strftime('%H:%M:%S')} {self._line()}", file=sys.stderr, flush=True)
