@@ -10,7 +10,7 @@ from gymnasium import spaces
 from tinyverse import nest, returns
 from tinyverse.algorithms import VTrace
 from tinyverse.batch import Batch
-from tinyverse.networks import LSTM, MLP, ModularNetwork
+from tinyverse.networks import LSTM, MLP, ModularNetwork, Window
 from tinyverse.torch_agent import TorchAgent
 
 torch.set_num_threads(1)
@@ -37,10 +37,19 @@ class Chains:
         return self.place.copy(), rewards, terminated, alive
 
 
-def play(agent, games, steps, chains=None):
-    chains = chains or Chains(games)
-    memory, first = agent.initial_memory(games), np.zeros(games, bool)
-    beginning, observations, rows = nest.map(torch.clone, memory), [chains.place.copy()], []
+def pick(where, yes, no):
+    return np.stack([yes[game] if chosen else no[game] for game, chosen in enumerate(where)])
+
+
+def play(agent, games, steps):
+    return play_on(agent, Chains(games), agent.initial_memory(games), np.zeros(games, bool), steps)[0]
+
+
+def play_on(agent, chains, memory, first, steps):
+    """A batch of the next steps, and the memory and `first` to go on with."""
+    games, observations, rows = len(first), [chains.place.copy()], []
+    arrays, fresh = agent.memory_arrays(memory), agent.memory_arrays(agent.initial_memory(games))
+    beginning = nest.map(torch.from_numpy, nest.map(lambda now, new: pick(first, new, now), arrays, fresh))
     for _ in range(steps):
         actions, memory, extras = agent.act(observations[-1], memory, first)
         place, rewards, terminated, alive = chains.step(actions)
@@ -50,7 +59,7 @@ def play(agent, games, steps, chains=None):
     actions, rewards, terminated, alive, log_probs = (
         torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True)
     )
-    return Batch(
+    batch = Batch(
         observations=torch.from_numpy(np.stack(observations)),
         actions=actions,
         rewards=rewards,
@@ -63,6 +72,7 @@ def play(agent, games, steps, chains=None):
         lag=torch.zeros(games),
         slots=torch.arange(games),
     )
+    return batch, memory, first
 
 
 def agent_of(**parts):
@@ -89,14 +99,14 @@ def batch(agent):
 @pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
 def test_it_learns_to_walk_the_chain_from_lagging_players(parts, optimizer):
     agent = agent_of(**parts)
-    player, chains = copy.deepcopy(agent), Chains(16)
+    player = copy.deepcopy(agent)
     learner = VTrace(agent, learning_rate=0.01, optimizer=optimizer, entropy_cost=0.003, max_grad_norm=1.0)
     before = play(agent, 16, 20)
     for update in range(120):
         if update % 4 == 0:
             player.set_weights(learner.get_weights())
-        learner.train_step(play(player, 16, 20, Chains(16)))
-    after = play(agent, 16, 20, chains)
+        learner.train_step(play(player, 16, 20))
+    after = play(agent, 16, 20)
     assert before.rewards.sum() / before.alive.sum() < 0.15
     assert after.rewards.sum() / after.alive.sum() > 0.9 / LENGTH
     values = agent.network(torch.arange(LENGTH)[:1, None], agent.initial_memory(1), torch.zeros(1, 1).bool())[0].values
@@ -143,6 +153,20 @@ def test_targets_and_ratios_carry_no_gradient(agent, batch):
     rows[batch.alive].mean().backward()
     for mine, parameter in zip(got, agent.network.parameters(), strict=True):
         torch.testing.assert_close(mine, parameter.grad, atol=1e-6, rtol=1e-4)
+
+
+def test_what_was_just_played_has_the_ratio_one():
+    """Memory is restored and restarted in training just as in play, in the middle of episodes and at their ends."""
+    agent, chains = agent_of(trunk=Window(2, MLP(8)), body=LSTM(8)), Chains(16)
+    with torch.no_grad():
+        for parameter in agent.network.parameters():
+            parameter.normal_()
+    memory, first = agent.initial_memory(16), np.zeros(16, bool)
+    for _ in range(3):
+        batch, memory, first = play_on(agent, chains, memory, first, steps=7)
+        assert not batch.alive.all()
+        metrics = VTrace(agent).loss(batch)[1]
+        assert metrics["vtrace/mean_rho"].item() == pytest.approx(1, abs=1e-5)
 
 
 def test_reset_rows_teach_nothing(agent, batch):

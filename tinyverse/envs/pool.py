@@ -361,4 +361,5 @@ def _name(env: Any) -> str:
 
 
 def _article(thing: Any) -> str:
-    return "None" if thing is None else f"a {type(thing).__name__}"
+    name = type(thing).__name__
+    return "None" if thing is None else f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"

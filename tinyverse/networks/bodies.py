@@ -19,7 +19,7 @@ from tinyverse.networks.trunks import Identity, orthogonal
 
 
 class Stage(nn.Module):
-    """A part of a network that sees time. Subclasses define `build`, `forward` and, if they remember, `initial_memory`."""
+    """A part of a network that sees time. Subclasses define `build`, `forward` and, with memory, `initial_memory`."""
 
     def build(self, shape: tuple[int, ...], dtype: torch.dtype) -> int:
         """Makes the layers for one observation's shape and dtype; returns the number of features."""

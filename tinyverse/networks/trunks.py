@@ -82,7 +82,8 @@ class NatureConv(nn.Module):
         height, width = (((side // 4 - 1) // 2 - 1) - 2 for side in shape[-2:])
         self.first, self.second = orthogonal(nn.Conv2d(channels, 32, 8, 4)), orthogonal(nn.Conv2d(32, 64, 4, 2))
         self.third, self.dense = orthogonal(nn.Conv2d(64, 64, 3)), orthogonal(nn.Linear(64 * height * width, self.size))
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # 1.4 to 2 times as fast on CPUs and on tensor cores
+        # 1.4 to 2 times as fast on CPUs, and what tensor cores want
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return self.size
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,0 +1,42 @@
+# Two commands do all the set-up on a fresh machine: `make demo` and `make test`. Both need Python 3.11 or newer, no more.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help demo test test-all lint bench clean
+
+help:
+	@echo "make demo      play and train Pong here, then a video in records/ and a curve"
+	@echo "make test      the tests that fit into a few minutes"
+	@echo "make test-all  all of them"
+	@echo "make lint      ruff and mypy"
+	@echo "make bench     the benchmarks"
+
+# torch comes first and by its exact version, so that the small CPU build is taken where there is one
+.venv/ready: setup.py constraints.txt
+	@echo "==> setting up .venv (once; the downloads are about 400 MB)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || (echo "tinyverse needs Python 3.11 or newer; name one with: make PYTHON=python3.12"; exit 1)
+	@$(PYTHON) -m venv .venv
+	@echo "==> 1/2 PyTorch" && $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	@echo "==> 2/2 tinyverse and the rest" && $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all]'
+	@touch .venv/ready
+
+demo: .venv/ready
+	@$(BIN)/python -m tinyverse.demo
+
+test: .venv/ready
+	$(BIN)/python -m pytest -q
+
+test-all: .venv/ready
+	$(BIN)/python -m pytest -q -m 'not gpu'
+	$(BIN)/python -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' && $(BIN)/python -m pytest -q -m gpu || echo "no GPU here: gpu tests not run"
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/ready
+	@for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
