@@ -49,6 +49,7 @@ def test_one_game_alone_equals_the_game_in_a_batch(game: str, max_num_frames: in
     vector, envs = inner(pool), [atari_env(game, max_num_frames=max_num_frames) for _ in range(GAMES)]
     rng, ended, ends, paid = np.random.default_rng(0), np.ones(GAMES, bool), 0, 0.0
     observations, info = vector.reset(seed=5)
+    actions = np.zeros(GAMES, int)
     rewards, terminated, truncated = np.zeros(GAMES), np.zeros(GAMES, bool), np.zeros(GAMES, bool)
     for step in range(steps):
         for row, env in enumerate(envs):
@@ -161,7 +162,7 @@ def test_rom_name_of_everything_gymnasium_knows() -> None:
 
 
 def test_an_unknown_game_names_those_that_are_close() -> None:
-    with pytest.raises(ExperimentError, match="no Atari game 'Brekout-v5'.* Did you mean breakout"):
+    with pytest.raises(ExperimentError, match=r"no Atari game 'Brekout-v5'.* Did you mean breakout"):
         rom_name("Brekout-v5")
     with pytest.raises(ExperimentError, match=re.escape('spelled like "ALE/Pong-v5"')):
         atari_pool("CartPole-v1", 2)

@@ -273,6 +273,7 @@ def test_pool_of_wraps_whatever_can_be_stepped() -> None:
     assert isinstance(pool_of(counting_vector(2), 2), VectorPool)
     assert isinstance(pool_of(lambda: counting_vector(2), 2), VectorPool)
     assert pool_of(pool, 3) is pool and pool_of(lambda: pool, 3) is pool
+    assert pool_of(counting_vector(2), 2, realtime=True).realtime and not pool_of(counting_vector(2), 2).realtime
 
 
 @pytest.mark.parametrize(
@@ -297,7 +298,7 @@ def test_spaces_that_hold_no_arrays_are_refused() -> None:
             super().__init__()
             self.observation_space = spaces.Dict(said=spaces.Text(10))
 
-    with pytest.raises(ExperimentError, match="Text.*holds no arrays"):
+    with pytest.raises(ExperimentError, match=r"Text.*holds no arrays"):
         GamePool(Talking, 1)
 
 

@@ -61,7 +61,7 @@ class Pool(abc.ABC):
             SpecError: actions or observations differ from their space in shape or dtype.
         """
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027
         """Closes the games."""
 
     def __repr__(self) -> str:
@@ -170,8 +170,9 @@ def pool_of(thing: Any, num_games: int, *, realtime: bool = False) -> Pool:
     _check_count(num_games)
     made = thing() if callable(thing) else thing
     if isinstance(made, VectorEnv):
-        made = VectorPool(made, realtime=realtime)
+        made = VectorPool(made)
     if isinstance(made, Pool):
+        made.realtime = made.realtime or realtime
         return _counted(made, num_games)
     if not callable(thing):
         raise ExperimentError(

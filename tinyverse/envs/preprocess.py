@@ -61,7 +61,7 @@ def _image(array: np.ndarray) -> np.ndarray:
     """[H, W] or [H, W, 3], contiguous as OpenCV wants it."""
     if array.size and array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
-    if not array.size or not (array.ndim == 2 or array.ndim == 3 and array.shape[2] == 3):
+    if not array.size or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
         raise ExperimentError(
             f"an image is [H, W], [H, W, 1] or [H, W, 3] and not empty; after crop it is {list(array.shape)}."
         )

@@ -62,7 +62,7 @@ class VideoWriter:
     def __enter__(self) -> VideoWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self.close()
         elif self._writer is not None:
@@ -89,7 +89,7 @@ def _checked(frame: Any) -> np.ndarray:
     array = np.asarray(frame)
     if (
         array.dtype != np.uint8
-        or not (array.ndim == 2 or array.ndim == 3 and array.shape[2] in (1, 3))
+        or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3)))
         or not array.size
     ):
         raise TinyverseError(f"a frame is uint8 [H, W] or [H, W, 3], not {array.dtype}{list(array.shape)}.")
