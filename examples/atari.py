@@ -31,7 +31,7 @@ def make_experiment(
     def make_learner(agent):
         return VTrace(
             agent, learning_rate=learning_rate, entropy_cost=entropy_cost, discount=discount, lambda_=lambda_,
-            max_grad_norm=max_grad_norm, optimizer="adam",
+            max_grad_norm=max_grad_norm, optimizer="adam", normalize_advantages=True,
         )  # fmt: skip
 
     return Experiment(

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tinyverse import __version__, machine
-from tinyverse.errors import ExperimentError, SettingsError, TinyverseError
+from tinyverse.errors import SettingsError, TinyverseError
 
 if TYPE_CHECKING:
-    from tinyverse.verbs import Asked, Learning
+    from tinyverse.asked import Asked
+    from tinyverse.verbs import Learning
 
 VERBS = ("play", "train", "eval", "run", "local", "info", "check", "stop", "clear")
 GLOBALS = ("server",)
@@ -69,11 +70,11 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         _fail("stopped.", 130)
     except Exception as error:
-        from tinyverse.loader import is_theirs, user_traceback
+        from tinyverse.loader import is_ours, user_traceback
 
-        if not is_theirs(error):
+        if is_ours(error) or "-vv" in words:
             raise
-        _fail(f"the experiment raised {type(error).__name__}:\n{user_traceback(error)}", 1)
+        _fail(f"the experiment raised {type(error).__name__} (-vv shows the whole way there):\n{user_traceback(error)}", 1)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -127,7 +128,7 @@ def common(function: Command) -> Command:
         experiment: str, /, redis: str | None, host: str | None, port: int | None, password: str | None, database: str | None,
         name: str | None, seed: int | None, options: tuple[str, ...], config: Path | None, verbose: int, quiet: bool, **rest: Any,
     ) -> Any:  # fmt: skip
-        from tinyverse.verbs import Asked
+        from tinyverse.asked import Asked
 
         logging.basicConfig(level=logging.DEBUG if verbose > 1 else logging.INFO if verbose else logging.WARNING, format="%(name)s: %(message)s")
         if password and any(word.startswith("--password") for word in sys.argv):
@@ -167,6 +168,7 @@ def learning(function: Command) -> Command:
     return _decorated(wrapped, [
         click.option("-b", "batch", type=int, help="Sessions per update [the experiment's]."),
         click.option("-n", "updates", type=int, help="Updates to make [no end]."),
+        click.option("--minutes", type=float, help="Minutes after which to stop [no end]."),
         click.option("-s", "publish_every", type=int, help="Updates between two publications of weights [the experiment's, else 10]."),
         click.option("--buffer-size", type=int, help="Sessions kept for learning [the experiment's, else 5000]."),
         click.option("--reuse", type=float, help="How often a session is learned from, on average; players wait for it."),
@@ -246,7 +248,7 @@ def run(asked: Asked, wanted: Learning, **options: Any) -> None:
 
     Example: tinyverse cartpole.py run --players 2
     """
-    from tinyverse.verbs import do_run
+    from tinyverse.together import do_run
 
     do_run(asked, wanted, **options)
 
@@ -260,7 +262,7 @@ def local(asked: Asked, wanted: Learning, **options: Any) -> None:
 
     Example: tinyverse catch.py local
     """
-    from tinyverse.verbs import do_local
+    from tinyverse.together import do_local
 
     do_local(asked, wanted, **options)
 

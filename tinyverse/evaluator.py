@@ -19,7 +19,7 @@ from tinyverse import nest
 from tinyverse.agent import Agent, Weights
 from tinyverse.envs.pool import Pool, pool_of
 from tinyverse.envs.video import VideoWriter
-from tinyverse.errors import ExperimentError, TinyverseError
+from tinyverse.errors import ExperimentError
 from tinyverse.experiment import Experiment
 from tinyverse.machine import set_threads
 
@@ -162,18 +162,18 @@ class _Camera:
     def shoot(self, observations: nest.Tree) -> None:
         if not self._open:
             return
-        frame = self._frame(observations)
-        if frame is None:
-            self._open, self.note = False, "no video: make_env takes no render_mode='rgb_array', and observations are no images"
-            return
         try:
+            frame = self._frame(observations)
+            if frame is None:
+                self._open, self.note = False, "no video: make_env takes no render_mode='rgb_array', and observations are no images"
+                return
             if self._writer is None:
                 assert self._wanted is not None
                 self._wanted.parent.mkdir(parents=True, exist_ok=True)
                 self._writer = self._stack.enter_context(VideoWriter(self._wanted))
                 self.path = self._wanted
             self._writer.write(frame)
-        except TinyverseError as error:
+        except Exception as error:  # a film is an extra: whatever a renderer lacks, the games are still played
             self._open, self.path, self.note = False, None, f"no video: {error}"
 
     def cut(self) -> None:

@@ -95,18 +95,10 @@ def build(module: ModuleType, settings: Mapping[str, Any]) -> Experiment:
     return experiment
 
 
-def is_theirs(error: BaseException) -> bool:
-    """Whether an exception was raised by code of the user's or below it, rather than by this package itself."""
-    own = str(Path(__file__).parent)
+def is_ours(error: BaseException) -> bool:
+    """Whether an exception was raised by a line of this package, rather than of the user's code or of a library."""
     frames = traceback.extract_tb(error.__traceback__)
-    return any(frame.filename.endswith(".py") and own not in frame.filename and _is_experiment(frame.filename) for frame in frames)
-
-
-def _is_experiment(filename: str) -> bool:
-    return any(
-        getattr(module, "__file__", None) == filename and name.startswith("tinyverse_experiment_")
-        for name, module in list(sys.modules.items())
-    )
+    return str(Path(__file__).parent) in frames[-1].filename
 
 
 def user_traceback(error: BaseException) -> str:

@@ -47,7 +47,7 @@ def unflatten(leaves: Mapping[str, Any], name: str) -> Tree:
     return {key: unflatten(leaves, f"{name}.{key}") for key in sorted(inside)}
 
 
-def map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:  # noqa: A001
+def map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
     """Applies `function` to corresponding leaves of trees of one shape."""
     if isinstance(tree, Mapping):
         return {key: map(function, tree[key], *(other[key] for other in others)) for key in tree}

@@ -22,7 +22,7 @@ import numpy as np
 
 from tinyverse import nest
 from tinyverse.agent import Agent
-from tinyverse.database import Database, State, Worker
+from tinyverse.database import Database, Worker
 from tinyverse.envs.pool import Pool
 from tinyverse.errors import CodecError, DatabaseError, DatabaseLost, SpecError
 from tinyverse.session import Session

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from tinyverse.database import Database
 from tinyverse.errors import RunConflict, SettingsError, TinyverseError
 from tinyverse.session import SessionSpec
 

@@ -1,8 +1,4 @@
-"""Verbs: what `tinyverse EXPERIMENT VERB` does, each in one function, called by the command line and by tests.
-
-`Asked` holds what all verbs share: which experiment, which run, which server. Signals ask a worker to finish; the
-second one ends it at once.
-"""
+"""Verbs: what `tinyverse EXPERIMENT VERB` does, each in one function, called by the command line and by tests."""
 
 from __future__ import annotations
 
@@ -11,16 +7,10 @@ import dataclasses
 import functools
 import json
 import logging
-import os
-import secrets
-import signal
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -29,108 +19,22 @@ from rich.live import Live
 
 from tinyverse import loader, machine, monitor, redis_server
 from tinyverse.agent import Agent
-from tinyverse.database import Database, MemoryDatabase
+from tinyverse.asked import RECORDS, Asked, positive, stop_on_signals
+from tinyverse.database import Database
 from tinyverse.errors import DatabaseError, RunConflict, SettingsError, TinyverseError
 from tinyverse.evaluator import Evaluation, evaluate, evaluate_in_processes
 from tinyverse.experiment import Experiment
 from tinyverse.player import HEARTBEAT_SECONDS, Courier, Player, new_worker, play
-from tinyverse.redis_database import list_runs, open_database
+from tinyverse.redis_database import list_runs
 from tinyverse.replay import Flow, Replay
-from tinyverse.run import RunFolder, agreed_of, agreement, check_agreed, check_spec, load_weights_file
-from tinyverse.samplers import Fresh, sampler_of
+from tinyverse.run import agreed_of, agreement, check_agreed, check_spec, load_weights_file
+from tinyverse.samplers import sampler_of
 from tinyverse.timing import Ticker
 from tinyverse.trainer import Trainer, train
 from tinyverse.weights import decode_weights, encode_weights
 
 logger = logging.getLogger(__name__)
 
-RUNS, RECORDS = Path("runs"), Path("records")
-
-
-@dataclasses.dataclass
-class Asked:
-    """What every verb is told."""
-
-    experiment: str
-    name: str = ""
-    settings: dict[str, Any] = dataclasses.field(default_factory=dict)  # -o and --config
-    redis: str | None = None
-    host: str | None = None
-    port: int | None = None
-    password: str | None = None
-    database: str | None = None
-    seed: int | None = None
-    quiet: bool = False
-
-    @functools.cached_property
-    def module(self) -> ModuleType:
-        return loader.load_module(self.experiment)
-
-    @property
-    def title(self) -> str:
-        """The experiment's own name, by which a run knows it."""
-        return Path(self.experiment).stem if self.experiment.endswith(".py") else self.experiment.split(".")[-1]
-
-    @property
-    def run(self) -> str:
-        return self.name or self.title
-
-    @property
-    def folder(self) -> RunFolder:
-        return RunFolder(RUNS / self.run)
-
-    def resolved(self, agreed: Mapping[str, Any]) -> dict[str, Any]:
-        """All settings: defaults, over them what the run has agreed on, over that what was asked for."""
-        return loader.resolve(self.module, {**agreed, **loader.resolve_given(self.module, self.settings)})
-
-    def fresh_seed(self) -> int:
-        return secrets.randbits(31) if self.seed is None else self.seed
-
-    @contextlib.contextmanager
-    def connected(self, start: bool = True) -> Iterator[Database]:
-        """The run's database; starts this user's local server if there is no other."""
-        database = open_database(self._server(start), self.run, database=self.database)
-        try:
-            yield database
-        finally:
-            database.close()
-
-    def _server(self, start: bool) -> str:
-        if self.database and not (self.redis or self.host):
-            return ""
-        named = self.redis or self.host or os.environ.get("TINYVERSE_REDIS_URL") or os.environ.get("REDIS_URL")
-        if not named and (url := _server_of_a_running_run(self.folder)):
-            return url
-        address = redis_server.find_server(self.redis, self.host, self.port, self.password, start=start)
-        if address.source == "started":
-            self.say(f"started a local server for this user, {address}; it stays for the others (tinyverse server stop ends it)")
-        return address.url
-
-    def say(self, text: str) -> None:
-        if not self.quiet:
-            print(f"tinyverse: {text}", file=sys.stderr, flush=True)
-
-
-@contextlib.contextmanager
-def stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """Yields `should_stop`: true after SIGINT, SIGTERM, SIGHUP or SIGUSR1, or when the parent that asked to be watched
-    is gone. A second SIGINT ends at once."""
-    asked = threading.Event()
-    parent = os.environ.get("TINYVERSE_PARENT")
-
-    def handle(number: int, frame: Any) -> None:
-        if asked.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        asked.set()
-
-    wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-    in_main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, handle) for number in wanted} if in_main else {}
-    try:
-        yield lambda: asked.is_set() or (parent is not None and os.getppid() != int(parent))
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 # -- play -----------------------------------------------------------------------------------------------------------
@@ -140,7 +44,7 @@ def do_play(
     asked: Asked, *, games: int | None = None, batches: int | None = None, sync_every: int = 1, device: str = "cpu", precision: str | None = None
 ) -> int:
     """Steps games and pushes sessions; returns the batches pushed."""
-    _positive(games=games, batches=batches, sync_every=sync_every)
+    positive(games=games, batches=batches, sync_every=sync_every)
     with asked.connected() as database, stop_on_signals() as should_stop:
         meta = _await_run(asked, database, should_stop)
         if not meta:
@@ -237,27 +141,29 @@ class Learning:
     precision: str | None = None
     threads: int | None = None
     profile: bool = False
+    minutes: float | None = None
     resume: bool | None = None  # True: --resume, False: --fresh, None: whatever there is
     save_every: float = 60.0
 
 
 def do_train(asked: Asked, learning: Learning) -> Trainer:
     """Learns from what players push, and publishes."""
-    _check(learning)
+    check_learning(learning)
     with asked.connected() as database, stop_on_signals() as should_stop:
-        return _train(asked, learning, database, should_stop)
+        return train_run(asked, learning, database, should_stop)
 
 
-def _train(
+def train_run(
     asked: Asked, learning: Learning, database: Database, should_stop: Callable[[], bool], show: Callable[[dict[str, Any]], Any] | None = None
 ) -> Trainer:
     machine.set_threads(learning.threads or max(1, machine.cores() - 1))
+    should_stop = or_after(learning.minutes, should_stop)
     trainer, experiment = make_trainer(asked, learning, database)
     trainer.join(should_stop=should_stop)
     log = monitor.TrainLog(trainer.row, asked.folder, database)
     asked.say(f"training run {asked.run} from update {trainer.update:,}, into {asked.folder.path}/")
     render = (lambda: show(monitor.gather(database, asked.run))) if show else None
-    with _profiled(asked, learning.profile), monitor.Progress(lambda: _trainer_line(trainer), render, quiet=asked.quiet) as progress:
+    with profiled(asked, learning.profile), monitor.Progress(lambda: trainer_line(trainer), render, quiet=asked.quiet) as progress:
 
         def turn() -> None:
             log.turn()
@@ -274,7 +180,7 @@ def make_trainer(asked: Asked, learning: Learning, database: Database) -> tuple[
     """A trainer of this run that has not joined it yet."""
     folder = asked.folder
     if learning.resume is False:
-        _start_fresh(asked, database)
+        start_fresh(asked, database)
     meta, kept = database.meta(), folder.settings()
     if learning.resume and not kept:
         raise SettingsError(f"--resume: there is nothing in {folder.path}/ to go on from. Leave it out to start.")
@@ -310,7 +216,7 @@ def make_trainer(asked: Asked, learning: Learning, database: Database) -> tuple[
     return trainer, experiment
 
 
-def _start_fresh(asked: Asked, database: Database) -> None:
+def start_fresh(asked: Asked, database: Database) -> None:
     trainers = [worker for worker in database.workers() if worker.role == "train"]
     if trainers:
         raise RunConflict(f"--fresh: run {asked.run} is being trained on {trainers[0].host} (pid {trainers[0].pid}). Stop that first.")
@@ -319,7 +225,7 @@ def _start_fresh(asked: Asked, database: Database) -> None:
         asked.say(f"--fresh: the older run is kept in {aside}/")
 
 
-def _trainer_line(trainer: Trainer) -> str:
+def trainer_line(trainer: Trainer) -> str:
     mean = f"{np.mean(trainer.returns):.2f}" if trainer.returns else "–"
     waits = f", waits for {trainer.waiting.reason}" if trainer.waiting.reason else ""
     return (
@@ -329,7 +235,7 @@ def _trainer_line(trainer: Trainer) -> str:
 
 
 @contextlib.contextmanager
-def _profiled(asked: Asked, wanted: bool) -> Iterator[None]:
+def profiled(asked: Asked, wanted: bool) -> Iterator[None]:
     if not wanted:
         yield
         return
@@ -346,127 +252,6 @@ def _profiled(asked: Asked, wanted: bool) -> Iterator[None]:
         with path.open("w") as file:
             pstats.Stats(profile, stream=file).sort_stats("cumulative").print_stats(60)
         asked.say(f"wrote where the training thread's time went to {path}")
-
-
-# -- local and run --------------------------------------------------------------------------------------------------
-
-
-def do_local(asked: Asked, learning: Learning, *, games: int | None = None) -> Trainer:
-    """Plays and trains in one process, in lockstep, without a server: lag is exactly 0 for the Fresh sampler."""
-    _check(learning)
-    _positive(games=games)
-    database = MemoryDatabase()
-    with stop_on_signals() as should_stop:
-        machine.set_threads(learning.threads or 1)
-        learning = dataclasses.replace(learning, precision=learning.precision or "fp32")
-        trainer, experiment = make_trainer(asked, learning, database)
-        batch = trainer.replay.flow.batch
-        count = games or min(batch, experiment.games)
-        if isinstance(trainer.replay.sampler, Fresh) and batch % count:
-            raise SettingsError(f"local with {count} games and batches of {batch} would learn from stale sessions; make -b a multiple of --games.")
-        trainer.join()
-        player = Player(trainer.agent, experiment.pool(count), experiment.unroll_length, seed=asked.fresh_seed())
-        log = monitor.TrainLog(trainer.row, asked.folder, database)
-        saving, made, sequence = Ticker(learning.save_every, later=True), 0, 0
-        with _profiled(asked, learning.profile), monitor.Progress(lambda: _trainer_line(trainer), quiet=asked.quiet) as progress:
-            try:
-                while not should_stop() and (learning.updates is None or made < learning.updates):
-                    player.version, player.update = trainer.version, trainer.update
-                    sessions = player.play().sessions("local", sequence)
-                    sequence += len(sessions)
-                    database.append([session.encode() for session in sessions])
-                    while trainer.feed():
-                        pass
-                    made += _learn_what_there_is(trainer, learning.updates, made)
-                    log.turn()
-                    progress.turn()
-                    if saving.due():
-                        trainer.save()
-            finally:
-                player.pool.close()
-                trainer.leave()
-                log.close()
-    return trainer
-
-
-def _learn_what_there_is(trainer: Trainer, updates: int | None, made: int) -> int:
-    """Updates until data or `updates` run out; of a replay that nothing else bounds (`reuse=None`) only one."""
-    before = made
-    while (updates is None or made < updates) and trainer.step():
-        made += 1
-        trainer.version += 1  # in lockstep each update is a version, though nobody fetches it
-        if trainer.replay.flow.reuse is None:
-            break
-    return made - before
-
-
-def do_run(asked: Asked, learning: Learning, *, players: int = 1, games: int | None = None) -> Trainer:
-    """Server, players, trainer and dashboard on this machine; whatever it started ends with it, however it ends."""
-    _check(learning)
-    _positive(players=players, games=games)
-    learning = dataclasses.replace(learning, threads=learning.threads or max(1, machine.cores() - players))
-    with contextlib.ExitStack() as stack:
-        should_stop = stack.enter_context(stop_on_signals())
-        if not (asked.redis or asked.host or asked.database or os.environ.get("TINYVERSE_REDIS_URL") or os.environ.get("REDIS_URL")):
-            server = stack.enter_context(redis_server.private_server())
-            asked = dataclasses.replace(asked, redis=server.url)
-            stack.enter_context(_announced(asked.folder, server.url))
-        database = stack.enter_context(asked.connected())
-        stack.enter_context(_Players(asked, players, games))
-        return _train(asked, learning, database, should_stop, show=monitor.panel)
-
-
-class _Players:
-    """Player processes of `run`. They end when it ends, also when it is killed."""
-
-    def __init__(self, asked: Asked, count: int, games: int | None) -> None:
-        words = [sys.executable, "-m", "tinyverse", asked.experiment, "play", "--name", asked.run, "--quiet"]
-        words += ["-b", str(games)] if games else []
-        words += ["--database", asked.database] if asked.database else []
-        words += [word for name, value in asked.settings.items() for word in ("-o", f"{name}={value}")]
-        self._words, self._count = words, count
-        self._environment = {**os.environ, "TINYVERSE_REDIS_URL": asked.redis or "", "TINYVERSE_PARENT": str(os.getpid())}
-        self._seed = asked.seed
-
-    def __enter__(self) -> _Players:
-        seeds = [[] if self._seed is None else ["--seed", str(self._seed + 1 + index)] for index in range(self._count)]
-        self._processes = [
-            subprocess.Popen(self._words + seed, env=self._environment, start_new_session=True) for seed in seeds
-        ]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for process in self._processes:
-            process.terminate()
-        for process in self._processes:
-            try:
-                process.wait(8.0)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-@contextlib.contextmanager
-def _announced(folder: RunFolder, url: str) -> Iterator[None]:
-    """Lets `eval`, `info` and further players, started in the same folder, find the server of a `run`."""
-    folder.path.mkdir(parents=True, exist_ok=True)
-    file = folder.path / "server.json"
-    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as stream:
-        json.dump({"url": url}, stream)
-    try:
-        yield
-    finally:
-        file.unlink(missing_ok=True)
-
-
-def _server_of_a_running_run(folder: RunFolder) -> str | None:
-    try:
-        url = json.loads((folder.path / "server.json").read_text())["url"]
-        redis_server.find_server(url)
-    except (OSError, ValueError, KeyError, TinyverseError):
-        return None
-    return str(url)
 
 
 # -- eval -----------------------------------------------------------------------------------------------------------
@@ -487,7 +272,7 @@ def do_eval(
     on_result: Callable[[Evaluation], None] = lambda result: None,
 ) -> Evaluation | None:
     """Plays whole games with published weights, or with those of the run's folder; with `every`, each new version."""
-    _positive(games=games, at_once=at_once, jobs=jobs)
+    positive(games=games, at_once=at_once, jobs=jobs)
     machine.set_threads(1)
     result, done = None, -1
     with stop_on_signals() as should_stop:
@@ -645,8 +430,14 @@ def do_clear(asked: Asked, *, keep_weights: bool = False, force: bool = False) -
         database.clear(keep_weights)
 
 
-def _check(learning: Learning) -> None:
-    _positive(
+def or_after(minutes: float | None, should_stop: Callable[[], bool]) -> Callable[[], bool]:
+    """`should_stop`, or so many minutes from now."""
+    ends = time.monotonic() + 60 * minutes if minutes is not None else float("inf")
+    return lambda: should_stop() or time.monotonic() > ends
+
+
+def check_learning(learning: Learning) -> None:
+    positive(
         batch=learning.batch, updates=learning.updates, publish_every=learning.publish_every,
         buffer_size=learning.buffer_size, threads=learning.threads,
     )  # fmt: skip
@@ -657,12 +448,6 @@ def _check(learning: Learning) -> None:
             torch.empty(1, device=learning.device)
         except (RuntimeError, AssertionError) as error:
             raise SettingsError(f"--device {learning.device} cannot be used here: {str(error).splitlines()[0]}") from None
-
-
-def _positive(**numbers: int | None) -> None:
-    for name, number in numbers.items():
-        if number is not None and number < 1:
-            raise SettingsError(f"{name.replace('_', ' ')} is {number}; it must be at least 1.")
 
 
 def _seed_everything(seed: int) -> None:

@@ -253,8 +253,8 @@ def _fit_leaf(wanted: _Array, part: Any) -> np.ndarray:
     array = np.asarray(part)
     if array.shape == wanted.shape and array.dtype == wanted.dtype:
         return array
-    if array.shape == wanted.shape == () and array.dtype.kind in "iu" and wanted.dtype.kind in "iu":
-        return array  # a Discrete observation is any integer
+    if array.shape == wanted.shape and np.can_cast(array.dtype, wanted.dtype, "same_kind"):
+        return array.astype(wanted.dtype)  # float64 where float32 was declared: common, and harmless
     got = _Array(array.shape, array.dtype)
     raise SpecError(f"the environment's observation is {got}, its observation_space is {wanted}. Change one of them.")
 

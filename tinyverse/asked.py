@@ -1,0 +1,129 @@
+"""Asked: what every verb is told on the command line: which experiment, which run, which server. And how it is stopped.
+
+Signals ask a worker to finish; a second SIGINT ends it at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import secrets
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from tinyverse import loader, redis_server
+from tinyverse.database import Database
+from tinyverse.errors import SettingsError, TinyverseError
+from tinyverse.redis_database import open_database
+from tinyverse.run import RunFolder
+
+RUNS, RECORDS = Path("runs"), Path("records")
+
+
+@dataclasses.dataclass
+class Asked:
+    """What every verb is told."""
+
+    experiment: str
+    name: str = ""
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)  # -o and --config
+    redis: str | None = None
+    host: str | None = None
+    port: int | None = None
+    password: str | None = None
+    database: str | None = None
+    seed: int | None = None
+    quiet: bool = False
+
+    @functools.cached_property
+    def module(self) -> ModuleType:
+        return loader.load_module(self.experiment)
+
+    @property
+    def title(self) -> str:
+        """The experiment's own name, by which a run knows it."""
+        return Path(self.experiment).stem if self.experiment.endswith(".py") else self.experiment.split(".")[-1]
+
+    @property
+    def run(self) -> str:
+        return self.name or self.title
+
+    @property
+    def folder(self) -> RunFolder:
+        return RunFolder(RUNS / self.run)
+
+    def resolved(self, agreed: Mapping[str, Any]) -> dict[str, Any]:
+        """All settings: defaults, over them what the run has agreed on, over that what was asked for."""
+        return loader.resolve(self.module, {**agreed, **loader.resolve_given(self.module, self.settings)})
+
+    def fresh_seed(self) -> int:
+        return secrets.randbits(31) if self.seed is None else self.seed
+
+    @contextlib.contextmanager
+    def connected(self, start: bool = True) -> Iterator[Database]:
+        """The run's database; starts this user's local server if there is no other."""
+        database = open_database(self.server(start), self.run, database=self.database)
+        try:
+            yield database
+        finally:
+            database.close()
+
+    def server(self, start: bool) -> str:
+        if self.database and not (self.redis or self.host):
+            return ""
+        named = self.redis or self.host or os.environ.get("TINYVERSE_REDIS_URL") or os.environ.get("REDIS_URL")
+        if not named and (url := _server_of_a_running_run(self.folder)):
+            return url
+        address = redis_server.find_server(self.redis, self.host, self.port, self.password, start=start)
+        if address.source == "started":
+            self.say(f"started a local server for this user, {address}; it stays for the others (tinyverse server stop ends it)")
+        return address.url
+
+    def say(self, text: str) -> None:
+        if not self.quiet:
+            print(f"tinyverse: {text}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[Callable[[], bool]]:
+    """Yields `should_stop`: true after SIGINT, SIGTERM, SIGHUP or SIGUSR1, or when the parent that asked to be watched
+    is gone. A second SIGINT ends at once."""
+    asked = threading.Event()
+    parent = os.environ.get("TINYVERSE_PARENT")
+
+    def handle(number: int, frame: Any) -> None:
+        if asked.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked.set()
+
+    wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+    in_main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, handle) for number in wanted} if in_main else {}
+    try:
+        yield lambda: asked.is_set() or (parent is not None and os.getppid() != int(parent))
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def positive(**numbers: int | None) -> None:
+    for name, number in numbers.items():
+        if number is not None and number < 1:
+            raise SettingsError(f"{name.replace('_', ' ')} is {number}; it must be at least 1.")
+
+
+def _server_of_a_running_run(folder: RunFolder) -> str | None:
+    try:
+        url = json.loads((folder.path / "server.json").read_text())["url"]
+        redis_server.find_server(url)
+    except (OSError, ValueError, KeyError, TinyverseError):
+        return None
+    return str(url)

@@ -1,0 +1,150 @@
+"""Together: players and trainer under one roof: `run` starts the processes of a whole run, `local` needs only its own."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+from tinyverse import machine, monitor, redis_server
+from tinyverse.asked import Asked, positive, stop_on_signals
+from tinyverse.database import MemoryDatabase
+from tinyverse.errors import SettingsError, TinyverseError
+from tinyverse.player import Player
+from tinyverse.run import RunFolder
+from tinyverse.samplers import Fresh
+from tinyverse.timing import Ticker
+from tinyverse.trainer import Trainer
+from tinyverse.verbs import (
+    Learning,
+    check_learning,
+    make_trainer,
+    or_after,
+    profiled,
+    start_fresh,
+    train_run,
+    trainer_line,
+)
+
+
+def do_local(asked: Asked, learning: Learning, *, games: int | None = None) -> Trainer:
+    """Plays and trains in one process, in lockstep, without a server: lag is exactly 0 for the Fresh sampler."""
+    check_learning(learning)
+    positive(games=games)
+    database = MemoryDatabase()
+    with stop_on_signals() as should_stop:
+        machine.set_threads(learning.threads or 1)
+        should_stop = or_after(learning.minutes, should_stop)
+        learning = dataclasses.replace(learning, precision=learning.precision or "fp32")
+        trainer, experiment = make_trainer(asked, learning, database)
+        batch = trainer.replay.flow.batch
+        count = games or min(batch, experiment.games)
+        if isinstance(trainer.replay.sampler, Fresh) and batch % count:
+            raise SettingsError(f"local with {count} games and batches of {batch} would learn from stale sessions; make -b a multiple of --games.")
+        trainer.join()
+        player = Player(trainer.agent, experiment.pool(count), experiment.unroll_length, seed=asked.fresh_seed())
+        log = monitor.TrainLog(trainer.row, asked.folder, database)
+        saving, made, sequence = Ticker(learning.save_every, later=True), 0, 0
+        with profiled(asked, learning.profile), monitor.Progress(lambda: trainer_line(trainer), quiet=asked.quiet) as progress:
+            try:
+                while not should_stop() and (learning.updates is None or made < learning.updates):
+                    player.version, player.update = trainer.version, trainer.update
+                    sessions = player.play().sessions("local", sequence)
+                    sequence += len(sessions)
+                    database.append([session.encode() for session in sessions])
+                    while trainer.feed():
+                        pass
+                    made += _learn_what_there_is(trainer, learning.updates, made)
+                    log.turn()
+                    progress.turn()
+                    if saving.due():
+                        trainer.save()
+            finally:
+                player.pool.close()
+                trainer.leave()
+                log.close()
+    return trainer
+
+
+def _learn_what_there_is(trainer: Trainer, updates: int | None, made: int) -> int:
+    """Updates until data or `updates` run out; of a replay that nothing else bounds (`reuse=None`) only one."""
+    before = made
+    while (updates is None or made < updates) and trainer.step():
+        made += 1
+        trainer.version += 1  # in lockstep each update is a version, though nobody fetches it
+        if trainer.replay.flow.reuse is None:
+            break
+    return made - before
+
+
+def do_run(asked: Asked, learning: Learning, *, players: int = 1, games: int | None = None) -> Trainer:
+    """Server, players, trainer and dashboard on this machine; whatever it started ends with it, however it ends."""
+    check_learning(learning)
+    positive(players=players, games=games)
+    learning = dataclasses.replace(learning, threads=learning.threads or max(1, machine.cores() - players))
+    with contextlib.ExitStack() as stack:
+        should_stop = stack.enter_context(stop_on_signals())
+        own = not (asked.redis or asked.host or asked.database or os.environ.get("TINYVERSE_REDIS_URL") or os.environ.get("REDIS_URL"))
+        if own:
+            asked = dataclasses.replace(asked, redis=stack.enter_context(redis_server.private_server()).url)
+        database = stack.enter_context(asked.connected())
+        if learning.resume is False:
+            start_fresh(asked, database)
+            learning = dataclasses.replace(learning, resume=None)
+        if own:
+            stack.enter_context(_announced(asked.folder, asked.redis or ""))
+        crew = stack.enter_context(_Players(asked, players, games))
+        return train_run(asked, learning, database, lambda: should_stop() or crew.is_gone(), show=monitor.panel)
+
+
+class _Players:
+    """Player processes of `run`. They end when it ends, also when it is killed."""
+
+    def __init__(self, asked: Asked, count: int, games: int | None) -> None:
+        words = [sys.executable, "-m", "tinyverse", asked.experiment, "play", "--name", asked.run, "--quiet"]
+        words += ["-b", str(games)] if games else []
+        words += ["--database", asked.database] if asked.database else []
+        seeds = [[] if asked.seed is None else ["--seed", str(asked.seed + 1 + index)] for index in range(count)]
+        # the server's password goes through the environment: everyone can read the words of a command
+        place = {"TINYVERSE_REDIS_URL": asked.server(start=True), "TINYVERSE_PARENT": str(os.getpid())}
+        self._processes = [
+            subprocess.Popen(words + seed, env={**os.environ, **place}, start_new_session=True) for seed in seeds
+        ]
+
+    def is_gone(self) -> bool:
+        """Whether no player is left; that one failed is an error, which its own output explains."""
+        codes = [process.poll() for process in self._processes]
+        if None not in codes and any(codes):
+            raise TinyverseError(f"all {len(codes)} players have failed (exit codes {codes}); see above for why.")
+        return None not in codes
+
+    def __enter__(self) -> _Players:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._processes:
+            process.terminate()
+        for process in self._processes:
+            try:
+                process.wait(8.0)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+@contextlib.contextmanager
+def _announced(folder: RunFolder, url: str) -> Iterator[None]:
+    """Lets `eval`, `info` and further players, started in the same folder, find the server of a `run`."""
+    folder.path.mkdir(parents=True, exist_ok=True)
+    file = folder.path / "server.json"
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as stream:
+        json.dump({"url": url}, stream)
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)
