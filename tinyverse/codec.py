@@ -44,9 +44,12 @@ def encode(
     Args:
         bfloat16: names of float32 arrays to round to bfloat16 (nearest even): half the bytes, 8 bits of precision.
     Raises:
-        CodecError: a dtype has no name in the format, or there are too many arrays.
+        CodecError: something that `decode` would refuse: a dtype without a name in the format, too many arrays or
+            dimensions, metadata that is not strings.
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    if not all(isinstance(text, str) for pair in (metadata or {}).items() for text in pair):
+        raise CodecError("__metadata__ must hold strings only.")
     buffers, offset = [], 0
     for name, array in sorted(arrays.items(), key=lambda item: -np.asarray(item[1]).dtype.itemsize):
         array = np.asarray(array)
@@ -54,6 +57,8 @@ def encode(
         dtype = array.dtype.newbyteorder("<")
         if dtype not in _NAMES:
             raise CodecError(f"{name} has dtype {array.dtype}; only booleans, integers and floats can be encoded.")
+        if array.ndim > MAX_DIMENSIONS or name in header:
+            raise CodecError(f"{name} cannot be encoded: it has {array.ndim} dimensions, at most {MAX_DIMENSIONS} are possible, or the name is taken.")
         data = _to_bfloat16(array) if narrow else np.ascontiguousarray(array, dtype)
         header[name] = {
             "dtype": "BF16" if narrow else _NAMES[dtype], "shape": array.shape, "data_offsets": (offset, offset + data.nbytes)
@@ -102,6 +107,18 @@ def decode(blob: bytes, *, max_bytes: int = MAX_BYTES) -> tuple[dict[str, np.nda
     if offset != len(body):
         raise CodecError(f"{len(body) - offset} bytes follow the last array.")
     return arrays, metadata
+
+
+def whole_number(metadata: Mapping[str, str], name: str) -> int:
+    """A number of metadata that came from a network, 0 or more and safe to put into an int64.
+
+    Raises:
+        CodecError: it is missing or something else.
+    """
+    text = metadata.get(name, "")
+    if not (text.isascii() and text.isdigit() and len(text) <= 18):
+        raise CodecError(f"the metadata has {name} {text[:40]!r}; wanted a whole number.")
+    return int(text)
 
 
 def compress(blob: bytes) -> bytes:

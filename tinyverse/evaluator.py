@@ -84,7 +84,7 @@ def evaluate(
     total, length = np.zeros(seats), np.zeros(seats, np.int64)
     with contextlib.ExitStack() as stack:
         stack.callback(pool.close)
-        camera = _Camera(stack, video, envs[0] if envs else None)
+        camera = stack.enter_context(_Camera(video, envs[0] if envs else None))
         camera.shoot(observations)
         while any(len(done) < wanted for done, wanted in zip(returns, quota, strict=True)):
             actions, memory, _ = agent.act(observations, memory, first, greedy)
@@ -100,6 +100,7 @@ def evaluate(
                     returns[seat].append(float(total[seat]))
                     lengths[seat].append(int(length[seat]))
                     on_game(sum(map(len, returns)), float(total[seat]))
+                total[seat], length[seat] = 0.0, 0  # a game without end is cut, and counted once
     return Evaluation(
         sum(returns, []), sum(lengths, []), seconds=time.monotonic() - began, video=camera.path, note=camera.note
     )  # fmt: skip
@@ -153,11 +154,23 @@ def _pool(experiment: Experiment, seats: int, envs: list[Any], render_mode: str 
 class _Camera:
     """Films the first game, up to its end: what the environment renders, or what the agent sees where that is an image."""
 
-    def __init__(self, stack: contextlib.ExitStack, path: Path | None, env: Any) -> None:
+    def __init__(self, path: Path | None, env: Any) -> None:
         self.path: Path | None = None
         self.note = ""
-        self._stack, self._wanted, self._env, self._writer = stack, path, env, None
+        self._wanted, self._env = path, env
+        self._writer: VideoWriter | None = None
         self._open = path is not None
+
+    def __enter__(self) -> _Camera:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._writer is None:
+            return
+        try:
+            self._writer.__exit__(kind)
+        except Exception as error:
+            self._fail(error)
 
     def shoot(self, observations: nest.Tree) -> None:
         if not self._open:
@@ -169,12 +182,16 @@ class _Camera:
                 return
             if self._writer is None:
                 assert self._wanted is not None
-                self._wanted.parent.mkdir(parents=True, exist_ok=True)
-                self._writer = self._stack.enter_context(VideoWriter(self._wanted))
-                self.path = self._wanted
+                self._writer, self.path = VideoWriter(self._wanted), self._wanted
             self._writer.write(frame)
         except Exception as error:  # a film is an extra: whatever a renderer lacks, the games are still played
-            self._open, self.path, self.note = False, None, f"no video: {error}"
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        self._open, self.path, self.note = False, None, f"no video: {error}"
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.__exit__(type(error))  # leaves no file behind
 
     def cut(self) -> None:
         self._open = False

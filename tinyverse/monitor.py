@@ -84,7 +84,7 @@ def _cells(worker: Mapping[str, Any]) -> list[str]:
     waits = f"{worker['waits_for']} ({worker['waits_seconds']:.0f} s)" if worker["waits_for"] else ""
     late = f" [silent for {worker['seen']:.0f} s]" if worker["seen"] > 5 else ""
     return [
-        worker["role"], worker["host"], str(worker["pid"]), f"{worker['steps_per_second']:,.0f}", str(worker["version"]),
+        escape(worker["role"]), escape(worker["host"]), str(worker["pid"]), f"{worker['steps_per_second']:,.0f}", str(worker["version"]),
         f"{worker['lag']:.1f}", duration(worker["uptime"]), escape(waits + late), escape(worker["error"].split("\n")[-1][:80]),
     ]  # fmt: skip
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 import os
 import queue
 import secrets
@@ -33,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 1.0
 RETRY_SECONDS = 0.5
+CLOSING_SECONDS = 5.0  # that a closing courier goes on trying
 WAITING_BATCHES = 4  # batches of sessions that may wait to be pushed; then the player waits, or drops if it is real-time
 
 
@@ -161,8 +163,9 @@ class Courier(threading.Thread):
         self.heard = threading.Event()  # a State has come in
         self._spare, self._fetched = spare, (-1, 0)  # version and update of the weights in the spare agent
         self._ready = threading.Event()  # the spare agent holds newer weights than the player's
+        self._exchange = threading.Lock()  # held while the spare agent, its numbers or the epoch change hands
         self._rollouts: queue.Queue[Rollout] = queue.Queue(WAITING_BATCHES)
-        self._closing = threading.Event()
+        self._closing, self._gives_up = threading.Event(), math.inf
         self._sequence = 0
         self._began = time.monotonic()
 
@@ -181,11 +184,12 @@ class Courier(threading.Thread):
 
     def swap(self, agent: Agent) -> tuple[Agent, int, int] | None:
         """(agent, version, update) with newer weights, in exchange for the player's; None if there are none."""
-        if not self._ready.is_set():
-            return None
-        newer, self._spare = self._spare, agent
-        self._ready.clear()
-        return newer, *self._fetched
+        with self._exchange:
+            if not self._ready.is_set():
+                return None
+            newer, self._spare = self._spare, agent
+            self._ready.clear()
+            return newer, *self._fetched
 
     def run(self) -> None:
         try:
@@ -196,8 +200,9 @@ class Courier(threading.Thread):
 
     def close(self) -> None:
         """Sends what is left, for at most 5 seconds."""
+        self._gives_up = time.monotonic() + CLOSING_SECONDS
         self._closing.set()
-        self.join(5.0)
+        self.join(CLOSING_SECONDS)
 
     def _turn(self) -> None:
         blobs: list[bytes] = []
@@ -229,13 +234,15 @@ class Courier(threading.Thread):
             except DatabaseLost as error:
                 self.worker.error = str(error)
                 logger.warning("%s Trying again.", error)
-                if self._closing.wait(RETRY_SECONDS):
+                if time.monotonic() > self._gives_up:
                     return
+                time.sleep(RETRY_SECONDS)
 
     def _fetch(self) -> None:
         if self.state.epoch != self.epoch:  # the server came back empty, or the run was cleared: versions start anew
-            self.epoch, self._fetched = self.state.epoch, (-1, 0)
-            self._ready.clear()
+            with self._exchange:
+                self.epoch, self._fetched = self.state.epoch, (-1, 0)
+                self._ready.clear()
         if self.state.version <= self._fetched[0] or self._ready.is_set():
             return
         try:
@@ -262,13 +269,14 @@ def play(
 ) -> int:
     """Plays until `batches` are pushed, the run is stopped, or `should_stop`; returns the batches played."""
     stop_count, epoch, played = courier.state.stop, courier.epoch, 0
-    while (batches is None or played < batches) and not should_stop() and courier.state.stop == stop_count:
+    while (batches is None or played < batches) and not should_stop() and courier.state.stop <= stop_count:
+        stop_count = min(stop_count, courier.state.stop)  # a server that came back empty counts from 0 again
         if courier.failure is not None:
             raise courier.failure
         on_batch()
         if courier.epoch != epoch:
             epoch, player.version = courier.epoch, -1
-        if played % sync_every == 0 and (newer := courier.swap(player.agent)) is not None:
+        if (player.version < 0 or played % sync_every == 0) and (newer := courier.swap(player.agent)) is not None:
             player.agent, player.version, player.update = newer
         courier.waiting.set(_reason(player, courier, realtime))
         if courier.waiting.reason:
@@ -287,6 +295,8 @@ def play(
             if should_stop() or courier.failure is not None:
                 break
         played += 1
+    if courier.failure is not None:
+        raise courier.failure
     return played
 
 

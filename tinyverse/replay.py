@@ -64,8 +64,8 @@ class Flow:
 class Replay:
     """A ring of sessions on a device, and the books of who was delivered how often.
 
-    Invariant that keeps players and trainer from waiting for each other: `reuse · received − delivered` is the debt
-    that the sessions in memory still carry. What is lost, expired or rejected is counted as delivered.
+    Invariant that keeps players and trainer from waiting for each other: the debt, `reuse · received − delivered`, is
+    never more than `reuse` for each session in memory. What is lost, expired or rejected is counted as delivered.
     """
 
     def __init__(self, spec: SessionSpec, flow: Flow, sampler: Sampler, *, device: str = "cpu", seed: int = 0) -> None:
@@ -129,6 +129,7 @@ class Replay:
             self._write(slot, arrays)
             self._update[slot], self._position[slot] = made_at, position
             self.sampler.insert(slot, seen)
+            self._limit_debt()
 
     def forget(self, count: int) -> None:
         """Counts sessions that arrived and will never be delivered: lost, rejected or too old."""
@@ -205,11 +206,15 @@ class Replay:
         if self.flow.max_lag is None:
             return
         for slot in np.flatnonzero(self._filled & (self._update < update - self.flow.max_lag)):
-            # what it was owed is settled, what it had beyond that is given back: the debt is of those that remain
-            self._delivered += (self.flow.reuse or 1.0) - self._count[slot]
             self.dropped["expired"] += 1
             self._filled[slot] = False
             self.sampler.remove(int(slot))
+        self._limit_debt()
+
+    def _limit_debt(self) -> None:
+        """Forgives what sessions that left memory owed and the others cannot carry: players must not wait for that."""
+        if self.flow.reuse is not None:
+            self._delivered = max(self._delivered, self.flow.reuse * (self.received - int(self._filled.sum())))
 
     def _cut(self, slots: np.ndarray, starts: np.ndarray, rows: int, burn_in: int, update: int) -> Batch:
         index = torch.from_numpy(slots).to(self.device)
@@ -217,8 +222,8 @@ class Replay:
         leaves = {}
         for name, tensor in self._store.items():
             if name.split(".")[0] == "initial_memory":
-                leaves[name] = tensor[index]
-                leaves[name][start > 0] = 0
+                memory = tensor[index]
+                leaves[name] = torch.where(start.reshape(-1, *[1] * (memory.ndim - 1)) > 0, torch.zeros_like(memory), memory)
             else:
                 count = rows + (tensor.shape[1] - self.spec.length)  # observations have a row more
                 leaves[name] = tensor[index, start + torch.arange(count, device=self.device)[:, None]]

@@ -6,8 +6,12 @@ The agreement (experiment, settings, session spec) is created by the first train
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
+import logging
 import os
+import pickle
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,11 +20,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from tinyverse.errors import RunConflict, SettingsError, TinyverseError
+from tinyverse.errors import RunConflict, SettingsError
 from tinyverse.session import SessionSpec
+
+logger = logging.getLogger(__name__)
 
 FORMAT = "1"
 CHECKPOINTS_KEPT = 3
+UNREADABLE = (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError)  # what torch.load says of damage
 
 
 def agreement(experiment: str, settings: Mapping[str, Any], spec: SessionSpec) -> dict[str, str]:
@@ -75,7 +82,9 @@ class RunFolder:
         """Moves an older run of the same name aside and returns where to."""
         if not self.path.exists():
             return None
-        aside = self.path.with_name(f"{self.path.name}.{time.strftime('%Y%m%d-%H%M%S')}")
+        stem = f"{self.path.name}.{time.strftime('%Y%m%d-%H%M%S')}"
+        names = itertools.chain([stem], (f"{stem}.{number}" for number in itertools.count(2)))
+        aside = next(path for path in map(self.path.with_name, names) if not path.exists())
         self.path.rename(aside)
         return aside
 
@@ -94,10 +103,12 @@ class RunFolder:
             file.write(json.dumps(dict(row)) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All rows logged so far; a last line cut by a crash is left out."""
-        file = self.path / "metrics.jsonl"
-        lines = file.read_text().splitlines() if file.exists() else []
-        return [json.loads(line) for line in lines if line.endswith("}")]
+        """All rows logged so far; a line cut by a crash is left out, with what was appended to it."""
+        file, rows = self.path / "metrics.jsonl", []
+        for line in file.read_text(errors="replace").splitlines() if file.exists() else []:
+            with contextlib.suppress(ValueError):
+                rows.append(json.loads(line))
+        return rows
 
     def save(self, update: int, contents: Mapping[str, Any]) -> Path:
         """Writes a checkpoint, whole or not at all, and keeps the newest 3."""
@@ -122,8 +133,8 @@ class RunFolder:
         for file in reversed(self._files()):
             try:
                 return torch.load(file, map_location="cpu", weights_only=True)
-            except (RuntimeError, EOFError, OSError, ValueError) as error:
-                print(f"tinyverse: {file} cannot be read ({error}); trying the one before.")
+            except UNREADABLE as error:
+                logger.warning("%s cannot be read (%s); trying the one before.", file, type(error).__name__)
         return None
 
     def _files(self) -> list[Path]:
@@ -139,7 +150,7 @@ def load_weights_file(path: Path) -> tuple[int, dict[str, Any]]:
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True)
         return contents["version"], {name: tensor.numpy() for name, tensor in contents["weights"].items()}
-    except (OSError, KeyError, RuntimeError, EOFError, ValueError, TinyverseError) as error:
+    except (*UNREADABLE, LookupError, TypeError, AttributeError) as error:
         raise SettingsError(f"{path} is no checkpoint of a trainer ({type(error).__name__}).") from None
 
 

@@ -74,8 +74,12 @@ class SessionSpec:
 
     @classmethod
     def of(cls, observation_space: Any, action_space: Any, agent: Agent, length: int) -> SessionSpec:
-        """The spec of sessions of `length` steps that `agent` plays in these spaces (asks it for one action)."""
-        observations = nest.of_space(observation_space, lambda space: np.zeros((1, *space.shape), space.dtype))
+        """The spec of sessions of `length` steps that `agent` plays in these spaces (asks it for one action).
+
+        Raises:
+            SpecError: a space whose samples have no fixed shape.
+        """
+        observations = nest.of_space(observation_space, _blank)
         memory = agent.initial_memory(1)
         actions, _, extras = agent.act(observations, memory, np.ones(1, bool))
         flags = {name: np.zeros((1, length), bool) for name in FLAGS}
@@ -104,7 +108,18 @@ class SessionSpec:
 
     @classmethod
     def from_json(cls, text: str) -> SessionSpec:
-        return cls({name: (tuple(shape), np.dtype(dtype)) for name, (dtype, shape) in json.loads(text).items()})
+        """Inverse of `to_json`.
+
+        Raises:
+            SpecError: the text is no spec.
+        """
+        try:
+            fields = {name: (tuple(map(int, shape)), np.dtype(str(dtype))) for name, (dtype, shape) in json.loads(text).items()}
+        except (ValueError, TypeError, AttributeError, RecursionError):
+            raise SpecError(f"the run's spec of its sessions is garbled: {text[:80]!r}") from None
+        if any(dtype.kind not in "biuf" for _, dtype in fields.values()):
+            raise SpecError("the run's spec has arrays that are neither booleans, integers nor floats.")
+        return cls(fields)
 
     def difference(self, fields: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> str:
         """One sentence on the first way in which `fields` differ; "" where they do not."""
@@ -132,11 +147,26 @@ class SessionSpec:
         if not np.isfinite(arrays["rewards"]).all():
             raise SpecError("session.rewards holds NaN or infinity. Does the environment return finite rewards?")
         session = Session.from_arrays(arrays, metadata)
+        for name in ("version", "update", "sequence"):
+            codec.whole_number(metadata, name)
         try:
-            session.episodes, int(metadata["version"]), int(metadata["update"]), int(metadata["sequence"])
-        except (KeyError, ValueError, TypeError, RecursionError):
-            raise CodecError("the session's metadata lacks a whole version, update or sequence, or its episodes are garbled.") from None
+            sound = all(_is_episode(*episode) for episode in session.episodes)
+        except (ValueError, TypeError, RecursionError):
+            sound = False
+        if not sound or len(session.episodes) > self.length:
+            raise CodecError("the session's metadata has garbled returns or lengths of episodes.")
         return session
+
+
+def _blank(space: Any) -> np.ndarray:
+    """[1, …] zeros, as observations of one game."""
+    if space.shape is None:
+        raise SpecError(f"observations of {space} have no fixed shape; turn them into arrays in make_env.")
+    return np.zeros((1, *space.shape), space.dtype)
+
+
+def _is_episode(total: Any, length: Any) -> bool:
+    return type(total) in (int, float) and abs(total) < 1e300 and type(length) is int and 0 < length < 1 << 53
 
 
 def _rows(leaf: np.ndarray, length: int) -> np.ndarray:

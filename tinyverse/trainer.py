@@ -103,10 +103,10 @@ class Trainer:
             SettingsError: it was asked to stop while it waited for another trainer's lease.
         """
         self.meta = self.database.create(self.meta)
+        stop_count = self.database.state().stop
         while not self.database.acquire_lease(self.holder):
             self.waiting.set("another trainer, which publishes for this run")
-            self.beat()
-            if should_stop():
+            if self.beat().stop > stop_count or should_stop():
                 raise SettingsError("stopped while waiting for another trainer of this run to end.")
             time.sleep(HEARTBEAT_SECONDS)
         self.waiting.set("")
@@ -153,7 +153,7 @@ class Trainer:
     def feed(self, wait: float = 0.0) -> int:
         """Reads new sessions into the replay; returns how many there were."""
         entries, state = self.database.read(self._position, READ_AT_ONCE, wait)
-        if state.epoch != self.state.epoch:
+        if state.epoch != self.state.epoch or not state.epoch:
             self._rejoin()
             return 0
         for position, blob in entries:
@@ -232,10 +232,17 @@ class Trainer:
         return Snapshot(**numbers, blob=encode_weights(self.learner.get_weights(), **numbers))
 
     def publish(self, snapshot: Snapshot) -> None:
-        """Players see version and weights change together."""
-        self.database.put_weights(
-            snapshot.blob, snapshot.version, holder=self.holder, update=snapshot.update, step=snapshot.step
-        )
+        """Players see version and weights change together. May be called again where it is unknown whether it arrived.
+
+        Raises:
+            LeaseLost: another trainer publishes now.
+        """
+        version, blob = snapshot.version, snapshot.blob
+        try:
+            self.database.put_weights(blob, version, holder=self.holder, update=snapshot.update, step=snapshot.step)
+        except LeaseLost:
+            if self.database.get_weights(version=version) != (version, blob):
+                raise
 
     def report(self) -> None:
         """The numbers by which players know whether to go on, and how data is used."""
@@ -259,13 +266,14 @@ class Trainer:
         logger.warning("the run is gone from the database; publishing it again.")
         self.database.create({key: value for key, value in self.meta.items() if key != "epoch"})
         self.database.acquire_lease(self.holder)
-        self.state = self.database.state()
-        self.version = max(self.version, self.state.version)
+        state = self.database.state()
+        self.version = max(self.version, state.version)
         self._position = self._consumed = BEGINNING
         self._newest_of.clear()
         self._caught_up = False
         self.report()
         self.must_publish = True
+        self.state = state  # last: had the database been lost on the way, all of it is done again
 
     # -- numbers ------------------------------------------------------------------------------------------------
 
@@ -276,7 +284,7 @@ class Trainer:
 
     def row(self) -> dict[str, Any]:
         """Where training stands, for logs; losses come from the device here. CPU–GPU sync."""
-        losses = {name: _number(value) for name, value in self.metrics.items() if name != "priorities"}
+        losses = {name: _number(value) for name, value in self.metrics.items() if name != "priorities"}  # None: not finite
         replay, received = self.replay, max(self.replay.received, 1)
         return {
             "update": self.update, "step": self.step_count, "frames": self.step_count * self.frame_skip, "version": self.version,
@@ -287,7 +295,7 @@ class Trainer:
             "replay/sessions": len(replay), "replay/lag": self.lag, "replay/reuse": replay.delivered / received,
             "replay/rejected": sum(self.rejected.values()), **{f"replay/{name}": n for name, n in replay.dropped.items()},
             **{f"time/{name}": share for name, share in self.stages.take().items()},
-            **{name: value for name, value in losses.items() if value is not None},
+            **losses,
         }  # fmt: skip
 
 
@@ -386,10 +394,9 @@ def train(
     herald.start()
     made, stop_count, saving = 0, trainer.state.stop, Ticker(save_every, later=True)
     try:
-        while (updates is None or made < updates) and not should_stop() and trainer.state.stop == stop_count:
-            for thread in (feeder, herald):
-                if thread.failure is not None:
-                    raise thread.failure
+        while (updates is None or made < updates) and not should_stop() and trainer.state.stop <= stop_count:
+            stop_count = min(stop_count, trainer.state.stop)  # a server that came back empty counts from 0 again
+            _raise_failure(feeder, herald)
             if trainer.step():
                 made += 1
             else:
@@ -407,7 +414,14 @@ def train(
         herald.close()
         feeder.join(5.0)
         trainer.leave()
+    _raise_failure(feeder, herald)  # of the last publication too
     return made
+
+
+def _raise_failure(*threads: Feeder | Herald) -> None:
+    for thread in threads:
+        if thread.failure is not None:
+            raise thread.failure
 
 
 def _number(value: Any) -> float | None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 
 from tinyverse import codec
 from tinyverse.agent import Weights
-from tinyverse.errors import CodecError
 
 
 def encode_weights(weights: Weights, *, version: int, update: int, step: int, bfloat16: bool = False) -> bytes:
@@ -24,11 +21,4 @@ def decode_weights(blob: bytes) -> tuple[dict[str, np.ndarray], dict[str, int]]:
         CodecError: the bytes are no weights.
     """
     arrays, metadata = codec.decode(blob)
-    return arrays, _numbers(metadata)
-
-
-def _numbers(metadata: Mapping[str, str]) -> dict[str, int]:
-    try:
-        return {name: int(metadata[name]) for name in ("version", "update", "step")}
-    except (KeyError, ValueError):
-        raise CodecError("weights lack a whole version, update or step in their metadata.") from None
+    return arrays, {name: codec.whole_number(metadata, name) for name in ("version", "update", "step")}
