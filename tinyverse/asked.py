@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import json
 import os
+import re
 import secrets
 import signal
 import sys
@@ -43,9 +44,27 @@ class Asked:
     seed: int | None = None
     quiet: bool = False
 
+    def __post_init__(self) -> None:
+        if self.run and not re.fullmatch(r"(?!\.+$)[A-Za-z0-9._-]{1,100}", self.run):  # a folder has this name too
+            raise SettingsError(f"the run's name {self.run!r} may have letters, digits, '.', '_' and '-' only, at most 100. Choose another with --name.")
+
     @functools.cached_property
     def module(self) -> ModuleType:
         return loader.load_module(self.experiment)
+
+    @functools.cached_property
+    def given(self) -> dict[str, Any]:
+        """The settings asked for, checked and converted."""
+        return loader.resolve_given(self.module, self.settings)
+
+    def load(self) -> None:
+        """Says what is wrong with the experiment or its settings before a server is started for it."""
+        _ = self.given
+
+    @property
+    def names_server(self) -> bool:
+        """Whether an option or the environment names a server."""
+        return bool(self.redis or self.host or self.port or os.environ.get("TINYVERSE_REDIS_URL") or os.environ.get("REDIS_URL"))
 
     @property
     def title(self) -> str:
@@ -62,7 +81,7 @@ class Asked:
 
     def resolved(self, agreed: Mapping[str, Any]) -> dict[str, Any]:
         """All settings: defaults, over them what the run has agreed on, over that what was asked for."""
-        return loader.resolve(self.module, {**agreed, **loader.resolve_given(self.module, self.settings)})
+        return loader.resolve(self.module, {**agreed, **self.given})
 
     def fresh_seed(self) -> int:
         return secrets.randbits(31) if self.seed is None else self.seed
@@ -77,10 +96,9 @@ class Asked:
             database.close()
 
     def server(self, start: bool) -> str:
-        if self.database and not (self.redis or self.host):
+        if self.database and not (self.redis or self.host or self.port):
             return ""
-        named = self.redis or self.host or os.environ.get("TINYVERSE_REDIS_URL") or os.environ.get("REDIS_URL")
-        if not named and (url := _server_of_a_running_run(self.folder)):
+        if not self.names_server and (url := _server_of_a_running_run(self.folder)):
             return url
         address = redis_server.find_server(self.redis, self.host, self.port, self.password, start=start)
         if address.source == "started":

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from tinyverse import __version__, machine
 from tinyverse.errors import SettingsError, TinyverseError
@@ -52,6 +53,8 @@ def main(arguments: list[str] | None = None) -> None:
     """The console script. Never returns."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     machine.prepare()
+    if not {"", str(Path.cwd())} & set(sys.path):
+        sys.path.insert(0, str(Path.cwd()))  # modules of this folder, as `python -m tinyverse` finds them by itself
     try:
         experiment, words = _sort_out(words)
         code = verbs.main(args=words, prog_name="tinyverse" + (f" {experiment}" if experiment else ""), obj=experiment, standalone_mode=False)
@@ -131,7 +134,7 @@ def common(function: Command) -> Command:
         from tinyverse.asked import Asked
 
         logging.basicConfig(level=logging.DEBUG if verbose > 1 else logging.INFO if verbose else logging.WARNING, format="%(name)s: %(message)s")
-        if password and any(word.startswith("--password") for word in sys.argv):
+        if click.get_current_context().get_parameter_source("password") is ParameterSource.COMMANDLINE:
             print("tinyverse: a password on the command line is seen by everyone on this machine; TINYVERSE_PASSWORD is not.", file=sys.stderr)
         asked = Asked(
             experiment, name or "", _settings(config, options), redis=redis, host=host, port=port, password=password,
@@ -191,7 +194,7 @@ def _settings(config: Path | None, options: tuple[str, ...]) -> dict[str, Any]:
         try:
             settings.update(tomllib.loads(config.read_text()))
         except (OSError, tomllib.TOMLDecodeError) as error:
-            raise SettingsError(f"--config {config}: {error}") from None
+            raise SettingsError(f"--config {config} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
     for option in options:
         name, equals, value = option.partition("=")
         if not equals or not name:

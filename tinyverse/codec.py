@@ -57,8 +57,8 @@ def encode(
         dtype = array.dtype.newbyteorder("<")
         if dtype not in _NAMES:
             raise CodecError(f"{name} has dtype {array.dtype}; only booleans, integers and floats can be encoded.")
-        if array.ndim > MAX_DIMENSIONS or name in header:
-            raise CodecError(f"{name} cannot be encoded: it has {array.ndim} dimensions, at most {MAX_DIMENSIONS} are possible, or the name is taken.")
+        if array.ndim > MAX_DIMENSIONS or name == "__metadata__":
+            raise CodecError(f"{name} cannot be encoded: {array.ndim} dimensions are more than {MAX_DIMENSIONS}, or the name is taken.")
         data = _to_bfloat16(array) if narrow else np.ascontiguousarray(array, dtype)
         header[name] = {
             "dtype": "BF16" if narrow else _NAMES[dtype], "shape": array.shape, "data_offsets": (offset, offset + data.nbytes)

@@ -8,9 +8,12 @@ type, and the resolved settings are published with the run.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+
+import gymnasium
 
 from tinyverse.agent import Agent
 from tinyverse.envs.pool import Pool, pool_of
@@ -53,6 +56,8 @@ class Experiment:
             if name.startswith("_") or not hasattr(Experiment, name):
                 known = [word for word in vars(Experiment) | Experiment.__annotations__ if not word.startswith("_")]
                 raise ExperimentError(f"Experiment has no part {name!r}; it has {', '.join(sorted(known))}.")
+            if not callable(part) and (name.startswith("make_") or name == "train_step"):
+                raise ExperimentError(f"{name} is {part!r}, wanted a function.")
             setattr(self, name, part)
         self._spaces: tuple[Any, Any] | None = None
 
@@ -69,13 +74,23 @@ class Experiment:
 
     # what the rest of the program calls; nothing below is meant to be overridden
 
+    def check(self) -> None:
+        """Raises ExperimentError where a number that counts something is none, or less than 1."""
+        for name in ("unroll_length", "batch", "games", "buffer_size", "publish_every", "frame_skip"):
+            count = getattr(self, name)
+            if not isinstance(count, int) or count < 1:
+                raise ExperimentError(f"the experiment's {name} is {count!r}, wanted a whole number of at least 1.")
+
     def env(self, evaluation: bool = False, render_mode: str | None = None) -> Any:
         """One environment; arguments that the user's `make_env` does not take are not passed."""
-        return _call_with(self.make_env, evaluation=evaluation, render_mode=render_mode)
+        with _readable():
+            return _call_with(self.make_env, evaluation=evaluation, render_mode=render_mode)
 
     def pool(self, num_games: int) -> Pool:
         """`num_games` games for playing."""
-        pool = pool_of(self.make_pool(num_games) if self.make_pool else self.env, num_games)
+        with _readable():
+            made = self.env if self.make_pool is None else _call("make_pool", self.make_pool, num_games=num_games)
+        pool = pool_of(made, num_games)
         self._spaces = (pool.observation_space, pool.action_space)
         return pool
 
@@ -88,14 +103,15 @@ class Experiment:
 
     def agent(self) -> Agent:
         """A new agent, checked."""
-        agent = self.make_agent(*self.spaces())
+        observation_space, action_space = self.spaces()
+        agent = _call("make_agent", self.make_agent, observation_space=observation_space, action_space=action_space)
         if not callable(getattr(agent, "act", None)):
             raise ExperimentError(f"make_agent returned {type(agent).__name__}, wanted an Agent with act(observations, memory, first).")
         return agent
 
     def learner(self, agent: Agent) -> Learner:
         """The learner of `agent`, checked."""
-        learner = self.make_learner(agent)
+        learner = _call("make_learner", self.make_learner, agent=agent)
         if not callable(getattr(learner, "train_step", None)):
             raise ExperimentError(f"make_learner returned {type(learner).__name__}, wanted a Learner with train_step(batch).")
         return learner
@@ -103,6 +119,26 @@ class Experiment:
     def spec(self, agent: Agent) -> SessionSpec:
         """What the run's sessions look like."""
         return SessionSpec.of(*self.spaces(), agent, self.unroll_length)
+
+
+def _call(name: str, function: Callable[..., Any], **arguments: Any) -> Any:
+    """Calls the user's function with positional arguments, which it must take."""
+    try:
+        inspect.signature(function).bind(*arguments.values())
+    except TypeError as error:
+        raise ExperimentError(f"{name} is called as {name}({', '.join(arguments)}), which it does not take: {error}.") from None
+    except ValueError:  # a builtin, which has no signature
+        pass
+    return function(*arguments.values())
+
+
+@contextlib.contextmanager
+def _readable() -> Iterator[None]:
+    """What Gymnasium says of an id it does not know, or of a package it misses, is a sentence for the user already."""
+    try:
+        yield
+    except gymnasium.error.Error as error:
+        raise ExperimentError(f"make_env: {error}") from error
 
 
 def _call_with(function: Callable[..., Any], **arguments: Any) -> Any:

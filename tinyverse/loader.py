@@ -6,10 +6,12 @@ traceback, from their first frame on.
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
 import inspect
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
@@ -21,6 +23,9 @@ from tinyverse.errors import ExperimentError, SettingsError, TinyverseError
 from tinyverse.experiment import Experiment
 
 _WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+_PREFIX = "tinyverse_experiment_"  # of the names of modules loaded from files
+_OWN = Path(__file__).parent
+_LIBRARIES = [Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
 
 
 def load_module(name: str) -> ModuleType:
@@ -89,43 +94,59 @@ def resolve_given(module: ModuleType, given: Mapping[str, Any]) -> dict[str, Any
 
 def build(module: ModuleType, settings: Mapping[str, Any]) -> Experiment:
     """Calls make_experiment and checks what it returns."""
-    experiment = _guarded(lambda: module.make_experiment(**settings), f"make_experiment of {module.__name__.split('.')[-1]}")
+    name = module.__name__.removeprefix(_PREFIX).split(".")[-1]
+    experiment = _guarded(lambda: module.make_experiment(**settings), f"make_experiment of {name}")
     if not isinstance(experiment, Experiment):
         raise ExperimentError(f"make_experiment returned {type(experiment).__name__}, wanted a tinyverse.Experiment.")
+    experiment.check()
     return experiment
 
 
 def is_ours(error: BaseException) -> bool:
-    """Whether an exception was raised by a line of this package, rather than of the user's code or of a library."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return str(Path(__file__).parent) in frames[-1].filename
+    """Whether no line of the user's code stands in the way from this package to where the exception was raised."""
+    return not any(map(_is_theirs, traceback.extract_tb(error.__traceback__)))
 
 
 def user_traceback(error: BaseException) -> str:
-    """The traceback from the first frame outside this package and the import machinery on."""
-    own = str(Path(__file__).parent)
+    """The traceback from the user's first frame on; of an error in a library that they import, from its last frame."""
     frames = traceback.extract_tb(error.__traceback__)
-    theirs = [frame for frame in frames if own not in frame.filename and "importlib" not in frame.filename]
-    first = frames.index(theirs[0]) if theirs else 0
+    first = next((index for index, frame in enumerate(frames) if _is_theirs(frame)), len(frames) - 1)
     return "".join(traceback.format_list(frames[first:]) + traceback.format_exception_only(error)).rstrip()
+
+
+def _is_theirs(frame: traceback.FrameSummary) -> bool:
+    """Whether it is a line of neither this package, nor Python, nor what is installed."""
+    path = Path(frame.filename)
+    return not frame.filename.startswith("<") and not any(path.is_relative_to(place) for place in (_OWN, *_LIBRARIES))
 
 
 def _convert(name: str, value: Any, default: Any) -> Any:
     """`value`, text from the command line or a value from a file, as the type of `default`."""
     kind = type(default)
-    if default is None or type(value) is kind:
+    if type(value) is kind and not isinstance(value, (tuple, list)):
         return value
     try:
+        if default is None:
+            return _literal(value) if isinstance(value, str) else value
         if kind is bool:
             return _WORDS[str(value).lower()]
         if kind in (tuple, list):
             parts = [part for part in value.strip("()[] ").split(",") if part.strip()] if isinstance(value, str) else value
-            return kind(type(default[0])(part) if default else part for part in parts)
+            return kind(_convert(name, part, default[0] if default else None) for part in parts)
         if kind in (int, float, str) and isinstance(value, (str, int)):
             return kind(value)
     except (ValueError, KeyError, TypeError):
         pass
     raise SettingsError(f"{name}={value} cannot be read as {kind.__name__}; its default is {default!r}.") from None
+
+
+def _literal(text: str) -> Any:
+    """The number, None, True or False that `text` spells; else `text` itself."""
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+    return value if value is None or isinstance(value, (bool, int, float)) else text
 
 
 def _guarded(load: Callable[[], Any], name: str) -> Any:
@@ -138,7 +159,7 @@ def _guarded(load: Callable[[], Any], name: str) -> Any:
 
 
 def _from_file(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"tinyverse_experiment_{path.stem}", path)
+    spec = importlib.util.spec_from_file_location(f"{_PREFIX}{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[module.__name__] = module  # dataclasses look their module up by name

@@ -6,6 +6,7 @@ into a spare agent, which the player swaps in by reference between two sessions.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -164,7 +165,7 @@ class Courier(threading.Thread):
         self._spare, self._fetched = spare, (-1, 0)  # version and update of the weights in the spare agent
         self._ready = threading.Event()  # the spare agent holds newer weights than the player's
         self._exchange = threading.Lock()  # held while the spare agent, its numbers or the epoch change hands
-        self._rollouts: queue.Queue[Rollout] = queue.Queue(WAITING_BATCHES)
+        self._rollouts: queue.Queue[Rollout | None] = queue.Queue(WAITING_BATCHES)
         self._closing, self._gives_up = threading.Event(), math.inf
         self._sequence = 0
         self._began = time.monotonic()
@@ -202,6 +203,8 @@ class Courier(threading.Thread):
         """Sends what is left, for at most 5 seconds."""
         self._gives_up = time.monotonic() + CLOSING_SECONDS
         self._closing.set()
+        with contextlib.suppress(queue.Full):
+            self._rollouts.put_nowait(None)  # wakes it
         self.join(CLOSING_SECONDS)
 
     def _turn(self) -> None:

@@ -65,7 +65,8 @@ class Replay:
     """A ring of sessions on a device, and the books of who was delivered how often.
 
     Invariant that keeps players and trainer from waiting for each other: the debt, `reuse · received − delivered`, is
-    never more than `reuse` for each session in memory. What is lost, expired or rejected is counted as delivered.
+    never more than `reuse` for each session in memory (or one batch, where that is more), and nothing where memory is
+    empty. What is lost, expired or rejected is counted as delivered.
     """
 
     def __init__(self, spec: SessionSpec, flow: Flow, sampler: Sampler, *, device: str = "cpu", seed: int = 0) -> None:
@@ -214,7 +215,9 @@ class Replay:
     def _limit_debt(self) -> None:
         """Forgives what sessions that left memory owed and the others cannot carry: players must not wait for that."""
         if self.flow.reuse is not None:
-            self._delivered = max(self._delivered, self.flow.reuse * (self.received - int(self._filled.sum())))
+            kept = int(self._filled.sum())
+            carried = max(self.flow.reuse * kept, self.flow.batch) if kept else 0.0
+            self._delivered = max(self._delivered, self.flow.reuse * self.received - carried)
 
     def _cut(self, slots: np.ndarray, starts: np.ndarray, rows: int, burn_in: int, update: int) -> Batch:
         index = torch.from_numpy(slots).to(self.device)

@@ -27,6 +27,7 @@ class VTraceReturns(NamedTuple):
 
     values: Tensor  # [T, B] v_s, the targets of the value function
     advantages: Tensor  # [T, B] of the policy gradient, with ρ in them
+    unweighted: Tensor  # [T, B] the same without ρ, for a loss that has the ratio in it
 
 
 @torch.no_grad()
@@ -117,8 +118,8 @@ def vtrace(
     decays = discounts * traces * lambda_ * rhos.clamp(max=clip_c)
     targets = values[:-1] + _discounted_sums(errors, decays)
     following = torch.where(traces > 0, torch.cat([targets[1:], values[-1:]]), values[1:])
-    advantages = rhos.clamp(max=clip_pg_rho) * (rewards + discounts * following - values[:-1])
-    return VTraceReturns(targets, advantages)
+    unweighted = rewards + discounts * following - values[:-1]
+    return VTraceReturns(targets, rhos.clamp(max=clip_pg_rho) * unweighted, unweighted)
 
 
 def _discounted_sums(terms: Tensor, decays: Tensor) -> Tensor:

@@ -85,10 +85,11 @@ def do_run(asked: Asked, learning: Learning, *, players: int = 1, games: int | N
     """Server, players, trainer and dashboard on this machine; whatever it started ends with it, however it ends."""
     check_learning(learning)
     positive(players=players, games=games)
+    asked.load()
     learning = dataclasses.replace(learning, threads=learning.threads or max(1, machine.cores() - players))
     with contextlib.ExitStack() as stack:
         should_stop = stack.enter_context(stop_on_signals())
-        own = not (asked.redis or asked.host or asked.database or os.environ.get("TINYVERSE_REDIS_URL") or os.environ.get("REDIS_URL"))
+        own = not (asked.database or asked.names_server)
         if own:
             asked = dataclasses.replace(asked, redis=stack.enter_context(redis_server.private_server()).url)
         database = stack.enter_context(asked.connected())

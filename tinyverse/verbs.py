@@ -21,7 +21,7 @@ from tinyverse import loader, machine, monitor, redis_server
 from tinyverse.agent import Agent
 from tinyverse.asked import RECORDS, Asked, positive, stop_on_signals
 from tinyverse.database import Database
-from tinyverse.errors import DatabaseError, RunConflict, SettingsError, TinyverseError
+from tinyverse.errors import DatabaseError, RunConflict, ServerError, SettingsError, TinyverseError
 from tinyverse.evaluator import Evaluation, evaluate, evaluate_in_processes
 from tinyverse.experiment import Experiment
 from tinyverse.player import HEARTBEAT_SECONDS, Courier, Player, new_worker, play
@@ -45,6 +45,8 @@ def do_play(
 ) -> int:
     """Steps games and pushes sessions; returns the batches pushed."""
     positive(games=games, batches=batches, sync_every=sync_every)
+    check_device(device)
+    asked.load()
     with asked.connected() as database, stop_on_signals() as should_stop:
         meta = _await_run(asked, database, should_stop)
         if not meta:
@@ -91,7 +93,7 @@ def _await_run(asked: Asked, database: Database, should_stop: Callable[[], bool]
             break
         time.sleep(HEARTBEAT_SECONDS / 4)
     database.leave(worker.id)
-    check_agreed(asked.run, agreed_of(meta), asked.title, loader.resolve_given(asked.module, asked.settings))
+    check_agreed(asked.run, agreed_of(meta), asked.title, asked.given)
     return meta
 
 
@@ -149,6 +151,7 @@ class Learning:
 def do_train(asked: Asked, learning: Learning) -> Trainer:
     """Learns from what players push, and publishes."""
     check_learning(learning)
+    asked.load()
     with asked.connected() as database, stop_on_signals() as should_stop:
         return train_run(asked, learning, database, should_stop)
 
@@ -158,7 +161,7 @@ def train_run(
 ) -> Trainer:
     machine.set_threads(learning.threads or max(1, machine.cores() - 1))
     should_stop = or_after(learning.minutes, should_stop)
-    trainer, experiment = make_trainer(asked, learning, database)
+    trainer, _ = make_trainer(asked, learning, database)
     trainer.join(should_stop=should_stop)
     log = monitor.TrainLog(trainer.row, asked.folder, database)
     asked.say(f"training run {asked.run} from update {trainer.update:,}, into {asked.folder.path}/")
@@ -184,9 +187,8 @@ def make_trainer(asked: Asked, learning: Learning, database: Database) -> tuple[
     meta, kept = database.meta(), folder.settings()
     if learning.resume and not kept:
         raise SettingsError(f"--resume: there is nothing in {folder.path}/ to go on from. Leave it out to start.")
-    given = loader.resolve_given(asked.module, asked.settings)
     for agreed in (agreed_of(meta), kept):
-        check_agreed(asked.run, agreed, asked.title, given)
+        check_agreed(asked.run, agreed, asked.title, asked.given)
     settings = asked.resolved((agreed_of(meta) or kept).get("settings", {}))
     seed = asked.fresh_seed()
     _seed_everything(seed)
@@ -273,6 +275,7 @@ def do_eval(
 ) -> Evaluation | None:
     """Plays whole games with published weights, or with those of the run's folder; with `every`, each new version."""
     positive(games=games, at_once=at_once, jobs=jobs)
+    check_device(device)
     machine.set_threads(1)
     result, done = None, -1
     with stop_on_signals() as should_stop:
@@ -293,7 +296,7 @@ def _evaluate_version(
     greedy: bool, render: bool, video: bool, device: str,
 ) -> Evaluation:  # fmt: skip
     film = RECORDS / f"{asked.run}-v{version}.webm" if video and not render else None
-    options = {"at_once": at_once or 1, "greedy": greedy, "seed": asked.fresh_seed(), "video": film, "render": render}
+    options: dict[str, Any] = {"at_once": at_once or 1, "greedy": greedy, "seed": asked.fresh_seed(), "video": film, "render": render}
     make = functools.partial(_rebuild, asked.experiment, settings)
     if jobs > 1:
         result = evaluate_in_processes(make, arrays, jobs=jobs, games=games, **options)
@@ -318,23 +321,25 @@ def _rebuild(experiment: str, settings: Mapping[str, Any]) -> Experiment:
 def _weights_for(asked: Asked, weights: str | None, newer_than: int) -> tuple[int, Any, dict[str, Any]]:
     """(version, arrays, settings) as asked for: a file, a version in the database, the newest, or the folder's."""
     folder = asked.folder.settings()
+    check_agreed(asked.run, folder, asked.title, asked.given)
     if weights is not None and not weights.isdigit():
+        if not Path(weights).is_file():
+            raise SettingsError(f"--weights {weights} is neither a file here nor the number of a version. Checkpoints lie in {asked.folder.checkpoints}/.")
         version, arrays = load_weights_file(Path(weights))
         return version, arrays, asked.resolved(folder.get("settings", {}))
-    with contextlib.suppress(TinyverseError) if weights is None else contextlib.nullcontext():
-        with asked.connected(start=False) as database:
-            meta = database.meta()
-            check_agreed(asked.run, agreed_of(meta), asked.title, loader.resolve_given(asked.module, asked.settings))
-            found = database.get_weights(version=int(weights) if weights else None)
-            if found is not None and meta:
-                return found[0], decode_weights(found[1])[0], asked.resolved(agreed_of(meta)["settings"])
-            if weights is not None:
-                raise SettingsError(f"run {asked.run} has no version {weights}; the newest is {database.state().version}, and 3 are kept.")
-    loader.load_module(asked.experiment)
+    needless = () if weights or asked.names_server else (ServerError,)
+    with contextlib.suppress(*needless), asked.connected(start=False) as database:
+        meta = database.meta()
+        check_agreed(asked.run, agreed_of(meta), asked.title, asked.given)
+        found = database.get_weights(version=int(weights) if weights else None)
+        if found is not None and meta:
+            return found[0], decode_weights(found[1])[0], asked.resolved(agreed_of(meta)["settings"])
+        if weights is not None and meta:
+            raise SettingsError(f"run {asked.run} has no version {weights}; the newest is {database.state().version}, and 3 are kept.")
     if (checkpoint := asked.folder.newest()) is not None:
         version, arrays = load_weights_file(checkpoint)
         return version, arrays, asked.resolved(folder.get("settings", {}))
-    raise SettingsError(f"run {asked.run} has no weights yet, neither on a server nor in {asked.folder.path}/. Train it first: tinyverse {asked.experiment} train")
+    raise TinyverseError(f"run {asked.run} has no weights yet, neither on a server nor in {asked.folder.path}/. Train it first: tinyverse {asked.experiment} train")
 
 
 # -- check ----------------------------------------------------------------------------------------------------------
@@ -441,13 +446,19 @@ def check_learning(learning: Learning) -> None:
         batch=learning.batch, updates=learning.updates, publish_every=learning.publish_every,
         buffer_size=learning.buffer_size, threads=learning.threads,
     )  # fmt: skip
-    if learning.device != "cpu":
-        import torch
+    check_device(learning.device)
 
-        try:
-            torch.empty(1, device=learning.device)
-        except (RuntimeError, AssertionError) as error:
-            raise SettingsError(f"--device {learning.device} cannot be used here: {str(error).splitlines()[0]}") from None
+
+def check_device(device: str) -> None:
+    """Raises SettingsError unless torch can use the device here."""
+    if device == "cpu":
+        return
+    import torch
+
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise SettingsError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}. Try cpu.") from None
 
 
 def _seed_everything(seed: int) -> None:

@@ -25,6 +25,8 @@ class VTrace(TorchLearner):
         learning_rate, optimizer, max_grad_norm, total_updates: see `Optimizer`.
         value_cost, entropy_cost: see above.
         clip_rho, clip_pg_rho, lambda_: see `returns.vtrace`.
+        surrogate_clip: instead of the plain policy gradient, PPO's clipped surrogate with this ε (Schulman et al. 2017,
+            eq. 7) on the V-trace advantages: steps stay small, so sessions can be learned from several times.
         reward_clip: rewards are clipped to ± this; None leaves them.
         normalize_advantages: to mean 0 and deviation 1 over the batch.
     """
@@ -40,6 +42,7 @@ class VTrace(TorchLearner):
         clip_rho: float = 1.0,
         clip_pg_rho: float = 1.0,
         lambda_: float = 1.0,
+        surrogate_clip: float | None = None,
         reward_clip: float | None = 1.0,
         normalize_advantages: bool = False,
         max_grad_norm: float | None = 40.0,
@@ -57,7 +60,7 @@ class VTrace(TorchLearner):
         self.discount, self.reward_clip = discount, reward_clip
         self.value_cost, self.entropy_cost = value_cost, entropy_cost
         self.clips = {"clip_rho": clip_rho, "clip_pg_rho": clip_pg_rho, "lambda_": lambda_}
-        self.normalize_advantages = normalize_advantages
+        self.normalize_advantages, self.surrogate_clip = normalize_advantages, surrogate_clip
 
     def train_step(self, batch: Batch) -> Metrics:
         loss, metrics = self.loss(batch)
@@ -74,7 +77,9 @@ class VTrace(TorchLearner):
 
         clip = float("inf") if self.reward_clip is None else self.reward_clip
         rewards, discounts = batch.rewards.clamp(-clip, clip), batch.discounts(self.discount)
-        targets, advantages = returns.vtrace(log_rhos, rewards, discounts, batch.traces, values, **self.clips)
+        targets, advantages, unweighted = returns.vtrace(log_rhos, rewards, discounts, batch.traces, values, **self.clips)
+        if self.surrogate_clip is not None:
+            advantages = unweighted
         if self.normalize_advantages:
             advantages = losses.normalize(advantages, mask)
 
