@@ -133,7 +133,7 @@ def test_a_type_error_inside_a_part_stays_what_it_is() -> None:
 @pytest.mark.parametrize(("env_id", "hint"), [("CartPol-v1", "CartPole"), ("CartPole-v77", "v1"), ("Nix/Game-v0", "Nix")])
 def test_an_unknown_environment_is_a_sentence(env_id: str, hint: str) -> None:
     experiment = by_parts(make_env=lambda: gymnasium.make(env_id))
-    with pytest.raises(ExperimentError, match="^make_env: ") as caught:
+    with pytest.raises(ExperimentError, match=r"^make_env: ") as caught:
         experiment.pool(1)
     assert hint in str(caught.value)
 

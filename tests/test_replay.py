@@ -20,6 +20,7 @@ from tinyverse.replay import Flow, Replay
 from tinyverse.samplers import Fresh, Mixed, Uniform, sampler_of
 from tinyverse.session import Session, SessionSpec
 from tinyverse.trainer import Trainer
+from tinyverse.weights import decode_weights
 
 torch.set_num_threads(1)
 
@@ -393,7 +394,7 @@ class World:
             reuse=chosen.reuse if chosen.sampler == "uniform" else None, min_sessions=chosen.min_sessions,
         )  # fmt: skip
         self.trainer, self.updates, self.sequence = None, 0, 0
-        self.playing = {}  # player -> (version, update) it plays with
+        self.playing = {}  # player -> version and update of the weights it plays with
         self.start()
 
     def start(self):
@@ -423,13 +424,13 @@ class World:
         state = self.database.state()
         if player not in self.playing:
             if state.may_play:
-                self.playing[player] = (state.version, state.update)
+                self.playing[player] = decode_weights(self.database.get_weights()[1])[1]
             return
         if self.random.random() < 0.3:
             return
-        version, update = self.playing.pop(player)
+        numbers = self.playing.pop(player)
         for _ in range(self.chosen.games):
-            metadata = {"player": "p", "sequence": str(self.sequence), "version": str(version), "update": str(update)}
+            metadata = {"player": "p", "sequence": str(self.sequence), **{name: str(number) for name, number in numbers.items()}}
             self.database.append([Session.from_arrays(ZEROS, metadata).encode()])
             self.sequence += 1
             if self.random.random() < self.chosen.reads / 4:

@@ -177,7 +177,9 @@ class Replay:
         missing = self.sampler.missing(flow.batch)
         if missing:
             return f"{missing} more new sessions"
-        debt = np.inf if flow.reuse is None or self.sampler.reuse is not None else flow.reuse * self.received - self._delivered
+        if flow.reuse is None or self.sampler.reuse is not None:
+            return ""
+        debt = flow.reuse * self.received - self._delivered
         if debt < flow.batch:
             return f"{np.ceil((flow.batch - debt) / flow.reuse):.0f} more sessions (reuse {flow.reuse:g} is reached)"
         return ""

@@ -1,0 +1,70 @@
+"""The examples: each builds and passes `check`, and the small ones learn."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tinyverse import loader
+from tinyverse.asked import Asked
+from tinyverse.evaluator import evaluate
+from tinyverse.together import do_local
+from tinyverse.verbs import Learning, do_check
+
+CHECKOUT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+
+@pytest.mark.parametrize("name", sorted(loader.examples()))
+def test_each_example_passes_check(name: str) -> None:
+    if name == "atari":
+        pytest.importorskip("ale_py")
+    rows = dict(do_check(Asked(name, seed=1)))
+    assert rows["experiment"].startswith("{") and "weights" in rows["agent"]
+    assert {"games", "playing", "encoding", "decoding", "learner", "an update", "weights"} <= set(rows)
+
+
+def test_each_example_says_how_to_run_it() -> None:
+    for name, file in loader.examples().items():
+        assert f"tinyverse {name}.py " in file.read_text().split('"""')[1]
+
+
+def test_catch_is_learned_in_half_a_minute() -> None:
+    began = time.process_time()
+    trainer = do_local(Asked("catch", seed=1, quiet=True), Learning(updates=600))
+    assert trainer.row()["play/return"] >= 0.95
+    assert time.process_time() - began < 30
+
+
+def test_tabular_is_learned() -> None:
+    asked = Asked("tabular", seed=1, quiet=True)
+    trainer = do_local(asked, Learning(updates=1500))
+    experiment = loader.build(asked.module, asked.resolved({}))
+    assert evaluate(experiment, trainer.agent, games=20, greedy=True, seed=3).mean == 1.0
+    assert trainer.row()["play/return"] >= 0.9  # of the last 100 episodes, with ε = 0.02
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_cartpole_is_learned_in_three_minutes(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="tv", dir="/tmp") as server:
+        env = {**os.environ, "PYTHONPATH": str(CHECKOUT), "TINYVERSE_SERVER_DIR": server}
+        words = ["cartpole", "run", "--players", "1", "--minutes", "3", "--seed", "1", "-q"]
+        subprocess.run([sys.executable, "-m", "tinyverse", *words], cwd=tmp_path, env=env, timeout=230, check=True)
+    rows: list[dict[str, Any]] = [
+        json.loads(line) for line in Path("runs/cartpole/metrics.jsonl").read_text().splitlines()
+    ]
+    assert max(row["play/return"] or 0 for row in rows) >= 475
