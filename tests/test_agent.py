@@ -11,7 +11,9 @@ SPACES = {
     "discrete": spaces.Discrete(3, start=2),
     "box": spaces.Box(-1, 1, (2, 3), np.float32),
     "bits": spaces.MultiBinary(4),
-    "nested": spaces.Dict({"a": spaces.Discrete(2), "b": spaces.Tuple((spaces.Box(0, 1, (1,)), spaces.MultiDiscrete([2, 3])))}),
+    "nested": spaces.Dict(
+        {"a": spaces.Discrete(2), "b": spaces.Tuple((spaces.Box(0, 1, (1,)), spaces.MultiDiscrete([2, 3])))}
+    ),
 }
 
 

@@ -89,7 +89,9 @@ def test_views_strides_and_byte_orders_do_not_matter():
 
 
 def test_what_is_read_is_aligned_and_cannot_be_written():
-    arrays, _ = codec.decode(codec.encode({f"x{name}": array[:1, :1, :1] for name, array in ARRAYS.items()}, {"odd": "x" * 5}))
+    arrays, _ = codec.decode(
+        codec.encode({f"x{name}": array[:1, :1, :1] for name, array in ARRAYS.items()}, {"odd": "x" * 5})
+    )
     assert all(array.flags.aligned and not array.flags.writeable for array in arrays.values())
 
 
@@ -116,7 +118,9 @@ def test_bfloat16_rounds_as_torch_does():
 
 names = st.text(st.characters(exclude_categories=["Cs"]), max_size=12).filter(lambda name: name != "__metadata__")
 shapes = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
-kinds = st.one_of(hnp.boolean_dtypes(), hnp.integer_dtypes(endianness="?"), hnp.floating_dtypes(sizes=(16, 32, 64), endianness="?"))
+kinds = st.one_of(
+    hnp.boolean_dtypes(), hnp.integer_dtypes(endianness="?"), hnp.floating_dtypes(sizes=(16, 32, 64), endianness="?")
+)
 some_arrays = st.dictionaries(names, kinds.flatmap(lambda kind: hnp.arrays(kind, shapes)), max_size=5)
 
 
@@ -133,7 +137,15 @@ def test_whatever_goes_in_comes_out(arrays, metadata):
 
 @pytest.mark.parametrize(
     "array",
-    [np.array([None]), np.array(["a"]), np.array([b"a"]), np.zeros(1, "M8[s]"), np.zeros(1, "c8"), np.zeros(1, "f4,O"), np.zeros(1, "g")],
+    [
+        np.array([None]),
+        np.array(["a"]),
+        np.array([b"a"]),
+        np.zeros(1, "M8[s]"),
+        np.zeros(1, "c8"),
+        np.zeros(1, "f4,O"),
+        np.zeros(1, "g"),
+    ],
     ids=str,
 )
 def test_other_dtypes_are_not_written(array):
@@ -184,7 +196,8 @@ LIES = {
     "deep objects": blob_of(b'{"a":' * 10_000),
     "a number of 60,000 digits": blob_of(b'{"x":' + b"9" * 60_000 + b"}"),
     "duplicate names": blob_of(
-        b'{"x":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"x":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}}', b"ab"
+        b'{"x":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"x":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}}',
+        b"ab",
     ),
     "duplicate keys": blob_of(b'{"x":{"dtype":"U8","dtype":"I8","shape":[1],"data_offsets":[0,1]}}', b"a"),
     "entry null": blob_of({"x": None}),
@@ -229,7 +242,23 @@ LIES = {
     "10,000 dimensions": blob_of({"x": entry(shape=[1 << 61] * 2_000)}, b"\0" * 8),
     **{
         f"dtype {kind!r}": blob_of({"x": entry(kind)}, b"\0" * 8)
-        for kind in ("O", "f4,O", "<f4", "|V8", "f4", "float32", "F8_E4M3", "C64", "f32", "", None, 1, ["F32"], {"F32": 1}, [["a", "O"]])
+        for kind in (
+            "O",
+            "f4,O",
+            "<f4",
+            "|V8",
+            "f4",
+            "float32",
+            "F8_E4M3",
+            "C64",
+            "f32",
+            "",
+            None,
+            1,
+            ["F32"],
+            {"F32": 1},
+            [["a", "O"]],
+        )
     },
     "a boolean 2": blob_of({"x": entry("BOOL", [2], [0, 2])}, b"\1\2"),
     "a boolean 255": blob_of({"x": entry("BOOL", [], [0, 1])}, b"\xff"),
@@ -273,7 +302,9 @@ def test_every_truncation_and_extension_is_refused():
             codec.decode(longer)
 
 
-@pytest.mark.parametrize("wrong", [b"\0", b"\xff", b"x" * 100, zstandard.compress(b"more"), b"\x50\x2a\x4d\x18\x01\0\0\0x"])
+@pytest.mark.parametrize(
+    "wrong", [b"\0", b"\xff", b"x" * 100, zstandard.compress(b"more"), b"\x50\x2a\x4d\x18\x01\0\0\0x"]
+)
 def test_nothing_may_follow_a_frame(wrong):
     with pytest.raises(CodecError):
         codec.decompress(zstandard.compress(b"x" * 100) + wrong, max_bytes=1000)
@@ -302,13 +333,30 @@ def test_noise_is_refused(noise):
             continue
 
 
-words = st.one_of(st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.floats(), st.sampled_from(["F32", "U8", "BOOL", "x"]))
-trees = st.recursive(words, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["dtype", "shape", "data_offsets", "a"]), inner, max_size=3), max_leaves=6)
-entries = st.fixed_dictionaries({"dtype": st.sampled_from(["F32", "U8", "BOOL", "BF16"]) | trees, "shape": st.lists(st.integers(0, 3), max_size=3) | trees, "data_offsets": st.lists(st.integers(0, 16), min_size=2, max_size=2) | trees})
+words = st.one_of(
+    st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.floats(), st.sampled_from(["F32", "U8", "BOOL", "x"])
+)
+trees = st.recursive(
+    words,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["dtype", "shape", "data_offsets", "a"]), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+entries = st.fixed_dictionaries(
+    {
+        "dtype": st.sampled_from(["F32", "U8", "BOOL", "BF16"]) | trees,
+        "shape": st.lists(st.integers(0, 3), max_size=3) | trees,
+        "data_offsets": st.lists(st.integers(0, 16), min_size=2, max_size=2) | trees,
+    }
+)
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.dictionaries(st.sampled_from(["x", "y", "__metadata__"]), entries | trees, max_size=3), st.binary(max_size=16))
+@given(
+    st.dictionaries(st.sampled_from(["x", "y", "__metadata__"]), entries | trees, max_size=3), st.binary(max_size=16)
+)
 def test_headers_of_nonsense_are_refused(header, body):
     try:
         arrays, _ = codec.decode(blob_of(header, body))
@@ -409,7 +457,12 @@ def test_a_pickle_is_never_executed(tmp_path):
     canary = tmp_path / "canary"
     payload = pickle.dumps(Canary(canary))
     size = struct.pack("<Q", len(payload))
-    for blob in (payload, size + payload, zstandard.compress(payload), blob_of({"x": entry("O", [1], [0, len(payload)])}, payload)):
+    for blob in (
+        payload,
+        size + payload,
+        zstandard.compress(payload),
+        blob_of({"x": entry("O", [1], [0, len(payload)])}, payload),
+    ):
         with pytest.raises(CodecError):
             codec.decode(codec.decompress(blob))
     assert not canary.exists()
@@ -417,13 +470,19 @@ def test_a_pickle_is_never_executed(tmp_path):
     assert canary.exists(), "the canary would have sung"
 
 
-@pytest.mark.parametrize("module", ["codec", "session", "weights", "database", "redis_database", "player", "trainer", "replay", "nest"])
+@pytest.mark.parametrize(
+    "module", ["codec", "session", "weights", "database", "redis_database", "player", "trainer", "replay", "nest"]
+)
 def test_nothing_on_the_wire_path_can_execute(module):
     source = (Path(tinyverse.__file__).parent / f"{module}.py").read_text()
-    assert not re.search(r"pickle|joblib|marshal|shelve|torch\.load|np\.load|(?<![\w.])(eval|exec|compile)\(|__import__", source)
+    assert not re.search(
+        r"pickle|joblib|marshal|shelve|torch\.load|np\.load|(?<![\w.])(eval|exec|compile)\(|__import__", source
+    )
 
 
-@pytest.mark.parametrize("text", ["", "-1", "1.0", " 1", "1 ", "+1", "1_0", "²", "١", "0x1", "9" * 19, "9" * 60_000, "nan", None])
+@pytest.mark.parametrize(
+    "text", ["", "-1", "1.0", " 1", "1 ", "+1", "1_0", "²", "١", "0x1", "9" * 19, "9" * 60_000, "nan", None]
+)
 def test_numbers_of_metadata_are_whole(text):
     with pytest.raises(CodecError, match="version"):
         codec.whole_number({} if text is None else {"version": text}, "version")

@@ -19,6 +19,9 @@ from typing import Any
 import psutil
 import pytest
 
+from tinyverse.monitor import gather
+from tinyverse.redis_database import RedisDatabase
+
 CHECKOUT = Path(__file__).parent.parent
 PATIENCE = 90.0  # seconds; a busy machine imports torch for many of them
 
@@ -57,21 +60,35 @@ class Place:
     def do(self, *words: Any, code: int = 0) -> str:
         return self.end(self.start(*words), code)
 
-    def info(self, name: str = "catch") -> dict[str, Any]:
-        return json.loads(self.do(name, "info", "--json"))
+    def info(self) -> dict[str, Any]:
+        """What `info --json` prints of the run `catch`, without starting a process for it."""
+        file = next(iter([*self.path.glob("runs/*/server.json"), *self.path.glob("s/server.json")]))
+        database = RedisDatabase(json.loads(file.read_text())["url"], "catch")
+        try:
+            return gather(database, "catch")
+        finally:
+            database.close()
 
     def mine(self) -> list[psutil.Process]:
-        """Every live process that was started from here, however deep: they inherit the folder of the server."""
-        found = []
+        """Every live process that was started from here: they inherit the folder of the server, and servers, which
+        write over their environment, have it in their title or belong to one that inherits it."""
+        found = set()
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                if process.environ().get("TINYVERSE_SERVER_DIR") == self.env["TINYVERSE_SERVER_DIR"]:
-                    found += [process] * (process.status() != psutil.STATUS_ZOMBIE)
-        return found
+                inherits = process.environ().get("TINYVERSE_SERVER_DIR") == self.env["TINYVERSE_SERVER_DIR"]
+                if inherits or f"{self.path}/" in " ".join(process.cmdline()):
+                    found |= {process, *process.children(recursive=True)}
+        return [process for process in found if lives(process)]
 
     def updates(self) -> list[int]:
         """Of the checkpoints on disk."""
         return sorted(int(file.stem.split("-")[1]) for file in self.path.glob("runs/*/checkpoints/update-*.pt"))
+
+
+def lives(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def until(true: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
@@ -118,6 +135,7 @@ def test_players_and_trainer_share_a_server_and_survive_being_killed(place: Plac
             worker
         )
     assert all(worker["sessions"] > 0 for worker in facts["workers"] if worker["role"] == "play")
+    assert facts.keys() == json.loads(place.do("catch", "info", "--json")).keys()
     assert facts["inserted"] > 0 and facts["version"] > 0 and facts["settings"]["games"] == 32
 
     # eval while training, and again with each new version
@@ -180,10 +198,11 @@ def test_run_takes_its_players_and_its_server_with_it(place: Place, number: sign
     command = place.start("catch", "run", "--players", 2, "-b", 8, "--games", 4)
     until(lambda: place.updates() or "train: update" in place.said(command), "training to begin")
     until(lambda: (found := place.info())["update"] > 0 and len(found["workers"]) == 3, "both players")
-    assert len(place.mine()) >= 5  # run, two players, the server and who watches it
+    crew = until(lambda: len(found := place.mine()) >= 5 and found, "run, two players, the server and who watches it")
+    assert any("-server" in process.name() for process in crew)
     command.send_signal(number)
     place.end(command, 0 if number == signal.SIGINT else -signal.SIGKILL)
-    until(lambda: not place.mine(), "players and server to be gone", 20)
+    until(lambda: not any(map(lives, crew)) and not place.mine(), "players and server to be gone", 20)
 
 
 def test_a_run_from_a_checkout_that_is_not_installed(place: Place) -> None:

@@ -44,14 +44,14 @@ def test_each_example_says_how_to_run_it() -> None:
 
 def test_catch_is_learned_in_half_a_minute() -> None:
     began = time.process_time()
-    trainer = do_local(Asked("catch", seed=1, quiet=True), Learning(updates=600))
+    trainer = do_local(Asked("catch", seed=1, quiet=True), Learning(updates=250))
     assert trainer.row()["play/return"] >= 0.95
     assert time.process_time() - began < 30
 
 
 def test_tabular_is_learned() -> None:
     asked = Asked("tabular", seed=1, quiet=True)
-    trainer = do_local(asked, Learning(updates=1500))
+    trainer = do_local(asked, Learning(updates=600))
     experiment = loader.build(asked.module, asked.resolved({}))
     assert evaluate(experiment, trainer.agent, games=20, greedy=True, seed=3).mean == 1.0
     assert trainer.row()["play/return"] >= 0.9  # of the last 100 episodes, with ε = 0.02

@@ -51,7 +51,9 @@ def imported(source, module):
                 above = above[: len(above) - node.level + is_package]
                 base = ".".join([*above, *([base] if base else [])])
             if base.split(".")[0] == "tinyverse":
-                found.update(f"{base}.{alias.name}" if f"{base}.{alias.name}"[10:] in MODULES else base for alias in node.names)
+                found.update(
+                    f"{base}.{alias.name}" if f"{base}.{alias.name}"[10:] in MODULES else base for alias in node.names
+                )
         for child in ast.iter_child_nodes(node):
             visit(child)
 

@@ -12,14 +12,20 @@ from tinyverse.errors import SpecError
 keys = st.text(min_size=1, max_size=4).filter(lambda key: "." not in key and not key.isdigit())
 trees = st.recursive(
     st.integers(),
-    lambda inner: st.dictionaries(keys, inner, min_size=1, max_size=3) | st.lists(inner, min_size=1, max_size=12).map(tuple),
+    lambda inner: (
+        st.dictionaries(keys, inner, min_size=1, max_size=3) | st.lists(inner, min_size=1, max_size=12).map(tuple)
+    ),
     max_leaves=14,
 )
 
 
 def test_the_example_of_the_docstring():
     tree = {"pair": (2, 3), "image": 1}
-    assert nest.flatten(tree, "observations") == {"observations.image": 1, "observations.pair.0": 2, "observations.pair.1": 3}
+    assert nest.flatten(tree, "observations") == {
+        "observations.image": 1,
+        "observations.pair.0": 2,
+        "observations.pair.1": 3,
+    }
 
 
 @settings(max_examples=100, deadline=None)
@@ -63,7 +69,10 @@ def test_trees_of_different_shapes_do_not_pair():
 
 def test_of_space_follows_dicts_and_tuples():
     space = spaces.Dict(
-        {"b": spaces.Tuple((spaces.Discrete(3), spaces.Box(0, 1, (2,)))), "a": spaces.Dict({"c": spaces.MultiBinary(4)})}
+        {
+            "b": spaces.Tuple((spaces.Discrete(3), spaces.Box(0, 1, (2,)))),
+            "a": spaces.Dict({"c": spaces.MultiBinary(4)}),
+        }
     )
     assert nest.of_space(space, lambda leaf: leaf.shape) == {"a": {"c": (4,)}, "b": ((), (2,))}
     zeros = nest.of_space(space, lambda leaf: np.zeros(leaf.shape))

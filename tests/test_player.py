@@ -143,9 +143,8 @@ def test_sync_every_looks_for_weights_now_and_then_only(database):
     courier.close()
     played = [int(session.metadata["version"]) for session in sessions_of(database)]
     assert len(played) == 12
-    for start in (0, 4, 8):
-        assert len(set(played[start : start + 4])) == 1
-    assert len(set(played)) > 1
+    changes = [at for at in range(1, 12) if played[at] != played[at - 1]]
+    assert 1 <= len(changes) <= 3  # a look each 4 batches, and what it finds is used when it has come
 
 
 def test_without_weights_a_player_waits_and_says_so(database):
@@ -424,6 +423,7 @@ def test_swapping_and_fetching_at_once_never_disagree(database):
     while time.monotonic() < ends:
         version += 1
         publish(database, version)
+        courier.look()
         found = courier.swap(agent)
         if found is not None:
             agent, number, update = found

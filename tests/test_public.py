@@ -14,7 +14,9 @@ import tinyverse
 from tinyverse import errors
 
 MODULES = sorted(
-    module.name for module in pkgutil.walk_packages(tinyverse.__path__, "tinyverse.") if not module.name.endswith("__main__")
+    module.name
+    for module in pkgutil.walk_packages(tinyverse.__path__, "tinyverse.")
+    if not module.name.endswith("__main__")
 )
 
 
@@ -50,7 +52,9 @@ def test_all_exceptions_of_the_package_are_in_the_tree():
     strays = []
     for name in MODULES:
         for thing in vars(importlib.import_module(name)).values():
-            ours = inspect.isclass(thing) and issubclass(thing, BaseException) and thing.__module__.startswith("tinyverse")
+            ours = (
+                inspect.isclass(thing) and issubclass(thing, BaseException) and thing.__module__.startswith("tinyverse")
+            )
             if ours and (thing.__module__ != "tinyverse.errors" or not issubclass(thing, errors.TinyverseError)):
                 strays.append(thing)
     assert strays == []

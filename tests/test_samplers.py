@@ -71,7 +71,9 @@ def test_any_history_of_a_ring_leaves_exactly_what_is_stored(sampler):
         assert set(sampler.draw(count, generator)) == stored
 
 
-@pytest.mark.parametrize(("fresh", "batch", "new"), [(0.5, 10, 5), (0.25, 8, 2), (0.5, 1, 1), (0.1, 4, 1), (0.9, 10, 9)])
+@pytest.mark.parametrize(
+    ("fresh", "batch", "new"), [(0.5, 10, 5), (0.25, 8, 2), (0.5, 1, 1), (0.1, 4, 1), (0.9, 10, 9)]
+)
 def test_mixed_takes_its_share_of_fresh_ones(fresh, batch, new):
     sampler = filled(Mixed(fresh), 100, seen=set(range(50)))
     assert sampler.reuse == pytest.approx(1 / fresh) and sampler.pending() == 50
@@ -111,7 +113,12 @@ def test_samplers_by_name():
 
 def test_a_sampler_of_ones_own_must_say_what_it_does():
     sampler = Sampler()
-    for call in (lambda: sampler.insert(0), lambda: sampler.remove(0), lambda: sampler.missing(1), lambda: sampler.draw(1, random())):
+    for call in (
+        lambda: sampler.insert(0),
+        lambda: sampler.remove(0),
+        lambda: sampler.missing(1),
+        lambda: sampler.draw(1, random()),
+    ):
         with pytest.raises(NotImplementedError):
             call()
     assert sampler.pending() == 0 and sampler.reuse is None

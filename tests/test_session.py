@@ -27,7 +27,7 @@ def session_of(spec, seed=0, metadata=METADATA):
     random = np.random.default_rng(seed)
     arrays = {}
     for name, (shape, dtype) in spec.fields.items():
-        numbers = random.integers(0, 2, shape) if dtype == bool else random.normal(size=shape) * 100
+        numbers = random.integers(0, 2, shape) if dtype.kind == "b" else random.normal(size=shape) * 100
         arrays[name] = np.asarray(numbers).astype(dtype)
     return Session.from_arrays(arrays, metadata)
 
@@ -52,13 +52,17 @@ def test_the_spec_of_nested_spaces():
 
 
 def test_the_spec_of_plain_spaces_and_an_agent_without_anything():
-    spec = SessionSpec.of(spaces.Box(0, 255, (4, 4), np.uint8), spaces.Discrete(2), RandomAgent(None, spaces.Discrete(2)), 3)
+    spec = SessionSpec.of(
+        spaces.Box(0, 255, (4, 4), np.uint8), spaces.Discrete(2), RandomAgent(None, spaces.Discrete(2)), 3
+    )
     assert list(spec.fields) == ["observations", "actions", "rewards", "terminated", "truncated", "alive"]
     assert spec.fields["observations"] == ((4, 4, 4), np.dtype("u1"))
     assert spec.nbytes == 4 * 16 + 3 * 8 + 3 * 4 + 3 * 3
 
 
-@pytest.mark.parametrize("space", [spaces.Text(5), spaces.Sequence(spaces.Discrete(2)), spaces.Dict({"a": spaces.Text(5)})])
+@pytest.mark.parametrize(
+    "space", [spaces.Text(5), spaces.Sequence(spaces.Discrete(2)), spaces.Dict({"a": spaces.Text(5)})]
+)
 def test_spaces_without_a_shape_are_refused(space):
     with pytest.raises(SpecError, match="no fixed shape"):
         SessionSpec.of(space, spaces.Discrete(2), RandomAgent(None, spaces.Discrete(2)), 3)
@@ -112,15 +116,27 @@ def changed(name, change):
 @pytest.mark.parametrize(
     ("name", "change", "sentence"),
     [
-        ("rewards", lambda x: x[:, None], r"session\.rewards is float32 \(5, 1\), this run's sessions have float32 \(5,\)\."),
+        (
+            "rewards",
+            lambda x: x[:, None],
+            r"session\.rewards is float32 \(5, 1\), this run's sessions have float32 \(5,\)\.",
+        ),
         ("rewards", lambda x: x[:-1], r"session\.rewards is float32 \(4,\)"),
         ("rewards", lambda x: x.astype("f8"), r"session\.rewards is float64"),
         ("rewards", lambda x: np.full_like(x, np.nan), r"session\.rewards holds NaN or infinity"),
-        ("rewards", lambda x: np.where(np.arange(T) == 4, np.inf, x).astype("f4"), r"session\.rewards holds NaN or infinity"),
+        (
+            "rewards",
+            lambda x: np.where(np.arange(T) == 4, np.inf, x).astype("f4"),
+            r"session\.rewards holds NaN or infinity",
+        ),
         ("alive", lambda x: x.astype("u1"), r"session\.alive is uint8"),
         ("initial_memory", lambda x: x[None], r"session\.initial_memory is int64 \(1,\)"),
         ("observations.pair.1", lambda x: x.reshape(6, 1, 2), r"session\.observations\.pair\.1 is"),
-        (None, lambda a: {k: v for k, v in a.items() if k != "observations.clock"}, r"session\.observations\.clock is missing"),
+        (
+            None,
+            lambda a: {k: v for k, v in a.items() if k != "observations.clock"},
+            r"session\.observations\.clock is missing",
+        ),
         (None, lambda a: {**a, "zz": a["rewards"], "extras.more": a["rewards"]}, r"session\.extras\.more is unknown"),
         (None, lambda a: {}, r"session\.observations\.clock is missing"),
     ],
@@ -141,10 +157,42 @@ def test_the_first_of_several_differences_is_named():
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        *[(name, text) for name in ("sequence", "version", "update") for text in (None, "", "x", "1.5", "-1", "9" * 30, "²")],
-        *[("returns", text) for text in ("", "x", "[1]", "[1, 2, 3]", '"ab"', '["a", "b"]', "[null, 1]", "[true, 1]", "[NaN, 1]", "{}", "7")],
-        *[("returns", text) for text in ("[Infinity, 1]", "[[1], [2]]", "[1e999, 1]", f"[{'9' * 4000}, 1]", "[" * 30_000, '{"a": 1, "b": 2}')],
-        *[("lengths", text) for text in (None, "[1]", "[1.5, 1]", "[0, 1]", "[-1, 1]", f"[{'9' * 400}, 1]", "[null, 1]", '["1", "1"]')],
+        *[
+            (name, text)
+            for name in ("sequence", "version", "update")
+            for text in (None, "", "x", "1.5", "-1", "9" * 30, "²")
+        ],
+        *[
+            ("returns", text)
+            for text in (
+                "",
+                "x",
+                "[1]",
+                "[1, 2, 3]",
+                '"ab"',
+                '["a", "b"]',
+                "[null, 1]",
+                "[true, 1]",
+                "[NaN, 1]",
+                "{}",
+                "7",
+            )
+        ],
+        *[
+            ("returns", text)
+            for text in (
+                "[Infinity, 1]",
+                "[[1], [2]]",
+                "[1e999, 1]",
+                f"[{'9' * 4000}, 1]",
+                "[" * 30_000,
+                '{"a": 1, "b": 2}',
+            )
+        ],
+        *[
+            ("lengths", text)
+            for text in (None, "[1]", "[1.5, 1]", "[0, 1]", "[-1, 1]", f"[{'9' * 400}, 1]", "[null, 1]", '["1", "1"]')
+        ],
     ],
 )
 def test_garbled_metadata_is_refused(name, text):
@@ -230,7 +278,9 @@ def test_a_garbled_spec_is_refused(text):
 
 
 def atari_like(observations, dtype):
-    spec = SessionSpec.of(spaces.Box(0, 255, (84, 84), dtype), spaces.Discrete(6), RandomAgent(None, spaces.Discrete(6)), 20)
+    spec = SessionSpec.of(
+        spaces.Box(0, 255, (84, 84), dtype), spaces.Discrete(6), RandomAgent(None, spaces.Discrete(6)), 20
+    )
     session = session_of(spec)
     return spec, dataclasses.replace(session, observations=observations.astype(dtype))
 

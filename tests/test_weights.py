@@ -8,7 +8,11 @@ from tinyverse import codec
 from tinyverse.errors import CodecError
 from tinyverse.weights import decode_weights, encode_weights
 
-WEIGHTS = {"w": np.random.default_rng(0).standard_normal((30, 40)).astype("f4"), "steps": np.array(7), "none": np.zeros((0, 3), "f4")}
+WEIGHTS = {
+    "w": np.random.default_rng(0).standard_normal((30, 40)).astype("f4"),
+    "steps": np.array(7),
+    "none": np.zeros((0, 3), "f4"),
+}
 NUMBERS = {"version": 3, "update": 20, "step": 10**15}
 
 

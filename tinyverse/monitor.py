@@ -67,9 +67,11 @@ def panel(facts: Mapping[str, Any]) -> RenderableType:
     buffer = f"buffer {facts['sessions']:,} of {facts['capacity']:,} sessions ({fill:.0f} %), {size(facts['bytes'])}, reuse {reuse}"
     table = Table(box=None, pad_edge=False)
     for column, justify in _COLUMNS:
-        table.add_column(column, justify=justify)
+        table.add_column(column, justify="right" if justify == "right" else "left")
     for worker in facts["workers"]:
         table.add_row(*_cells(worker))
+    rejected = facts["counters"].get("rejected", 0)
+    buffer += f", {rejected:,} sessions rejected" if rejected else ""
     nobody = [] if facts["workers"] else [Text("nobody is at work", style="yellow")]
     return Group(Text(headline(facts), style="bold"), Text(buffer), table, *nobody)
 

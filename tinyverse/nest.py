@@ -63,7 +63,7 @@ def leaves(tree: Tree) -> list[Any]:
 
 def of_space(space: Any, function: Callable[[Any], Any]) -> Tree:
     """A tree shaped like a Gymnasium space: `function` of each leaf space (Dict and Tuple are levels)."""
-    parts = getattr(space, "spaces", None)
+    parts = getattr(space, "spaces", None) if type(space).__name__ != "OneOf" else None  # OneOf is no product
     if isinstance(parts, Mapping):
         return {key: of_space(part, function) for key, part in parts.items()}
     if isinstance(parts, (tuple, list)):

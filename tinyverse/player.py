@@ -163,6 +163,7 @@ class Courier(threading.Thread):
         self.failure: Exception | None = None
         self.heard = threading.Event()  # a State has come in
         self._spare, self._fetched = spare, (-1, 0)  # version and update of the weights in the spare agent
+        self._wanted = threading.Event()  # the player has asked for newer weights
         self._ready = threading.Event()  # the spare agent holds newer weights than the player's
         self._exchange = threading.Lock()  # held while the spare agent, its numbers or the epoch change hands
         self._rollouts: queue.Queue[Rollout | None] = queue.Queue(WAITING_BATCHES)
@@ -177,6 +178,10 @@ class Courier(threading.Thread):
         except queue.Full:
             return False
         return True
+
+    def look(self) -> None:
+        """Asks for newer weights; `swap` gives them once they have come."""
+        self._wanted.set()
 
     def may_play(self) -> bool:
         """Whether a session may begin, counting those that are still on their way."""
@@ -246,7 +251,7 @@ class Courier(threading.Thread):
             with self._exchange:
                 self.epoch, self._fetched = self.state.epoch, (-1, 0)
                 self._ready.clear()
-        if self.state.version <= self._fetched[0] or self._ready.is_set():
+        if self.state.version <= self._fetched[0] or not self._wanted.is_set() or self._ready.is_set():
             return
         try:
             found = self.database.get_weights(newer_than=self._fetched[0])
@@ -254,8 +259,11 @@ class Courier(threading.Thread):
                 weights, numbers = decode_weights(found[1])
                 self._spare.set_weights(weights)
                 self._fetched = (found[0], numbers["update"])
+                self._wanted.clear()
                 self._ready.set()
         except (CodecError, SpecError, DatabaseError) as error:  # the old weights stay
+            if not isinstance(error, DatabaseError):
+                self._fetched = (self.state.version, 0)  # this version will not get better
             self.worker.error = str(error)
             logger.warning("weights were not loaded: %s", error)
 
@@ -279,7 +287,9 @@ def play(
         on_batch()
         if courier.epoch != epoch:
             epoch, player.version = courier.epoch, -1
-        if (player.version < 0 or played % sync_every == 0) and (newer := courier.swap(player.agent)) is not None:
+        if player.version < 0 or played % sync_every == 0:
+            courier.look()
+        if (newer := courier.swap(player.agent)) is not None:
             player.agent, player.version, player.update = newer
         courier.waiting.set(_reason(player, courier, realtime))
         if courier.waiting.reason:

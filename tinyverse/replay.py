@@ -87,7 +87,8 @@ class Replay:
         self._count = np.zeros(size, np.int64)  # deliveries so far
         self._position = [BEGINNING] * size
         self._next = 0
-        self.newest_delivered: str | None = None  # position of the newest session that was learned from
+        self.newest_delivered = BEGINNING  # position of the newest session that was learned from
+        self.lag = 0.0  # mean of the last batch, in updates
         self._began = False
         self._random = np.random.default_rng(seed)
         self._lock = threading.Lock()
@@ -167,6 +168,7 @@ class Replay:
             np.add.at(self._count, slots, 1)
             self._delivered += len(slots)
             self._note_newest(slots)
+            self.lag = float(np.mean(update - self._update[slots]))
             starts = self._random.integers(0, self.spec.length - rows + 1, len(slots))
             return self._cut(slots, starts, rows, burn_in, update)
 
@@ -196,9 +198,13 @@ class Replay:
         self._filled[slot], self._count[slot] = True, 0
 
     def _note_newest(self, slots: np.ndarray) -> None:
-        newest = max((self._position[slot] for slot in slots), key=order)
-        if self.newest_delivered is None or order(newest) > order(self.newest_delivered):
-            self.newest_delivered = newest
+        self.newest_delivered = max((self.newest_delivered, *(self._position[slot] for slot in slots)), key=order)
+
+    def forget_positions(self) -> None:
+        """Positions of an earlier incarnation of the run mean nothing in a new one."""
+        with self._lock:
+            self._position = [BEGINNING] * self.flow.buffer_size
+            self.newest_delivered = BEGINNING
 
     def set_priorities(self, slots: torch.Tensor, priorities: torch.Tensor) -> None:
         """Passes new priorities of delivered slices on to the sampler. Not every sampler has use for them."""

@@ -126,7 +126,7 @@ class RunFolder:
 
     def newest(self) -> Path | None:
         """The newest checkpoint's file."""
-        return (self._files() or [None])[-1]
+        return max(self._files(), default=None)
 
     def load(self) -> dict[str, Any] | None:
         """The newest checkpoint that can be read, or None. Local files only, and nothing in them is executed."""

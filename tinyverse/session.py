@@ -23,8 +23,6 @@ from tinyverse import codec, nest
 from tinyverse.agent import Agent
 from tinyverse.errors import CodecError, SpecError
 
-FLAGS = ("terminated", "truncated", "alive")
-
 
 @dataclasses.dataclass(frozen=True)
 class Session:
@@ -82,15 +80,15 @@ class SessionSpec:
         observations = nest.of_space(observation_space, _blank)
         memory = agent.initial_memory(1)
         actions, _, extras = agent.act(observations, memory, np.ones(1, bool))
-        flags = {name: np.zeros((1, length), bool) for name in FLAGS}
+        flag = np.zeros((1, length), bool)
         example = Session(
             observations=nest.map(lambda leaf: _rows(leaf, length + 1), observations),
             actions=nest.map(lambda leaf: _rows(np.asarray(leaf), length), actions),
             rewards=np.zeros((1, length), np.float32),
             initial_memory=nest.map(np.asarray, agent.memory_arrays(memory)),
             extras={name: _rows(np.asarray(leaf), length) for name, leaf in extras.items()},
-            **flags,
-        )
+            terminated=flag, truncated=flag, alive=flag,
+        )  # fmt: skip
         return cls({name: (leaf.shape[1:], leaf.dtype) for name, leaf in example.arrays().items()})
 
     @property

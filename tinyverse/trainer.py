@@ -15,7 +15,7 @@ import math
 import socket
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from tinyverse.agent import Agent
+from tinyverse.batch import Batch
 from tinyverse.database import BEGINNING, Database, State, order
 from tinyverse.errors import CodecError, DatabaseLost, LeaseLost, SettingsError, SpecError
 from tinyverse.learner import Learner
@@ -37,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 READ_AT_ONCE = 256  # sessions
 RECENT = 100  # episodes in the mean return
+PLAYERS_KNOWN = 10_000  # whose sequence numbers are remembered, against duplicates
 
 
 class Snapshot(NamedTuple):
@@ -71,6 +73,12 @@ class Trainer:
         precision: str = "fp32",
         frame_skip: int = 1,
     ) -> None:
+        max_lag = replay.flow.max_lag
+        if max_lag is not None and max_lag < publish_every - 1:
+            raise SettingsError(
+                f"max_lag {max_lag} with weights published every {publish_every} updates: all sessions would soon be too old. "
+                f"Publish more often (-s {max_lag + 1}) or allow more lag (--max-lag {publish_every - 1})."
+            )
         self.agent, self.learner, self.replay, self.database = agent, learner, replay, database
         self.meta, self.folder = dict(meta), folder
         self.publish_every, self.precision, self.frame_skip = publish_every, precision, frame_skip
@@ -90,6 +98,8 @@ class Trainer:
         self._position, self._consumed = BEGINNING, BEGINNING  # read so far; learned from so far
         self._caught_up = False
         self._newest_of: dict[str, int] = {}  # player -> its newest sequence number
+        self._unreported: Batch | None = None  # drawn, but the database could not be told yet
+        self._uncounted: Counter[str] = Counter()  # rejections the database does not know of yet
         self._checkpointed = -1
         self._began = time.monotonic()
         self.must_publish = False
@@ -173,19 +183,24 @@ class Trainer:
             self.waiting.set("the stored sessions to be read")
             return False
         with self.stages("sample"):
-            batch = self.replay.sample(self.update)
+            batch = self._unreported or self.replay.sample(self.update)
         if batch is None:
             self.waiting.set(self.replay.waits_for())
             return False
+        self._consumed = max(self._consumed, self.replay.newest_delivered, key=order)
+        try:
+            self.report()  # before the update: a session is never learned from twice by accident
+        except DatabaseLost as error:
+            self._unreported, self.worker.error = batch, str(error)
+            self.waiting.set("the database")
+            return False
+        self._unreported = None
         self.waiting.set("")
-        if (newest := self.replay.newest_delivered) is not None:
-            self._consumed = newest
-        self.report()  # before the update: a session is never learned from twice by accident
         with self.stages("update"), self._autocast():
             self.metrics = self.learner.train_step(batch)
         if "priorities" in self.metrics:
-            self.replay.set_priorities(batch.slots, self.metrics["priorities"])
-        self._lags.append(float(batch.lag.float().mean()))
+            self.replay.set_priorities(batch.slots, torch.as_tensor(self.metrics["priorities"]))
+        self._lags.append(self.replay.lag)
         self.update += 1
         self.update_rate.add(1)
         return True
@@ -202,6 +217,8 @@ class Trainer:
             self._reject("it came twice")
             return
         self._newest_of[player] = sequence
+        while len(self._newest_of) > PLAYERS_KNOWN:
+            del self._newest_of[next(iter(self._newest_of))]
         seen = order(position) <= order(self._consumed)  # before a restart
         self.replay.add(session, position=position, update=self.update, seen=seen)
         if seen:
@@ -215,9 +232,12 @@ class Trainer:
             self.episodes += 1
 
     def _reject(self, reason: str) -> None:
+        reason = reason[:200] if len(self.rejected) < 100 else "for yet another reason"
         if reason not in self.rejected:
             logger.warning("a session was rejected: %s", reason)
         self.rejected[reason] = self.rejected.get(reason, 0) + 1
+        self._uncounted["rejected"] += 1
+        self.worker.error = f"a session was rejected: {reason}"
         self.replay.forget(1)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
@@ -228,8 +248,8 @@ class Trainer:
     def snapshot(self) -> Snapshot:
         """The weights of now under the next version. Call it between updates, not during one."""
         self.version += 1
-        numbers = {"version": self.version, "update": self.update, "step": self.step_count}
-        return Snapshot(**numbers, blob=encode_weights(self.learner.get_weights(), **numbers))
+        version, update, step = self.version, self.update, self.step_count
+        return Snapshot(version, update, step, encode_weights(self.learner.get_weights(), version=version, update=update, step=step))
 
     def publish(self, snapshot: Snapshot) -> None:
         """Players see version and weights change together. May be called again where it is unknown whether it arrived.
@@ -247,14 +267,18 @@ class Trainer:
     def report(self) -> None:
         """The numbers by which players know whether to go on, and how data is used."""
         flow = self.replay.flow
+        delivered = {"delivered": self.replay.delivered} if self._caught_up else {}  # else the database knows better
         self.database.report(
-            delivered=self.replay.delivered, position=self._consumed, update=self.update, step=self.step_count,
+            **delivered, position=self._consumed, update=self.update, step=self.step_count,
             reuse=flow.reuse or 1.0, allowance=flow.allowance, capacity=flow.buffer_size,
         )  # fmt: skip
 
     def beat(self) -> State:
-        """A heartbeat."""
+        """A heartbeat, and what was rejected since the last."""
         worker = self.worker
+        if self._uncounted:
+            counts, self._uncounted = self._uncounted, Counter()
+            self.database.count(**counts)
         worker.uptime = time.monotonic() - self._began
         worker.steps, worker.steps_per_second = self.step_count, self.step_rate.per_second()
         worker.version, worker.lag = self.version, self.lag
@@ -269,6 +293,7 @@ class Trainer:
         state = self.database.state()
         self.version = max(self.version, state.version)
         self._position = self._consumed = BEGINNING
+        self.replay.forget_positions()
         self._newest_of.clear()
         self._caught_up = False
         self.report()

@@ -75,6 +75,8 @@ def do_play(
         finally:
             pool.close()
         courier.close()
+        if courier.failure is not None:
+            raise courier.failure
         with contextlib.suppress(DatabaseError):
             database.leave(worker.id)
         return played
@@ -89,7 +91,7 @@ def _await_run(asked: Asked, database: Database, should_stop: Callable[[], bool]
             asked.say(f"waiting for a trainer of run {asked.run} (tinyverse {asked.experiment} train)")
             told = True
         worker.waits_seconds = time.monotonic() - began
-        if database.beat(worker).stop != stop_count or should_stop():
+        if database.beat(worker).stop > stop_count or should_stop():
             break
         time.sleep(HEARTBEAT_SECONDS / 4)
     database.leave(worker.id)
@@ -363,7 +365,7 @@ def do_check(asked: Asked) -> list[tuple[str, str]]:
     spec = timed("spec", lambda: experiment.spec(agent), lambda made: f"{len(made.fields)} arrays, {monitor.size(made.nbytes)} a session")
     rows += [(f"  {name}", f"{dtype} {list(shape)}") for name, (shape, dtype) in spec.fields.items()]
     player = Player(agent, pool, experiment.unroll_length, seed=asked.fresh_seed())
-    player.update = 0
+    player.version, player.update = 0, 0
     rollout = timed("playing", player.play, lambda made: f"{made.alive.size} steps of {made.num_games} games")
     session = rollout.sessions("check", 0)[0]
     blob = timed("encoding", session.encode, lambda made: f"{monitor.size(len(made))}, {spec.nbytes / len(made):.1f} times smaller")
