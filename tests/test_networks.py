@@ -129,7 +129,7 @@ def test_nature_conv_is_the_papers_network_on_bytes_divided_by_255():
     assert conv.build((4, 84, 84)) == 512
     images = torch.randint(0, 255, (2, 4, 84, 84), dtype=torch.uint8)
     x = images.double() / 255
-    for layer, stride in ((conv.first, 4), (conv.second, 2), (conv.third, 1)):
+    for layer, stride in zip(conv.layers, (4, 2, 1), strict=True):
         x = nn.functional.conv2d(x, layer.weight.double(), layer.bias.double(), stride).relu()
     assert x.shape == (2, 64, 7, 7)
     expected = nn.functional.linear(x.permute(0, 2, 3, 1).flatten(1), conv.dense.weight.double()).relu()
@@ -258,3 +258,10 @@ def test_bfloat16_stays_close_and_speaks_float32(name, how):
     assert {leaf.dtype for leaf in (*outputs.policy, outputs.values)} == {torch.float32}
     assert torch.bfloat16 not in {leaf.dtype for leaf in nest.leaves(memory)}
     torch.testing.assert_close(outputs.values, expected.values, atol=0.1, rtol=0.1)
+
+
+def test_small_conv_is_the_network_of_2013():
+    conv = SmallConv()
+    assert conv.build((4, 84, 84)) == 256
+    assert [tuple(layer.weight.shape) for layer in conv.layers] == [(16, 4, 8, 8), (32, 16, 4, 4)]
+    assert conv.dense.weight.shape == (256, 32 * 9 * 9)

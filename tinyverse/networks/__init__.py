@@ -14,7 +14,7 @@ from tinyverse.networks.heads import (
     ValueHead,
 )
 from tinyverse.networks.modular import ModularNetwork, Outputs
-from tinyverse.networks.trunks import MLP, Identity, NatureConv
+from tinyverse.networks.trunks import MLP, Identity, NatureConv, SmallConv
 
 __all__ = [
     "LSTM",
@@ -33,6 +33,7 @@ __all__ = [
     "MultiCategoricalHead",
     "NatureConv",
     "Outputs",
+    "SmallConv",
     "Stage",
     "ValueHead",
     "Window",

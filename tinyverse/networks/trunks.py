@@ -71,29 +71,41 @@ class NatureConv(nn.Module):
     in every float type, and the division is done on the first layer's few weights, so pixels are touched once.
     """
 
+    convolutions: tuple[tuple[int, int, int], ...] = ((32, 8, 4), (64, 4, 2), (64, 3, 1))  # channels, kernel, stride
+
     def __init__(self, size: int = 512) -> None:
         super().__init__()
         self.size = size
 
     def build(self, shape: tuple[int, ...]) -> int:
         if len(shape) not in (2, 3) or min(shape[-2:]) < 36:
-            raise SettingsError("NatureConv wants (channels, height, width) or (height, width) of 36 pixels or more")
-        channels = shape[0] if len(shape) == 3 else 1
-        height, width = (((side // 4 - 1) // 2 - 1) - 2 for side in shape[-2:])
-        self.first, self.second = orthogonal(nn.Conv2d(channels, 32, 8, 4)), orthogonal(nn.Conv2d(32, 64, 4, 2))
-        self.third, self.dense = orthogonal(nn.Conv2d(64, 64, 3)), orthogonal(nn.Linear(64 * height * width, self.size))
+            raise SettingsError(f"{type(self).__name__} wants (channels, height, width) or (height, width) of 36 pixels or more")
+        channels, height, width = shape[0] if len(shape) == 3 else 1, *shape[-2:]
+        self.layers = nn.ModuleList()
+        for wider, kernel, stride in self.convolutions:
+            self.layers.append(orthogonal(nn.Conv2d(channels, wider, kernel, stride)))
+            channels, height, width = wider, (height - kernel) // stride + 1, (width - kernel) // stride + 1
+        self.dense = orthogonal(nn.Linear(channels * height * width, self.size))
         # 1.4 to 2 times as fast on CPUs, and what tensor cores want
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return self.size
 
     def forward(self, x: Tensor) -> Tensor:
-        x = _channels_last(x.unsqueeze(1) if x.ndim == 3 else x)
-        x = functional.conv2d(x.to(_compute_dtype(self.first.weight)), self.first.weight / 255, self.first.bias, 4)
-        x = functional.relu(x, inplace=True)
-        x = functional.relu(self.second(x), inplace=True)
-        x = functional.relu(self.third(x), inplace=True)
-        x = x.permute(0, 2, 3, 1).flatten(1)  # a view: this is the order in memory
+        x, first = _channels_last(x.unsqueeze(1) if x.ndim == 3 else x), self.layers[0]
+        x = functional.conv2d(x.to(_compute_dtype(first.weight)), first.weight / 255, first.bias, first.stride)
+        for layer in self.layers[1:]:
+            x = layer(functional.relu(x, inplace=True))
+        x = functional.relu(x, inplace=True).permute(0, 2, 3, 1).flatten(1)  # a view: this is the order in memory
         return functional.relu(self.dense(x), inplace=True)
+
+
+class SmallConv(NatureConv):
+    """The two convolutions of the first deep Q-network (Mnih et al. 2013, section 4.1): a third of the arithmetic."""
+
+    convolutions = ((16, 8, 4), (32, 4, 2))
+
+    def __init__(self, size: int = 256) -> None:
+        super().__init__(size)
 
 
 def _channels_last(images: Tensor) -> Tensor:
