@@ -71,7 +71,16 @@ def test_an_unknown_part_is_named_with_the_known_ones() -> None:
         Experiment(batch_size=3)
     message = str(caught.value)
     assert "no part 'batch_size'" in message
-    for part in ("batch", "make_env", "make_pool", "make_agent", "make_learner", "train_step", "unroll_length", "sampler"):
+    for part in (
+        "batch",
+        "make_env",
+        "make_pool",
+        "make_agent",
+        "make_learner",
+        "train_step",
+        "unroll_length",
+        "sampler",
+    ):
         assert part in message
     with pytest.raises(ExperimentError, match="_spaces"):
         Experiment(_spaces=None)
@@ -130,7 +139,9 @@ def test_a_type_error_inside_a_part_stays_what_it_is() -> None:
         by_parts(make_agent=make_agent).agent()
 
 
-@pytest.mark.parametrize(("env_id", "hint"), [("CartPol-v1", "CartPole"), ("CartPole-v77", "v1"), ("Nix/Game-v0", "Nix")])
+@pytest.mark.parametrize(
+    ("env_id", "hint"), [("CartPol-v1", "CartPole"), ("CartPole-v77", "v1"), ("Nix/Game-v0", "Nix")]
+)
 def test_an_unknown_environment_is_a_sentence(env_id: str, hint: str) -> None:
     experiment = by_parts(make_env=lambda: gymnasium.make(env_id))
     with pytest.raises(ExperimentError, match=r"^make_env: ") as caught:
