@@ -12,7 +12,7 @@ FLOORS = {
     "memory": ["samplers", "batch", "replay", "weights"],
     "learning": ["torch_agent", "learner", "algorithms"],
     "people": ["envs", "experiment", "loader", "run", "player", "trainer", "evaluator", "monitor", "plot"],
-    "door": ["asked", "verbs", "together", "cli", "demo"],
+    "door": ["asked", "playing", "training", "together", "judging", "tidying", "cli", "demo"],
 }
 
 

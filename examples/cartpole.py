@@ -1,6 +1,6 @@
 """CartPole: balance a pole for 500 steps. The shortest complete experiment on a Gymnasium environment.
 
-    tinyverse cartpole.py run --players 1
+tinyverse cartpole.py run --players 1
 """
 
 import gymnasium as gym

@@ -1,6 +1,6 @@
 """Catch: a ball falls, a paddle catches it. A whole experiment with an environment of its own; learns in seconds.
 
-    tinyverse catch.py local
+tinyverse catch.py local
 """
 
 import gymnasium as gym

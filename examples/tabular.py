@@ -41,7 +41,12 @@ class QLearning(Learner):
     """Q(s, a) += α (r + γ max Q(s', ·) − Q(s, a)), for every row of every session in the batch."""
 
     def __init__(self, agent, learning_rate, discount, explore_updates):
-        self.agent, self.learning_rate, self.discount, self.explore_updates = agent, learning_rate, discount, explore_updates
+        self.agent, self.learning_rate, self.discount, self.explore_updates = (
+            agent,
+            learning_rate,
+            discount,
+            explore_updates,
+        )
 
     def train_step(self, batch):
         batch, q = batch.numpy(), self.agent.q

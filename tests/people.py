@@ -72,7 +72,9 @@ class Beside(threading.Thread):
 class Flaky:
     """A database that is lost at chosen calls: `before` they are made, or `after`, when only the answer is missing."""
 
-    def __init__(self, database: Database, method: str, before: set[int] = frozenset(), after: set[int] = frozenset()) -> None:  # type: ignore[assignment]
+    def __init__(
+        self, database: Database, method: str, before: set[int] = frozenset(), after: set[int] = frozenset()
+    ) -> None:  # type: ignore[assignment]
         self.database, self.method, self.before, self.after = database, method, before, after
         self.calls = 0
 
@@ -146,7 +148,13 @@ def a_trainer(
 
 
 def a_player(
-    database: Any, *, games: int = 2, nested: bool = False, length: int = LENGTH, seed: int = 0, pool: Pool | None = None
+    database: Any,
+    *,
+    games: int = 2,
+    nested: bool = False,
+    length: int = LENGTH,
+    seed: int = 0,
+    pool: Pool | None = None,
 ) -> tuple[Player, Courier]:
     """A player of the counting game and its courier, which is not started."""
     pool = pool or GamePool(lambda: CountingEnv(nested), games)

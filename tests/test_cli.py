@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from tinyverse import cli, redis_server, together, verbs
+from tinyverse import cli, judging, playing, redis_server, tidying, together, training
 from tinyverse.evaluator import Evaluation
 
 CHECKOUT = Path(__file__).parent.parent
@@ -170,7 +170,7 @@ def test_help_names_every_verb_and_example(tinyverse: Tinyverse) -> None:
 def test_the_first_two_words_may_be_swapped(
     tinyverse: Tinyverse, monkeypatch: pytest.MonkeyPatch, words: list[str]
 ) -> None:
-    calls = swap_with_spy(monkeypatch, verbs, "do_play")
+    calls = swap_with_spy(monkeypatch, playing, "do_play")
     assert tinyverse(*words, "-b", 2).code == 0
     (((asked,), options),) = calls
     assert asked.experiment == "catch" and options["games"] == 2
@@ -246,7 +246,7 @@ def test_a_run_is_played_and_trained(run: Tinyverse) -> None:
 
 def test_play_s_looks_for_weights_that_often(run: Tinyverse, monkeypatch: pytest.MonkeyPatch) -> None:
     created(run)
-    calls = swap_with_spy(monkeypatch, verbs, "play", 0)
+    calls = swap_with_spy(monkeypatch, playing, "play", 0)
     run("play", "-s", 5)
     run("play")
     assert [named["sync_every"] for _, named in calls] == [5, 1]
@@ -302,7 +302,7 @@ def test_options_that_reach_the_trainer(run: Tinyverse, monkeypatch: pytest.Monk
         calls.append(((trainer,), named))
         trainer.leave()
 
-    monkeypatch.setattr(verbs, "train", train)
+    monkeypatch.setattr(training, "train", train)
     run("train", "--precision", "bf16", "--save-every", 7, "-n", 5, "-s", 3)
     run("train")
     (trainer,), named = calls[0]
@@ -436,7 +436,7 @@ def test_eval_of_a_version_or_a_file(run: Tinyverse, tinyverse: Tinyverse) -> No
 
 
 def test_options_that_reach_the_evaluator(tinyverse: Tinyverse, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = swap_with_spy(monkeypatch, verbs, "evaluate", Evaluation([1.0], [5]))
+    calls = swap_with_spy(monkeypatch, judging, "evaluate", Evaluation([1.0], [5]))
     tinyverse("tabular", "eval", "--greedy", "--render", "-b", 3, "-n", 4, "--seed", 9)
     tinyverse("tabular", "eval")
     named = calls[0][1]
@@ -458,9 +458,9 @@ def test_eval_every_goes_on_until_it_is_stopped(
             os.kill(os.getpid(), signal.SIGINT)
         return version or 6, {}, {}
 
-    monkeypatch.setattr(verbs, "HEARTBEAT_SECONDS", 0.01)
-    monkeypatch.setattr(verbs, "_weights_for", weights)
-    monkeypatch.setattr(verbs, "_evaluate_version", lambda _, version, *__: Evaluation([1.0], [5], version))
+    monkeypatch.setattr(judging, "HEARTBEAT_SECONDS", 0.01)
+    monkeypatch.setattr(judging, "_weights_for", weights)
+    monkeypatch.setattr(judging, "_evaluate_version", lambda _, version, *__: Evaluation([1.0], [5], version))
     said = tinyverse("tabular", "eval", "--every", "--json")
     assert said.code == 0 and [json.loads(line)["version"] for line in said.out.splitlines()] == [5, 6]
 
@@ -483,7 +483,7 @@ def test_info(run: Tinyverse, tinyverse: Tinyverse, monkeypatch: pytest.MonkeyPa
             os.kill(os.getpid(), signal.SIGINT)
         return ""
 
-    monkeypatch.setattr(verbs.monitor, "panel", panel)
+    monkeypatch.setattr(tidying.monitor, "panel", panel)
     run("info", "--watch")
     assert len(drawn) == 2
 

@@ -216,9 +216,7 @@ class Unshown(Corridor):
 
 @pytest.mark.parametrize("what", ["raises", "raises later", "grows", "None", "floats"])
 def test_a_failing_renderer_is_a_note_and_the_games_are_played(tmp_path, what):
-    experiment = Experiment(
-        make_env=lambda evaluation, render_mode: Unshown(what, render_mode), make_agent=RandomAgent
-    )
+    experiment = Experiment(make_env=lambda evaluation, render_mode: Unshown(what, render_mode), make_agent=RandomAgent)
     result = evaluate(experiment, Remembering(), games=2, video=tmp_path / "game.webm")
     assert result.returns == [10.0, 10.0]
     assert result.video is None

@@ -17,7 +17,8 @@ from tinyverse import loader
 from tinyverse.asked import Asked
 from tinyverse.evaluator import evaluate
 from tinyverse.together import do_local
-from tinyverse.verbs import Learning, do_check
+from tinyverse.judging import do_check
+from tinyverse.training import Learning
 
 CHECKOUT = Path(__file__).parent.parent
 

@@ -16,7 +16,7 @@ FLOORS = {
     "memory": "samplers batch replay weights",
     "learning": "torch_agent learner algorithms.* algorithms",
     "people": "envs.pool envs.* envs experiment loader run player trainer evaluator monitor plot",
-    "door": "__init__ asked verbs together demo cli __main__",
+    "door": "__init__ asked playing training together judging tidying demo cli __main__",
 }
 ROOMS = [room for floor in FLOORS.values() for room in floor.split()]
 MODULES = {

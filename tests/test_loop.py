@@ -57,7 +57,12 @@ def through_the_pipe(database, trainer, player, courier, batches=BATCHES):
 def walk(sessions, nested):
     """Follows one game through its sessions by the rules of `tinyverse.session`; returns what it met at borders."""
     met = set()
-    expected, count, ended, first = None, 0, False, True  # next observation; agent's memory; previous row; opens an episode
+    expected, count, ended, first = (
+        None,
+        0,
+        False,
+        True,
+    )  # next observation; agent's memory; previous row; opens an episode
     total, length = 0.0, 0
     for session in sessions:
         episodes = []

@@ -34,7 +34,9 @@ def database():
     database.put_weights(b"weights", 3, holder="host:1:x", update=30, step=4000)
     database.report(delivered=6, capacity=50)
     database.append([b"12345"] * 4, episodes=[{"return": 1.0, "length": 2}, {"return": 4.0, "length": 2}])
-    database.beat(Worker("play-2", "play", "host", 17, steps_per_second=1234.5, waits_for="a trainer", waits_seconds=61))
+    database.beat(
+        Worker("play-2", "play", "host", 17, steps_per_second=1234.5, waits_for="a trainer", waits_seconds=61)
+    )
     database.beat(Worker("play-1", "play", "host", 18, error="Traceback:\n [/red] [bold]KeyError[/] \\"))
     database.count(rejected=2)
     database.log_metrics({"loss/total": 0.5})
@@ -81,7 +83,9 @@ def test_the_panel_fits_80_columns_and_takes_words_as_they_are(database):
     assert "[bold]KeyError[/]" in shown(monitor.panel(monitor.gather(database, "game")), width=200)
 
 
-@pytest.mark.parametrize("nasty", ["[/]", "[red", "[/red]", "\\[x]", "a\\", "[link=x]y", "\x1b[31m", "日本語", "x" * 500])
+@pytest.mark.parametrize(
+    "nasty", ["[/]", "[red", "[/red]", "\\[x]", "a\\", "[link=x]y", "\x1b[31m", "日本語", "x" * 500]
+)
 def test_no_word_of_a_worker_breaks_the_panel(nasty):
     database = MemoryDatabase()
     database.beat(Worker("play-1", nasty, nasty, waits_for=nasty, error=nasty))
@@ -94,12 +98,16 @@ def test_a_silent_worker_shows(database):
     assert "[silent for 9 s]" in shown(monitor.panel(facts), width=200)
 
 
-@pytest.mark.parametrize(("number", "words"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (2_345_678, "2.3 MB"), (5e12, "5000.0 GB")])
+@pytest.mark.parametrize(
+    ("number", "words"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (2_345_678, "2.3 MB"), (5e12, "5000.0 GB")]
+)
 def test_sizes(number, words):
     assert monitor.size(number) == words
 
 
-@pytest.mark.parametrize(("number", "words"), [(0, "0s"), (59, "59s"), (60, "1m00s"), (3599, "59m59s"), (3600, "1h00m"), (90_000, "25h00m")])
+@pytest.mark.parametrize(
+    ("number", "words"), [(0, "0s"), (59, "59s"), (60, "1m00s"), (3599, "59m59s"), (3600, "1h00m"), (90_000, "25h00m")]
+)
 def test_durations(number, words):
     assert monitor.duration(number) == words
 

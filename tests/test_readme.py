@@ -14,7 +14,7 @@ from tinyverse import loader
 from tinyverse.asked import Asked
 from tinyverse.cli import VERBS
 from tinyverse.together import do_local
-from tinyverse.verbs import Learning
+from tinyverse.training import Learning
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -28,7 +28,9 @@ def test_the_table_of_files_is_up_to_date() -> None:
 def test_the_table_knows_every_module() -> None:
     floors = runpy.run_path(str(ROOT / "docs" / "listing.py"))["FLOORS"]
     named = {name for names in floors.values() for name in names}
-    there = {path.stem for path in (ROOT / "tinyverse").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    there = {
+        path.stem for path in (ROOT / "tinyverse").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
     assert named == there - {"__init__", "__main__", "__pycache__"}
 
 

@@ -444,8 +444,10 @@ def test_training_ends_and_leaves_no_thread_behind(database, tmp_path, end):
     trainer.join()
     push(database, some_sessions(6))
     if end == "error":
+
         def fail(batch):
             raise ZeroDivisionError
+
         trainer.learner.train_step = fail
     task = Beside(lambda should_stop: train(trainer, updates=3 if end == "updates" else None, should_stop=should_stop))
     task.start()

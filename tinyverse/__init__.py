@@ -1,6 +1,6 @@
 """tinyverse: reinforcement learning on whatever machines you have.
 
-    tinyverse atari.py play -b 3      tinyverse atari.py train -b 10      tinyverse atari.py eval -n 5
+tinyverse atari.py play -b 3      tinyverse atari.py train -b 10      tinyverse atari.py eval -n 5
 """
 
 from __future__ import annotations

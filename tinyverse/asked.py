@@ -46,7 +46,9 @@ class Asked:
 
     def __post_init__(self) -> None:
         if self.run and not re.fullmatch(r"(?!\.+$)[A-Za-z0-9._-]{1,100}", self.run):  # a folder has this name too
-            raise SettingsError(f"the run's name {self.run!r} may have letters, digits, '.', '_' and '-' only, at most 100. Choose another with --name.")
+            raise SettingsError(
+                f"the run's name {self.run!r} may have letters, digits, '.', '_' and '-' only, at most 100. Choose another with --name."
+            )
 
     @functools.cached_property
     def module(self) -> ModuleType:
@@ -64,7 +66,9 @@ class Asked:
     @property
     def names_server(self) -> bool:
         """Whether an option or the environment names a server."""
-        return bool(self.redis or self.host or self.port or os.environ.get("TINYVERSE_REDIS_URL") or os.environ.get("REDIS_URL"))
+        return bool(
+            self.redis or self.host or self.port or os.environ.get("TINYVERSE_REDIS_URL") or os.environ.get("REDIS_URL")
+        )
 
     @property
     def title(self) -> str:
@@ -102,7 +106,9 @@ class Asked:
             return url
         address = redis_server.find_server(self.redis, self.host, self.port, self.password, start=start)
         if address.source == "started":
-            self.say(f"started a local server for this user, {address}; it stays for the others (tinyverse server stop ends it)")
+            self.say(
+                f"started a local server for this user, {address}; it stays for the others (tinyverse server stop ends it)"
+            )
         return address.url
 
     def say(self, text: str) -> None:

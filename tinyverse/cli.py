@@ -1,4 +1,4 @@
-"""The door: `tinyverse EXPERIMENT VERB [options]`. Reads words, calls `verbs`, prints; nothing else happens here.
+"""The door: `tinyverse EXPERIMENT VERB [options]`. Reads words, calls the verbs, prints; nothing else happens here.
 
 Usage errors exit 2, run errors 1. Whatever is slow to import (torch, gymnasium) is imported after the options are
 read, so that `--help` answers at once.
@@ -23,7 +23,7 @@ from tinyverse.errors import SettingsError, TinyverseError
 
 if TYPE_CHECKING:
     from tinyverse.asked import Asked
-    from tinyverse.verbs import Learning
+    from tinyverse.training import Learning
 
 VERBS = ("play", "train", "eval", "run", "local", "info", "check", "stop", "clear")
 GLOBALS = ("server",)
@@ -57,7 +57,12 @@ def main(arguments: list[str] | None = None) -> None:
         sys.path.insert(0, str(Path.cwd()))  # modules of this folder, as `python -m tinyverse` finds them by itself
     try:
         experiment, words = _sort_out(words)
-        code = verbs.main(args=words, prog_name="tinyverse" + (f" {experiment}" if experiment else ""), obj=experiment, standalone_mode=False)
+        code = verbs.main(
+            args=words,
+            prog_name="tinyverse" + (f" {experiment}" if experiment else ""),
+            obj=experiment,
+            standalone_mode=False,
+        )
     except click.exceptions.Abort:
         _fail("stopped.", 130)
     except click.UsageError as error:
@@ -77,7 +82,9 @@ def main(arguments: list[str] | None = None) -> None:
 
         if is_ours(error) or "-vv" in words:
             raise
-        _fail(f"the experiment raised {type(error).__name__} (-vv shows the whole way there):\n{user_traceback(error)}", 1)
+        _fail(
+            f"the experiment raised {type(error).__name__} (-vv shows the whole way there):\n{user_traceback(error)}", 1
+        )
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -103,10 +110,14 @@ def _sort_out(words: list[str]) -> tuple[str, list[str]]:
             return words[1], [words[0], *words[2:]]
         raise click.UsageError(f"which experiment? For example: tinyverse atari.py {words[0]}")
     if len(words) == 1:
-        raise click.UsageError(f"{words[0]} and then what? For example: tinyverse {words[0]} run. Verbs: {', '.join(VERBS)}.")
+        raise click.UsageError(
+            f"{words[0]} and then what? For example: tinyverse {words[0]} run. Verbs: {', '.join(VERBS)}."
+        )
     if words[1] not in (*VERBS, "-h", "--help"):
         if words[1].startswith("-"):
-            raise click.UsageError(f"options belong behind the verb: tinyverse {words[0]} VERB {words[1]} … Verbs: {', '.join(VERBS)}.")
+            raise click.UsageError(
+                f"options belong behind the verb: tinyverse {words[0]} VERB {words[1]} … Verbs: {', '.join(VERBS)}."
+            )
         close = get_close_matches(words[1], VERBS, 1)
         hint = f" Did you mean {close[0]}?" if close else ""
         raise click.UsageError(f"there is no verb {words[1]!r}.{hint} Verbs: {', '.join(VERBS)}.")
@@ -133,9 +144,15 @@ def common(function: Command) -> Command:
     ) -> Any:  # fmt: skip
         from tinyverse.asked import Asked
 
-        logging.basicConfig(level=logging.DEBUG if verbose > 1 else logging.INFO if verbose else logging.WARNING, format="%(name)s: %(message)s")
+        logging.basicConfig(
+            level=logging.DEBUG if verbose > 1 else logging.INFO if verbose else logging.WARNING,
+            format="%(name)s: %(message)s",
+        )
         if click.get_current_context().get_parameter_source("password") is ParameterSource.COMMANDLINE:
-            print("tinyverse: a password on the command line is seen by everyone on this machine; TINYVERSE_PASSWORD is not.", file=sys.stderr)
+            print(
+                "tinyverse: a password on the command line is seen by everyone on this machine; TINYVERSE_PASSWORD is not.",
+                file=sys.stderr,
+            )
         asked = Asked(
             experiment, name or "", _settings(config, options), redis=redis, host=host, port=port, password=password,
             database=database, seed=seed, quiet=quiet,
@@ -162,7 +179,7 @@ def learning(function: Command) -> Command:
 
     @functools.wraps(function)
     def wrapped(asked: Asked, **options: Any) -> Any:
-        from tinyverse.verbs import Learning
+        from tinyverse.training import Learning
 
         fields = Learning.__dataclass_fields__
         given = {name: options.pop(name) for name in list(options) if name in fields}
@@ -194,7 +211,9 @@ def _settings(config: Path | None, options: tuple[str, ...]) -> dict[str, Any]:
         try:
             settings.update(tomllib.loads(config.read_text()))
         except (OSError, tomllib.TOMLDecodeError) as error:
-            raise SettingsError(f"--config {config} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+            raise SettingsError(
+                f"--config {config} cannot be read: {getattr(error, 'strerror', None) or error}."
+            ) from None
     for option in options:
         name, equals, value = option.partition("=")
         if not equals or not name:
@@ -215,7 +234,9 @@ def verbs() -> None:
 @common
 @click.option("-b", "games", type=int, help="Games stepped at once [the experiment's, else 1].")
 @click.option("-n", "batches", type=int, help="Batches of sessions to play [no end].")
-@click.option("-s", "sync_every", type=int, default=1, show_default=True, help="Batches between two looks for new weights.")
+@click.option(
+    "-s", "sync_every", type=int, default=1, show_default=True, help="Batches between two looks for new weights."
+)
 @click.option("--device", default="cpu", show_default=True, help="Where to act.")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), help="Of acting [the experiment's].")
 def play(asked: Asked, **options: Any) -> None:
@@ -223,7 +244,7 @@ def play(asked: Asked, **options: Any) -> None:
 
     Example: tinyverse atari.py play -b 8
     """
-    from tinyverse.verbs import do_play
+    from tinyverse.playing import do_play
 
     do_play(asked, **options)
 
@@ -236,7 +257,7 @@ def train(asked: Asked, wanted: Learning) -> None:
 
     Example: tinyverse atari.py train -b 16 -o learning_rate=3e-4
     """
-    from tinyverse.verbs import do_train
+    from tinyverse.training import do_train
 
     do_train(asked, wanted)
 
@@ -287,13 +308,21 @@ def evaluate(asked: Asked, as_json: bool, **options: Any) -> None:
 
     Example: tinyverse atari.py eval -n 5
     """
-    from tinyverse.verbs import do_eval
+    from tinyverse.judging import do_eval
 
     def show(result: Any) -> None:
         if as_json:
-            facts = {"run": asked.run, "version": result.version, "mean": result.mean, "returns": result.returns, "lengths": result.lengths}
+            facts = {
+                "run": asked.run,
+                "version": result.version,
+                "mean": result.mean,
+                "returns": result.returns,
+                "lengths": result.lengths,
+            }
             error = None if len(result.returns) < 2 else result.standard_error
-            print(json.dumps({**facts, "standard_error": error, "video": result.video and str(result.video)}), flush=True)
+            print(
+                json.dumps({**facts, "standard_error": error, "video": result.video and str(result.video)}), flush=True
+            )
         else:
             print(f"{asked.run}: {result}", flush=True)
             if options["video"] and not options["render"]:
@@ -311,7 +340,7 @@ def info(asked: Asked, watch: bool, as_json: bool) -> None:
 
     Example: tinyverse atari.py info --watch
     """
-    from tinyverse.verbs import do_info
+    from tinyverse.tidying import do_info
 
     do_info(asked, watch=watch, as_json=as_json)
 
@@ -323,7 +352,7 @@ def check(asked: Asked) -> None:
 
     Example: tinyverse my_game.py check
     """
-    from tinyverse.verbs import do_check
+    from tinyverse.judging import do_check
 
     rows = do_check(asked)
     width = max(len(what) for what, _ in rows)
@@ -339,7 +368,7 @@ def stop(asked: Asked) -> int:
 
     Example: tinyverse atari.py stop
     """
-    from tinyverse.verbs import do_stop
+    from tinyverse.tidying import do_stop
 
     before, left = do_stop(asked)
     print(f"{before - left} of {before} workers of run {asked.run} have left")
@@ -358,7 +387,7 @@ def clear(asked: Asked, yes: bool, keep_weights: bool, force: bool, stop_server:
     Example: tinyverse atari.py clear --yes
     """
     from tinyverse import redis_server
-    from tinyverse.verbs import do_clear
+    from tinyverse.tidying import do_clear
 
     what = "sessions and bookkeeping" if keep_weights else "sessions, weights and bookkeeping"
     if not yes:
@@ -378,8 +407,12 @@ def server() -> None:
 
 
 @server.command(name="start")
-@click.option("--listen", metavar="HOST:PORT", help="Listen on TCP too, for other machines; without it only on a socket.")
-@click.option("--max-memory", metavar="MB", type=int, help="Memory it may use [a quarter of the machine's, at most 4000].")
+@click.option(
+    "--listen", metavar="HOST:PORT", help="Listen on TCP too, for other machines; without it only on a socket."
+)
+@click.option(
+    "--max-memory", metavar="MB", type=int, help="Memory it may use [a quarter of the machine's, at most 4000]."
+)
 def server_start(listen: str | None, max_memory: int | None) -> None:
     """Starts it, unless it runs.
 

@@ -58,7 +58,9 @@ def encode(
         if dtype not in _NAMES:
             raise CodecError(f"{name} has dtype {array.dtype}; only booleans, integers and floats can be encoded.")
         if array.ndim > MAX_DIMENSIONS or name == "__metadata__":
-            raise CodecError(f"{name} cannot be encoded: {array.ndim} dimensions are more than {MAX_DIMENSIONS}, or the name is taken.")
+            raise CodecError(
+                f"{name} cannot be encoded: {array.ndim} dimensions are more than {MAX_DIMENSIONS}, or the name is taken."
+            )
         data = _to_bfloat16(array) if narrow else np.ascontiguousarray(array, dtype)
         header[name] = {
             "dtype": "BF16" if narrow else _NAMES[dtype], "shape": array.shape, "data_offsets": (offset, offset + data.nbytes)
@@ -68,7 +70,9 @@ def encode(
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # buffers begin aligned, and wider items come first, so all stay aligned
     if len(text) > MAX_HEADER or len(buffers) > MAX_ARRAYS:
-        raise CodecError(f"{len(buffers)} arrays make a header of {len(text)} bytes; at most {MAX_ARRAYS} arrays and {MAX_HEADER} bytes.")
+        raise CodecError(
+            f"{len(buffers)} arrays make a header of {len(text)} bytes; at most {MAX_ARRAYS} arrays and {MAX_HEADER} bytes."
+        )
     return b"".join([struct.pack("<Q", len(text)), text, *buffers])
 
 
@@ -91,12 +95,16 @@ def decode(blob: bytes, *, max_bytes: int = MAX_BYTES) -> tuple[dict[str, np.nda
         raise CodecError("__metadata__ must hold strings only.")
     if len(header) > MAX_ARRAYS:
         raise CodecError(f"{len(header)} arrays; at most {MAX_ARRAYS}.")
-    entries = sorted((_parse_entry(name, entry, max_bytes) for name, entry in header.items()), key=lambda entry: entry[3:])
+    entries = sorted(
+        (_parse_entry(name, entry, max_bytes) for name, entry in header.items()), key=lambda entry: entry[3:]
+    )
     offset, arrays = 0, {}
     body = memoryview(blob)[8 + length :]
     for name, kind, shape, begin, end in entries:
         if begin != offset:
-            raise CodecError(f"{name} begins at {begin}, where {offset} was expected: buffers must touch and not overlap.")
+            raise CodecError(
+                f"{name} begins at {begin}, where {offset} was expected: buffers must touch and not overlap."
+            )
         if end > len(body):
             raise CodecError(f"{name} ends at {end}, after the last of {len(body)} bytes.")
         array = np.frombuffer(body[begin:end], _DTYPES[kind]).reshape(shape)
@@ -177,7 +185,9 @@ def _parse_entry(name: str, entry: Any, max_bytes: int) -> tuple[str, str, tuple
     if math.prod(max(number, 1) for number in shape) * size > max_bytes:
         raise CodecError(f"{name} has shape {str(shape)[:80]}: more than the {max_bytes} bytes allowed here.")
     if offsets[1] - offsets[0] != math.prod(shape) * size:
-        raise CodecError(f"{name} of shape {shape} needs {math.prod(shape) * size} bytes, its offsets hold {offsets[1] - offsets[0]}.")
+        raise CodecError(
+            f"{name} of shape {shape} needs {math.prod(shape) * size} bytes, its offsets hold {offsets[1] - offsets[0]}."
+        )
     return name, kind, tuple(shape), offsets[0], offsets[1]
 
 

@@ -116,7 +116,7 @@ class Database(abc.ABC):
     def clear(self, keep_weights: bool = False) -> None:
         """Removes the run; with `keep_weights`, only its sessions, workers, counters and logs."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027
         """Gives back connections. The run stays."""
 
     # -- sessions -----------------------------------------------------------------------------------------------

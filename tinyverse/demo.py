@@ -37,7 +37,9 @@ def _show(code: int) -> None:
         _say("a whole game with these weights:")
         _tinyverse("eval", "-n", "1")
         try:
-            path = plot_curves({"Pong": [Path("runs") / NAME]}, Path("records") / f"{NAME}.png", title="Pong, 2 players and a trainer")
+            path = plot_curves(
+                {"Pong": [Path("runs") / NAME]}, Path("records") / f"{NAME}.png", title="Pong, 2 players and a trainer"
+            )
             print(f"curve: {path}", flush=True)
         except TinyverseError as error:
             print(f"no curve yet: {error}", flush=True)

@@ -107,7 +107,13 @@ def evaluate(
 
 
 def evaluate_in_processes(
-    make: Callable[[], Experiment], weights: Weights, *, jobs: int, games: int, video: Path | None = None, **options: Any
+    make: Callable[[], Experiment],
+    weights: Weights,
+    *,
+    jobs: int,
+    games: int,
+    video: Path | None = None,
+    **options: Any,
 ) -> Evaluation:
     """`evaluate` in `jobs` processes of this machine (joblib); `make` builds the experiment in each.
 
@@ -178,7 +184,10 @@ class _Camera:
         try:
             frame = self._frame(observations)
             if frame is None:
-                self._open, self.note = False, "no video: make_env takes no render_mode='rgb_array', and observations are no images"
+                self._open, self.note = (
+                    False,
+                    "no video: make_env takes no render_mode='rgb_array', and observations are no images",
+                )
                 return
             if self._writer is None:
                 assert self._wanted is not None

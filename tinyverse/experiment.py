@@ -62,14 +62,18 @@ class Experiment:
         self._spaces: tuple[Any, Any] | None = None
 
     def make_env(self, evaluation: bool = False) -> Any:
-        raise ExperimentError("the experiment gives no environment: pass make_env=… or make_pool=… to Experiment, or override it.")
+        raise ExperimentError(
+            "the experiment gives no environment: pass make_env=… or make_pool=… to Experiment, or override it."
+        )
 
     def make_agent(self, observation_space: Any, action_space: Any) -> Agent:
         raise ExperimentError("the experiment gives no agent: pass make_agent=… to Experiment, or override it.")
 
     def make_learner(self, agent: Agent) -> Learner:
         if self.train_step is None:
-            raise ExperimentError("the experiment cannot learn: pass make_learner=… or train_step=… to Experiment, or override one.")
+            raise ExperimentError(
+                "the experiment cannot learn: pass make_learner=… or train_step=… to Experiment, or override one."
+            )
         return learner_of(self.train_step, agent)
 
     # what the rest of the program calls; nothing below is meant to be overridden
@@ -106,14 +110,18 @@ class Experiment:
         observation_space, action_space = self.spaces()
         agent = _call("make_agent", self.make_agent, observation_space=observation_space, action_space=action_space)
         if not callable(getattr(agent, "act", None)):
-            raise ExperimentError(f"make_agent returned {type(agent).__name__}, wanted an Agent with act(observations, memory, first).")
+            raise ExperimentError(
+                f"make_agent returned {type(agent).__name__}, wanted an Agent with act(observations, memory, first)."
+            )
         return agent
 
     def learner(self, agent: Agent) -> Learner:
         """The learner of `agent`, checked."""
         learner = _call("make_learner", self.make_learner, agent=agent)
         if not callable(getattr(learner, "train_step", None)):
-            raise ExperimentError(f"make_learner returned {type(learner).__name__}, wanted a Learner with train_step(batch).")
+            raise ExperimentError(
+                f"make_learner returned {type(learner).__name__}, wanted a Learner with train_step(batch)."
+            )
         return learner
 
     def spec(self, agent: Agent) -> SessionSpec:
@@ -126,7 +134,9 @@ def _call(name: str, function: Callable[..., Any], **arguments: Any) -> Any:
     try:
         inspect.signature(function).bind(*arguments.values())
     except TypeError as error:
-        raise ExperimentError(f"{name} is called as {name}({', '.join(arguments)}), which it does not take: {error}.") from None
+        raise ExperimentError(
+            f"{name} is called as {name}({', '.join(arguments)}), which it does not take: {error}."
+        ) from None
     except ValueError:  # a builtin, which has no signature
         pass
     return function(*arguments.values())

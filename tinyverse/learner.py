@@ -1,9 +1,9 @@
 """Learner: what a trainer needs of an algorithm, and what torch algorithms share: an optimizer and its bookkeeping.
 
-    learner = VTrace(agent)
-    loop:
-        metrics = learner.train_step(batch)
-        now and then: publish learner.get_weights(), save learner.state_dict()
+learner = VTrace(agent)
+loop:
+    metrics = learner.train_step(batch)
+    now and then: publish learner.get_weights(), save learner.state_dict()
 """
 
 from __future__ import annotations

@@ -49,7 +49,9 @@ def load_module(name: str) -> ModuleType:
     else:
         raise ExperimentError(f"{name} is no file, no module and no packaged example{_did_you_mean(name)}")
     if not callable(getattr(module, "make_experiment", None)):
-        raise ExperimentError(f"{name} has no function make_experiment(); define one that returns a tinyverse.Experiment.")
+        raise ExperimentError(
+            f"{name} has no function make_experiment(); define one that returns a tinyverse.Experiment."
+        )
     return module
 
 
@@ -66,7 +68,9 @@ def defaults(module: ModuleType) -> dict[str, Any]:
     parameters = inspect.signature(module.make_experiment).parameters
     for name, parameter in parameters.items():
         if parameter.default is inspect.Parameter.empty:
-            raise ExperimentError(f"make_experiment({name}) has no default; give every argument one: they are the settings.")
+            raise ExperimentError(
+                f"make_experiment({name}) has no default; give every argument one: they are the settings."
+            )
     return {name: parameter.default for name, parameter in parameters.items()}
 
 
@@ -131,7 +135,9 @@ def _convert(name: str, value: Any, default: Any) -> Any:
         if kind is bool:
             return _WORDS[str(value).lower()]
         if kind in (tuple, list):
-            parts = [part for part in value.strip("()[] ").split(",") if part.strip()] if isinstance(value, str) else value
+            parts = (
+                [part for part in value.strip("()[] ").split(",") if part.strip()] if isinstance(value, str) else value
+            )
             return kind(_convert(name, part, default[0] if default else None) for part in parts)
         if kind in (int, float, str) and isinstance(value, (str, int)):
             return kind(value)

@@ -1,9 +1,9 @@
 """Monitor: what everyone does and what each waits for, for people and for scripts.
 
-    gather(database, name)  -> one dict with stable keys (`info --json`)
-    panel(facts)            -> the same for a terminal (`info`, `info --watch`, `run`)
-    TrainLog                -> metrics.jsonl, TensorBoard and the database's log, a row per interval
-    Progress                -> a live line on a terminal, a plain line per interval elsewhere
+gather(database, name)  -> one dict with stable keys (`info --json`)
+panel(facts)            -> the same for a terminal (`info`, `info --watch`, `run`)
+TrainLog                -> metrics.jsonl, TensorBoard and the database's log, a row per interval
+Progress                -> a live line on a terminal, a plain line per interval elsewhere
 """
 
 from __future__ import annotations
@@ -157,11 +157,18 @@ class Progress:
     """Shows `render()` live on a terminal; elsewhere prints `line()` once per interval."""
 
     def __init__(
-        self, line: Callable[[], str], render: Callable[[], RenderableType] | None = None, *, seconds: float = 10.0, quiet: bool = False
+        self,
+        line: Callable[[], str],
+        render: Callable[[], RenderableType] | None = None,
+        *,
+        seconds: float = 10.0,
+        quiet: bool = False,
     ) -> None:
         self._line, self._render, self._quiet = line, render or (lambda: Text(line())), quiet
         self._console = Console(stderr=True)
-        self._live = Live(console=self._console, auto_refresh=False, transient=False) if self._console.is_terminal else None
+        self._live = (
+            Live(console=self._console, auto_refresh=False, transient=False) if self._console.is_terminal else None
+        )
         self._ticker = Ticker(0.5 if self._live else seconds)
 
     def __enter__(self) -> Progress:

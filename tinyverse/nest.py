@@ -23,7 +23,9 @@ def items(tree: Tree, name: str) -> Iterator[tuple[str, Any]]:
     if isinstance(tree, Mapping):
         for key in sorted(tree):
             if not isinstance(key, str) or not key or "." in key or key.isdigit():
-                raise SpecError(f"{name} has a key {key!r}; keys must be non-empty strings without dots that are not numbers. Rename it.")
+                raise SpecError(
+                    f"{name} has a key {key!r}; keys must be non-empty strings without dots that are not numbers. Rename it."
+                )
             yield from items(tree[key], f"{name}.{key}")
     elif isinstance(tree, tuple):
         for position, part in enumerate(tree):

@@ -36,7 +36,9 @@ logger = logging.getLogger(__name__)
 HEARTBEAT_SECONDS = 1.0
 RETRY_SECONDS = 0.5
 CLOSING_SECONDS = 5.0  # that a closing courier goes on trying
-WAITING_BATCHES = 4  # batches of sessions that may wait to be pushed; then the player waits, or drops if it is real-time
+WAITING_BATCHES = (
+    4  # batches of sessions that may wait to be pushed; then the player waits, or drops if it is real-time
+)
 
 
 def new_worker(role: str, **facts: Any) -> Worker:
@@ -298,7 +300,11 @@ def play(
             continue
         rollout = player.play()
         worker = courier.worker
-        worker.steps, worker.steps_per_second, worker.version = player.rate.total, player.rate.per_second(), player.version
+        worker.steps, worker.steps_per_second, worker.version = (
+            player.rate.total,
+            player.rate.per_second(),
+            player.version,
+        )
         worker.lag = max(0, courier.state.update - player.update)
         while not courier.offer(rollout, timeout=0.0 if realtime else 0.2):
             if realtime:

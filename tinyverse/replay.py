@@ -43,13 +43,17 @@ class Flow:
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if self.batch > self.buffer_size:
-            raise SettingsError(f"a batch of {self.batch} sessions cannot come from a buffer of {self.buffer_size}; raise --buffer-size.")
+            raise SettingsError(
+                f"a batch of {self.batch} sessions cannot come from a buffer of {self.buffer_size}; raise --buffer-size."
+            )
         if not 0 <= self.min_sessions <= self.buffer_size:
             raise SettingsError(
                 f"min_sessions is {self.min_sessions} and the buffer holds {self.buffer_size}: learning would never begin. Raise --buffer-size."
             )
         if self.reuse is not None and not self.reuse > 0:
-            raise SettingsError(f"reuse is {self.reuse}; give a number above 0, or leave it out for as fast as the trainer can.")
+            raise SettingsError(
+                f"reuse is {self.reuse}; give a number above 0, or leave it out for as fast as the trainer can."
+            )
         if self.max_lag is not None and self.max_lag < 0:
             raise SettingsError(f"max_lag is {self.max_lag}; give a number of updates, 0 or more.")
 
@@ -81,7 +85,9 @@ class Replay:
             name: torch.empty((size, *shape), dtype=_torch_dtype(dtype), device=self.device)
             for name, (shape, dtype) in spec.fields.items()
         }
-        self._views = {name: tensor.numpy() for name, tensor in self._store.items()} if self.device.type == "cpu" else None
+        self._views = (
+            {name: tensor.numpy() for name, tensor in self._store.items()} if self.device.type == "cpu" else None
+        )
         self._filled = np.zeros(size, bool)
         self._update = np.zeros(size, np.int64)  # of the trainer, when the weights that played the session were made
         self._count = np.zeros(size, np.int64)  # deliveries so far
@@ -234,7 +240,9 @@ class Replay:
         for name, tensor in self._store.items():
             if name.split(".")[0] == "initial_memory":
                 memory = tensor[index]
-                leaves[name] = torch.where(start.reshape(-1, *[1] * (memory.ndim - 1)) > 0, torch.zeros_like(memory), memory)
+                leaves[name] = torch.where(
+                    start.reshape(-1, *[1] * (memory.ndim - 1)) > 0, torch.zeros_like(memory), memory
+                )
             else:
                 count = rows + (tensor.shape[1] - self.spec.length)  # observations have a row more
                 leaves[name] = tensor[index, start + torch.arange(count, device=self.device)[:, None]]

@@ -32,7 +32,12 @@ UNREADABLE = (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingErro
 
 def agreement(experiment: str, settings: Mapping[str, Any], spec: SessionSpec) -> dict[str, str]:
     """What a trainer publishes as the run's meta."""
-    return {"format": FORMAT, "experiment": experiment, "settings": json.dumps(dict(settings), default=str), "spec": spec.to_json()}
+    return {
+        "format": FORMAT,
+        "experiment": experiment,
+        "settings": json.dumps(dict(settings), default=str),
+        "spec": spec.to_json(),
+    }
 
 
 def agreed_of(meta: Mapping[str, str]) -> dict[str, Any]:
@@ -40,7 +45,9 @@ def agreed_of(meta: Mapping[str, str]) -> dict[str, Any]:
     if not meta:
         return {}
     if meta["format"] != FORMAT:
-        raise RunConflict(f"the run speaks format {meta['format']}, this tinyverse {FORMAT}: use one version everywhere.")
+        raise RunConflict(
+            f"the run speaks format {meta['format']}, this tinyverse {FORMAT}: use one version everywhere."
+        )
     return {"experiment": meta["experiment"], "settings": json.loads(meta["settings"])}
 
 
@@ -156,6 +163,7 @@ def load_weights_file(path: Path) -> tuple[int, dict[str, Any]]:
 
 def _plain(contents: Any) -> Any:
     """Arrays as tensors: what `weights_only` reading accepts."""
+
     def convert(value: Any) -> Any:
         if isinstance(value, np.ndarray):
             return torch.from_numpy(value.copy())

@@ -1,8 +1,8 @@
 """Samplers: which of the stored sessions are learned from next. They pick slots of the replay and know no tensors.
 
-    Fresh      each session once, in order        on-policy, IMPALA
-    Uniform    any session, again and again       replay
-    Mixed      part fresh, the rest uniform       IMPALA with replay
+Fresh      each session once, in order        on-policy, IMPALA
+Uniform    any session, again and again       replay
+Mixed      part fresh, the rest uniform       IMPALA with replay
 """
 
 from __future__ import annotations

@@ -45,7 +45,9 @@ class Session:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Every leaf by its dotted name."""
-        trees = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "metadata"}
+        trees = {
+            field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "metadata"
+        }
         return {name: leaf for field, tree in trees.items() for name, leaf in nest.items(tree, field)}
 
     @classmethod
@@ -61,7 +63,13 @@ class Session:
     @property
     def episodes(self) -> list[tuple[float, int]]:
         """(return, length in steps) of each episode that ended in this session."""
-        return list(zip(json.loads(self.metadata.get("returns", "[]")), json.loads(self.metadata.get("lengths", "[]")), strict=True))
+        return list(
+            zip(
+                json.loads(self.metadata.get("returns", "[]")),
+                json.loads(self.metadata.get("lengths", "[]")),
+                strict=True,
+            )
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +120,10 @@ class SessionSpec:
             SpecError: the text is no spec.
         """
         try:
-            fields = {name: (tuple(map(int, shape)), np.dtype(str(dtype))) for name, (dtype, shape) in json.loads(text).items()}
+            fields = {
+                name: (tuple(map(int, shape)), np.dtype(str(dtype)))
+                for name, (dtype, shape) in json.loads(text).items()
+            }
         except (ValueError, TypeError, AttributeError, RecursionError):
             raise SpecError(f"the run's spec of its sessions is garbled: {text[:80]!r}") from None
         if any(dtype.kind not in "biuf" for _, dtype in fields.values()):

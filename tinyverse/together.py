@@ -21,7 +21,7 @@ from tinyverse.run import RunFolder
 from tinyverse.samplers import Fresh
 from tinyverse.timing import Ticker
 from tinyverse.trainer import Trainer
-from tinyverse.verbs import (
+from tinyverse.training import (
     Learning,
     check_learning,
     make_trainer,
@@ -46,12 +46,17 @@ def do_local(asked: Asked, learning: Learning, *, games: int | None = None) -> T
         batch = trainer.replay.flow.batch
         count = games or min(batch, experiment.games)
         if isinstance(trainer.replay.sampler, Fresh) and batch % count:
-            raise SettingsError(f"local with {count} games and batches of {batch} would learn from stale sessions; make -b a multiple of --games.")
+            raise SettingsError(
+                f"local with {count} games and batches of {batch} would learn from stale sessions; make -b a multiple of --games."
+            )
         trainer.join()
         player = Player(trainer.agent, experiment.pool(count), experiment.unroll_length, seed=asked.fresh_seed())
         log = monitor.TrainLog(trainer.row, asked.folder, database)
         saving, made, sequence = Ticker(learning.save_every, later=True), 0, 0
-        with profiled(asked, learning.profile), monitor.Progress(lambda: trainer_line(trainer), quiet=asked.quiet) as progress:
+        with (
+            profiled(asked, learning.profile),
+            monitor.Progress(lambda: trainer_line(trainer), quiet=asked.quiet) as progress,
+        ):
             try:
                 while not should_stop() and (learning.updates is None or made < learning.updates):
                     player.version, player.update = trainer.version, trainer.update
@@ -113,7 +118,11 @@ class _Players:
         words += ["--database", asked.database] if asked.database else []
         seeds = [[] if asked.seed is None else ["--seed", str(asked.seed + 1 + index)] for index in range(count)]
         # the server's password goes through the environment: everyone can read the words of a command
-        place = {"TINYVERSE_REDIS_URL": asked.server(start=True), "TINYVERSE_PARENT": str(os.getpid()), **_python_path()}
+        place = {
+            "TINYVERSE_REDIS_URL": asked.server(start=True),
+            "TINYVERSE_PARENT": str(os.getpid()),
+            **_python_path(),
+        }
         self._processes = [
             subprocess.Popen(words + seed, env={**os.environ, **place}, start_new_session=True) for seed in seeds
         ]

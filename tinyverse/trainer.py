@@ -129,7 +129,11 @@ class Trainer:
         checkpoint = self.folder.load() if self.folder else None
         if checkpoint is not None:
             self.learner.load_state_dict(checkpoint["learner"])
-            self.update, self.step_count, self.episodes = checkpoint["update"], checkpoint["step"], checkpoint["episodes"]
+            self.update, self.step_count, self.episodes = (
+                checkpoint["update"],
+                checkpoint["step"],
+                checkpoint["episodes"],
+            )
             self.returns.extend(checkpoint["returns"])
             self.version = max(checkpoint["version"], self.state.version)
             self._checkpointed = self.update
@@ -249,7 +253,9 @@ class Trainer:
         """The weights of now under the next version. Call it between updates, not during one."""
         self.version += 1
         version, update, step = self.version, self.update, self.step_count
-        return Snapshot(version, update, step, encode_weights(self.learner.get_weights(), version=version, update=update, step=step))
+        return Snapshot(
+            version, update, step, encode_weights(self.learner.get_weights(), version=version, update=update, step=step)
+        )
 
     def publish(self, snapshot: Snapshot) -> None:
         """Players see version and weights change together. May be called again where it is unknown whether it arrived.
@@ -309,7 +315,9 @@ class Trainer:
 
     def row(self) -> dict[str, Any]:
         """Where training stands, for logs; losses come from the device here. CPU–GPU sync."""
-        losses = {name: _number(value) for name, value in self.metrics.items() if name != "priorities"}  # None: not finite
+        losses = {
+            name: _number(value) for name, value in self.metrics.items() if name != "priorities"
+        }  # None: not finite
         replay, received = self.replay, max(self.replay.received, 1)
         return {
             "update": self.update, "step": self.step_count, "frames": self.step_count * self.frame_skip, "version": self.version,

@@ -77,7 +77,9 @@ class VTrace(TorchLearner):
 
         clip = float("inf") if self.reward_clip is None else self.reward_clip
         rewards, discounts = batch.rewards.clamp(-clip, clip), batch.discounts(self.discount)
-        targets, advantages, unweighted = returns.vtrace(log_rhos, rewards, discounts, batch.traces, values, **self.clips)
+        targets, advantages, unweighted = returns.vtrace(
+            log_rhos, rewards, discounts, batch.traces, values, **self.clips
+        )
         if self.surrogate_clip is not None:
             advantages = unweighted
         if self.normalize_advantages:

@@ -7,7 +7,7 @@ A trunk is any `nn.Module` from [N, …] to [N, D]. One that makes its layers on
 from __future__ import annotations
 
 import math
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +79,9 @@ class NatureConv(nn.Module):
 
     def build(self, shape: tuple[int, ...]) -> int:
         if len(shape) not in (2, 3) or min(shape[-2:]) < 36:
-            raise SettingsError(f"{type(self).__name__} wants (channels, height, width) or (height, width) of 36 pixels or more")
+            raise SettingsError(
+                f"{type(self).__name__} wants (channels, height, width) or (height, width) of 36 pixels or more"
+            )
         channels, height, width = shape[0] if len(shape) == 3 else 1, *shape[-2:]
         self.layers = nn.ModuleList()
         for wider, kernel, stride in self.convolutions:
@@ -91,7 +93,8 @@ class NatureConv(nn.Module):
         return self.size
 
     def forward(self, x: Tensor) -> Tensor:
-        x, first = _channels_last(x.unsqueeze(1) if x.ndim == 3 else x), self.layers[0]
+        first: Any = self.layers[0]
+        x = _channels_last(x.unsqueeze(1) if x.ndim == 3 else x)
         x = functional.conv2d(x.to(_compute_dtype(first.weight)), first.weight / 255, first.bias, first.stride)
         for layer in self.layers[1:]:
             x = layer(functional.relu(x, inplace=True))

@@ -1,0 +1,120 @@
+"""Playing: the verb `play`. Joins a run, adopts its settings, and steps games until it is told to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+
+from tinyverse import loader, machine, monitor
+from tinyverse.agent import Agent
+from tinyverse.asked import Asked, positive, stop_on_signals
+from tinyverse.database import Database
+from tinyverse.errors import DatabaseError, SettingsError
+from tinyverse.player import HEARTBEAT_SECONDS, Courier, Player, new_worker, play
+from tinyverse.run import agreed_of, check_agreed, check_spec
+
+
+def do_play(
+    asked: Asked,
+    *,
+    games: int | None = None,
+    batches: int | None = None,
+    sync_every: int = 1,
+    device: str = "cpu",
+    precision: str | None = None,
+) -> int:
+    """Steps games and pushes sessions; returns the batches pushed."""
+    positive(games=games, batches=batches, sync_every=sync_every)
+    check_device(device)
+    asked.load()
+    with asked.connected() as database, stop_on_signals() as should_stop:
+        meta = _await_run(asked, database, should_stop)
+        if not meta:
+            return 0
+        machine.set_threads(1)
+        settings = asked.resolved(agreed_of(meta)["settings"])
+        experiment = loader.build(asked.module, settings)
+        agent, spare = (acting(experiment.agent(), device, precision or experiment.precision) for _ in range(2))
+        check_spec(asked.run, meta, experiment.spec(agent))
+        pool = experiment.pool(games or experiment.games)
+        worker = new_worker("play", games=pool.num_games)
+        courier = Courier(database, worker, spare)
+        player = Player(agent, pool, experiment.unroll_length, seed=asked.fresh_seed())
+        courier.start()
+        asked.say(f"playing {pool.num_games} game{'s' * (pool.num_games > 1)} of run {asked.run}")
+        try:
+            with monitor.Progress(lambda: _player_line(player, courier), quiet=asked.quiet) as progress:
+                played = play(
+                    player, courier, batches=batches, sync_every=sync_every, realtime=pool.realtime or experiment.realtime,
+                    should_stop=should_stop, on_batch=progress.turn,
+                )  # fmt: skip
+        except BaseException as error:
+            worker.error = f"{type(error).__name__}: {error}"  # stays in `info` until the heartbeat is stale
+            courier.close()
+            raise
+        finally:
+            pool.close()
+        courier.close()
+        if courier.failure is not None:
+            raise courier.failure
+        with contextlib.suppress(DatabaseError):
+            database.leave(worker.id)
+        return played
+
+
+def _await_run(asked: Asked, database: Database, should_stop: Callable[[], bool]) -> dict[str, str]:
+    """The run's agreement, once a trainer has created it; {} if asked to stop before."""
+    worker, told, stop_count = new_worker("play", waits_for="a trainer to create the run"), False, database.state().stop
+    began = time.monotonic()
+    while not (meta := database.meta()):
+        if not told:
+            asked.say(f"waiting for a trainer of run {asked.run} (tinyverse {asked.experiment} train)")
+            told = True
+        worker.waits_seconds = time.monotonic() - began
+        if database.beat(worker).stop > stop_count or should_stop():
+            break
+        time.sleep(HEARTBEAT_SECONDS / 4)
+    database.leave(worker.id)
+    check_agreed(asked.run, agreed_of(meta), asked.title, asked.given)
+    return meta
+
+
+def _player_line(player: Player, courier: Courier) -> str:
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in player.stages.take().items())
+    waits = f", waits for {courier.waiting.reason}" if courier.waiting.reason else ""
+    return (
+        f"play: {player.rate.per_second():,.0f} steps/s, {player.rate.total:,} steps, version {player.version}, "
+        f"{courier.worker.sessions:,} sessions pushed{waits} ({shares})"
+    )
+
+
+def acting(agent: Agent, device: str, precision: str) -> Agent:
+    """An agent for playing: on its device, in bfloat16 where that is wanted and fast."""
+    to = getattr(agent, "to", None)
+    if to is None:
+        return agent
+    import torch
+
+    return to(device=device, dtype=torch.bfloat16 if precision_of(precision, device) == "bf16" else None)
+
+
+def precision_of(wanted: str, device: str) -> str:
+    """ "fp32" or "bf16"; "auto" is bf16 where the device multiplies it itself."""
+    if wanted not in ("auto", "fp32", "bf16"):
+        raise SettingsError(f"precision is {wanted!r}; there are auto, fp32 and bf16.")
+    if wanted != "auto":
+        return wanted
+    return "bf16" if device.startswith("cuda") or machine.has_bfloat16() else "fp32"
+
+
+def check_device(device: str) -> None:
+    """Raises SettingsError unless torch can use the device here."""
+    if device == "cpu":
+        return
+    import torch
+
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise SettingsError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}. Try cpu.") from None

@@ -1,0 +1,66 @@
+"""Tidying: the verbs `info`, `stop` and `clear`. They look after a run and build nothing of the experiment."""
+
+from __future__ import annotations
+
+import json
+import time
+
+from rich.console import Console
+from rich.live import Live
+
+from tinyverse import monitor, redis_server
+from tinyverse.asked import Asked, stop_on_signals
+from tinyverse.errors import RunConflict
+from tinyverse.redis_database import list_runs
+
+
+def do_info(asked: Asked, *, watch: bool = False, as_json: bool = False) -> None:
+    """Prints what is known of the run, or the names of all runs. Builds nothing, imports no experiment."""
+    if not asked.experiment and not asked.name:
+        runs = redis_runs(asked)
+        print(json.dumps(runs) if as_json else "\n".join(runs) or "there are no runs on this server")
+        return
+    console = Console()
+    with asked.connected(start=False) as database:
+        if as_json:
+            print(json.dumps(monitor.gather(database, asked.run)))
+        elif not watch:
+            console.print(monitor.panel(monitor.gather(database, asked.run)))
+        else:
+            with (
+                stop_on_signals() as should_stop,
+                Live(console=console, auto_refresh=False, screen=console.is_terminal) as live,
+            ):
+                while not should_stop():
+                    live.update(monitor.panel(monitor.gather(database, asked.run)), refresh=True)
+                    time.sleep(1.0)
+
+
+def redis_runs(asked: Asked) -> list[str]:
+    """The names of the runs on the server."""
+    address = redis_server.find_server(asked.redis, asked.host, asked.port, asked.password, start=False)
+    with redis_server.errors(address.url), redis_server.connect(address.url) as client:
+        return list_runs(client)
+
+
+def do_stop(asked: Asked, *, wait: float = 15.0) -> tuple[int, int]:
+    """Asks every worker of the run to leave; returns (how many were there, how many still are after `wait` seconds)."""
+    with asked.connected(start=False) as database:
+        before = len(database.workers())
+        database.ask_stop()
+        ends = time.monotonic() + wait
+        while database.workers() and time.monotonic() < ends:
+            time.sleep(0.1)
+        return before, len(database.workers())
+
+
+def do_clear(asked: Asked, *, keep_weights: bool = False, force: bool = False) -> None:
+    """Removes the run from the database; its folder stays."""
+    with asked.connected(start=False) as database:
+        workers = database.workers()
+        if workers and not force:
+            who = ", ".join(f"{worker.role} on {worker.host} (pid {worker.pid})" for worker in workers[:3])
+            raise RunConflict(
+                f"run {asked.run} is at work: {who}. Stop it first (tinyverse {asked.experiment} stop), or add --force."
+            )
+        database.clear(keep_weights)

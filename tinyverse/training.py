@@ -1,0 +1,186 @@
+"""Training: the verb `train`. Makes a trainer of an experiment and the options, and shows how it goes."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from tinyverse import loader, machine, monitor
+from tinyverse.asked import Asked, positive, stop_on_signals
+from tinyverse.database import Database
+from tinyverse.errors import RunConflict, SettingsError
+from tinyverse.experiment import Experiment
+from tinyverse.playing import check_device, precision_of
+from tinyverse.replay import Flow, Replay
+from tinyverse.run import agreed_of, agreement, check_agreed, check_spec
+from tinyverse.samplers import sampler_of
+from tinyverse.trainer import Trainer, train
+
+
+@dataclasses.dataclass
+class Learning:
+    """The options of `train`, `run` and `local`; None means: as the experiment says."""
+
+    batch: int | None = None
+    updates: int | None = None
+    publish_every: int | None = None
+    buffer_size: int | None = None
+    reuse: float | None = None
+    max_lag: int | None = None
+    min_sessions: int | None = None
+    device: str = "cpu"
+    precision: str | None = None
+    threads: int | None = None
+    profile: bool = False
+    minutes: float | None = None
+    resume: bool | None = None  # True: --resume, False: --fresh, None: whatever there is
+    save_every: float = 60.0
+
+
+def do_train(asked: Asked, learning: Learning) -> Trainer:
+    """Learns from what players push, and publishes."""
+    check_learning(learning)
+    asked.load()
+    with asked.connected() as database, stop_on_signals() as should_stop:
+        return train_run(asked, learning, database, should_stop)
+
+
+def train_run(
+    asked: Asked,
+    learning: Learning,
+    database: Database,
+    should_stop: Callable[[], bool],
+    show: Callable[[dict[str, Any]], Any] | None = None,
+) -> Trainer:
+    machine.set_threads(learning.threads or max(1, machine.cores() - 1))
+    should_stop = or_after(learning.minutes, should_stop)
+    trainer, _ = make_trainer(asked, learning, database)
+    trainer.join(should_stop=should_stop)
+    log = monitor.TrainLog(trainer.row, asked.folder, database)
+    asked.say(f"training run {asked.run} from update {trainer.update:,}, into {asked.folder.path}/")
+    render = (lambda: show(monitor.gather(database, asked.run))) if show else None
+    with (
+        profiled(asked, learning.profile),
+        monitor.Progress(lambda: trainer_line(trainer), render, quiet=asked.quiet) as progress,
+    ):
+
+        def turn() -> None:
+            log.turn()
+            progress.turn()
+
+        try:
+            train(
+                trainer, updates=learning.updates, save_every=learning.save_every, should_stop=should_stop, on_turn=turn
+            )
+        finally:
+            log.close()
+    return trainer
+
+
+def make_trainer(asked: Asked, learning: Learning, database: Database) -> tuple[Trainer, Experiment]:
+    """A trainer of this run that has not joined it yet."""
+    folder = asked.folder
+    if learning.resume is False:
+        start_fresh(asked, database)
+    meta, kept = database.meta(), folder.settings()
+    if learning.resume and not kept:
+        raise SettingsError(f"--resume: there is nothing in {folder.path}/ to go on from. Leave it out to start.")
+    for agreed in (agreed_of(meta), kept):
+        check_agreed(asked.run, agreed, asked.title, asked.given)
+    settings = asked.resolved((agreed_of(meta) or kept).get("settings", {}))
+    seed = asked.fresh_seed()
+    _seed_everything(seed)
+    experiment = loader.build(asked.module, settings)
+    agent = experiment.agent()
+    if hasattr(agent, "to"):
+        agent.to(device=learning.device)
+    learner = experiment.learner(agent)
+    spec = experiment.spec(agent)
+    if meta:
+        check_spec(asked.run, meta, spec)
+    sampler = sampler_of(experiment.sampler)
+    flow = Flow(
+        batch=learning.batch or experiment.batch,
+        buffer_size=learning.buffer_size or experiment.buffer_size,
+        reuse=experiment.reuse if learning.reuse is None else learning.reuse,
+        max_lag=experiment.max_lag if learning.max_lag is None else learning.max_lag,
+        min_sessions=experiment.min_sessions if learning.min_sessions is None else learning.min_sessions,
+    )
+    replay = Replay(spec, flow, sampler, device=learning.device, seed=seed)
+    trainer = Trainer(
+        agent, learner, replay, database, agreement(asked.title, settings, spec), folder=folder,
+        publish_every=learning.publish_every or experiment.publish_every,
+        precision=precision_of(learning.precision or experiment.precision, learning.device), frame_skip=experiment.frame_skip,
+    )  # fmt: skip
+    folder.write_settings({"experiment": asked.title, "settings": settings, "seed": seed, "argv": sys.argv[1:]})
+    return trainer, experiment
+
+
+def start_fresh(asked: Asked, database: Database) -> None:
+    trainers = [worker for worker in database.workers() if worker.role == "train"]
+    if trainers:
+        raise RunConflict(
+            f"--fresh: run {asked.run} is being trained on {trainers[0].host} (pid {trainers[0].pid}). Stop that first."
+        )
+    database.clear()
+    if (aside := asked.folder.start_fresh()) is not None:
+        asked.say(f"--fresh: the older run is kept in {aside}/")
+
+
+def trainer_line(trainer: Trainer) -> str:
+    mean = f"{np.mean(trainer.returns):.2f}" if trainer.returns else "–"
+    waits = f", waits for {trainer.waiting.reason}" if trainer.waiting.reason else ""
+    return (
+        f"train: update {trainer.update:,}, {trainer.step_count:,} steps at {trainer.step_rate.per_second():,.0f}/s, "
+        f"return {mean} over the last {len(trainer.returns)} episodes, version {trainer.version}, lag {trainer.lag:.1f}{waits}"
+    )
+
+
+@contextlib.contextmanager
+def profiled(asked: Asked, wanted: bool) -> Iterator[None]:
+    if not wanted:
+        yield
+        return
+    import cProfile
+    import pstats
+
+    profile = cProfile.Profile()
+    profile.enable()
+    try:
+        yield
+    finally:
+        profile.disable()
+        path = asked.folder.path / "profile.txt"
+        with path.open("w") as file:
+            pstats.Stats(profile, stream=file).sort_stats("cumulative").print_stats(60)
+        asked.say(f"wrote where the training thread's time went to {path}")
+
+
+def or_after(minutes: float | None, should_stop: Callable[[], bool]) -> Callable[[], bool]:
+    """`should_stop`, or so many minutes from now."""
+    ends = time.monotonic() + 60 * minutes if minutes is not None else float("inf")
+    return lambda: should_stop() or time.monotonic() > ends
+
+
+def check_learning(learning: Learning) -> None:
+    positive(
+        batch=learning.batch, updates=learning.updates, publish_every=learning.publish_every,
+        buffer_size=learning.buffer_size, threads=learning.threads,
+    )  # fmt: skip
+    check_device(learning.device)
+
+
+def _seed_everything(seed: int) -> None:
+    import random
+
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
