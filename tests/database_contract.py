@@ -38,7 +38,7 @@ def together(*functions: Callable[[], object]) -> None:
     def guarded(function: Callable[[], object]) -> None:
         try:
             function()
-        except BaseException as error:  # noqa: BLE001
+        except BaseException as error:
             raised.append(error)
 
     threads = [threading.Thread(target=guarded, args=(function,), daemon=True) for function in functions]

@@ -16,8 +16,8 @@ import pytest
 from tinyverse import loader
 from tinyverse.asked import Asked
 from tinyverse.evaluator import evaluate
-from tinyverse.together import do_local
 from tinyverse.judging import do_check
+from tinyverse.together import do_local
 from tinyverse.training import Learning
 
 CHECKOUT = Path(__file__).parent.parent

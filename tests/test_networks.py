@@ -10,7 +10,17 @@ from torch import nn
 
 from tinyverse import nest
 from tinyverse.errors import SettingsError
-from tinyverse.networks import LSTM, MLP, Categorical, DiagonalGaussian, Identity, ModularNetwork, NatureConv, Window
+from tinyverse.networks import (
+    LSTM,
+    MLP,
+    Categorical,
+    DiagonalGaussian,
+    Identity,
+    ModularNetwork,
+    NatureConv,
+    SmallConv,
+    Window,
+)
 from tinyverse.networks.bodies import stack_windows
 
 torch.set_num_threads(1)
@@ -66,7 +76,7 @@ def test_stepping_is_unrolling(name, p_first):
         whole, last = network(observations, memory, first)
         steps = []
         for t in range(T):
-            outputs, memory = network(nest.map(lambda x: x[t : t + 1], observations), memory, first[t : t + 1])  # noqa: B023
+            outputs, memory = network(nest.map(lambda x: x[t : t + 1], observations), memory, first[t : t + 1])
             steps.append(outputs)
     for parts, expected in zip(zip(*(step.policy for step in steps), strict=True), whole.policy, strict=True):
         torch.testing.assert_close(torch.cat(parts), expected, atol=1e-5, rtol=1e-5)

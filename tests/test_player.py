@@ -84,7 +84,7 @@ def test_version_and_weights_change_together_at_sessions_borders(database):
     player, courier = a_player(database)
     with playing(player, courier):
         for version in range(1, 6):
-            until(lambda: courier.worker.version >= version - 1 and database.state().inserted > 0)  # noqa: B023
+            until(lambda: courier.worker.version >= version - 1 and database.state().inserted > 0)
             publish(database, version)
         until(lambda: player.version == 5)
         done = database.state().inserted
@@ -215,7 +215,7 @@ def test_stop_ends_it_also_while_it_waits(database):
     for has_weights in (False, True):
         player, courier = a_player(database)
         with playing(player, courier) as task:
-            until(lambda: courier.heard.is_set() or courier.worker.waits_for or database.state().inserted)  # noqa: B023
+            until(lambda: courier.heard.is_set() or courier.worker.waits_for or database.state().inserted)
             database.ask_stop()
             task.finish()
         courier.close()
