@@ -1,4 +1,4 @@
-"""Any Atari game from its screen: V-trace actor-critic on NatureConv over the last 4 frames.
+"""Any Atari game from its screen: V-trace with a clipped surrogate, on convolutions over the last 4 frames.
 
     tinyverse atari.py play -b 16      in as many terminals, on as many machines as you like
     tinyverse atari.py train
@@ -7,18 +7,29 @@
 
 Rules: 84×84 grey, frame skip 4 with the maximum of the last 2, up to 30 no-op frames at the start, no sticky actions,
 whole games as episodes. Rewards are clipped to ±1 for learning only; `eval` reports the game's own score.
+
+Each session is learned from 3 times, soon after it was played. Images are centred and features normalised: without, the
+constant background drowns the few pixels that matter, and Pong is learned far later. `-o network=nature` is the larger
+network of 2015; on a CPU the small one of 2013 learns more in the same time.
 """
 
 from tinyverse import Experiment, TorchAgent
 from tinyverse.algorithms import VTrace
 from tinyverse.envs.atari import FRAME_SKIP, atari_env, atari_pool
-from tinyverse.networks import ModularNetwork, NatureConv, Window
+from tinyverse.networks import ModularNetwork, NatureConv, SmallConv, Window
+
+NETWORKS = {"small": SmallConv, "nature": NatureConv}
 
 
 def make_experiment(
-    env_id="ALE/Pong-v5", learning_rate=5e-4, entropy_cost=0.01, discount=0.99, lambda_=0.95, unroll_length=20, batch=16,
-    games=16, publish_every=2, max_grad_norm=1.0,
-):  # fmt: skip
+    env_id="ALE/Pong-v5",
+    network="small",
+    learning_rate=2.5e-4,
+    entropy_cost=0.01,
+    surrogate_clip=0.1,
+    discount=0.99,
+    unroll_length=64,
+):
     def make_pool(num_games):
         return atari_pool(env_id, num_games)
 
@@ -26,16 +37,34 @@ def make_experiment(
         return atari_env(env_id, evaluation=evaluation, render_mode=render_mode)
 
     def make_agent(observation_space, action_space):
-        return TorchAgent(ModularNetwork(observation_space, action_space, trunk=Window(4, NatureConv())))
+        trunk = Window(4, NETWORKS[network](layer_norm=True, center=True))
+        return TorchAgent(ModularNetwork(observation_space, action_space, trunk=trunk))
 
     def make_learner(agent):
         return VTrace(
-            agent, learning_rate=learning_rate, entropy_cost=entropy_cost, discount=discount, lambda_=lambda_,
-            max_grad_norm=max_grad_norm, optimizer="adam", normalize_advantages=True,
-        )  # fmt: skip
+            agent,
+            learning_rate=learning_rate,
+            entropy_cost=entropy_cost,
+            surrogate_clip=surrogate_clip,
+            normalize_advantages=True,
+            discount=discount,
+            lambda_=0.95,
+            max_grad_norm=0.5,
+            optimizer="adam",
+        )
 
     return Experiment(
-        make_pool=make_pool, make_env=make_env, make_agent=make_agent, make_learner=make_learner,
-        unroll_length=unroll_length, batch=batch, games=games, publish_every=publish_every, precision="auto",
+        make_pool=make_pool,
+        make_env=make_env,
+        make_agent=make_agent,
+        make_learner=make_learner,
+        unroll_length=unroll_length,
+        games=16,
+        batch=8,
+        sampler="uniform",
+        reuse=3,
+        buffer_size=32,
+        publish_every=2,
+        precision="auto",
         frame_skip=FRAME_SKIP,
-    )  # fmt: skip
+    )

@@ -275,3 +275,10 @@ def test_small_conv_is_the_network_of_2013():
     assert conv.build((4, 84, 84)) == 256
     assert [tuple(layer.weight.shape) for layer in conv.layers] == [(16, 4, 8, 8), (32, 16, 4, 4)]
     assert conv.dense.weight.shape == (256, 32 * 9 * 9)
+
+
+def test_centred_images_are_the_same_in_any_brightness():
+    conv = NatureConv(layer_norm=True, center=True)
+    conv.build((4, 84, 84))
+    images = torch.randint(0, 155, (2, 4, 84, 84), dtype=torch.uint8)
+    torch.testing.assert_close(conv(images), conv(images + 100), atol=1e-4, rtol=1e-4)

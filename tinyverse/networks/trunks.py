@@ -69,13 +69,20 @@ class NatureConv(nn.Module):
 
     Takes images [N, C, H, W] or [N, H, W] of bytes, 36 × 36 pixels or more, and divides by 255 itself. Bytes are exact
     in every float type, and the division is done on the first layer's few weights, so pixels are touched once.
+
+    Args:
+        size: features of the dense layer.
+        layer_norm: normalise these before their activation (Ba et al. 2016): a step of the optimiser can no longer push
+            all of them one way.
+        center: subtract each image's mean, so that a constant background does not drown what moves.
     """
 
     convolutions: tuple[tuple[int, int, int], ...] = ((32, 8, 4), (64, 4, 2), (64, 3, 1))  # channels, kernel, stride
 
-    def __init__(self, size: int = 512) -> None:
+    def __init__(self, size: int = 512, *, layer_norm: bool = False, center: bool = False) -> None:
         super().__init__()
-        self.size = size
+        self.size, self.center = size, center
+        self.norm = nn.LayerNorm(size) if layer_norm else nn.Identity()
 
     def build(self, shape: tuple[int, ...]) -> int:
         if len(shape) not in (2, 3) or min(shape[-2:]) < 36:
@@ -95,11 +102,14 @@ class NatureConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         first: Any = self.layers[0]
         x = _channels_last(x.unsqueeze(1) if x.ndim == 3 else x)
-        x = functional.conv2d(x.to(_compute_dtype(first.weight)), first.weight / 255, first.bias, first.stride)
+        x = x.to(_compute_dtype(first.weight))
+        if self.center:
+            x = x - x.mean((1, 2, 3), keepdim=True)
+        x = functional.conv2d(x, first.weight / 255, first.bias, first.stride)
         for layer in self.layers[1:]:
             x = layer(functional.relu(x, inplace=True))
         x = functional.relu(x, inplace=True).permute(0, 2, 3, 1).flatten(1)  # a view: this is the order in memory
-        return functional.relu(self.dense(x), inplace=True)
+        return functional.relu(self.norm(self.dense(x)), inplace=True)
 
 
 class SmallConv(NatureConv):
@@ -107,8 +117,8 @@ class SmallConv(NatureConv):
 
     convolutions = ((16, 8, 4), (32, 4, 2))
 
-    def __init__(self, size: int = 256) -> None:
-        super().__init__(size)
+    def __init__(self, size: int = 256, *, layer_norm: bool = False, center: bool = False) -> None:
+        super().__init__(size, layer_norm=layer_norm, center=center)
 
 
 def _channels_last(images: Tensor) -> Tensor:
