@@ -62,9 +62,9 @@ def main() -> None:
             position, seen = "0-0", 0
             while seen < count:
                 entries, _ = database.read(position, 256)
-                for position, blob in entries:
+                for _, blob in entries:
                     spec.decode(blob)
-                seen += len(entries)
+                position, seen = entries[-1][0], seen + len(entries)
 
         def limit_append() -> None:
             for _ in range(count // AT_ONCE):
@@ -88,7 +88,12 @@ def main() -> None:
                 joblib.load(io.BytesIO(client.lindex("naive", number)))
 
         for _ in range(repeats):
-            for name, function in (("append", append), ("limit append", limit_append), ("read", read), ("limit read", limit_read)):
+            for name, function in (
+                ("append", append),
+                ("limit append", limit_append),
+                ("read", read),
+                ("limit read", limit_read),
+            ):
                 timed(name, function)
             for name, function in (("naive append", naive_append), ("naive read", naive_read)):
                 timed(name, function)
@@ -106,7 +111,9 @@ def main() -> None:
         print(json.dumps(rows))
     for row in [] if arguments.json else rows:
         low, high = row["spread"]
-        print(f"{row['what']:>6}: {row['sessions_per_second']:,} sessions/s [{low:,}..{high:,}], {row['of_limit']} of bare pipelined streams, {row['times_naive']} times the naive way")
+        print(
+            f"{row['what']:>6}: {row['sessions_per_second']:,} sessions/s [{low:,}..{high:,}], {row['of_limit']} of bare pipelined streams, {row['times_naive']} times the naive way"
+        )
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ FLOORS = {
     "meeting place": ["database", "redis_server", "redis_database"],
     "memory": ["samplers", "batch", "replay", "weights"],
     "learning": ["torch_agent", "learner", "algorithms"],
-    "people": ["envs", "experiment", "loader", "run", "player", "trainer", "evaluator", "monitor", "plot"],
+    "people": ["envs", "experiment", "loader", "run", "player", "trainer", "loop", "evaluator", "monitor", "plot"],
     "door": ["asked", "playing", "training", "together", "judging", "tidying", "cli", "demo"],
 }
 

@@ -15,7 +15,7 @@ FLOORS = {
     "meeting": "database redis_server redis_database",
     "memory": "samplers batch replay weights",
     "learning": "torch_agent learner algorithms.* algorithms",
-    "people": "envs.pool envs.* envs experiment loader run player trainer evaluator monitor plot",
+    "people": "envs.pool envs.* envs experiment loader run player trainer loop evaluator monitor plot",
     "door": "__init__ asked playing training together judging tidying demo cli __main__",
 }
 ROOMS = [room for floor in FLOORS.values() for room in floor.split()]

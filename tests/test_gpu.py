@@ -15,7 +15,9 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_catch_learns_with_replay_and_learner_on_the_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
+def test_catch_learns_with_replay_and_learner_on_the_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     trainer = do_local(Asked("catch", quiet=True, seed=1), Learning(updates=300, device="cuda", precision=precision))
     assert trainer.replay.device.type == "cuda"

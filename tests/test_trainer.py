@@ -18,6 +18,7 @@ from tinyverse.algorithms.vtrace import VTrace
 from tinyverse.database import MemoryDatabase
 from tinyverse.envs.pool import GamePool
 from tinyverse.errors import DatabaseError, DatabaseLost, LeaseLost, SettingsError
+from tinyverse.loop import Herald, train
 from tinyverse.networks import MLP, ModularNetwork
 from tinyverse.player import Player, play
 from tinyverse.redis_database import RedisDatabase
@@ -27,7 +28,7 @@ from tinyverse.run import RunFolder, agreement
 from tinyverse.samplers import Fresh, Uniform
 from tinyverse.session import SessionSpec
 from tinyverse.torch_agent import TorchAgent
-from tinyverse.trainer import Herald, Snapshot, Trainer, train
+from tinyverse.trainer import Snapshot, Trainer
 from tinyverse.weights import decode_weights
 
 torch.set_num_threads(1)
@@ -298,7 +299,7 @@ def another_place(trainer):
 
 
 def test_a_second_trainer_waits_until_the_first_leaves(redis_url, monkeypatch):
-    monkeypatch.setattr("tinyverse.trainer.HEARTBEAT_SECONDS", 0.02)
+    monkeypatch.setattr("tinyverse.loop.HEARTBEAT_SECONDS", 0.02)
     database = a_run(redis_url)
     first, second = (another_place(a_trainer(database)) for _ in range(2))
     first.join()
@@ -313,7 +314,7 @@ def test_a_second_trainer_waits_until_the_first_leaves(redis_url, monkeypatch):
 
 @pytest.mark.parametrize("how", ["signal", "stop"])
 def test_a_waiting_trainer_can_be_stopped(database, monkeypatch, how):
-    monkeypatch.setattr("tinyverse.trainer.HEARTBEAT_SECONDS", 0.02)
+    monkeypatch.setattr("tinyverse.loop.HEARTBEAT_SECONDS", 0.02)
     first, second = a_trainer(database), a_trainer(database)
     first.join()
     joining = Beside(lambda should_stop: second.join(should_stop=should_stop))
@@ -326,7 +327,7 @@ def test_a_waiting_trainer_can_be_stopped(database, monkeypatch, how):
 
 
 def test_a_stolen_lease_ends_training_and_nothing_is_published_after(redis_url, monkeypatch):
-    monkeypatch.setattr("tinyverse.trainer.HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr("tinyverse.loop.HEARTBEAT_SECONDS", 0.05)
     database = a_run(redis_url)
     trainer = another_place(a_trainer(database))
     trainer.join()
@@ -389,8 +390,8 @@ def test_the_herald_publishes_the_newest_snapshot_and_versions_only_grow(databas
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_publication_survives_a_lost_database(database, monkeypatch, when):
     """Also where it had arrived and only the answer was lost: publishing it again is no lost lease."""
-    monkeypatch.setattr("tinyverse.trainer.RETRY_SECONDS", 0.01)
-    monkeypatch.setattr("tinyverse.trainer.HEARTBEAT_SECONDS", 0.02)
+    monkeypatch.setattr("tinyverse.loop.RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("tinyverse.loop.HEARTBEAT_SECONDS", 0.02)
     trainer = a_trainer(Flaky(database, "put_weights", **{when: {1, 2}}))
     trainer.join()
     herald = Herald(trainer)
@@ -490,7 +491,7 @@ def run_out(function):
 
 
 def test_training_survives_a_lost_database(database, monkeypatch, caplog):
-    monkeypatch.setattr("tinyverse.trainer.RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("tinyverse.loop.RETRY_SECONDS", 0.01)
     flaky = Flaky(database, "read", before={0, 1, 4}, after={2, 5})
     trainer = a_trainer(flaky)
     trainer.join()

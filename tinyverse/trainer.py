@@ -1,10 +1,10 @@
 """Trainer: pulls every new session once, keeps the newest in its memory, learns, and publishes weights.
 
-    feed()   database ──▶ Replay            a thread, or inline in `local`
-    step()   Replay ──▶ Batch ──▶ learner
-    Herald   weights, heartbeat, counters ──▶ database, in a thread
+    feed()      database ──▶ Replay
+    step()      Replay ──▶ Batch ──▶ learner
+    publish()   weights ──▶ database
 
-The trainer knows no algorithm. Its checkpoint is the truth: the database may be lost at any time.
+`loop.train` calls these from three threads, `local` one after the other. The trainer knows no algorithm. Its checkpoint is the truth: the database may be lost at any time.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import contextlib
 import logging
 import math
 import socket
-import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
@@ -27,11 +26,11 @@ from tinyverse.batch import Batch
 from tinyverse.database import BEGINNING, Database, State, order
 from tinyverse.errors import CodecError, DatabaseLost, LeaseLost, SettingsError, SpecError
 from tinyverse.learner import Learner
-from tinyverse.player import HEARTBEAT_SECONDS, RETRY_SECONDS, new_worker
+from tinyverse.player import HEARTBEAT_SECONDS, new_worker
 from tinyverse.replay import Replay
 from tinyverse.run import RunFolder
 from tinyverse.samplers import Fresh
-from tinyverse.timing import Rate, Stages, Ticker, Waiting
+from tinyverse.timing import Rate, Stages, Waiting
 from tinyverse.weights import decode_weights, encode_weights
 
 logger = logging.getLogger(__name__)
@@ -330,131 +329,6 @@ class Trainer:
             **{f"time/{name}": share for name, share in self.stages.take().items()},
             **losses,
         }  # fmt: skip
-
-
-class Feeder(threading.Thread):
-    """Calls `feed` for ever; survives a lost database."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        super().__init__(name="feeder", daemon=True)
-        self.trainer = trainer
-        self.failure: Exception | None = None
-        self.fed = threading.Event()
-        self.closing = threading.Event()
-
-    def run(self) -> None:
-        while not self.closing.is_set():
-            try:
-                if self.trainer.feed(wait=0.2):
-                    self.fed.set()
-            except DatabaseLost as error:
-                self.trainer.worker.error = str(error)
-                logger.warning("%s Trying again.", error)
-                self.closing.wait(RETRY_SECONDS)
-            except Exception as error:  # raised again by whoever trains
-                self.failure = error
-                return
-
-
-class Herald(threading.Thread):
-    """Publishes snapshots, and sends a heartbeat each second. A newer snapshot replaces one that is still waiting."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        super().__init__(name="herald", daemon=True)
-        self.trainer = trainer
-        self.failure: Exception | None = None
-        self.closing = threading.Event()
-        self._snapshots: deque[Snapshot] = deque(maxlen=1)
-        self._turn = threading.Event()
-
-    def offer(self, snapshot: Snapshot) -> None:
-        self._snapshots.append(snapshot)
-        self._turn.set()
-
-    @property
-    def idle(self) -> bool:
-        return not self._snapshots
-
-    def close(self) -> None:
-        """Publishes what is left, for at most 5 seconds."""
-        self.closing.set()
-        self._turn.set()
-        self.join(5.0)
-
-    def run(self) -> None:
-        while not self.closing.is_set() or self._snapshots:
-            self._turn.wait(HEARTBEAT_SECONDS)
-            self._turn.clear()
-            try:
-                self._tell()
-            except DatabaseLost as error:
-                self.trainer.worker.error = str(error)
-                if self.closing.wait(RETRY_SECONDS):
-                    return
-            except Exception as error:  # raised again by whoever trains
-                self.failure = error
-                return
-
-    def _tell(self) -> None:
-        trainer = self.trainer
-        if not trainer.database.acquire_lease(trainer.holder):
-            raise LeaseLost("another trainer has taken over this run, so this one ends. Its checkpoint is kept.")
-        while self._snapshots:
-            snapshot = self._snapshots[0]
-            trainer.publish(snapshot)
-            with contextlib.suppress(ValueError):  # a newer one came meanwhile
-                self._snapshots.remove(snapshot)
-        trainer.report()
-        trainer.beat()
-
-
-def train(
-    trainer: Trainer,
-    *,
-    updates: int | None = None,
-    save_every: float = 60.0,
-    should_stop: Callable[[], bool] = lambda: False,
-    on_turn: Callable[[], None] = lambda: None,
-) -> int:
-    """Trains until `updates` are made, the run is stopped, or `should_stop`; returns the updates made.
-
-    Args:
-        save_every: seconds between two checkpoints; there is one more at the end.
-        on_turn: called after every update, and ten times a second while waiting.
-    """
-    feeder, herald = Feeder(trainer), Herald(trainer)
-    feeder.start()
-    herald.start()
-    made, stop_count, saving = 0, trainer.state.stop, Ticker(save_every, later=True)
-    try:
-        while (updates is None or made < updates) and not should_stop() and trainer.state.stop <= stop_count:
-            stop_count = min(stop_count, trainer.state.stop)  # a server that came back empty counts from 0 again
-            _raise_failure(feeder, herald)
-            if trainer.step():
-                made += 1
-            else:
-                feeder.fed.wait(0.1)
-                feeder.fed.clear()
-            if trainer.must_publish or (trainer.waiting.reason == "" and trainer.update % trainer.publish_every == 0):
-                trainer.must_publish = False
-                herald.offer(trainer.snapshot())
-            if saving.due():
-                trainer.save()
-            on_turn()
-        herald.offer(trainer.snapshot())
-    finally:
-        feeder.closing.set()
-        herald.close()
-        feeder.join(5.0)
-        trainer.leave()
-    _raise_failure(feeder, herald)  # of the last publication too
-    return made
-
-
-def _raise_failure(*threads: Feeder | Herald) -> None:
-    for thread in threads:
-        if thread.failure is not None:
-            raise thread.failure
 
 
 def _number(value: Any) -> float | None:

@@ -16,11 +16,12 @@ from tinyverse.asked import Asked, positive, stop_on_signals
 from tinyverse.database import Database
 from tinyverse.errors import RunConflict, SettingsError
 from tinyverse.experiment import Experiment
+from tinyverse.loop import train
 from tinyverse.playing import check_device, precision_of
 from tinyverse.replay import Flow, Replay
 from tinyverse.run import agreed_of, agreement, check_agreed, check_spec
 from tinyverse.samplers import sampler_of
-from tinyverse.trainer import Trainer, train
+from tinyverse.trainer import Trainer
 
 
 @dataclasses.dataclass
