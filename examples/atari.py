@@ -24,8 +24,8 @@ NETWORKS = {"small": SmallConv, "nature": NatureConv}
 def make_experiment(
     env_id="ALE/Pong-v5",
     network="small",
-    learning_rate=2.5e-4,
-    entropy_cost=0.02,
+    learning_rate=1.5e-4,
+    entropy_cost=0.004,
     surrogate_clip=0.1,
     discount=0.99,
     unroll_length=64,
@@ -46,7 +46,6 @@ def make_experiment(
             learning_rate=learning_rate,
             entropy_cost=entropy_cost,
             surrogate_clip=surrogate_clip,
-            normalize_advantages=True,
             discount=discount,
             lambda_=0.95,
             max_grad_norm=0.5,

@@ -22,11 +22,16 @@ def alive(mask):
     return [(t, b) for t in range(T) for b in range(B) if mask[t, b]]
 
 
+def dual_clipped(ratio: float, advantage: float) -> float:
+    once = min(ratio * advantage, min(max(ratio, 0.8), 1.2) * advantage)
+    return max(once, 3 * advantage) if advantage < 0 else once
+
+
 FORMULAS = {
     losses.policy_gradient: lambda x, y: -x * y,
     losses.value: lambda x, y: 0.5 * (x - y) ** 2,
     losses.huber: lambda x, y: 0.5 * (x - y) ** 2 if abs(x - y) < 1 else abs(x - y) - 0.5,
-    losses.clipped_policy_gradient: lambda x, y: -min(math.exp(x) * y, min(max(math.exp(x), 0.8), 1.2) * y),
+    losses.clipped_policy_gradient: lambda x, y: -dual_clipped(math.exp(x), y),
 }
 
 
@@ -71,3 +76,11 @@ def test_means_and_normalising_look_at_live_rows_only(rows):
     expected = (live - live.mean()) / live.std(correction=0)
     torch.testing.assert_close(losses.normalize(x, mask)[mask == 1], expected)
     assert losses.masked_mean(x, torch.zeros(T, B)) == 0
+
+
+def test_a_ratio_far_off_pushes_no_harder_than_the_bound():
+    log_rhos = torch.tensor([[8.0]], requires_grad=True)
+    loss = losses.clipped_policy_gradient(log_rhos, torch.tensor([[-1.0]]), torch.ones(1, 1))
+    loss.backward()
+    assert loss.item() == pytest.approx(3.0)
+    assert log_rhos.grad.item() == 0

@@ -32,10 +32,17 @@ def policy_gradient(log_probs: Tensor, advantages: Tensor, mask: Tensor) -> Tens
     return -masked_sum(log_probs * advantages.detach(), mask)
 
 
-def clipped_policy_gradient(log_rhos: Tensor, advantages: Tensor, mask: Tensor, clip: float = 0.2) -> Tensor:
-    """−Σ min(ρ A, clip(ρ, 1−ε, 1+ε) A) (Schulman et al. 2017, PPO, eq. 7). `log_rhos` [T, B] is log π/μ."""
+def clipped_policy_gradient(
+    log_rhos: Tensor, advantages: Tensor, mask: Tensor, clip: float = 0.2, bound: float = 3.0
+) -> Tensor:
+    """−Σ min(ρ A, clip(ρ, 1−ε, 1+ε) A) (Schulman et al. 2017, PPO, eq. 7), and never below `bound` · A where A < 0.
+
+    The bound (Ye et al. 2020, dual-clip PPO) is for sessions that older weights have played: there ρ may be anything.
+    `log_rhos` [T, B] is log π/μ.
+    """
     rhos, advantages = log_rhos.exp(), advantages.detach()
-    return -masked_sum(torch.minimum(rhos * advantages, rhos.clamp(1 - clip, 1 + clip) * advantages), mask)
+    terms = torch.minimum(rhos * advantages, rhos.clamp(1 - clip, 1 + clip) * advantages)
+    return -masked_sum(torch.where(advantages < 0, torch.maximum(terms, bound * advantages), terms), mask)
 
 
 def value(values: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
