@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +78,27 @@ class VideoWriter:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise TinyverseError(f"{self.path.parent} cannot be made a folder for videos: {error.strerror}.") from None
-        self._writer = cv2.VideoWriter(str(self._partial), cv2.VideoWriter.fourcc(*"VP80"), self.fps, (width, height))
+        with _without_stderr():  # ffmpeg inside OpenCV complains there of a tag that every player understands
+            self._writer = cv2.VideoWriter(
+                str(self._partial), cv2.VideoWriter.fourcc(*"VP80"), self.fps, (width, height)
+            )
         if not self._writer.isOpened():
             raise TinyverseError(
                 f"OpenCV cannot write {self.path}: is its folder writable, and does this OpenCV have VP8 and ffmpeg?"
             )
+
+
+@contextlib.contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Hides what C code writes to file descriptor 2."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _checked(frame: Any) -> np.ndarray:
