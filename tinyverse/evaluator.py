@@ -166,6 +166,7 @@ class _Camera:
         self._wanted, self._env = path, env
         self._writer: VideoWriter | None = None
         self._open = path is not None
+        self._fps = (getattr(env, "metadata", None) or {}).get("render_fps") or 30
 
     def __enter__(self) -> _Camera:
         return self
@@ -191,7 +192,7 @@ class _Camera:
                 return
             if self._writer is None:
                 assert self._wanted is not None
-                self._writer, self.path = VideoWriter(self._wanted), self._wanted
+                self._writer, self.path = VideoWriter(self._wanted, self._fps), self._wanted
             self._writer.write(frame)
         except Exception as error:  # a film is an extra: whatever a renderer lacks, the games are still played
             self._fail(error)
