@@ -1,6 +1,9 @@
 """CartPole: balance a pole for 500 steps. The shortest complete experiment on a Gymnasium environment.
 
-tinyverse cartpole.py run --players 1
+    tinyverse cartpole.py run --players 1
+
+Each session is learned from 6 times (PPO's clipped surrogate keeps the steps small), with a learning rate that falls to
+0 over `total_updates`.
 """
 
 import gymnasium as gym
@@ -10,7 +13,7 @@ from tinyverse.algorithms import VTrace
 from tinyverse.networks import MLP, ModularNetwork
 
 
-def make_experiment(env_id="CartPole-v1", learning_rate=2e-3, entropy_cost=0.005, unroll_length=32, games=16):
+def make_experiment(env_id="CartPole-v1", learning_rate=1e-3, total_updates=3000, unroll_length=32, games=16):
     def make_env(evaluation=False, render_mode=None):
         return gym.make(env_id, render_mode=render_mode)
 
@@ -19,11 +22,28 @@ def make_experiment(env_id="CartPole-v1", learning_rate=2e-3, entropy_cost=0.005
 
     def make_learner(agent):
         return VTrace(
-            agent, learning_rate=learning_rate, entropy_cost=entropy_cost, lambda_=0.95, discount=0.98,
-            reward_clip=None, max_grad_norm=0.5, optimizer="adam",
-        )  # fmt: skip
+            agent,
+            learning_rate=learning_rate,
+            total_updates=total_updates,
+            entropy_cost=0.0,
+            surrogate_clip=0.2,
+            normalize_advantages=True,
+            discount=0.98,
+            lambda_=0.8,
+            reward_clip=None,
+            max_grad_norm=0.5,
+            optimizer="adam",
+        )
 
     return Experiment(
-        make_env=make_env, make_agent=make_agent, make_learner=make_learner,
-        unroll_length=unroll_length, games=games, batch=games, publish_every=1,
-    )  # fmt: skip
+        make_env=make_env,
+        make_agent=make_agent,
+        make_learner=make_learner,
+        unroll_length=unroll_length,
+        games=games,
+        batch=games,
+        sampler="uniform",
+        reuse=6,
+        buffer_size=games,
+        publish_every=1,
+    )
