@@ -150,7 +150,7 @@ def test_weights_are_contiguous_copies():
     for array in weights.values():
         array += 7
     assert all((array == before[name]).all() for name, array in agent.get_weights().items())
-    assert agent.network.trunks[0].module.first.weight.is_contiguous(memory_format=torch.channels_last)
+    assert agent.network.trunks[0].module.layers[0].weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_weights_carry_an_agent_over(observations):

@@ -108,7 +108,8 @@ def find_server(
         raise ServerError(
             "No server is named and none runs here. Give --redis URL, or start one with: tinyverse server start"
         )
-    return Address(_start().url, "started")
+    server, started = _start()
+    return Address(server.url, "started" if started else "running")
 
 
 def start(listen: str | None = None, max_memory: int | None = None) -> Server:
@@ -118,7 +119,7 @@ def start(listen: str | None = None, max_memory: int | None = None) -> Server:
         listen: "host:port" to listen on TCP too; the password is in `tcp_url`.
         max_memory: bytes; by default a quarter of the memory, at most 4 GB.
     """
-    server = _start(listen, max_memory)
+    server, _ = _start(listen, max_memory)
     if listen and not server.tcp_url.endswith(f"@{listen}/0"):
         raise ServerError(f"The local server runs already, but not on {listen}. Stop it first: tinyverse server stop")
     return server
@@ -289,11 +290,12 @@ def server_folder() -> Path:
     return folder
 
 
-def _start(listen: str | None = None, max_memory: int | None = None) -> Server:
+def _start(listen: str | None = None, max_memory: int | None = None) -> tuple[Server, bool]:
+    """The local server, and whether it was started now: of several commands at once only one does it."""
     folder = server_folder()
     with _locked(folder):
         if server := running():
-            return server
+            return server, False
         _forget(folder)
         server, binary = _prepare(
             folder, listen, max_memory, "daemonize yes", f"logfile {_quoted(folder / 'server.log')}"
@@ -307,7 +309,7 @@ def _start(listen: str | None = None, max_memory: int | None = None) -> Server:
             raise ServerError(_failure(server, done.stdout))
         server = _ready(server)
         _write(folder / "server.json", json.dumps(dataclasses.asdict(server)))
-        return server
+        return server, True
 
 
 def _prepare(folder: Path, listen: str | None, max_memory: int | None, *more: str) -> tuple[Server, str]:
