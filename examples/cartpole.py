@@ -2,8 +2,7 @@
 
     tinyverse cartpole.py run --players 1
 
-Each session is learned from 6 times (PPO's clipped surrogate keeps the steps small), with a learning rate that falls to
-0 over `total_updates`.
+The learning rate falls to 0 over `total_updates`, so that what was reached is kept.
 """
 
 import gymnasium as gym
@@ -13,7 +12,7 @@ from tinyverse.algorithms import VTrace
 from tinyverse.networks import MLP, ModularNetwork
 
 
-def make_experiment(env_id="CartPole-v1", learning_rate=1e-3, total_updates=3000, unroll_length=32, games=16):
+def make_experiment(env_id="CartPole-v1", learning_rate=2e-3, total_updates=2400, unroll_length=32, games=16):
     def make_env(evaluation=False, render_mode=None):
         return gym.make(env_id, render_mode=render_mode)
 
@@ -25,11 +24,9 @@ def make_experiment(env_id="CartPole-v1", learning_rate=1e-3, total_updates=3000
             agent,
             learning_rate=learning_rate,
             total_updates=total_updates,
-            entropy_cost=0.0,
-            surrogate_clip=0.2,
-            normalize_advantages=True,
+            entropy_cost=0.005,
             discount=0.98,
-            lambda_=0.8,
+            lambda_=0.95,
             reward_clip=None,
             max_grad_norm=0.5,
             optimizer="adam",
@@ -42,8 +39,5 @@ def make_experiment(env_id="CartPole-v1", learning_rate=1e-3, total_updates=3000
         unroll_length=unroll_length,
         games=games,
         batch=games,
-        sampler="uniform",
-        reuse=6,
-        buffer_size=games,
         publish_every=1,
     )
