@@ -60,6 +60,10 @@ class Herald(threading.Thread):
         self._snapshots.append(snapshot)
         self._turn.set()
 
+    @property
+    def idle(self) -> bool:
+        return not self._snapshots
+
     def close(self) -> None:
         """Publishes what is left, for at most 5 seconds."""
         self.closing.set()
