@@ -5,81 +5,15 @@ import copy
 import numpy as np
 import pytest
 import torch
+from chains import LENGTH, OBSERVED, Chains, agent_of, play, play_on
 from gymnasium import spaces
 
-from tinyverse import nest, returns
+from tinyverse import returns
 from tinyverse.algorithms import VTrace
-from tinyverse.batch import Batch
 from tinyverse.networks import LSTM, MLP, ModularNetwork, Window
 from tinyverse.torch_agent import TorchAgent
 
 torch.set_num_threads(1)
-
-LENGTH = 3  # of the chain
-OBSERVED = spaces.Discrete(LENGTH + 1)
-
-
-class Chains:
-    """B games of a corridor: action 1 goes on and earns 1 at its end, action 0 gives up and earns nothing.
-
-    Ends as NEXT_STEP does: a reset row after every end. A step outside the corridor is never rewarded.
-    """
-
-    def __init__(self, games):
-        self.place, self.resetting = np.zeros(games, np.int64), np.zeros(games, bool)
-
-    def step(self, actions):
-        alive = ~self.resetting
-        self.place = np.where(alive, self.place + (actions == 1), 0)
-        rewards = (alive & (self.place == LENGTH)).astype(np.float32)
-        terminated = alive & ((actions == 0) | (self.place == LENGTH))
-        self.resetting = terminated
-        return self.place.copy(), rewards, terminated, alive
-
-
-def pick(where, yes, no):
-    return np.stack([yes[game] if chosen else no[game] for game, chosen in enumerate(where)])
-
-
-def play(agent, games, steps):
-    return play_on(agent, Chains(games), agent.initial_memory(games), np.zeros(games, bool), steps)[0]
-
-
-def play_on(agent, chains, memory, first, steps):
-    """A batch of the next steps, and the memory and `first` to go on with."""
-    games, observations, rows = len(first), [chains.place.copy()], []
-    arrays, fresh = agent.memory_arrays(memory), agent.memory_arrays(agent.initial_memory(games))
-    beginning = nest.map(torch.from_numpy, nest.map(lambda now, new: pick(first, new, now), arrays, fresh))
-    for _ in range(steps):
-        actions, memory, extras = agent.act(observations[-1], memory, first)
-        place, rewards, terminated, alive = chains.step(actions)
-        first = ~alive
-        observations.append(place)
-        rows.append((actions, rewards, terminated, alive, extras["behaviour_log_prob"]))
-    actions, rewards, terminated, alive, log_probs = (
-        torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True)
-    )
-    batch = Batch(
-        observations=torch.from_numpy(np.stack(observations)),
-        actions=actions,
-        rewards=rewards,
-        terminated=terminated,
-        truncated=torch.zeros_like(terminated),
-        alive=alive,
-        initial_memory=beginning,
-        extras={"behaviour_log_prob": log_probs},
-        weights=torch.ones(games),
-        lag=torch.zeros(games),
-        slots=torch.arange(games),
-    )
-    return batch, memory, first
-
-
-def agent_of(**parts):
-    torch.manual_seed(0)
-    agent = TorchAgent(ModularNetwork(OBSERVED, spaces.Discrete(2), **(parts or {"trunk": MLP(16)})))
-    agent.seed(0)
-    return agent
 
 
 @pytest.fixture
@@ -155,6 +89,32 @@ def test_targets_and_ratios_carry_no_gradient(agent, batch):
         torch.testing.assert_close(mine, parameter.grad, atol=1e-6, rtol=1e-4)
 
 
+def test_the_clipped_surrogate_stops_where_the_ratio_has_left_the_clip(agent, batch):
+    """Row by row: the gradient of the policy's loss is that of min(ρ A, clip(ρ) A), with A of V-trace without ρ."""
+    learner = VTrace(agent, surrogate_clip=0.1, reward_clip=None, value_cost=0.0, entropy_cost=0.0)
+    learner.loss(batch)[0].backward()
+    got = [parameter.grad.clone() for parameter in agent.network.heads.parameters()]
+    agent.network.zero_grad()
+    outputs, _ = agent.network(batch.observations, (), batch.first)
+    policy = agent.network.distribution((outputs.policy[0][:-1],))
+    log_rhos = policy.log_prob(batch.actions) - batch.extras["behaviour_log_prob"]
+    advantages = returns.vtrace(
+        log_rhos, batch.rewards, batch.discounts(0.99), batch.traces, outputs.values
+    ).unweighted.tolist()
+    terms, stopped = [], 0
+    for t in range(10):
+        for b in range(8):
+            rho, advantage = log_rhos[t, b].exp(), advantages[t][b]
+            outside = rho > 1.1 if advantage > 0 else (rho < 0.9 or rho > 3)
+            if batch.alive[t, b]:
+                stopped += bool(outside)
+                terms.append(0 * rho if outside else -rho * advantage)
+    assert 0 < stopped < len(terms)
+    (sum(terms) / len(terms)).backward()
+    for mine, parameter in zip(got, agent.network.heads.parameters(), strict=True):
+        torch.testing.assert_close(mine, parameter.grad, atol=1e-6, rtol=1e-4)
+
+
 def test_what_was_just_played_has_the_ratio_one():
     """Memory is restored and restarted in training just as in play, in the middle of episodes and at their ends."""
     agent, chains = agent_of(trunk=Window(2, MLP(8)), body=LSTM(8)), Chains(16)
@@ -227,6 +187,7 @@ def test_settings_change_the_update(agent, batch):
         "lambda_": 0.5,
         "reward_clip": None,
         "normalize_advantages": True,
+        "surrogate_clip": 0.1,
     }.items():
         base[name] = VTrace(agent, **{name: setting}).loss(batch)[0].item()
     assert len(set(base.values())) == len(base)

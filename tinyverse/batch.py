@@ -48,6 +48,16 @@ class Batch:
         """[T, B] float32: 0 where an episode ended in any way; nothing flows back over that row."""
         return (~(self.terminated | self.truncated)).float()
 
+    def columns(self, which: torch.Tensor) -> Batch:
+        """The slices at these places."""
+
+        def cut(name: str) -> nest.Tree:
+            leading = name in ("initial_memory", "weights", "lag", "slots")  # [B, …]; the others are [T, B, …]
+            return nest.map(lambda leaf: leaf[which] if leading else leaf[:, which], getattr(self, name))
+
+        names = [field.name for field in dataclasses.fields(self) if field.name != "burn_in"]
+        return dataclasses.replace(self, **{name: cut(name) for name in names})
+
     def discounts(self, discount: float) -> torch.Tensor:
         """[T, B] float32: `discount`, and 0 where the episode terminated."""
         return discount * (~self.terminated).float()

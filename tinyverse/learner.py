@@ -100,8 +100,12 @@ class Optimizer:
     @property
     def current_learning_rate(self) -> float:
         """The learning rate of the next update."""
-        remaining = 1.0 if self.total_updates is None else max(0.0, 1 - self.updates / self.total_updates)
-        return self.learning_rate * remaining
+        return self.learning_rate * self.remaining
+
+    @property
+    def remaining(self) -> float:
+        """What is left of `total_updates`: 1 at first, 0 after them; always 1 where there is no end."""
+        return 1.0 if self.total_updates is None else max(0.0, 1 - self.updates / self.total_updates)
 
     def state_dict(self) -> dict[str, Any]:
         return {"torch": self.torch.state_dict(), "updates": self.updates}

@@ -33,7 +33,7 @@ def policy_gradient(log_probs: Tensor, advantages: Tensor, mask: Tensor) -> Tens
 
 
 def clipped_policy_gradient(
-    log_rhos: Tensor, advantages: Tensor, mask: Tensor, clip: float = 0.2, bound: float = 3.0
+    log_rhos: Tensor, advantages: Tensor, mask: Tensor, clip: float = 0.2, bound: float | None = 3.0
 ) -> Tensor:
     """−Σ min(ρ A, clip(ρ, 1−ε, 1+ε) A) (Schulman et al. 2017, PPO, eq. 7), and never below `bound` · A where A < 0.
 
@@ -42,12 +42,25 @@ def clipped_policy_gradient(
     """
     rhos, advantages = log_rhos.exp(), advantages.detach()
     terms = torch.minimum(rhos * advantages, rhos.clamp(1 - clip, 1 + clip) * advantages)
-    return -masked_sum(torch.where(advantages < 0, torch.maximum(terms, bound * advantages), terms), mask)
+    if bound is not None:
+        terms = torch.where(advantages < 0, torch.maximum(terms, bound * advantages), terms)
+    return -masked_sum(terms, mask)
 
 
 def value(values: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
     """½ Σ (target − V)². All [T, B]."""
     return 0.5 * masked_sum((targets.detach() - values).square(), mask)
+
+
+def clipped_value(values: Tensor, old: Tensor, targets: Tensor, mask: Tensor, clip: float | None) -> Tensor:
+    """½ Σ max((target − V)², (target − V_clipped)²), where V_clipped stays within `clip` of `old`; None: as `value`.
+
+    The value loss of OpenAI's own PPO (Dhariwal et al. 2017, Baselines). All [T, B].
+    """
+    if clip is None:
+        return value(values, targets, mask)
+    near, targets = old + (values - old).clamp(-clip, clip), targets.detach()
+    return 0.5 * masked_sum(torch.maximum((targets - values).square(), (targets - near).square()), mask)
 
 
 def huber(values: Tensor, targets: Tensor, mask: Tensor, delta: float = 1.0) -> Tensor:
@@ -64,3 +77,13 @@ def categorical_kl(logits: Tensor, other: Tensor, mask: Tensor) -> Tensor:
     """Σ KL(softmax(logits) ‖ softmax(other)); logits [T, B, A], mask [T, B]."""
     log_p, log_q = logits.log_softmax(-1), other.log_softmax(-1)
     return masked_sum((log_p.exp() * (log_p - log_q)).sum(-1), mask)
+
+
+@torch.no_grad()
+def explained_variance(values: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
+    """1 − Var(target − V) / Var(target) over the rows that count: 1 is perfect, 0 no better than a constant."""
+
+    def variance(terms: Tensor) -> Tensor:
+        return masked_mean((terms - masked_mean(terms, mask)).square(), mask)
+
+    return 1 - variance(targets - values) / (variance(targets) + 1e-8)

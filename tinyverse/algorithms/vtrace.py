@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from tinyverse import losses, nest, returns
@@ -81,12 +80,15 @@ class VTrace(TorchLearner):
             log_rhos, rewards, discounts, batch.traces, values, **self.clips
         )
         if self.surrogate_clip is not None:
-            advantages = unweighted
+            advantages = unweighted  # the surrogate has the ratio in it
         if self.normalize_advantages:
             advantages = losses.normalize(advantages, mask)
 
         weights, rows = mask * batch.weights, mask.sum().clamp(min=1)
-        policy_loss = losses.policy_gradient(log_probs, advantages, weights) / rows
+        if self.surrogate_clip is None:
+            policy_loss = losses.policy_gradient(log_probs, advantages, weights) / rows
+        else:
+            policy_loss = losses.clipped_policy_gradient(log_rhos, advantages, weights, self.surrogate_clip) / rows
         value_loss = losses.value(values[:-1], targets, weights) / rows
         entropy_loss = losses.entropy(entropies, weights) / rows
         loss = policy_loss + self.value_cost * value_loss + self.entropy_cost * entropy_loss
@@ -98,16 +100,6 @@ class VTrace(TorchLearner):
             "loss/total": loss,
             "policy/entropy": losses.masked_mean(entropies, mask),
             "vtrace/mean_rho": losses.masked_mean(log_rhos.exp().clamp(max=self.clips["clip_rho"]), mask),
-            "value/explained_variance": explained_variance(values[:-1], targets, mask),
+            "value/explained_variance": losses.explained_variance(values[:-1], targets, mask),
         }
         return loss, {name: metric.detach() for name, metric in metrics.items()}
-
-
-@torch.no_grad()
-def explained_variance(values: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
-    """1 − Var(target − V) / Var(target) over the rows that count: 1 is perfect, 0 no better than a constant."""
-
-    def variance(terms: Tensor) -> Tensor:
-        return losses.masked_mean((terms - losses.masked_mean(terms, mask)).square(), mask)
-
-    return 1 - variance(targets - values) / (variance(targets) + 1e-8)

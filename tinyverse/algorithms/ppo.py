@@ -1,0 +1,121 @@
+"""PPO: several small steps over sessions that were just played, each kept near the policy that played them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tinyverse import losses, nest, returns
+from tinyverse.batch import Batch
+from tinyverse.errors import SettingsError
+from tinyverse.learner import Metrics, Optimizer, TorchLearner
+from tinyverse.torch_agent import TorchAgent
+
+
+class PPO(TorchLearner):
+    """Proximal policy optimisation (Schulman et al. 2017, eq. 7 and 9) with generalised advantages.
+
+        loss = −min(ρ A, clip(ρ, 1 ± ε) A) + value_cost · ½ (G − V)² − entropy_cost · H(π), mean over rows
+
+    One `train_step` is a whole batch: advantages and targets are made once, of the values before it; then `epochs`
+    passes, each over all sessions in `minibatches` parts and a new order. A part is whole sessions, so memory works.
+    With the Fresh sampler and `local` this is the paper's algorithm; where players lag, see `VTrace(surrogate_clip=…)`.
+
+    Args:
+        agent: its network learns; its sessions carry `behaviour_log_prob`.
+        discount, lambda_: γ per step, and λ of `returns.gae`.
+        learning_rate, optimizer, max_grad_norm: see `Optimizer`.
+        total_updates: train steps over which the learning rate, and the clip with it, fall to 0; None: constant.
+        clip: ε.
+        value_clip: V may leave its old value by this much, as OpenAI's own code has it; None: by any.
+        normalize_advantages: to mean 0 and deviation 1, in each minibatch.
+        reward_clip: rewards are clipped to ± this; None leaves them.
+    """
+
+    def __init__(
+        self,
+        agent: TorchAgent,
+        *,
+        discount: float = 0.99,
+        lambda_: float = 0.95,
+        learning_rate: float = 2.5e-4,
+        epochs: int = 4,
+        minibatches: int = 4,
+        clip: float = 0.2,
+        value_clip: float | None = None,
+        value_cost: float = 0.5,
+        entropy_cost: float = 0.01,
+        normalize_advantages: bool = True,
+        reward_clip: float | None = None,
+        max_grad_norm: float | None = 0.5,
+        optimizer: str = "adam",
+        total_updates: int | None = None,
+    ) -> None:
+        for name, count in (("epochs", epochs), ("minibatches", minibatches)):
+            if count < 1:
+                raise SettingsError(f"PPO({name}={count}) learns nothing; give 1 or more.")
+        steps = None if total_updates is None else total_updates * epochs * minibatches
+        descent = Optimizer(
+            agent.network.parameters(),
+            optimizer,
+            learning_rate=learning_rate,
+            max_grad_norm=max_grad_norm,
+            total_updates=steps,
+        )
+        super().__init__(agent, descent)
+        self.discount, self.lambda_, self.reward_clip = discount, lambda_, reward_clip
+        self.epochs, self.minibatches = epochs, minibatches
+        self.clip, self.value_clip = clip, value_clip
+        self.value_cost, self.entropy_cost = value_cost, entropy_cost
+        self.normalize_advantages = normalize_advantages
+
+    def train_step(self, batch: Batch) -> Metrics:
+        sessions = batch.rewards.shape[1]
+        if self.minibatches > sessions:
+            raise SettingsError(f"PPO cannot cut {sessions} sessions into {self.minibatches} minibatches. Raise -b.")
+        values, advantages = self.estimates(batch)
+        metrics: Metrics = {}
+        for _ in range(self.epochs):
+            for part in torch.randperm(sessions, device=self.device).chunk(self.minibatches):
+                loss, metrics = self.loss(batch.columns(part), values[:, part], advantages[:, part])
+                metrics = {**metrics, "grad_norm": self.optimizer.step(loss)}
+        explained = losses.explained_variance(values, values + advantages, batch.mask)
+        return {**metrics, "value/explained_variance": explained}
+
+    @torch.no_grad()
+    def estimates(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Values before the first epoch, and advantages; both [T, B]."""
+        outputs, _ = self.agent.network(batch.observations, batch.initial_memory, batch.first)
+        clip = float("inf") if self.reward_clip is None else self.reward_clip
+        rewards, values = batch.rewards.clamp(-clip, clip), outputs.values.float()
+        advantages = returns.gae(rewards, batch.discounts(self.discount), batch.traces, values, self.lambda_)
+        return values[:-1], advantages
+
+    def loss(self, batch: Batch, old_values: Tensor, advantages: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of one minibatch, and metrics as 0-d tensors without gradient."""
+        network, mask = self.agent.network, batch.mask
+        observations = nest.map(lambda rows: rows[:-1], batch.observations)
+        outputs, _ = network(observations, batch.initial_memory, batch.first[:-1])
+        policy, values, targets = network.distribution(outputs.policy), outputs.values.float(), old_values + advantages
+        log_rhos = policy.log_prob(batch.actions) - batch.extras["behaviour_log_prob"]
+        clip = self.clip * self.optimizer.remaining
+        if self.normalize_advantages:
+            advantages = losses.normalize(advantages, mask)
+
+        weights, rows = mask * batch.weights, mask.sum().clamp(min=1)
+        policy_loss = losses.clipped_policy_gradient(log_rhos, advantages, weights, clip, bound=None) / rows
+        value_loss = losses.clipped_value(values, old_values, targets, weights, self.value_clip) / rows
+        entropy_loss = losses.entropy(policy.entropy(), weights) / rows
+        loss = policy_loss + self.value_cost * value_loss + self.entropy_cost * entropy_loss
+
+        with torch.no_grad():
+            metrics = {
+                "loss/policy": policy_loss,
+                "loss/value": value_loss,
+                "loss/entropy": entropy_loss,
+                "loss/total": loss,
+                "policy/entropy": -entropy_loss,
+                "policy/kl": losses.masked_mean(log_rhos.expm1() - log_rhos, mask),
+                "policy/clipped": losses.masked_mean((log_rhos.exp() - 1).abs().gt(clip).float(), mask),
+            }
+        return loss, {name: metric.detach() for name, metric in metrics.items()}
