@@ -30,8 +30,8 @@ def make_experiment(
     discount=0.99,
     unroll_length=64,
 ):
-    def make_pool(num_games):
-        return atari_pool(env_id, num_games)
+    def make_pool(num_games, num_threads=1):
+        return atari_pool(env_id, num_games, num_threads=num_threads)
 
     def make_env(evaluation=False, render_mode=None):
         return atari_env(env_id, evaluation=evaluation, render_mode=render_mode)

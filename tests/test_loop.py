@@ -38,7 +38,7 @@ def through_the_pipe(database, trainer, player, courier, batches=BATCHES):
     def play_on(should_stop):
         return play(player, courier, batches=batches, should_stop=should_stop)
 
-    wanted = batches * player.pool.num_games
+    wanted = batches * player.num_games
     with Beside(play_on) as playing:
 
         def all_learned():

@@ -237,6 +237,9 @@ def verbs() -> None:
 @click.option(
     "-s", "sync_every", type=int, default=1, show_default=True, help="Batches between two looks for new weights."
 )
+@click.option(
+    "--cores", type=int, default=1, show_default=True, help="With 2 or more, games are stepped while the agent acts."
+)
 @click.option("--device", default="cpu", show_default=True, help="Where to act.")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), help="Of acting [the experiment's].")
 def play(asked: Asked, **options: Any) -> None:

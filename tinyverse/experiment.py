@@ -9,6 +9,7 @@ type, and the resolved settings are published with the run.
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -27,7 +28,8 @@ class Experiment:
     """Everything of yours that tinyverse calls. Give the parts as arguments, or override them in a subclass.
 
     make_env(evaluation=False)      one environment; further arguments `render_mode` are passed if it takes them
-    make_pool(num_games)            instead of it, or beside it: a native vector environment for playing
+    make_pool(num_games)            instead of it, or beside it: a native vector environment for playing; an argument
+                                    `num_threads` is passed if it takes one: cores to step on (`play --cores`)
     make_agent(observation_space, action_space)     an Agent
     make_learner(agent)             a Learner; or train_step(agent, batch) -> metrics, which gets one around it
 
@@ -90,10 +92,13 @@ class Experiment:
         with _readable():
             return _call_with(self.make_env, evaluation=evaluation, render_mode=render_mode)
 
-    def pool(self, num_games: int) -> Pool:
-        """`num_games` games for playing."""
+    def pool(self, num_games: int, cores: int = 1) -> Pool:
+        """`num_games` games for playing, stepped on so many cores where they can."""
+        make_pool = self.make_pool
+        if make_pool is not None and _takes(make_pool, "num_threads"):
+            make_pool = functools.partial(make_pool, num_threads=cores)  # type: ignore[call-arg]
         with _readable():
-            made = self.env if self.make_pool is None else _call("make_pool", self.make_pool, num_games=num_games)
+            made = self.env if make_pool is None else _call("make_pool", make_pool, num_games=num_games)
         pool = pool_of(made, num_games)
         self._spaces = (pool.observation_space, pool.action_space)
         return pool
@@ -140,6 +145,13 @@ def _call(name: str, function: Callable[..., Any], **arguments: Any) -> Any:
     except ValueError:  # a builtin, which has no signature
         pass
     return function(*arguments.values())
+
+
+def _takes(function: Callable[..., Any], name: str) -> bool:
+    try:
+        return name in inspect.signature(function).parameters
+    except ValueError:  # a builtin, which has no signature
+        return False
 
 
 @contextlib.contextmanager

@@ -85,12 +85,15 @@ class Optimizer:
 
     def step(self, loss: Tensor) -> Tensor:
         """Descends from `loss`, a scalar; returns the gradient's norm before clipping, 0-d."""
-        self.torch.zero_grad(set_to_none=True)
+        for parameter in self.parameters:
+            parameter.grad = None
         loss.backward()
         if self.reduce is not None:
             self.reduce(self.parameters)
-        limit = float("inf") if self.max_grad_norm is None else self.max_grad_norm
-        norm = nn.utils.clip_grad_norm_(self.parameters, limit)
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        norm = torch.stack(torch._foreach_norm(gradients)).norm()
+        if self.max_grad_norm is not None:
+            torch._foreach_mul_(gradients, (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
         for group in self.torch.param_groups:
             group["lr"] = self.current_learning_rate
         self.torch.step()

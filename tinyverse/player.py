@@ -17,7 +17,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 1.0
 RETRY_SECONDS = 0.5
+SEEDS_APART = 1 << 20  # between the two pools of a player
 CLOSING_SECONDS = 5.0  # that a closing courier goes on trying
 WAITING_BATCHES = (
     4  # batches of sessions that may wait to be pushed; then the player waits, or drops if it is real-time
@@ -87,66 +88,107 @@ class Rollout:
 
 
 class Player:
-    """Steps every game of a pool `unroll_length` times at a call; `agent` may be swapped between two calls."""
+    """Steps every game `unroll_length` times at a call; `agent` may be swapped between two calls.
 
-    def __init__(self, agent: Agent, pool: Pool, unroll_length: int, *, seed: int = 0) -> None:
-        self.agent, self.pool, self.unroll_length = agent, pool, unroll_length
+    Given two pools it takes them in turn: one is stepped (in the emulator's threads, if it has them) while the agent
+    acts in the other. Synonym: double-buffered sampling. Their games count as one batch, the first pool's first.
+    """
+
+    def __init__(self, agent: Agent, pools: Pool | Sequence[Pool], unroll_length: int, *, seed: int = 0) -> None:
+        self.agent, self.unroll_length = agent, unroll_length
+        self.pools = [pools] if isinstance(pools, Pool) else list(pools)
         self.version, self.update = -1, 0
         self.rate, self.stages = Rate(), Stages()
-        games = pool.num_games
         agent.seed(seed)
-        self._observations = pool.reset(seed)
+        self._lanes, self.num_games = [], 0
+        for index, pool in enumerate(self.pools):
+            columns = slice(self.num_games, self.num_games + pool.num_games)
+            self._lanes.append(_Lane(agent, pool, columns, seed + index * SEEDS_APART))
+            self.num_games = columns.stop
+
+    def play(self) -> Rollout:
+        """The next T steps of every game."""
+        T, lanes = self.unroll_length, self._lanes
+        rollout = self._blank()
+        for lane in lanes:
+            lane.act(self.agent, rollout, 0, self.stages)
+        for t in range(T):
+            for lane in lanes:
+                with self.stages("environment"):
+                    lane.receive(rollout, t)
+                if t < T - 1:
+                    lane.act(self.agent, rollout, t + 1, self.stages)
+        for lane in lanes:
+            lane.put(rollout.observations, T, lane.observations)
+        self.rate.add(int(rollout.alive.sum()))
+        return rollout
+
+    def close(self) -> None:
+        """Closes the games."""
+        for pool in self.pools:
+            pool.close()
+
+    def _blank(self) -> Rollout:
+        T, games, lanes = self.unroll_length, self.num_games, self._lanes
+        flags = {name: np.zeros((T, games), bool) for name in ("terminated", "truncated", "alive")}
+        memories = [lane.memory_before_row_0(self.agent) for lane in lanes]
+        return Rollout(
+            observations=_buffers(lanes[0].observations, T + 1, games), actions=None, extras={}, **flags,
+            rewards=np.zeros((T, games), np.float32),
+            initial_memory=nest.map(lambda *parts: np.concatenate(parts), *memories),
+            episodes=[[] for _ in range(games)], version=self.version, update=self.update,
+        )  # fmt: skip
+
+
+class _Lane:
+    """One pool's games, which are some columns of a rollout, between two steps."""
+
+    def __init__(self, agent: Agent, pool: Pool, columns: slice, seed: int) -> None:
+        games = pool.num_games
+        self.pool, self.columns = pool, columns
+        self.observations = pool.reset(seed)
         self._ended = np.zeros(games, bool)  # in the previous row: this row is the game's reset
         self._first = np.ones(games, bool)  # the observations at hand open an episode
         self._memory = agent.initial_memory(games)
         self._blank_memory = nest.map(np.array, agent.memory_arrays(self._memory))
         self._return, self._length = np.zeros(games), np.zeros(games, np.int64)
 
-    def play(self) -> Rollout:
-        """The next T steps of every game."""
-        T, games = self.unroll_length, self.pool.num_games
-        flags = {name: np.zeros((T, games), bool) for name in ("terminated", "truncated", "alive")}
-        rollout = Rollout(
-            observations=_buffers(self._observations, T + 1), actions=None, extras={}, **flags,
-            rewards=np.zeros((T, games), np.float32), initial_memory=self._memory_before_row_0(),
-            episodes=[[] for _ in range(games)], version=self.version, update=self.update,
-        )  # fmt: skip
-        for t in range(T):
-            self._step(rollout, t)
-        _put(rollout.observations, T, self._observations)
-        self.rate.add(int(rollout.alive.sum()))
-        return rollout
+    def act(self, agent: Agent, rollout: Rollout, t: int, stages: Stages) -> None:
+        """Chooses the actions of row t and sends them to the games."""
+        self.put(rollout.observations, t, self.observations)
+        with stages("act"):
+            actions, self._memory, extras = agent.act(self.observations, self._memory, self._first)
+        if rollout.actions is None:
+            T, games = rollout.rewards.shape
+            rollout.actions, rollout.extras = _buffers(actions, T, games), _buffers(extras, T, games)
+        self.put(rollout.actions, t, actions)
+        self.put(rollout.extras, t, extras)
+        self.pool.send(actions)
 
-    def _step(self, rollout: Rollout, t: int) -> None:
-        _put(rollout.observations, t, self._observations)
-        with self.stages("act"):
-            actions, self._memory, extras = self.agent.act(self._observations, self._memory, self._first)
-        if t == 0:
-            rollout.actions = _buffers(actions, self.unroll_length)
-            rollout.extras = _buffers(extras, self.unroll_length)
-        _put(rollout.actions, t, actions)
-        _put(rollout.extras, t, extras)
-        with self.stages("environment"):
-            step = self.pool.step(actions)
-        rollout.rewards[t], rollout.terminated[t], rollout.truncated[t] = step.rewards, step.terminated, step.truncated
-        rollout.alive[t] = ~self._ended
-        self._observations, self._first = step.observations, self._ended
+    def receive(self, rollout: Rollout, t: int) -> None:
+        """What came of the actions of row t."""
+        step, columns = self.pool.receive(), self.columns
+        alive = ~self._ended
+        rollout.rewards[t, columns], rollout.alive[t, columns] = step.rewards, alive
+        rollout.terminated[t, columns], rollout.truncated[t, columns] = step.terminated, step.truncated
+        self.observations, self._first = step.observations, self._ended
         self._ended = step.terminated | step.truncated
-        self._count_episodes(rollout, t)
-
-    def _count_episodes(self, rollout: Rollout, t: int) -> None:
-        self._return = (self._return + rollout.rewards[t]) * rollout.alive[t]
-        self._length = (self._length + 1) * rollout.alive[t]
+        self._return, self._length = (self._return + step.rewards) * alive, (self._length + 1) * alive
         for game in np.flatnonzero(self._ended):
-            rollout.episodes[game].append((float(self._return[game]), int(self._length[game])))
+            ended = (float(self._return[game]), int(self._length[game]))
+            rollout.episodes[columns.start + game].append(ended)
 
-    def _memory_before_row_0(self) -> nest.Tree:
+    def put(self, buffers: nest.Tree, t: int, tree: nest.Tree) -> None:
+        """Writes row t of this lane's columns."""
+        nest.map(lambda buffer, leaf: buffer[t].__setitem__(self.columns, leaf), buffers, tree)
+
+    def memory_before_row_0(self, agent: Agent) -> nest.Tree:
         """Memory as arrays, with the reset before row 0 applied: sessions cannot tell it otherwise."""
 
         def reset(blank: np.ndarray, now: np.ndarray) -> np.ndarray:
             return np.where(self._first.reshape(-1, *[1] * (now.ndim - 1)), blank, now)
 
-        return nest.map(reset, self._blank_memory, self.agent.memory_arrays(self._memory))
+        return nest.map(reset, self._blank_memory, agent.memory_arrays(self._memory))
 
 
 class Courier(threading.Thread):
@@ -327,9 +369,6 @@ def _reason(player: Player, courier: Courier, realtime: bool) -> str:
     return ""
 
 
-def _buffers(tree: nest.Tree, length: int) -> nest.Tree:
-    return nest.map(lambda leaf: np.empty((length, *np.shape(leaf)), np.asarray(leaf).dtype), tree)
-
-
-def _put(buffers: nest.Tree, t: int, tree: nest.Tree) -> None:
-    nest.map(lambda buffer, leaf: buffer.__setitem__(t, leaf), buffers, tree)
+def _buffers(tree: nest.Tree, length: int, games: int) -> nest.Tree:
+    """[length, games, …] for leaves [n, …]."""
+    return nest.map(lambda leaf: np.empty((length, games, *np.shape(leaf)[1:]), np.asarray(leaf).dtype), tree)

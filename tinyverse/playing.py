@@ -10,7 +10,9 @@ from tinyverse import loader, machine, monitor
 from tinyverse.agent import Agent
 from tinyverse.asked import Asked, positive, stop_on_signals
 from tinyverse.database import Database
+from tinyverse.envs.pool import Pool
 from tinyverse.errors import DatabaseError, SettingsError
+from tinyverse.experiment import Experiment
 from tinyverse.player import HEARTBEAT_SECONDS, Courier, Player, new_worker, play
 from tinyverse.run import agreed_of, check_agreed, check_spec
 
@@ -21,11 +23,12 @@ def do_play(
     games: int | None = None,
     batches: int | None = None,
     sync_every: int = 1,
+    cores: int = 1,
     device: str = "cpu",
     precision: str | None = None,
 ) -> int:
     """Steps games and pushes sessions; returns the batches pushed."""
-    positive(games=games, batches=batches, sync_every=sync_every)
+    positive(games=games, batches=batches, sync_every=sync_every, cores=cores)
     check_device(device)
     asked.load()
     with asked.connected() as database, stop_on_signals() as should_stop:
@@ -37,16 +40,16 @@ def do_play(
         experiment = loader.build(asked.module, settings)
         agent, spare = (acting(experiment.agent(), device, precision or experiment.precision) for _ in range(2))
         check_spec(asked.run, meta, experiment.spec(agent))
-        pool = experiment.pool(games or experiment.games)
-        worker = new_worker("play", games=pool.num_games)
+        pools = _pools(experiment, games or experiment.games, cores)
+        player = Player(agent, pools, experiment.unroll_length, seed=asked.fresh_seed())
+        worker = new_worker("play", games=player.num_games)
         courier = Courier(database, worker, spare)
-        player = Player(agent, pool, experiment.unroll_length, seed=asked.fresh_seed())
         courier.start()
-        asked.say(f"playing {pool.num_games} game{'s' * (pool.num_games > 1)} of run {asked.run}")
+        asked.say(f"playing {player.num_games} game{'s' * (player.num_games > 1)} of run {asked.run}")
         try:
             with monitor.Progress(lambda: _player_line(player, courier), quiet=asked.quiet) as progress:
                 played = play(
-                    player, courier, batches=batches, sync_every=sync_every, realtime=pool.realtime or experiment.realtime,
+                    player, courier, batches=batches, sync_every=sync_every, realtime=pools[0].realtime or experiment.realtime,
                     should_stop=should_stop, on_batch=progress.turn,
                 )  # fmt: skip
         except BaseException as error:
@@ -54,13 +57,19 @@ def do_play(
             courier.close()
             raise
         finally:
-            pool.close()
+            player.close()
         courier.close()
         if courier.failure is not None:
             raise courier.failure
         with contextlib.suppress(DatabaseError):
             database.leave(worker.id)
         return played
+
+
+def _pools(experiment: Experiment, games: int, cores: int) -> list[Pool]:
+    """One pool; on several cores two halves, of which one is stepped while the agent acts in the other."""
+    halves = [games] if min(games, cores) == 1 else [games - games // 2, games // 2]
+    return [experiment.pool(count, cores) for count in halves]
 
 
 def _await_run(asked: Asked, database: Database, should_stop: Callable[[], bool]) -> dict[str, str]:

@@ -71,7 +71,7 @@ def do_local(asked: Asked, learning: Learning, *, games: int | None = None) -> T
                     if saving.due():
                         trainer.save()
             finally:
-                player.pool.close()
+                player.close()
                 trainer.leave()
                 log.close()
     return trainer

@@ -37,6 +37,7 @@ class TorchAgent(Agent):
 
     def __init__(self, network: Any, device: str | torch.device = "cpu") -> None:
         self.network = network.to(device)
+        self._parameter: Tensor = next(network.parameters())  # tells where the network is; walking there costs 10 µs
         self.generator = torch.Generator(self.device)
         self.generator.seed()  # every agent its own; a new generator has always the same seed
 
@@ -50,7 +51,7 @@ class TorchAgent(Agent):
     @property
     def device(self) -> torch.device:
         """Where the network is."""
-        return torch.device(next(self.network.parameters()).device)
+        return self._parameter.device
 
     def seed(self, seed: int) -> None:
         self.generator.manual_seed(seed)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -74,13 +76,13 @@ class PPO(TorchLearner):
         if self.minibatches > sessions:
             raise SettingsError(f"PPO cannot cut {sessions} sessions into {self.minibatches} minibatches. Raise -b.")
         values, advantages = self.estimates(batch)
-        metrics: Metrics = {}
         for _ in range(self.epochs):
             for part in torch.randperm(sessions, device=self.device).chunk(self.minibatches):
-                loss, metrics = self.loss(batch.columns(part), values[:, part], advantages[:, part])
-                metrics = {**metrics, "grad_norm": self.optimizer.step(loss)}
+                rows = (batch.columns(part), values[:, part], advantages[:, part])
+                loss, metrics = self.loss(*(rows if self.minibatches > 1 else (batch, values, advantages)))
+                norm = self.optimizer.step(loss)
         explained = losses.explained_variance(values, values + advantages, batch.mask)
-        return {**metrics, "value/explained_variance": explained}
+        return {**metrics(), "grad_norm": norm, "value/explained_variance": explained}
 
     @torch.no_grad()
     def estimates(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -91,8 +93,10 @@ class PPO(TorchLearner):
         advantages = returns.gae(rewards, batch.discounts(self.discount), batch.traces, values, self.lambda_)
         return values[:-1], advantages
 
-    def loss(self, batch: Batch, old_values: Tensor, advantages: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of one minibatch, and metrics as 0-d tensors without gradient."""
+    def loss(
+        self, batch: Batch, old_values: Tensor, advantages: Tensor
+    ) -> tuple[Tensor, Callable[[], dict[str, Tensor]]]:
+        """The loss of one minibatch, and what makes its metrics (0-d, no gradient), wanted of the last one only."""
         network, mask = self.agent.network, batch.mask
         observations = nest.map(lambda rows: rows[:-1], batch.observations)
         outputs, _ = network(observations, batch.initial_memory, batch.first[:-1])
@@ -102,20 +106,22 @@ class PPO(TorchLearner):
         if self.normalize_advantages:
             advantages = losses.normalize(advantages, mask)
 
-        weights, rows = mask * batch.weights, mask.sum().clamp(min=1)
-        policy_loss = losses.clipped_policy_gradient(log_rhos, advantages, weights, clip, bound=None) / rows
-        value_loss = losses.clipped_value(values, old_values, targets, weights, self.value_clip) / rows
-        entropy_loss = losses.entropy(policy.entropy(), weights) / rows
-        loss = policy_loss + self.value_cost * value_loss + self.entropy_cost * entropy_loss
+        share = mask / mask.sum().clamp(min=1)  # of a row in the mean
+        policy_loss = losses.clipped_policy_gradient(log_rhos, advantages, share, clip, bound=None)
+        value_loss = losses.clipped_value(values, old_values, targets, share, self.value_clip)
+        loss = policy_loss + self.value_cost * value_loss
+        if self.entropy_cost:
+            loss = loss + self.entropy_cost * losses.entropy(policy.entropy(), share)
 
-        with torch.no_grad():
-            metrics = {
-                "loss/policy": policy_loss,
-                "loss/value": value_loss,
-                "loss/entropy": entropy_loss,
-                "loss/total": loss,
-                "policy/entropy": -entropy_loss,
+        @torch.no_grad()
+        def metrics() -> dict[str, Tensor]:
+            return {
+                "loss/policy": policy_loss.detach(),
+                "loss/value": value_loss.detach(),
+                "loss/total": loss.detach(),
+                "policy/entropy": losses.masked_mean(policy.entropy(), mask),
                 "policy/kl": losses.masked_mean(log_rhos.expm1() - log_rhos, mask),
-                "policy/clipped": losses.masked_mean((log_rhos.exp() - 1).abs().gt(clip).float(), mask),
+                "policy/clipped": losses.masked_mean((log_rhos.expm1().abs() > clip).float(), mask),
             }
-        return loss, {name: metric.detach() for name, metric in metrics.items()}
+
+        return loss, metrics

@@ -207,3 +207,10 @@ class _SingleFrames(VectorObservationWrapper):
 
     def observations(self, observations: np.ndarray) -> np.ndarray:
         return observations[:, 0]
+
+    def send(self, actions: np.ndarray) -> None:
+        cast(Any, self.env).send(actions)
+
+    def recv(self) -> tuple[Any, ...]:
+        observations, *rest = cast(Any, self.env).recv()
+        return self.observations(observations), *rest

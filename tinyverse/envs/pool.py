@@ -23,6 +23,8 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from tinyverse import nest
 from tinyverse.errors import ExperimentError, SpecError
 
+HALVES = (("send", "recv"), ("step_async", "step_wait"))  # how vector environments call the halves of a step
+
 
 class Step(NamedTuple):
     """What one step of B games gave; the arrays are valid until the next step."""
@@ -60,6 +62,14 @@ class Pool(abc.ABC):
         Raises:
             SpecError: actions or observations differ from their space in shape or dtype.
         """
+
+    def send(self, actions: nest.Tree) -> None:
+        """Begins a step, whose result `receive` gives; where nothing steps in the background, it is made there."""
+        self._sent = actions
+
+    def receive(self) -> Step:
+        """The result of the step that `send` began."""
+        return self.step(self._sent)
 
     def close(self) -> None:  # noqa: B027
         """Closes the games."""
@@ -134,6 +144,9 @@ class VectorPool(Pool):
         self._spec = _spec(self.observation_space, (self.num_games,))
         self._door = _Door(self.action_space, self.num_games)
         self._ended = np.zeros(self.num_games, bool)
+        # of the class: a wrapper passes such names on to the environment inside, past what it does itself
+        halves = [names for names in HALVES if hasattr(type(env), names[0]) and not self._resets]
+        self._halves = tuple(getattr(env, name) for name in halves[0]) if halves else None
 
     def reset(self, seed: int | None = None) -> nest.Tree:
         self._ended = np.zeros(self.num_games, bool)
@@ -141,11 +154,20 @@ class VectorPool(Pool):
         return _fit(self._spec, self._env.reset(seed=_as_int(np.random.SeedSequence(seed)))[0])
 
     def step(self, actions: nest.Tree) -> Step:
-        actions = self._door.arrays(actions)
+        self.send(actions)
+        return self.receive()
+
+    def send(self, actions: nest.Tree) -> None:
+        self._sent = self._door.arrays(actions)
+        if self._halves is not None:
+            self._halves[0](self._sent)
+
+    def receive(self) -> Step:
         again = self._resets and bool(self._ended.any())
         if again:
             self._reset_ended()
-        observations, rewards, terminated, truncated, _ = self._env.step(actions)
+        result = self._env.step(self._sent) if self._halves is None else self._halves[1]()
+        observations, rewards, terminated, truncated, _ = result
         rewards = np.array(rewards, np.float32)
         terminated, truncated = np.array(terminated, bool), np.array(truncated, bool)
         if again:

@@ -65,7 +65,7 @@ class LSTM(Stage):
         return {name: torch.zeros(n, self.size, device=device) for name in ("h", "c")}
 
     def forward(self, x: Tensor, memory: nest.Tree, first: Tensor) -> tuple[Tensor, nest.Tree]:
-        dtype = next(self.lstm.parameters()).dtype
+        dtype: torch.dtype = self.lstm.weight_ih_l0.dtype  # type: ignore[assignment]
         x, state = x.flatten(2).to(dtype), (memory["h"][None].to(dtype), memory["c"][None].to(dtype))
         kept = (~first).to(dtype)[..., None]
         outputs = []

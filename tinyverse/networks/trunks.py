@@ -61,7 +61,8 @@ class MLP(Identity):
         return self.sizes[-1]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layers(super().forward(x).to(next(self.parameters()).dtype))
+        first: Any = self.layers[0]
+        return self.layers(super().forward(x).to(first.weight.dtype))
 
 
 class NatureConv(nn.Module):
