@@ -9,7 +9,7 @@ FLOORS = {
     "words": ["errors", "nest", "codec", "timing", "machine"],
     "things": ["session", "agent", "returns", "losses", "networks"],
     "meeting place": ["database", "redis_server", "redis_database"],
-    "memory": ["samplers", "batch", "replay", "weights"],
+    "memory": ["samplers", "batch", "ring", "replay", "weights"],
     "learning": ["torch_agent", "learner", "algorithms"],
     "people": ["envs", "experiment", "loader", "run", "player", "trainer", "loop", "evaluator", "monitor", "plot"],
     "door": ["asked", "playing", "training", "together", "judging", "tidying", "cli", "demo"],

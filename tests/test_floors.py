@@ -13,7 +13,7 @@ FLOORS = {
     "words": "errors nest codec timing machine",
     "things": "agent session returns losses networks.trunks networks.bodies networks.heads networks.modular networks",
     "meeting": "database redis_server redis_database",
-    "memory": "samplers batch replay weights",
+    "memory": "samplers batch ring replay weights",
     "learning": "torch_agent learner algorithms.* algorithms",
     "people": "envs.pool envs.* envs experiment loader run player trainer loop evaluator monitor plot",
     "door": "__init__ asked playing training together judging tidying demo cli __main__",

@@ -96,7 +96,7 @@ def test_versions_only_grow_over_a_resume(database, tmp_path, ahead, expected):
     first.update = 5
     first.save()
     if ahead == "database":
-        first.publish(Snapshot(7, 5, 0, b"later than the checkpoint"))
+        first.publish(Snapshot(7, 5, 0, {}))
     first.leave()
     second = a_trainer(database, folder=folder)
     second.join()

@@ -58,7 +58,10 @@ class Agent:
         return memory
 
     def get_weights(self) -> Weights:
-        """All that `set_weights` needs in another process, by name; schedules (ε, temperature) travel here too."""
+        """A copy of all that `set_weights` needs in another process, by name; schedules (ε, temperature) travel here too.
+
+        A copy, because it is published while learning goes on.
+        """
         return {}
 
     def set_weights(self, weights: Weights) -> None:

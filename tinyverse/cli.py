@@ -197,6 +197,7 @@ def learning(function: Command) -> Command:
         click.option("--device", default="cpu", show_default=True, help="Where to learn: cpu, cuda, cuda:1."),
         click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), help="Of the arithmetic [the experiment's]."),
         click.option("--threads", type=int, help="Threads of torch [the cores less the players]."),
+        click.option("--compile", is_flag=True, help="Compile the network (torch.compile): slow to start; for GPUs."),
         click.option("--profile", is_flag=True, help="Write where the time went to runs/NAME/profile.txt."),
         click.option("--resume/--fresh", default=None, help="Insist on an earlier run, or put it aside [go on if there is one]."),
         click.option("--save-every", type=float, default=60.0, show_default=True, metavar="SECONDS", help="Between two checkpoints."),

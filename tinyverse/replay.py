@@ -16,6 +16,7 @@ from tinyverse import nest
 from tinyverse.batch import Batch
 from tinyverse.database import BEGINNING, order
 from tinyverse.errors import SettingsError
+from tinyverse.ring import Ring
 from tinyverse.samplers import Sampler
 from tinyverse.session import Session, SessionSpec
 
@@ -81,13 +82,7 @@ class Replay:
         self.spec, self.sampler, self.device = spec, sampler, torch.device(device)
         self.flow = dataclasses.replace(flow, reuse=sampler.reuse) if sampler.reuse is not None else flow
         size = self.flow.buffer_size
-        self._store = {
-            name: torch.empty((size, *shape), dtype=_torch_dtype(dtype), device=self.device)
-            for name, (shape, dtype) in spec.fields.items()
-        }
-        self._views = (
-            {name: tensor.numpy() for name, tensor in self._store.items()} if self.device.type == "cpu" else None
-        )
+        self._ring = Ring(spec, size, self.device)
         self._filled = np.zeros(size, bool)
         self._update = np.zeros(size, np.int64)  # of the trainer, when the weights that played the session were made
         self._count = np.zeros(size, np.int64)  # deliveries so far
@@ -115,7 +110,7 @@ class Replay:
     @property
     def nbytes(self) -> int:
         """Bytes of device memory set aside."""
-        return sum(tensor.nbytes for tensor in self._store.values())
+        return self._ring.bytes.nbytes
 
     def add(self, session: Session, *, position: str = BEGINNING, update: int = 0, seen: bool = False) -> None:
         """Stores a session over the oldest one, unless it is too old.
@@ -196,11 +191,7 @@ class Replay:
         if self._filled[slot]:
             self.sampler.remove(slot)
             self.dropped["unused"] += int(self._count[slot] == 0)
-        for name, array in arrays.items():
-            if self._views is not None:
-                self._views[name][slot] = array
-            else:
-                self._store[name][slot].copy_(torch.tensor(array), non_blocking=True)
+        self._ring.write(slot, arrays)
         self._filled[slot], self._count[slot] = True, 0
 
     def _note_newest(self, slots: np.ndarray) -> None:
@@ -234,20 +225,20 @@ class Replay:
             self._delivered = max(self._delivered, self.flow.reuse * self.received - carried)
 
     def _cut(self, slots: np.ndarray, starts: np.ndarray, rows: int, burn_in: int, update: int) -> Batch:
-        index = torch.from_numpy(slots).to(self.device)
-        start = torch.from_numpy(starts).to(self.device)
+        index = torch.from_numpy(slots).to(self.device, non_blocking=True)
+        start = torch.from_numpy(starts).to(self.device, non_blocking=True)
         leaves = {}
-        for name, tensor in self._store.items():
-            if name.split(".")[0] == "initial_memory":
-                memory = tensor[index]
-                leaves[name] = torch.where(
-                    start.reshape(-1, *[1] * (memory.ndim - 1)) > 0, torch.zeros_like(memory), memory
-                )
-            else:
-                count = rows + (tensor.shape[1] - self.spec.length)  # observations have a row more
-                leaves[name] = tensor[index, start + torch.arange(count, device=self.device)[:, None]]
-        fields = {field.name for field in dataclasses.fields(Session)} - {"metadata"}
-        trees = {name: nest.unflatten(leaves, name) for name in fields}
+        with self._ring.reading() as fields:
+            for name, tensor in fields.items():
+                if name.split(".")[0] == "initial_memory":
+                    memory = tensor[index]
+                    begins_late = start.reshape(-1, *[1] * (memory.ndim - 1)) > 0
+                    leaves[name] = torch.where(begins_late, torch.zeros_like(memory), memory)
+                else:
+                    count = rows + (tensor.shape[1] - self.spec.length)  # observations have a row more
+                    leaves[name] = tensor[index, start + torch.arange(count, device=self.device)[:, None]]
+        names = {field.name for field in dataclasses.fields(Session)} - {"metadata"}
+        trees = {name: nest.unflatten(leaves, name) for name in names}
         return Batch(
             **{**trees, "extras": trees["extras"] or {}},
             weights=torch.ones(len(slots), device=self.device),
@@ -255,7 +246,3 @@ class Replay:
             slots=index,
             burn_in=burn_in,
         )
-
-
-def _torch_dtype(dtype: np.dtype) -> torch.dtype:
-    return torch.from_numpy(np.empty(0, dtype)).dtype

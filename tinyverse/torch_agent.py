@@ -77,7 +77,7 @@ class TorchAgent(Agent):
 
     def get_weights(self) -> Weights:
         """A copy of parameters and buffers, by their names in the network; floats of any width as float32."""
-        return {name: _array(tensor).copy(order="C") for name, tensor in self.network.state_dict().items()}
+        return {name: _copy(tensor) for name, tensor in self.network.state_dict().items()}
 
     def set_weights(self, weights: Weights) -> None:
         """Copies the weights into the network.
@@ -104,6 +104,12 @@ def _readable(array: np.ndarray) -> Tensor:
 def _array(tensor: Tensor) -> np.ndarray:
     tensor = tensor.detach().cpu()
     return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+
+
+def _copy(tensor: Tensor) -> np.ndarray:
+    """A copy on the host, in the order of its axes whatever the layout in memory."""
+    dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+    return tensor.detach().to("cpu", dtype, copy=True, memory_format=torch.contiguous_format).numpy()
 
 
 def _check(own: dict[str, Tensor], weights: Weights) -> None:

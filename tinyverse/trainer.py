@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from tinyverse.agent import Agent
+from tinyverse.agent import Agent, Weights
 from tinyverse.batch import Batch
 from tinyverse.database import BEGINNING, Database, State, order
 from tinyverse.errors import CodecError, DatabaseLost, LeaseLost, SettingsError, SpecError
@@ -41,12 +41,12 @@ PLAYERS_KNOWN = 10_000  # whose sequence numbers are remembered, against duplica
 
 
 class Snapshot(NamedTuple):
-    """Weights of one moment, ready to be published."""
+    """Weights of one moment, a copy, so that learning goes on while they are published."""
 
     version: int
     update: int
     step: int
-    blob: bytes
+    weights: Weights
 
 
 class Trainer:
@@ -251,10 +251,7 @@ class Trainer:
     def snapshot(self) -> Snapshot:
         """The weights of now under the next version. Call it between updates, not during one."""
         self.version += 1
-        version, update, step = self.version, self.update, self.step_count
-        return Snapshot(
-            version, update, step, encode_weights(self.learner.get_weights(), version=version, update=update, step=step)
-        )
+        return Snapshot(self.version, self.update, self.step_count, self.learner.get_weights())
 
     def publish(self, snapshot: Snapshot) -> None:
         """Players see version and weights change together. May be called again where it is unknown whether it arrived.
@@ -262,9 +259,10 @@ class Trainer:
         Raises:
             LeaseLost: another trainer publishes now.
         """
-        version, blob = snapshot.version, snapshot.blob
+        version, update, step, weights = snapshot
+        blob = encode_weights(weights, version=version, update=update, step=step)
         try:
-            self.database.put_weights(blob, version, holder=self.holder, update=snapshot.update, step=snapshot.step)
+            self.database.put_weights(blob, version, holder=self.holder, update=update, step=step)
         except LeaseLost:
             if self.database.get_weights(version=version) != (version, blob):
                 raise
@@ -324,7 +322,7 @@ class Trainer:
             "play/length": float(np.mean(self.lengths)) if self.lengths else None,
             "play/episodes": self.episodes, "play/steps_per_second": self.step_rate.per_second(),
             "train/updates_per_second": self.update_rate.per_second(),
-            "replay/sessions": len(replay), "replay/lag": self.lag, "replay/reuse": replay.delivered / received,
+            "replay/sessions": len(replay), "replay/bytes_per_session": replay.nbytes // replay.flow.buffer_size, "replay/lag": self.lag, "replay/reuse": replay.delivered / received,
             "replay/rejected": sum(self.rejected.values()), **{f"replay/{name}": n for name, n in replay.dropped.items()},
             **{f"time/{name}": share for name, share in self.stages.take().items()},
             **losses,

@@ -1,6 +1,6 @@
 """Reverb as a store of whole sessions, run by benchmarks/database.py; prints one line of JSON, in sessions per second.
 
-    python benchmarks/peers/reverb.py append|read SESSIONS.npz SECONDS CLIENT_CORE SERVER_CORE
+    python benchmarks/peers/reverb.py SESSIONS.npz SECONDS CLIENT_CORE SERVER_CORE
 
 The server is a process of its own on localhost with one uniform table of 1,000. SESSIONS.npz has every field of some
 sessions as [N, ...]. Both sides compress (snappy, frames as differences), which is Reverb's default.
@@ -24,13 +24,13 @@ from collections.abc import Callable, Iterator
 os.environ.update(TF_CPP_MIN_LOG_LEVEL="3", CUDA_VISIBLE_DEVICES="")
 sys.path.pop(0)  # this script's folder: there, `reverb` would be this file
 
-import numpy as np  # noqa: E402
-import reverb  # noqa: E402
+import numpy as np
+import reverb
 
 TABLE, KEPT, AT_ONCE, ON_THEIR_WAY = "sessions", 1000, 32, 8
 
 
-def main(what: str, path: str, seconds: str, client_core: str, server_core: str) -> None:
+def main(path: str, seconds: str, client_core: str, server_core: str) -> None:
     os.sched_setaffinity(0, {int(client_core)})
     with np.load(path) as fields:
         sessions = list(zip(*(fields[name] for name in sorted(fields.files)), strict=True))
@@ -38,8 +38,10 @@ def main(what: str, path: str, seconds: str, client_core: str, server_core: str)
         client = reverb.Client(address)
         for session in itertools.islice(itertools.cycle(sessions), KEPT):
             client.insert(list(session), {TABLE: 1.0})
-        ways = writing(client, sessions) if what == "append" else reading(client, address, sessions[0])
-        print(json.dumps({name: rate_of(way, float(seconds)) for name, way in ways.items()}))
+        ways = {"append": writing(client, sessions), "read": reading(client, address, sessions[0])}
+        print(json.dumps({
+            what: {name: rate_of(work, float(seconds)) for name, work in works.items()} for what, works in ways.items()
+        }))  # fmt: skip
 
 
 def writing(client: reverb.Client, sessions: list[tuple[np.ndarray, ...]]) -> dict[str, Callable[[], int]]:
