@@ -39,7 +39,8 @@ from tinyverse.session import Session, SessionSpec
 from tinyverse.weights import decode_weights, encode_weights
 
 GAMES, STEPS, PROCESSES, HOLDER = 8, 20, 4, "bench"
-Curve = dict[int, float]  # size -> rate
+LATENCY = "seconds per push"
+Curve = dict[int, float]  # size -> rate, or what it costs
 
 
 def main() -> None:
@@ -60,8 +61,13 @@ def grow(bench: measure.Bench, what: str, unit: str, ways: Mapping[int, measure.
     names = {size: f"{size:,}" for size in ways} | {min(ways): "smallest", max(ways): "ours"}
     note = f"From {min(ways):,} to {max(ways):,}. {note}".strip()
     ordered = {names[size]: ways[size] for size in sorted(ways, reverse=True)}
-    row = bench.compare(what, ordered, unit=unit, at_least={"smallest": 0.8}, note=note)
+    row = bench.compare(what, ordered, unit=unit, at_least={"smallest": 0.8}, note=note, warm=not bench.smoke)
     return {size: row.median(names[size]) for size in ways}
+
+
+def moment(bench: measure.Bench) -> float:
+    """Seconds of one turn of one way."""
+    return 0.02 if bench.smoke else 0.5
 
 
 def opened(url: str, run: str, capacity: int = 5000) -> RedisDatabase:
@@ -91,11 +97,11 @@ def grow_players(bench: measure.Bench, url: str) -> dict[str, Curve]:
         ways = {count: lambda count=count: way(count) for count in counts}
         steps = grow(bench, "Steps pushed by all players, 8 games each", "steps/s", ways)
     names = {counts[-1]: "ours", counts[0]: "smallest"}
-    rates = {name: [count / seconds for seconds in latencies[count][1:]] for count, name in names.items()}
-    medians = {count: statistics.median(latencies[count][1:]) for count in counts}
+    rates = {name: [count / seconds for seconds in latencies[count][-bench.repeats :]] for count, name in names.items()}
+    medians = {count: statistics.median(latencies[count][-bench.repeats :]) for count in counts}
     told = ", ".join(f"{count} players {1000 * seconds:.1f} ms" for count, seconds in medians.items())
     bench.keep(measure.Row("Latency of a push", "players/s", rates, {"smallest": 0.8}, f"Median: {told}."))
-    return {"steps/s": steps, "seconds per push": medians}
+    return {"steps/s": steps, LATENCY: medians}
 
 
 def play_some(url: str, count: int, seconds: float) -> tuple[float, list[float]]:
@@ -118,6 +124,7 @@ def play_some(url: str, count: int, seconds: float) -> tuple[float, list[float]]
 
 
 def play_until(courier: Courier, ends: float) -> None:
+    courier.waiting.set("weights")  # makes its first turn a short one
     courier.start()
     play(Player(Cheap(), Drift(), STEPS), courier, should_stop=lambda: time.monotonic() > ends)
     courier.close()
@@ -179,10 +186,11 @@ def grow_store(bench: measure.Bench, url: str) -> dict[str, Curve]:
             database.append([blob] * 100)
         appends[count] = appending(bench, database, lambda blob=blob: blob, amount=1)
         reads[count] = reading(bench, database, lambda blob: 1, at_once=32)
-    return {
+    curves = {
         "append": grow(bench, "Append to sessions stored, one of 1 KB at a time", "sessions/s", appends),
         "read": grow(bench, "Read of sessions stored, 32 of 1 KB at a time", "sessions/s", reads),
     }
+    return {name: {count: 1 / rate for count, rate in curve.items()} for name, curve in curves.items()}
 
 
 def grow_sessions(bench: measure.Bench, url: str) -> dict[str, Curve]:
@@ -214,12 +222,10 @@ def appending(bench: measure.Bench, database: RedisDatabase, make: Callable[[], 
         database.append([make()])
         return amount
 
-    return lambda: measure.rate_of(append, bench.seconds(1.0))
+    return lambda: measure.rate_of(append, moment(bench))
 
 
-def reading(
-    bench: measure.Bench, database: RedisDatabase, take: Callable[[bytes], float], at_once: int
-) -> measure.Way:
+def reading(bench: measure.Bench, database: RedisDatabase, take: Callable[[bytes], float], at_once: int) -> measure.Way:
     """Walks through all that is stored, again and again."""
     position = BEGINNING
 
@@ -229,7 +235,7 @@ def reading(
         position = entries[-1][0] if entries else BEGINNING
         return sum(take(blob) for _, blob in entries)
 
-    return lambda: measure.rate_of(read, bench.seconds(1.0))
+    return lambda: measure.rate_of(read, moment(bench))
 
 
 # Weights
@@ -237,15 +243,16 @@ def reading(
 
 def grow_weights(bench: measure.Bench, url: str) -> dict[str, Curve]:
     curves = {}
-    full = {"float32": (10_000, 100_000, 1_000_000, 10_000_000, 60_000_000), "bfloat16": (10_000, 1_000_000, 100_000_000)}
-    for kind, counts in full.items():
-        counts = counts[:2] if bench.smoke else counts
-        both = {count: weight_ways(bench, opened(url, f"{kind}-{count}"), count, kind == "bfloat16") for count in counts}
-        note = "" if bench.smoke or kind == "bfloat16" else largest_refused(opened(url, "refused"))
+    for kind, largest in (("float32", 60_000_000), ("bfloat16", 100_000_000)):
+        counts = (10_000, 100_000) if bench.smoke else (10_000, 100_000, 1_000_000, 10_000_000, largest)
+        narrow = kind == "bfloat16"
+        both = {count: weight_ways(bench, opened(url, f"{kind}-{count}"), count, narrow) for count in counts}
+        note = "" if bench.smoke or narrow else largest_refused(opened(url, "refused"))
         for verb, part in (("publish", 0), ("load", 1)):
             what = f"{verb.capitalize()} weights, {kind} on the wire, by parameters"
             ways = {count: pair[part] for count, pair in both.items()}
-            curves[f"{verb}, {kind}"] = grow(bench, what, "parameters/s", ways, note)
+            rates = grow(bench, what, "parameters/s", ways, note)
+            curves[f"{verb}, {kind}"] = {count: count / rate for count, rate in rates.items()}
     return curves
 
 
@@ -269,9 +276,9 @@ def weight_ways(
 
     def publishing() -> float:
         database.acquire_lease(HOLDER)
-        return measure.rate_of(publish, bench.seconds(1.0))
+        return measure.rate_of(publish, moment(bench))
 
-    return publishing, lambda: measure.rate_of(load, bench.seconds(1.0))
+    return publishing, lambda: measure.rate_of(load, moment(bench))
 
 
 def largest_refused(database: RedisDatabase, count: int = 100_000_000) -> str:
@@ -296,17 +303,16 @@ def draw(panels: Mapping[str, Mapping[str, Curve]], path: Path) -> None:
     figure, axes = pyplot.subplots(2, 2, figsize=(11, 8), dpi=120)
     labels = ("steps/s of all players", "seconds per session", "bytes/s", "seconds per set of weights")
     for axis, label, (what, curves) in zip(axes.flat, labels, panels.items(), strict=True):
-        axis.set(xscale="log", yscale="log", xlabel=what, ylabel=label)
-        axis.grid(alpha=0.3, which="both")
-        for name, curve in curves.items():
-            if name == "seconds per push":
-                _beside(axis, curve)
-                continue
-            rates = {size: curve[size] for size in sorted(curve)}
-            per = {"sessions stored": lambda size, rate: 1 / rate, "parameters": lambda size, rate: size / rate}
-            convert = per.get(what, lambda size, rate: rate)
-            axis.plot(list(rates), [convert(size, rate) for size, rate in rates.items()], "o-", label=name)
-        axis.legend(loc="best", frameon=False, fontsize=8)
+        axis.set(xscale="log", xlabel=what)
+        axis.grid(alpha=0.3)
+        lines = []
+        for number, (name, curve) in enumerate(curves.items()):
+            own = axis.twinx() if name == LATENCY else axis
+            lines += own.plot(
+                sorted(curve), [curve[size] for size in sorted(curve)], "o-", color=f"C{number}", label=name
+            )
+            own.set(yscale="log", ylabel=name if name == LATENCY else label)
+        axis.legend(handles=lines, frameon=False, fontsize=8)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)

@@ -114,6 +114,7 @@ def place() -> Iterator[Place]:
         shutil.rmtree(here.path, ignore_errors=True)
 
 
+@pytest.mark.faults
 def test_players_and_trainer_share_a_server_and_survive_being_killed(place: Place) -> None:
     play, train = ["catch", "play", "-b", 4], ["catch", "train", "-b", 4, "--save-every", 0.3]
     first, second, trainer = place.start(*play), place.start(*play), place.start(*train)
@@ -198,6 +199,7 @@ def test_run_ends_by_itself_and_leaves_nothing(place: Place) -> None:
     assert not list(place.path.glob("runs/*/server.json"))
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_run_takes_its_players_and_its_server_with_it(place: Place, number: signal.Signals) -> None:
     command = place.start("catch", "run", "--players", 2, "-b", 8, "--games", 4)

@@ -366,6 +366,7 @@ def test_a_push_is_one_round_trip(redis_server: Server, database: RedisDatabase)
         assert admin.info("stats")["total_reads_processed"] - before == 2  # this INFO, and the push
 
 
+@pytest.mark.faults
 def test_a_killed_server_is_lost_at_once(own_server: Server) -> None:
     database = RedisDatabase(own_server.url, "x")
     database.append([b"x"])
@@ -383,6 +384,7 @@ def test_a_killed_server_is_lost_at_once(own_server: Server) -> None:
     assert time.monotonic() - start < 2
 
 
+@pytest.mark.faults
 def test_a_reader_that_waits_learns_of_the_death(own_server: Server) -> None:
     database = RedisDatabase(own_server.url, "x")
     database.state()
@@ -394,6 +396,7 @@ def test_a_reader_that_waits_learns_of_the_death(own_server: Server) -> None:
     assert time.monotonic() - start < 5
 
 
+@pytest.mark.faults
 def test_a_frozen_server_is_lost_and_nothing_is_sent_twice(own_server: Server) -> None:
     database = RedisDatabase(own_server.url, "x", timeout=1.1)
     database.append([b"x"])

@@ -132,6 +132,7 @@ def test_two_starts_at_once_give_one_server() -> None:
     assert server is not None and urls == {server.url + "\n"}
 
 
+@pytest.mark.faults
 def test_it_outlives_who_started_it() -> None:
     starter = python(
         "import os\nfrom tinyverse.redis_server import start\nprint(start().pid, flush=True)\nos.kill(os.getpid(), 9)"
