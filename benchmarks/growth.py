@@ -28,6 +28,7 @@ import measure
 import numpy as np
 from gymnasium import spaces
 
+from tinyverse import machine
 from tinyverse.agent import Agent
 from tinyverse.database import BEGINNING, State
 from tinyverse.envs.pool import Pool, Step
@@ -44,6 +45,7 @@ Curve = dict[int, float]  # size -> rate, or what it costs
 
 
 def main() -> None:
+    machine.prepare()  # as every tinyverse process
     with measure.session("growth", __doc__) as bench:
         with private_server() as server:
             panels = {
@@ -86,7 +88,9 @@ def grow_players(bench: measure.Bench, url: str) -> dict[str, Curve]:
     database.put_weights(encode_weights({}, version=0, update=0, step=0), 0, holder=HOLDER)
     counts, seconds = ((1, 2), 0.4) if bench.smoke else ((1, 4, 16, 64), 2.0)
     latencies: dict[int, list[float]] = {count: [] for count in counts}
-    with ProcessPoolExecutor(min(PROCESSES, counts[-1]), multiprocessing.get_context("spawn")) as executor:
+    with ProcessPoolExecutor(
+        min(PROCESSES, counts[-1]), multiprocessing.get_context("spawn"), machine.prepare
+    ) as executor:
 
         def way(count: int) -> float:
             shares = [len(range(part, count, PROCESSES)) for part in range(min(count, PROCESSES))]

@@ -68,7 +68,7 @@ def main() -> None:
         sessions = [session for part in range(8) for session in player.play().sessions("", part * batch)]
         spec = SessionSpec.of(pool.observation_space, pool.action_space, player.agent, STEPS)
         with measure.on_core(1), private_server() as server, measure.on_core(0), naive(spec, sessions[:batch]) as way:
-            for precision in ("fp32", "bf16")[: 1 + machine.has_bfloat16()]:
+            for precision in ("fp32", "bf16")[: 1 + (machine.has_bfloat16() and not bench.smoke)]:
                 learner = new_learner(pool)
                 replay = Replay(spec, Flow(batch=batch, buffer_size=256), Fresh())
                 trainer = Trainer(

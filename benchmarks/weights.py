@@ -57,16 +57,17 @@ def main() -> None:
         machine.set_threads(1)
         with measure.on_core(1):
             server = stack.enter_context(private_server(listen=f"127.0.0.1:{free_port()}"))
-            publishing = stack.enter_context(publisher(server.tcp_url))
+            publishing = stack.enter_context(publisher(server.tcp_url, bench.smoke))
         measure.pinned(0)
-        for agent in (atari().agent(), large_agent()):
+        for agent in [atari(bench.smoke).agent(), *([] if bench.smoke else [large_agent()])]:
             for by, url in (("TCP", server.tcp_url), ("unix", server.url)):
                 compare(bench, agent, url, by)
         pauses(bench, server.tcp_url, publishing)
 
 
-def atari() -> Experiment:
-    return loader.build(loader.load_module("atari"), {"network": "nature"})
+def atari(smoke: bool) -> Experiment:
+    settings = {"network": "small", "unroll_length": 8} if smoke else {"network": "nature"}
+    return loader.build(loader.load_module("atari"), settings)
 
 
 def large_agent() -> TorchAgent:
@@ -96,7 +97,9 @@ def compare(bench: measure.Bench, agent: TorchAgent, url: str, by: str) -> None:
         "load": {"ours": load, "raw": lambda: bool(client.get("tv:raw"))},
     }
     for what, ways in works.items():
-        rates = {name: (lambda work=work: measure.rate_of(work, bench.seconds(0.6))) for name, work in ways.items()}
+        rates = {
+            name: (lambda work=work: measure.rate_of(work, 0.02 if bench.smoke else 0.6)) for name, work in ways.items()
+        }
         title = f"{size / 1e6:.1f} million parameters, {by}, {what}"
         bench.compare(title, rates, unit="times/s", at_least={"raw": 1 / 1.5}, warm=not bench.smoke)
     database.clear()
@@ -104,14 +107,14 @@ def compare(bench: measure.Bench, agent: TorchAgent, url: str, by: str) -> None:
 
 def pauses(bench: measure.Bench, url: str, publishing: Event) -> None:
     """Three rows: the time of a step with and without weights being loaded, its 99th percentile first."""
-    seconds, games = (0.5, 4) if bench.smoke else (8.0, 16)
+    seconds, games = (0.3, 4) if bench.smoke else (8.0, 16)
     measures = {"99th percentile": lambda times: np.quantile(times, 0.99), "median": np.median, "average": np.mean}
     rows = {
         name: measure.Row(f"Pong, a step, {name}", "steps/s", {"ours": [], "no loading": []}, {}) for name in measures
     }
     rows["99th percentile"].at_least["no loading"] = 1 / 1.2
     versions = {"ours": 0, "no loading": 0}
-    with stepping(url, games, seconds, publishing) as steps:
+    with stepping(url, atari(bench.smoke), games, seconds, publishing) as steps:
         for turn in range(bench.repeats):
             for way in list(versions)[:: 1 if turn % 2 == 0 else -1]:
                 (publishing.set if way == "ours" else publishing.clear)()
@@ -125,9 +128,11 @@ def pauses(bench: measure.Bench, url: str, publishing: Event) -> None:
 
 
 @contextlib.contextmanager
-def stepping(url: str, games: int, seconds: float, publishing: Event) -> Iterator[Callable[[], tuple[np.ndarray, int]]]:
+def stepping(
+    url: str, experiment: Experiment, games: int, seconds: float, publishing: Event
+) -> Iterator[Callable[[], tuple[np.ndarray, int]]]:
     """A player at work whenever the function is called, which gives its steps' seconds and the versions it loaded."""
-    experiment, acts = atari(), list[float]()
+    acts: list[float] = []
     agents = [acting(experiment.agent(), "cpu", experiment.precision) for _ in range(2)]
     pool = experiment.pool(games)
     for agent in agents:
@@ -138,10 +143,15 @@ def stepping(url: str, games: int, seconds: float, publishing: Event) -> Iterato
     publishing.set()
     play(player, courier, batches=2)
 
-    def steps() -> tuple[np.ndarray, int]:
-        acts.clear()
-        before, ends = player.version, time.perf_counter() + seconds
+    def play_for(seconds: float) -> None:
+        ends = time.perf_counter() + seconds
         play(player, courier, should_stop=lambda: time.perf_counter() > ends)
+
+    def steps() -> tuple[np.ndarray, int]:
+        play_for(min(seconds, 1.5 * EVERY))  # what was published before has come by then
+        before = player.version
+        acts.clear()
+        play_for(seconds)
         return np.diff(acts), player.version - before
 
     yield steps
@@ -158,11 +168,11 @@ def stamped(act: Callable[..., Any], times: list[float]) -> Callable[..., Any]:
 
 
 @contextlib.contextmanager
-def publisher(url: str) -> Iterator[Event]:
+def publisher(url: str, smoke: bool) -> Iterator[Event]:
     """A process that publishes new weights every second while the event is set."""
     context = multiprocessing.get_context("spawn")
     publishing, ending = context.Event(), context.Event()
-    process = context.Process(target=publish_often, args=(url, publishing, ending), daemon=True)
+    process = context.Process(target=publish_often, args=(url, smoke, publishing, ending), daemon=True)
     process.start()
     try:
         yield publishing
@@ -171,10 +181,10 @@ def publisher(url: str) -> Iterator[Event]:
         process.join(10.0)
 
 
-def publish_often(url: str, publishing: Event, ending: Event) -> None:
+def publish_often(url: str, smoke: bool, publishing: Event, ending: Event) -> None:
     machine.set_threads(1)
-    database, weights, version = RedisDatabase(url, RUN), atari().agent().get_weights(), -1
-    while not ending.wait(EVERY):
+    database, weights, version = RedisDatabase(url, RUN), atari(smoke).agent().get_weights(), -1
+    while not ending.wait(0.2 if smoke else EVERY):
         if publishing.is_set():
             version += 1
             put(database, weights, version)

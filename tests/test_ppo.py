@@ -45,15 +45,17 @@ def test_the_loss_row_by_row(agent, batch):
     learner = PPO(
         agent, discount=0.9, lambda_=0.7, clip=0.1, value_clip=0.05, entropy_cost=0.2, normalize_advantages=False
     )
-    values, advantages = learner.estimates(batch)
+    whole = learner.estimates(batch)
+    _, values, targets, advantages = whole
     outputs, _ = agent.network(batch.observations, (), batch.first)
     alive_values = outputs.values.detach()
     expected = returns.gae(batch.rewards, batch.discounts(0.9), batch.traces, alive_values, 0.7)
     torch.testing.assert_close(advantages, expected)
+    torch.testing.assert_close(targets, expected + values)
     with torch.no_grad():
         for parameter in agent.network.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-    loss, metrics = learner.loss(batch, values, advantages)
+    loss, metrics = learner.loss(*whole)
     outputs, _ = agent.network(batch.observations, (), batch.first)
     log_probs = outputs.policy[0].log_softmax(-1)
     total, rows, clipped, distance = 0.0, 0, 0, 0.0
@@ -64,7 +66,7 @@ def test_the_loss_row_by_row(agent, batch):
             log_rho = log_probs[t, b, batch.actions[t, b]] - batch.extras["behaviour_log_prob"][t, b]
             rho, advantage = log_rho.exp().item(), advantages[t, b].item()
             old, new = values[t, b].item(), outputs.values[t, b].item()
-            target, near = old + advantage, min(max(new, old - 0.05), old + 0.05)
+            target, near = targets[t, b].item(), min(max(new, old - 0.05), old + 0.05)
             total -= min(rho * advantage, min(max(rho, 0.9), 1.1) * advantage)
             total += 0.5 * 0.5 * max((target - new) ** 2, (target - near) ** 2)
             total += 0.2 * (log_probs[t, b].exp() * log_probs[t, b]).sum().item()
@@ -92,10 +94,9 @@ def test_every_session_is_seen_once_an_epoch(agent, batch, monkeypatch):
 
 def test_one_minibatch_equals_the_whole_batch(agent, batch):
     learner = PPO(agent)
-    values, advantages = learner.estimates(batch)
-    whole = learner.loss(batch, values, advantages)[0]
-    order = torch.randperm(8)
-    shuffled = learner.loss(batch.columns(order), values[:, order], advantages[:, order])[0]
+    estimates, order = learner.estimates(batch), torch.randperm(8)
+    whole = learner.loss(*estimates)[0]
+    shuffled = learner.loss(batch.columns(order), *(rows[:, order] for rows in estimates[1:]))[0]
     assert shuffled.item() == pytest.approx(whole.item(), rel=1e-5)
 
 
@@ -104,10 +105,10 @@ def test_rate_and_clip_fall_together(agent, batch):
     assert learner.optimizer.current_learning_rate == 1.0
     learner.optimizer.updates = 2  # after one of the two train steps
     assert learner.optimizer.current_learning_rate == 0.5
-    values, advantages = learner.estimates(batch)
-    clipped = learner.loss(batch, values, advantages)[1]()["policy/clipped"]
+    whole = learner.estimates(batch)
+    clipped = learner.loss(*whole)[1]()["policy/clipped"]
     learner.optimizer.updates = 0
-    assert clipped > learner.loss(batch, values, advantages)[1]()["policy/clipped"]
+    assert clipped > learner.loss(*whole)[1]()["policy/clipped"]
 
 
 @pytest.mark.parametrize("wrong", [{"epochs": 0}, {"minibatches": 0}])

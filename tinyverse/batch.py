@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,12 +32,12 @@ class Batch:
     slots: torch.Tensor  # [B] where the slices lie in the replay; priorities go back by it
     burn_in: int = 0
 
-    @property
+    @functools.cached_property
     def first(self) -> torch.Tensor:
         """[T+1, B] bool: memory is reset before this observation. Row 0 is in `initial_memory` already."""
         return torch.cat([torch.zeros_like(self.alive[:1]), ~self.alive])
 
-    @property
+    @functools.cached_property
     def mask(self) -> torch.Tensor:
         """[T, B] float32: 1 for rows that happened and count in losses."""
         mask = self.alive.float()

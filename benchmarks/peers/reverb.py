@@ -36,12 +36,13 @@ def main(path: str, seconds: str, client_core: str, server_core: str) -> None:
         sessions = list(zip(*(fields[name] for name in sorted(fields.files)), strict=True))
     with server(int(server_core)) as address:
         client = reverb.Client(address)
+        append = {name: rate_of(work, float(seconds)) for name, work in writing(client, sessions).items()}
+        client.reset(TABLE)
         for session in itertools.islice(itertools.cycle(sessions), KEPT):
             client.insert(list(session), {TABLE: 1.0})
-        ways = {"append": writing(client, sessions), "read": reading(client, address, sessions[0])}
-        print(json.dumps({
-            what: {name: rate_of(work, float(seconds)) for name, work in works.items()} for what, works in ways.items()
-        }))  # fmt: skip
+        ways = reading(client, address, sessions[0])
+        read = {name: rate_of(work, float(seconds)) for name, work in ways.items()}
+        print(json.dumps({"append": append, "read": read}))
 
 
 def writing(client: reverb.Client, sessions: list[tuple[np.ndarray, ...]]) -> dict[str, Callable[[], int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +13,15 @@ from tinyverse.batch import Batch
 from tinyverse.errors import SettingsError
 from tinyverse.learner import Metrics, Optimizer, TorchLearner
 from tinyverse.torch_agent import TorchAgent
+
+
+class Estimates(NamedTuple):
+    """A batch, and what its sessions turned out to be worth; all [T, B]."""
+
+    batch: Batch
+    values: Tensor
+    targets: Tensor
+    advantages: Tensor
 
 
 class PPO(TorchLearner):
@@ -30,7 +40,7 @@ class PPO(TorchLearner):
         total_updates: train steps over which the learning rate, and the clip with it, fall to 0; None: constant.
         clip: ε.
         value_clip: V may leave its old value by this much, as OpenAI's own code has it; None: by any.
-        normalize_advantages: to mean 0 and deviation 1, in each minibatch.
+        normalize_advantages: to mean 0 and deviation 1 over the batch.
         reward_clip: rewards are clipped to ± this; None leaves them.
     """
 
@@ -75,36 +85,36 @@ class PPO(TorchLearner):
         sessions = batch.rewards.shape[1]
         if self.minibatches > sessions:
             raise SettingsError(f"PPO cannot cut {sessions} sessions into {self.minibatches} minibatches. Raise -b.")
-        values, advantages = self.estimates(batch)
+        whole = self.estimates(batch)
         for _ in range(self.epochs):
             for part in torch.randperm(sessions, device=self.device).chunk(self.minibatches):
-                rows = (batch.columns(part), values[:, part], advantages[:, part])
-                loss, metrics = self.loss(*(rows if self.minibatches > 1 else (batch, values, advantages)))
+                loss, metrics = self.loss(*(whole if self.minibatches == 1 else _columns(whole, part)))
                 norm = self.optimizer.step(loss)
-        explained = losses.explained_variance(values, values + advantages, batch.mask)
+        explained = losses.explained_variance(whole.values, whole.targets, batch.mask)
         return {**metrics(), "grad_norm": norm, "value/explained_variance": explained}
 
     @torch.no_grad()
-    def estimates(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Values before the first epoch, and advantages; both [T, B]."""
+    def estimates(self, batch: Batch) -> Estimates:
+        """What is made once of the values before the first epoch."""
         outputs, _ = self.agent.network(batch.observations, batch.initial_memory, batch.first)
         clip = float("inf") if self.reward_clip is None else self.reward_clip
         rewards, values = batch.rewards.clamp(-clip, clip), outputs.values.float()
         advantages = returns.gae(rewards, batch.discounts(self.discount), batch.traces, values, self.lambda_)
-        return values[:-1], advantages
+        targets = values[:-1] + advantages
+        if self.normalize_advantages:
+            advantages = losses.normalize(advantages, batch.mask)
+        return Estimates(batch, values[:-1], targets, advantages)
 
     def loss(
-        self, batch: Batch, old_values: Tensor, advantages: Tensor
+        self, batch: Batch, old_values: Tensor, targets: Tensor, advantages: Tensor
     ) -> tuple[Tensor, Callable[[], dict[str, Tensor]]]:
         """The loss of one minibatch, and what makes its metrics (0-d, no gradient), wanted of the last one only."""
         network, mask = self.agent.network, batch.mask
         observations = nest.map(lambda rows: rows[:-1], batch.observations)
         outputs, _ = network(observations, batch.initial_memory, batch.first[:-1])
-        policy, values, targets = network.distribution(outputs.policy), outputs.values.float(), old_values + advantages
+        policy, values = network.distribution(outputs.policy), outputs.values.float()
         log_rhos = policy.log_prob(batch.actions) - batch.extras["behaviour_log_prob"]
         clip = self.clip * self.optimizer.remaining
-        if self.normalize_advantages:
-            advantages = losses.normalize(advantages, mask)
 
         share = mask / mask.sum().clamp(min=1)  # of a row in the mean
         policy_loss = losses.clipped_policy_gradient(log_rhos, advantages, share, clip, bound=None)
@@ -125,3 +135,7 @@ class PPO(TorchLearner):
             }
 
         return loss, metrics
+
+
+def _columns(whole: Estimates, part: Tensor) -> Estimates:
+    return Estimates(whole.batch.columns(part), *(rows[:, part] for rows in whole[1:]))
