@@ -2,14 +2,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test test-all lint bench clean
+.PHONY: help demo test test-all lint bench bench-report peers clean
 
 help:
 	@echo "make demo      play and train Pong here, then a video in records/ and a curve"
 	@echo "make test      the tests that fit into a few minutes"
 	@echo "make test-all  all of them"
 	@echo "make lint      ruff and mypy"
-	@echo "make bench     the benchmarks"
+	@echo "make bench     the benchmarks, printed; bench-report writes them into docs/performance.md"
+	@echo "make peers     environments of the libraries that the benchmarks compare with (3 GB)"
 
 # torch comes first and by its exact version, so that the small CPU build is taken where there is one
 .venv/ready: setup.py constraints.txt
@@ -35,8 +36,16 @@ lint: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+BENCHMARKS := $(filter-out benchmarks/measure.py benchmarks/report.py,$(wildcard benchmarks/*.py))
+
 bench: .venv/ready
-	@for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+	@for script in $(BENCHMARKS); do echo "==> $$script"; $(BIN)/python $$script || exit 1; done
+
+bench-report: .venv/ready
+	$(BIN)/python benchmarks/report.py
+
+peers:
+	benchmarks/peers.sh
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

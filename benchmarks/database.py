@@ -2,8 +2,8 @@
 
     python benchmarks/database.py [--json] [--smoke] [--repeats N]
 
-The same experience each time: 20 steps of Pong as the example's agent plays it, of CartPole, and of floats of random
-bits, which do not compress (141 KB). The unit is sessions per second.
+The same experience each time: 20 steps of Pong (`atari_pool`) as the example's agent plays it, of CartPole, and of
+floats of random bits, which do not compress (141 KB). The unit is sessions per second.
 
 ours: `Session.encode` and `RedisDatabase.append` of 8 at once, with the worker's heartbeat; `RedisDatabase.read` of as
     many as a trainer reads, and `SessionSpec.decode`. Checks, counters and State included.
@@ -18,6 +18,7 @@ stored: appends and reads with ever more sessions in the store, small ones so th
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import itertools
 import os
@@ -70,7 +71,7 @@ def main() -> None:
             server = stack.enter_context(private_server(listen=f"127.0.0.1:{free_port()}"))
         measure.pinned(0)
         pong, cartpole = played("Pong", "atari", bench.smoke), played("CartPole", "cartpole", bench.smoke)
-        for kind in (pong, cartpole, floats(bench.smoke)):
+        for kind in (pong, cartpole, floats(cartpole)):
             for by in ("TCP", "unix"):
                 compare(bench, kind, server, by)
         versus_reverb(bench, pong, server, cores)
@@ -87,18 +88,16 @@ def played(name: str, example: str, smoke: bool) -> Kind:
     return Kind(name, experiment.spec(agent), sessions, 64 if smoke else 512)
 
 
-def floats(smoke: bool) -> Kind:
-    bits, flags = np.random.default_rng(0), np.ones(STEPS, bool)
-    sessions = [
-        Session(
-            observations=bits.integers(2**32, size=(STEPS + 1, FLOATS), dtype=np.uint32).view(np.float32),
-            actions=np.zeros(STEPS, np.int64), rewards=np.zeros(STEPS, np.float32), terminated=~flags, truncated=~flags, alive=flags,
-            initial_memory=(), extras={}, metadata={"version": "0", "update": "0", "sequence": "0"},
-        )
-        for _ in range(AT_ONCE * (1 if smoke else 4))
-    ]  # fmt: skip
-    spec = SessionSpec({name: (array.shape, array.dtype) for name, array in sessions[0].arrays().items()})
-    return Kind("floats", spec, sessions, 64 if smoke else 512)
+def floats(like: Kind) -> Kind:
+    """Sessions like others but for their observations: floats of random bits."""
+    random_bits = np.random.default_rng(0).integers
+
+    def noisy(session: Session) -> Session:
+        bits = random_bits(2**32, size=(STEPS + 1, FLOATS), dtype=np.uint32)
+        return dataclasses.replace(session, observations=bits.view(np.float32))
+
+    fields = {**like.spec.fields, "observations": ((STEPS + 1, FLOATS), np.dtype(np.float32))}
+    return Kind("floats", SessionSpec(fields), list(map(noisy, like.sessions[:32])), like.kept)
 
 
 def compare(bench: measure.Bench, kind: Kind, server: Server, by: str) -> None:
@@ -221,11 +220,10 @@ def bare(bench: measure.Bench, binary: str, kind: Kind, server: Server, by: str,
 
 def versus_reverb(bench: measure.Bench, kind: Kind, server: Server, cores: list[int]) -> None:
     """Two rows, measured in the same turns: Reverb takes a while to start, so it does both at once."""
-    ours = ours_of(kind, filled(kind, server.tcp_url, "reverb"))
-    seconds = 0.1 if bench.smoke else 0.5
+    ours, seconds = ours_of(kind, filled(kind, server.tcp_url, "reverb")), 0.1 if bench.smoke else 0.5
     rows = {
-        "append": measure.Row("Pong, TCP, append", "sessions/s", {}, {}),
-        "read": measure.Row("Pong, TCP, read", "sessions/s", {}, {"dataset": 1.3, "sample": 4.0}),
+        "append": measure.Row("Pong beside Reverb, append", "sessions/s", {}, {}),
+        "read": measure.Row("Pong beside Reverb, read", "sessions/s", {}, {"dataset": 1.3, "sample": 4.0}),
     }
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "sessions.npz"

@@ -316,6 +316,8 @@ def draw(panels: Mapping[str, Mapping[str, Curve]], path: Path) -> None:
                 sorted(curve), [curve[size] for size in sorted(curve)], "o-", color=f"C{number}", label=name
             )
             own.set(yscale="log", ylabel=name if name == LATENCY else label)
+        low, high = axis.get_ylim()
+        axis.set_ylim(min(low, high / 100), high)  # so that what is nearly flat looks so
         axis.legend(handles=lines, frameon=False, fontsize=8)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)

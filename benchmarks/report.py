@@ -3,6 +3,8 @@
     python benchmarks/report.py                     every script: most of an hour, on a machine that does nothing else
     python benchmarks/report.py player trainer      only these; the other tables stay as they were measured
     python benchmarks/report.py --tables            measures nothing
+
+The words around the tables are written by hand.
 """
 
 from __future__ import annotations

@@ -14,7 +14,6 @@ naive: the same update as it is usually written, in a process whose allocator is
 The sessions were played once by an untrained network. They are pushed again and again under new numbers, as fast as the
 trainer takes them.
 """
-# ruff: noqa: E402
 
 from __future__ import annotations
 
@@ -152,12 +151,12 @@ def push(url: str, run: str, sessions: list[Session]) -> None:
             state = database.state()
             continue
         blobs = []
-        for number in range(number, number + AT_ONCE):
+        for _ in range(AT_ONCE):
             session = sessions[number % len(sessions)]
             told = {"player": worker.id, "sequence": number, "version": state.version, "update": state.update}
             session.metadata.update({name: str(value) for name, value in told.items()})
             blobs.append(session.encode())
-        number += 1
+            number += 1
         state = database.append(blobs, worker=worker)
 
 

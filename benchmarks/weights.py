@@ -39,7 +39,7 @@ if __name__ == "__main__":  # before torch is imported, as the command line does
 from gymnasium import spaces
 
 from tinyverse import loader
-from tinyverse.agent import Weights
+from tinyverse.agent import Agent, Weights
 from tinyverse.experiment import Experiment
 from tinyverse.networks import MLP, ModularNetwork
 from tinyverse.player import Courier, Player, new_worker, play
@@ -76,7 +76,7 @@ def large_agent() -> TorchAgent:
     return TorchAgent(ModularNetwork(space, spaces.Discrete(6), trunk=MLP(2048, 2048)))
 
 
-def compare(bench: measure.Bench, agent: TorchAgent, url: str, by: str) -> None:
+def compare(bench: measure.Bench, agent: Agent, url: str, by: str) -> None:
     """Two rows: publishing and loading one agent's weights."""
     weights, client = agent.get_weights(), connect(url)
     size = sum(array.size for array in weights.values())

@@ -7,6 +7,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from torch import nn
+from torch.nn import functional
 
 from tinyverse import nest
 from tinyverse.errors import SettingsError
@@ -16,6 +17,7 @@ from tinyverse.networks import (
     Categorical,
     DiagonalGaussian,
     Identity,
+    Joint,
     ModularNetwork,
     NatureConv,
     SmallConv,
@@ -58,6 +60,7 @@ NETWORKS = {
     "lstm": lambda: ModularNetwork(VECTOR, spaces.Discrete(2), body=LSTM(8)),
     "window": lambda: ModularNetwork(FRAME, spaces.Discrete(2), trunk=Window(4, NatureConv(16))),
     "window of vectors": lambda: ModularNetwork(VECTOR, spaces.Discrete(2), trunk=Window(9, MLP(8))),
+    "value apart": lambda: ModularNetwork(VECTOR, spaces.Discrete(2), body=LSTM(8), value_trunk=Window(3, MLP(8))),
     "everything": lambda: ModularNetwork(
         TREE, ACTIONS, trunk={"image": Window(3, NatureConv(16)), "pair.0": Window(2, MLP(4))}, body=LSTM(8)
     ),
@@ -207,33 +210,6 @@ def test_initialisation():
     assert network.value.linear.weight.norm().item() == pytest.approx(1, rel=1e-4)
 
 
-def test_categorical():
-    logits = torch.randn(1, 4)
-    policy, p = Categorical(logits.expand(20_000, 4), start=3), logits.double().softmax(-1)[0]
-    actions = policy.sample(torch.Generator().manual_seed(0))
-    counts = torch.bincount(actions - 3, minlength=4) / 20_000
-    assert (counts - p).abs().max() < 4 * math.sqrt(0.25 / 20_000)
-    torch.testing.assert_close(policy.log_prob(actions).double(), p.log()[actions - 3], atol=1e-5, rtol=1e-5)
-    assert policy.entropy()[0].item() == pytest.approx(-(p * p.log()).sum().item(), rel=1e-5)
-    assert policy.mode()[0].item() == 3 + p.argmax().item()
-
-
-def test_gaussian():
-    mean, log_std = torch.tensor([0.5, -1.0]), torch.tensor([0.0, -0.7])
-    policy = DiagonalGaussian(mean.expand(20_000, 2), log_std.expand(20_000, 2), (1, 2))
-    actions = policy.sample(torch.Generator().manual_seed(0))
-    assert actions.shape == (20_000, 1, 2)
-    torch.testing.assert_close(actions.mean(0)[0], mean, atol=0.03, rtol=0)
-    torch.testing.assert_close(actions.std(0)[0], log_std.exp(), atol=0.03, rtol=0)
-    (x, y), s = actions[0, 0].tolist(), math.exp(-0.7)
-    density = math.exp(-((x - 0.5) ** 2) / 2) / math.sqrt(2 * math.pi)
-    density *= math.exp(-((y + 1) ** 2) / (2 * s * s)) / (s * math.sqrt(2 * math.pi))
-    assert policy.log_prob(actions)[0].item() == pytest.approx(math.log(density), rel=1e-4)
-    expected = sum(0.5 * math.log(2 * math.pi * math.e * sigma**2) for sigma in (1.0, s))
-    assert policy.entropy()[0].item() == pytest.approx(expected, rel=1e-5)
-    assert torch.equal(policy.mode()[0, 0], mean)
-
-
 def test_a_joint_action_has_the_sum_of_log_probabilities():
     network = NETWORKS["everything"]()
     first = torch.zeros(T, B, dtype=torch.bool)
@@ -253,6 +229,87 @@ def test_a_joint_action_has_the_sum_of_log_probabilities():
     apart = choice.parts[0].log_prob(actions["choice"][..., 0]) + choice.parts[1].log_prob(actions["choice"][..., 1])
     torch.testing.assert_close(choice.log_prob(actions["choice"]), apart)
     assert policy.log_prob(policy.mode()).shape == policy.entropy().shape == (T, B)
+
+
+def torchs(policy):
+    """The same distribution made of torch's own: it takes flattened actions and sums over them."""
+    torch_distributions = torch.distributions
+    if isinstance(policy, Categorical):
+        return [(torch_distributions.Categorical(logits=policy.logits.double()), policy.start)]
+    if isinstance(policy, DiagonalGaussian):
+        return [(torch_distributions.Normal(policy.mean.double(), policy.log_std.double().exp()), 0)]
+    return [pair for part in policy.parts for pair in torchs(part)]
+
+
+def columns_of(policy, actions):
+    """Actions as the entries of `torchs(policy)` take them."""
+    if isinstance(policy, Categorical):
+        return [actions]
+    if isinstance(policy, DiagonalGaussian):
+        return [actions.flatten(2)]
+    if isinstance(policy, Joint):
+        pairs = zip(policy.parts, nest.leaves(actions), strict=True)
+        return [column for part, leaf in pairs for column in columns_of(part, leaf)]
+    return list(actions.flatten(2).unbind(-1))
+
+
+ACTION_SPACES = {
+    "discrete": spaces.Discrete(5, start=-2),
+    "multidiscrete": spaces.MultiDiscrete([2, 5, 3], start=[0, -1, 4]),
+    "multidiscrete of a shape": spaces.MultiDiscrete([[2, 3], [4, 2]]),
+    "multibinary": spaces.MultiBinary([2, 2]),
+    "box": spaces.Box(-1, 1, (2, 3)),
+    "tree": ACTIONS,
+    "tuple": spaces.Tuple([spaces.Discrete(3), spaces.Dict(a=spaces.Box(0, 1, (2,)), b=spaces.MultiBinary(2))]),
+}
+
+
+@pytest.mark.parametrize("name", ACTION_SPACES)
+def test_every_action_space_has_the_distribution_of_torch(name):
+    network, many = ModularNetwork(VECTOR, ACTION_SPACES[name]), 4000
+    policy = tuple(
+        torch.randn(1, 1, leaf.linear.out_features * (1 + hasattr(leaf, "log_std"))) for leaf in network.heads
+    )
+    policy = network.distribution(tuple(leaf.expand(many, 2, -1) for leaf in policy))
+    actions = policy.sample(torch.Generator().manual_seed(0))
+    assert ACTION_SPACES[name].__class__ is spaces.Box or ACTION_SPACES[name].contains(
+        nest.map(
+            lambda leaf: leaf[0, 0].numpy().clip(0, 1) if leaf.is_floating_point() else leaf[0, 0].numpy(), actions
+        )
+    )
+    log_prob, entropy, parts = 0.0, 0.0, torchs(policy)
+    for (part, start), column, mode in zip(
+        parts, columns_of(policy, actions), columns_of(policy, policy.mode()), strict=True
+    ):
+        terms, spread = part.log_prob(column - start), part.entropy()
+        log_prob = log_prob + (terms.sum(-1) if terms.ndim > 2 else terms)
+        entropy = entropy + (spread.sum(-1) if spread.ndim > 2 else spread)
+        torch.testing.assert_close((mode - start).double(), part.mode.double())
+        if isinstance(part, torch.distributions.Categorical):
+            shares = functional.one_hot(column - start, part.probs.shape[-1]).double().mean((0, 1))
+            assert (shares - part.probs[0, 0]).abs().max() < 4.5 * math.sqrt(0.25 / (2 * many))
+        else:
+            error = (column.double() - part.mean) / part.stddev
+            assert error.mean((0, 1)).abs().max() < 4.5 / math.sqrt(2 * many)
+            assert (error.square().mean((0, 1)) - 1).abs().max() < 4.5 * math.sqrt(2 / (2 * many))
+    torch.testing.assert_close(policy.log_prob(actions).double(), log_prob, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(policy.entropy().double(), entropy, atol=1e-4, rtol=1e-5)
+
+
+def test_a_value_trunk_shares_nothing_with_the_policy():
+    network = ModularNetwork(
+        FRAME, spaces.Discrete(2), trunk=Window(2, NatureConv(8)), body=LSTM(8), value_trunk=Window(4, SmallConv(6))
+    )
+    assert network.value.linear.in_features == 6
+    memory = network.initial_memory(B)
+    assert set(memory) == {"trunk0", "value0", "body"}
+    outputs, after = network(rows_of(FRAME), memory, torch.zeros(T, B, dtype=torch.bool))
+    assert set(after) == set(memory)
+    outputs.values.sum().backward()
+    learned = {name.split(".")[0] for name, parameter in network.named_parameters() if parameter.grad is not None}
+    assert learned == {"value_trunks", "value"}
+    with pytest.raises(SettingsError, match=r"Linear does not fit observation space Box\(-1"):
+        ModularNetwork(VECTOR, spaces.Discrete(2), value_trunk=nn.Linear(9, 2))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -278,7 +335,7 @@ def test_small_conv_is_the_network_of_2013():
 
 
 def test_centred_images_are_the_same_in_any_brightness():
-    conv = NatureConv(layer_norm=True, center=True)
+    conv = NatureConv(normalization="layer", center=True)
     conv.build((4, 84, 84))
     images = torch.randint(0, 155, (2, 4, 84, 84), dtype=torch.uint8)
     torch.testing.assert_close(conv(images), conv(images + 100), atol=1e-4, rtol=1e-4)

@@ -9,6 +9,7 @@ The reader trusts nothing: every size is checked against `max_bytes` and the tru
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import struct
@@ -25,6 +26,7 @@ MAX_HEADER = 64 * 1024
 MAX_ARRAYS = 256
 MAX_DIMENSIONS = 8
 MAX_BYTES = 1 << 30
+TRIED = 4096  # bytes of a large blob whose compression tells whether the whole is worth it
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
 _DTYPES = {
@@ -47,33 +49,20 @@ def encode(
         CodecError: something that `decode` would refuse: a dtype without a name in the format, too many arrays or
             dimensions, metadata that is not strings.
     """
-    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     if not all(isinstance(text, str) for pair in (metadata or {}).items() for text in pair):
         raise CodecError("__metadata__ must hold strings only.")
-    buffers, offset = [], 0
-    for name, array in sorted(arrays.items(), key=lambda item: -np.asarray(item[1]).dtype.itemsize):
-        array = np.asarray(array)
-        narrow = name in bfloat16
-        dtype = array.dtype.newbyteorder("<")
-        if dtype not in _NAMES:
-            raise CodecError(f"{name} has dtype {array.dtype}; only booleans, integers and floats can be encoded.")
-        if array.ndim > MAX_DIMENSIONS or name == "__metadata__":
-            raise CodecError(
-                f"{name} cannot be encoded: {array.ndim} dimensions are more than {MAX_DIMENSIONS}, or the name is taken."
-            )
-        data = _to_bfloat16(array) if narrow else np.ascontiguousarray(array, dtype)
-        header[name] = {
-            "dtype": "BF16" if narrow else _NAMES[dtype], "shape": array.shape, "data_offsets": (offset, offset + data.nbytes)
-        }  # fmt: skip
-        buffers.append(data.reshape(-1).view(np.uint8).data)
-        offset += data.nbytes
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # buffers begin aligned, and wider items come first, so all stay aligned
-    if len(text) > MAX_HEADER or len(buffers) > MAX_ARRAYS:
-        raise CodecError(
-            f"{len(buffers)} arrays make a header of {len(text)} bytes; at most {MAX_ARRAYS} arrays and {MAX_HEADER} bytes."
-        )
-    return b"".join([struct.pack("<Q", len(text)), text, *buffers])
+    given = {name: np.asarray(array) for name, array in arrays.items()}
+    order, layout = _layout(tuple((name, array.dtype, array.shape, name in bfloat16) for name, array in given.items()))
+    opening = _FIRST + json.dumps(dict(metadata), separators=(",", ":")) + "," * bool(order) if metadata else "{"
+    head = (opening + layout).encode()
+    head += b" " * (-len(head) % 8)  # buffers begin aligned, and wider items come first, so all stay aligned
+    if len(head) > MAX_HEADER:
+        raise CodecError(f"{len(order)} arrays make a header of {len(head)} bytes; at most {MAX_HEADER} are allowed.")
+    buffers = [
+        _to_bfloat16(given[name]) if kind == "BF16" else np.ascontiguousarray(given[name], _DTYPES[kind])
+        for name, kind in order
+    ]
+    return b"".join([struct.pack("<Q", len(head)), head, *(data.reshape(-1).view(np.uint8).data for data in buffers)])
 
 
 def decode(blob: bytes, *, max_bytes: int = MAX_BYTES) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -89,31 +78,18 @@ def decode(blob: bytes, *, max_bytes: int = MAX_BYTES) -> tuple[dict[str, np.nda
     (length,) = struct.unpack_from("<Q", blob)
     if length > MAX_HEADER or length > len(blob) - 8:
         raise CodecError(f"the header claims {length} bytes; {min(MAX_HEADER, len(blob) - 8)} are possible.")
-    header = _parse_header(bytes(blob[8 : 8 + length]))
-    metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise CodecError("__metadata__ must hold strings only.")
-    if len(header) > MAX_ARRAYS:
-        raise CodecError(f"{len(header)} arrays; at most {MAX_ARRAYS}.")
-    entries = sorted(
-        (_parse_entry(name, entry, max_bytes) for name, entry in header.items()), key=lambda entry: entry[3:]
-    )
-    offset, arrays = 0, {}
+    metadata, layout = _split(bytes(blob[8 : 8 + length]))
+    entries, size = _parse_layout(layout, max_bytes)
     body = memoryview(blob)[8 + length :]
+    if size != len(body):
+        raise CodecError(f"the arrays take {size} bytes, but {len(body)} follow the header.")
+    arrays = {}
     for name, kind, shape, begin, end in entries:
-        if begin != offset:
-            raise CodecError(
-                f"{name} begins at {begin}, where {offset} was expected: buffers must touch and not overlap."
-            )
-        if end > len(body):
-            raise CodecError(f"{name} ends at {end}, after the last of {len(body)} bytes.")
-        array = np.frombuffer(body[begin:end], _DTYPES[kind]).reshape(shape)
-        if kind == "BOOL" and array.view(np.uint8).max(initial=0) > 1:
+        part = body[begin:end]
+        if kind == "BOOL" and bytes(part).strip(b"\0\1"):
             raise CodecError(f"{name} holds booleans that are neither 0 nor 1.")
+        array = np.frombuffer(part, _DTYPES[kind]).reshape(shape)
         arrays[name] = _from_bfloat16(array) if kind == "BF16" else array
-        offset = end
-    if offset != len(body):
-        raise CodecError(f"{len(body) - offset} bytes follow the last array.")
     return arrays, metadata
 
 
@@ -130,11 +106,17 @@ def whole_number(metadata: Mapping[str, str], name: str) -> int:
 
 
 def compress(blob: bytes) -> bytes:
-    """`blob` in one zstd frame where that saves a tenth, else `blob` itself."""
+    """`blob` in one zstd frame where that saves a quarter, else `blob` itself: random floats are not worth the time.
+
+    Of a large blob a piece from its middle is tried first.
+    """
     if not hasattr(_local, "compressor"):
         _local.compressor = zstandard.ZstdCompressor(level=1)
-    packed = _local.compressor.compress(blob)
-    return packed if len(packed) < 0.9 * len(blob) else blob
+    compress, middle = _local.compressor.compress, len(blob) // 2
+    if len(blob) > 8 * TRIED and len(compress(blob[middle : middle + TRIED])) > 0.9 * TRIED:
+        return blob
+    packed = compress(blob)
+    return packed if len(packed) < 0.75 * len(blob) else blob
 
 
 def decompress(blob: bytes, *, max_bytes: int = MAX_BYTES) -> bytes:
@@ -156,19 +138,80 @@ def decompress(blob: bytes, *, max_bytes: int = MAX_BYTES) -> bytes:
         raise CodecError(f"a damaged zstd frame: {error}") from None
 
 
-def _parse_header(text: bytes) -> dict[str, Any]:
-    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(dict(pairs)) != len(pairs):
-            raise CodecError("a name stands twice in the header.")
-        return dict(pairs)
+@functools.lru_cache(16)
+def _layout(given: tuple[tuple[str, np.dtype, tuple[int, ...], bool], ...]) -> tuple[list[tuple[str, str]], str]:
+    """([(name, kind)] in the order of their buffers, the header after its metadata). A run's sessions share it."""
+    if len(given) > MAX_ARRAYS:
+        raise CodecError(f"{len(given)} arrays; at most {MAX_ARRAYS}.")
+    header: dict[str, Any] = {}
+    order, offset = [], 0
+    for name, dtype, shape, narrow in sorted(given, key=lambda item: -item[1].itemsize):
+        if (little := dtype.newbyteorder("<")) not in _NAMES:
+            raise CodecError(f"{name} has dtype {dtype}; only booleans, integers and floats can be encoded.")
+        if len(shape) > MAX_DIMENSIONS or name == "__metadata__":
+            raise CodecError(
+                f"{name} cannot be encoded: {len(shape)} dimensions are more than {MAX_DIMENSIONS}, or the name is taken."
+            )
+        kind = "BF16" if narrow else _NAMES[little]
+        end = offset + math.prod(shape) * _DTYPES[kind].itemsize
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": (offset, end)}
+        order.append((name, kind))
+        offset = end
+    return order, json.dumps(header, separators=(",", ":"))[1:]
 
+
+def _split(head: bytes) -> tuple[dict[str, str], str]:
+    """(metadata, the header without them). All sessions of a run share the second, so it need not be parsed again."""
     try:
-        header = json.loads(text.decode(), object_pairs_hook=no_duplicates)
+        text = head.decode()
+        if text.startswith(_FIRST):
+            metadata, end = _DECODER.raw_decode(text, len(_FIRST))
+            if text.startswith(',"', end):
+                return _strings(metadata), "{" + text[end + 1 :]
+        header = _DECODER.decode(text)
+        if not isinstance(header, dict):
+            raise CodecError("the header is no JSON object.")
+        return _strings(header.pop("__metadata__", {})), json.dumps(header)
     except (ValueError, RecursionError) as error:
         raise CodecError(f"the header is not JSON: {str(error)[:80]}") from None
-    if not isinstance(header, dict):
-        raise CodecError("the header is no JSON object.")
-    return header
+
+
+def _strings(metadata: Any) -> dict[str, str]:
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise CodecError("__metadata__ must hold strings only.")
+    return metadata
+
+
+@functools.lru_cache(16)
+def _parse_layout(text: str, max_bytes: int) -> tuple[list[tuple[str, str, tuple[int, ...], int, int]], int]:
+    """(name, kind, shape, begin and end of each array in the order of their bytes; bytes of all)."""
+    try:
+        header = _DECODER.decode(text)
+    except (ValueError, RecursionError) as error:
+        raise CodecError(f"the header is not JSON: {str(error)[:80]}") from None
+    if "__metadata__" in header:
+        raise CodecError("the header has its metadata twice.")
+    if len(header) > MAX_ARRAYS:
+        raise CodecError(f"{len(header)} arrays; at most {MAX_ARRAYS}.")
+    entries = [_parse_entry(name, entry, max_bytes) for name, entry in header.items()]
+    entries.sort(key=lambda entry: entry[3:])
+    offset = 0
+    for name, _, _, begin, end in entries:
+        if begin != offset:
+            raise CodecError(
+                f"{name} begins at {begin}, where {offset} was expected: buffers must touch and not overlap."
+            )
+        offset = end
+    return entries, offset
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) != len(pairs):
+        raise CodecError("a name stands twice in the header.")
+    return dict(pairs)
+
+
+_FIRST, _DECODER = '{"__metadata__":', json.JSONDecoder(object_pairs_hook=_no_duplicates)
 
 
 def _parse_entry(name: str, entry: Any, max_bytes: int) -> tuple[str, str, tuple[int, ...], int, int]:

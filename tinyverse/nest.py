@@ -43,7 +43,8 @@ def unflatten(leaves: Mapping[str, Any], name: str) -> Tree:
     """The tree under `name`; `()` when it has no leaves. Inverse of `flatten` (but empty dicts vanish)."""
     if name in leaves:
         return leaves[name]
-    inside = {key[len(name) + 1 :].split(".", 1)[0] for key in leaves if key.startswith(name + ".")}
+    start = name + "."
+    inside = {key[len(start) :].split(".", 1)[0] for key in leaves if key.startswith(start)}
     if all(key.isdigit() for key in inside):
         return tuple(unflatten(leaves, f"{name}.{key}") for key in sorted(inside, key=int))
     return {key: unflatten(leaves, f"{name}.{key}") for key in sorted(inside)}

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyverse import nest
+from tinyverse import machine, nest
 from tinyverse.agent import Agent
 from tinyverse.database import Database, Worker
 from tinyverse.envs.pool import Pool
@@ -242,6 +242,7 @@ class Courier(threading.Thread):
             return newer, *self._fetched
 
     def run(self) -> None:
+        machine.yield_to_others()
         try:
             while not (self._closing.is_set() and self._rollouts.empty()):
                 self._turn()

@@ -8,7 +8,6 @@ the server's: a client knows how far its own steady clock is from it, because ev
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib
 import json
 import logging
@@ -19,6 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import redis
+import xxhash
 
 from tinyverse.database import (
     KEPT_BY_CLEAR,
@@ -67,7 +67,7 @@ class Keys:
         self._prefix = f"{PREFIX}{{{run}}}:"
         self.meta = f"{self._prefix}meta"  # hash: what `create` stored, and the epoch
         self.sessions = f"{self._prefix}sessions"  # stream: one entry a session
-        self.current = f"{self._prefix}w:cur"  # hash: version, update, step; sha256:<v> of each version kept
+        self.current = f"{self._prefix}w:cur"  # hash: version, update, step; xxh3:<v> of each version kept
         self.heartbeats = f"{self._prefix}hb"  # hash: worker id -> JSON
         self.lease = f"{self._prefix}lease"  # str with a time to live: who publishes
         self.stat = f"{self._prefix}stat"  # hash: State's numbers and position, the counters, bytes ever appended
@@ -185,7 +185,7 @@ class RedisDatabase(Database):
 
     def put_weights(self, blob: bytes, version: int, *, holder: str, update: int = 0, step: int = 0) -> None:
         _check_size(len(blob), f"Weights version {version}")
-        keys, checksum = self._keys, hashlib.sha256(blob).hexdigest()
+        keys, checksum = self._keys, xxhash.xxh3_64_hexdigest(blob)
 
         def publish(pipe: Any) -> None:
             lease, current = pipe.get(keys.lease), pipe.hgetall(keys.current)
@@ -194,10 +194,10 @@ class RedisDatabase(Database):
             pipe.multi()
             pipe.set(keys.weights(version), blob)
             numbers = {"update": int(update), "step": int(step)}
-            pipe.hset(keys.current, mapping={"version": version, f"sha256:{version}": checksum, **numbers})
+            pipe.hset(keys.current, mapping={"version": version, f"xxh3:{version}": checksum, **numbers})
             pipe.hset(keys.stat, mapping=numbers)
             if old:
-                pipe.hdel(keys.current, *(f"sha256:{number}" for number in old))
+                pipe.hdel(keys.current, *(f"xxh3:{number}" for number in old))
                 pipe.unlink(*map(keys.weights, old))
 
         self._with_room(lambda: self._change(publish, keys.lease, keys.current))
@@ -212,7 +212,7 @@ class RedisDatabase(Database):
                 if checksum is None or (version is None and wanted <= newer_than):
                     return None
                 blob = self._client.get(keys.weights(wanted))
-                if blob is not None and hashlib.sha256(blob).hexdigest() == checksum:
+                if blob is not None and xxhash.xxh3_64_hexdigest(blob) == checksum:
                     return wanted, blob
         raise DatabaseError(
             f"Weights version {wanted} of run {self.run} are missing or damaged; the next publication replaces them."
@@ -391,8 +391,8 @@ def _check_size(size: int, what: str) -> None:
 
 
 def _checksums(current: Mapping[bytes, bytes]) -> dict[int, str]:
-    """{version: sha256} of the weights kept."""
-    return {int(name[7:]): text.decode() for name, text in current.items() if name.startswith(b"sha256:")}
+    """{version: checksum} of the weights kept."""
+    return {int(name[5:]): text.decode() for name, text in current.items() if name.startswith(b"xxh3:")}
 
 
 def _worker(text: bytes, now: float) -> Worker | None:

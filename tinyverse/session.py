@@ -13,7 +13,9 @@ The reset spends a row (Gymnasium's NEXT_STEP), so the true last observation of 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -45,15 +47,11 @@ class Session:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Every leaf by its dotted name."""
-        trees = {
-            field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "metadata"
-        }
-        return {name: leaf for field, tree in trees.items() for name, leaf in nest.items(tree, field)}
+        return {name: leaf for field in TREES for name, leaf in nest.items(getattr(self, field), field)}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> Session:
-        names = [field.name for field in dataclasses.fields(cls) if field.name != "metadata"]
-        trees = {name: nest.unflatten(arrays, name) for name in names}
+        trees = {name: nest.unflatten(arrays, name) for name in TREES}
         return cls(**{**trees, "extras": trees["extras"] or {}}, metadata=dict(metadata))
 
     def encode(self) -> bytes:
@@ -63,13 +61,13 @@ class Session:
     @property
     def episodes(self) -> list[tuple[float, int]]:
         """(return, length in steps) of each episode that ended in this session."""
-        return list(
-            zip(
-                json.loads(self.metadata.get("returns", "[]")),
-                json.loads(self.metadata.get("lengths", "[]")),
-                strict=True,
-            )
-        )
+        returns, lengths = self.metadata.get("returns", "[]"), self.metadata.get("lengths", "[]")
+        if returns == lengths == "[]":
+            return []
+        return list(zip(json.loads(returns), json.loads(lengths), strict=True))
+
+
+TREES = tuple(field.name for field in dataclasses.fields(Session) if field.name != "metadata")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,10 +102,10 @@ class SessionSpec:
         """T, the steps of a session."""
         return self.fields["rewards"][0][0]
 
-    @property
+    @functools.cached_property
     def nbytes(self) -> int:
         """Bytes of a session's arrays, uncompressed."""
-        return sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in self.fields.values())
+        return sum(math.prod(shape) * dtype.itemsize for shape, dtype in self.fields.values())
 
     def to_json(self) -> str:
         return json.dumps({name: [dtype.str, list(shape)] for name, (shape, dtype) in self.fields.items()})
@@ -132,6 +130,8 @@ class SessionSpec:
 
     def difference(self, fields: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> str:
         """One sentence on the first way in which `fields` differ; "" where they do not."""
+        if fields == self.fields:
+            return ""
         for name, (shape, dtype) in self.fields.items():
             if name not in fields:
                 return f"session.{name} is missing, this run's sessions have it."

@@ -15,7 +15,7 @@ import numpy as np
 from torch import nn
 
 from tinyverse import Experiment, TorchAgent
-from tinyverse.algorithms import PPO, VTrace
+from tinyverse.algorithms import PPO
 from tinyverse.networks import MLP, ModularNetwork
 
 SOLVED, EPISODES = 475.0, 100
@@ -57,34 +57,32 @@ class StopWatch(gymnasium.vector.VectorWrapper):
         self.env.close()
 
 
-def same_settings(agent):
-    """PPO as rl-baselines3-zoo has it, whose 100,000 steps are 390 updates."""
-    return PPO(
-        agent, discount=0.98, lambda_=0.8, learning_rate=1e-3, epochs=20, minibatches=1, clip=0.2, entropy_cost=0.0,
-        total_updates=390,
-    )  # fmt: skip
+SETTINGS = {
+    # rl-baselines3-zoo's, whose 100,000 steps are 390 updates
+    "same": {"games": 8, "layers": (64, 64), "epochs": 20, "learning_rate": 1e-3, "total_updates": 390},
+    "own": {"games": 16, "layers": (64,), "epochs": 6, "learning_rate": 6e-3, "total_updates": 250},
+}
 
 
-def own_settings(agent):
-    return PPO(agent, discount=0.98, lambda_=0.9, learning_rate=3e-3, epochs=4, minibatches=4, entropy_cost=0.0, total_updates=400)
+def make_experiment(settings="same", result="result.json"):
+    chosen = dict(SETTINGS[settings])
+    games, layers = chosen.pop("games"), chosen.pop("layers")
 
-
-LEARNERS = {"same": same_settings, "own": own_settings}
-
-
-def make_experiment(settings="same", result="result.json", games=8):
     def make_pool(num_games):
         pool = gymnasium.make_vec("CartPole-v1", num_envs=num_games, vectorization_mode="vector_entry_point")
         return StopWatch(pool, result)
 
     def make_agent(observation_space, action_space):
-        trunk = MLP(64, 64, activation=nn.Tanh)
+        trunk = MLP(*layers, activation=nn.Tanh)
         return TorchAgent(ModularNetwork(observation_space, action_space, trunk=trunk))
+
+    def make_learner(agent):
+        return PPO(agent, discount=0.98, lambda_=0.8, minibatches=1, clip=0.2, entropy_cost=0.0, **chosen)
 
     return Experiment(
         make_pool=make_pool,
         make_agent=make_agent,
-        make_learner=LEARNERS[settings],
+        make_learner=make_learner,
         unroll_length=32,
         games=games,
         batch=games,

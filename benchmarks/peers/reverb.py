@@ -7,7 +7,7 @@ sessions as [N, ...]. Both sides compress (snappy, frames as differences), which
 
 append: "insert" is `Client.insert` of one session after another; "writer" is a `TrajectoryWriter` whose single step is
     a session, flushed so that 8 may be on their way.
-read: "sample" is `Client.sample` of 32; "dataset" is `TrajectoryDataset`, its own threads fetching ahead, batched by 32.
+read: "sample" is `Client.sample` of 32; "dataset" is `TrajectoryDataset`, which fetches ahead, in batches of 32.
 """
 
 from __future__ import annotations

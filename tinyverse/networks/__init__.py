@@ -1,6 +1,8 @@
 """Networks as three rooms in a row, trunk → body → head, so that each can be exchanged alone."""
 
-from tinyverse.networks.bodies import LSTM, FeedForward, Stage, Window
+from tinyverse.networks.attention import Attention
+from tinyverse.networks.bodies import FeedForward, Stack, Stage, Window
+from tinyverse.networks.convs import FourConv, NatureConv, SmallConv
 from tinyverse.networks.heads import (
     Categorical,
     CategoricalHead,
@@ -14,26 +16,36 @@ from tinyverse.networks.heads import (
     ValueHead,
 )
 from tinyverse.networks.modular import ModularNetwork, Outputs
-from tinyverse.networks.trunks import MLP, Identity, NatureConv, SmallConv
+from tinyverse.networks.norms import BatchNorm
+from tinyverse.networks.recurrent import GRU, LSTM
+from tinyverse.networks.resnets import ImpalaResNet, ResNet18
+from tinyverse.networks.trunks import MLP, Identity
 
 __all__ = [
+    "GRU",
     "LSTM",
     "MLP",
+    "Attention",
+    "BatchNorm",
     "Categorical",
     "CategoricalHead",
     "DiagonalGaussian",
     "Distribution",
     "FeedForward",
+    "FourConv",
     "GaussianHead",
     "Head",
     "Identity",
+    "ImpalaResNet",
     "Joint",
     "ModularNetwork",
     "MultiCategorical",
     "MultiCategoricalHead",
     "NatureConv",
     "Outputs",
+    "ResNet18",
     "SmallConv",
+    "Stack",
     "Stage",
     "ValueHead",
     "Window",

@@ -1,12 +1,14 @@
-"""Bodies: from embeddings to features along time. What remembers lives here: LSTM, and Window around a trunk.
+"""Bodies: from embeddings to features along time. What all of them are, and those that only put others together.
 
 A stage takes (x [T, B, …], memory, first [T, B]) and returns (y [T, B, D], new memory). Memory is a tree of [B, …]
 tensors as they were before row 0, and it starts anew before every row where `first` holds. So one forward serves
 acting (T = 1, memory handed from call to call) and training (a whole slice, memory from its beginning).
+Those with layers of their own are in `recurrent` and `attention`; any trunk, as MLP(256), is a body without memory.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from typing import Any
 
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 
 from tinyverse import nest
 from tinyverse.errors import SettingsError
-from tinyverse.networks.trunks import Identity, orthogonal
+from tinyverse.networks.trunks import Identity
 
 
 class Stage(nn.Module):
@@ -47,39 +49,36 @@ class FeedForward(Stage):
             return int(self.module(torch.zeros(2, *shape, dtype=dtype)).shape[1])
 
     def forward(self, x: Tensor, memory: nest.Tree, first: Tensor) -> tuple[Tensor, nest.Tree]:
-        return self.module(x.flatten(0, 1)).unflatten(0, x.shape[:2]), memory
+        steps, games = first.shape
+        return self.module(x.flatten(0, 1)).reshape(steps, games, -1), memory
 
 
-class LSTM(Stage):
-    """Long short-term memory (Hochreiter & Schmidhuber 1997); its memory is {"h", "c"}, each [B, size] float32."""
+class Stack(Stage):
+    """Stages one after the other, as in Stack(LSTM(64), GRU(64)); their memories are "stage0", "stage1" …"""
 
-    def __init__(self, size: int = 256) -> None:
+    def __init__(self, *stages: nn.Module) -> None:
         super().__init__()
-        self.size = size
+        if not stages:
+            raise SettingsError("Stack() has no stages. Give them, as in Stack(LSTM(64), GRU(64)).")
+        self.stages: Any = nn.ModuleList(as_stage(stage) for stage in stages)
 
     def build(self, shape: tuple[int, ...], dtype: torch.dtype) -> int:
-        self.lstm = orthogonal(nn.LSTM(Identity().build(shape), self.size), gain=1.0)
-        return self.size
+        features = self.stages[0].build(shape, dtype)
+        for before, stage in itertools.pairwise(self.stages):
+            features = build_stage(stage, (features,), torch.float32, f"{features} features of {kind(before)}")
+        return features
 
     def initial_memory(self, n: int, device: torch.device) -> nest.Tree:
-        return {name: torch.zeros(n, self.size, device=device) for name in ("h", "c")}
+        return initial_memories(self._named(), n, device)
 
     def forward(self, x: Tensor, memory: nest.Tree, first: Tensor) -> tuple[Tensor, nest.Tree]:
-        dtype: torch.dtype = self.lstm.weight_ih_l0.dtype  # type: ignore[assignment]
-        x, state = x.flatten(2).to(dtype), (memory["h"][None].to(dtype), memory["c"][None].to(dtype))
-        kept = (~first).to(dtype)[..., None]
-        outputs = []
-        with torch.autocast(x.device.type, enabled=False):  # the recurrence loses too much in bfloat16
-            for start, stop in itertools.pairwise(_pieces(first)):
-                output, state = self.lstm(x[start:stop], (state[0] * kept[start], state[1] * kept[start]))
-                outputs.append(output)
-        return torch.cat(outputs), {"h": state[0][0].float(), "c": state[1][0].float()}
+        memory = dict(memory)
+        for name, stage in self._named().items():
+            x = run_stage(name, stage, x, memory, first)
+        return x, memory
 
-
-def _pieces(first: Tensor) -> list[int]:
-    """Rows where some game starts anew, with 0 and T: between them the fused kernel runs without a stop."""
-    restarts = first[1:].any(1).nonzero().flatten() + 1
-    return [0, *restarts.tolist(), len(first)]  # CPU–GPU sync
+    def _named(self) -> dict[str, Stage]:
+        return {f"stage{i}": stage for i, stage in enumerate(self.stages)}
 
 
 class Window(Stage):
@@ -130,7 +129,44 @@ def stack_windows(frames: Tensor, memory: Tensor, first: Tensor) -> Tensor:
     return history.flatten(0, 1).index_select(0, wanted.flatten()).unflatten(0, (steps, games, past + 1))
 
 
+def as_stage(module: nn.Module | None) -> Stage:
+    """The module itself if it is a stage; else it is applied row by row; None: the inputs as they are."""
+    return module if isinstance(module, Stage) else FeedForward(module)
+
+
+def kind(stage: Stage) -> str:
+    """What the user calls it: the class of the stage, or of the module in it."""
+    return type(getattr(stage, "module", stage)).__name__
+
+
+def build_stage(stage: Stage, shape: tuple[int, ...], dtype: torch.dtype, source: str) -> int:
+    """The stage's number of features.
+
+    Raises:
+        SettingsError: the stage cannot take `shape`; what it says is said again with both ends named.
+    """
+    try:
+        return stage.build(shape, dtype)
+    except (SettingsError, RuntimeError, ValueError, TypeError, IndexError) as error:
+        inner = kind(getattr(stage, "trunk", stage))
+        raise SettingsError(f"{inner} does not fit {source}: it got shape {shape}. {error}") from error
+
+
+def run_stage(name: str, stage: Stage, x: Tensor, memory: dict[str, Any], first: Tensor) -> Tensor:
+    """The stage's outputs; its memory under `name`, where it has one, is replaced by the new one."""
+    if name not in memory:
+        return stage(x, (), first)[0]
+    y, memory[name] = stage(x, memory[name], first)
+    return y
+
+
 def initial_memories(stages: dict[str, Stage], n: int, device: torch.device) -> dict[str, Any]:
     """Memory by name of the stages that have one."""
     memories = {name: stage.initial_memory(n, device) for name, stage in stages.items()}
     return {name: memory for name, memory in memories.items() if nest.leaves(memory)}
+
+
+def in_full_precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Switches autocast off: sums along time and log-probabilities lose too much in bfloat16."""
+    kind = device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext()

@@ -18,6 +18,8 @@ from tinyverse import nest
 from tinyverse.errors import SettingsError
 from tinyverse.networks.trunks import orthogonal
 
+UNAVAILABLE = -1e9  # a logit: e^−1e9 is 0 in every float type, and sums and differences of a few stay finite
+
 
 class Distribution(Protocol):
     """Over actions, for every row of a batch `[…]` (as [T, B] or [n])."""
@@ -48,8 +50,8 @@ class Categorical:
         return -(self.logits.exp() * self.logits).sum(-1)
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        waits = torch.empty_like(self.logits).exponential_(generator=generator)
-        return (self.logits - waits.log()).argmax(-1) + self.start  # whose exponential clock of rate p rings first
+        waits = torch.empty_like(self.logits).exponential_(generator=generator).clamp_(min=1e-38)  # log 0 would win
+        return (self.logits - waits.log_()).argmax(-1) + self.start  # whose exponential clock of rate p rings first
 
     def mode(self) -> Tensor:
         return self.logits.argmax(-1) + self.start
@@ -130,12 +132,15 @@ class Joint:
 class Head(nn.Module):
     """A linear layer to the parameters of a distribution over one leaf of the action space."""
 
+    options = 0  # how many options the leaf has, where its parameters are their logits; see `masked`
+
     def __init__(self, features: int, parameters: int, gain: float = 0.01) -> None:
         super().__init__()
         self.linear = orthogonal(nn.Linear(features, parameters), gain)
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.linear(features.to(self.linear.weight.dtype)).float()
+        linear = self.linear
+        return linear(features.to(linear.weight.dtype)).float()
 
     def distribution(self, parameters: Tensor) -> Distribution:
         """The distribution that `parameters` […, P] describe."""
@@ -146,7 +151,8 @@ class CategoricalHead(Head):
     """For a Discrete space; parameters are logits."""
 
     def __init__(self, space: spaces.Discrete, features: int) -> None:
-        super().__init__(features, int(space.n))
+        self.options = int(space.n)
+        super().__init__(features, self.options)
         self.start = int(space.start)
 
     def distribution(self, parameters: Tensor) -> Categorical:
@@ -157,7 +163,8 @@ class MultiCategoricalHead(Head):
     """For a MultiDiscrete or MultiBinary space; parameters are the logits of all choices, side by side."""
 
     def __init__(self, space: spaces.MultiDiscrete | spaces.MultiBinary, features: int) -> None:
-        super().__init__(features, sum(choices(space)[0]))
+        self.options = sum(choices(space)[0])
+        super().__init__(features, self.options)
         self.space = space
 
     def distribution(self, parameters: Tensor) -> MultiCategorical:
@@ -203,6 +210,22 @@ def head_for(space: Any, features: int) -> Head:
         f"No head for the action space {space}. Discrete, MultiDiscrete, MultiBinary, Box of floats, and Dict and "
         "Tuple of these have one; for another give ModularNetwork(head=…)."
     )
+
+
+def masked(parameters: Sequence[Tensor], available: Tensor, options: Sequence[int]) -> tuple[Tensor, ...]:
+    """Parameters of heads, in which options that are not available have probability 0 and add nothing to the entropy.
+
+    Their logits become so low that e^logit is exactly 0, yet finite, so log-probabilities are, too. Where a choice has
+    no option left, all of them are equally likely. No gradient flows into a logit that was replaced.
+
+    Args:
+        parameters: […, P] of each head.
+        available: […, Σ options] 0 or 1: the options of all heads side by side.
+        options: of each head; 0 where it has none, and its parameters are left as they are.
+    """
+    gone = (available == 0).split(list(options), -1)
+    pairs = zip(parameters, gone, strict=True)
+    return tuple(logits.masked_fill(part, UNAVAILABLE) if part.shape[-1] else logits for logits, part in pairs)
 
 
 def choices(space: Any) -> tuple[list[int], list[int]]:

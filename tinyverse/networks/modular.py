@@ -17,9 +17,13 @@ from torch.nn import functional
 
 from tinyverse import nest
 from tinyverse.errors import SettingsError
-from tinyverse.networks.bodies import FeedForward, Stage, initial_memories
-from tinyverse.networks.heads import Distribution, Head, Joint, ValueHead, choices, head_for
-from tinyverse.networks.trunks import MLP, NatureConv
+from tinyverse.networks.bodies import Stage, as_stage, build_stage, in_full_precision, initial_memories, run_stage
+from tinyverse.networks.convs import NatureConv
+from tinyverse.networks.heads import Distribution, Head, Joint, ValueHead, choices, head_for, masked
+from tinyverse.networks.trunks import MLP
+
+AVAILABLE = "available_actions"  # the key of a Dict observation that masks actions
+Trunk = nn.Module | Mapping[str, nn.Module]  # for the only leaf of the observations, or by the names of leaves
 
 
 class Outputs(NamedTuple):
@@ -32,47 +36,71 @@ class Outputs(NamedTuple):
 class ModularNetwork(nn.Module):
     """A policy and a value function over any tree of observations and any tree of actions.
 
+    Where observations are a Dict with the key "available_actions", this leaf is no input: it is 1 for the options that
+    an agent may choose and 0 for the others, which then have probability 0. It has one number for each option of a
+    Discrete action space; for MultiDiscrete, MultiBinary and trees those of all choices side by side, in order.
+
     Args:
         observation_space, action_space: of one game (Gymnasium). Discrete leaves of observations become one-hot.
         trunk: a module [N, …] → [N, D], or a `Stage`, for the only leaf; or a dict of them by leaf name ("image",
             "pair.0"). A leaf without one gets NatureConv if it is an image of 36 × 36 bytes or more, else MLP(64, 64).
         body: the same, for the embeddings side by side; none: they are the features.
         head: `head(space, features)` makes the policy head of one leaf of the action space.
+        value_trunk: as `trunk`, for the value alone, which then shares nothing with the policy and has no body; none:
+            both are made of the same features.
     Raises:
         SettingsError: two ends do not fit; the message names both.
     """
 
-    encoders: Any  # lists of modules, whose items a type checker would take for any module
-    trunks: Any
+    trunks: Any  # lists of modules, whose items a type checker would take for any module
     heads: Any
+    value_trunks: nn.ModuleList | None
+    body: Stage | None
 
     def __init__(
         self,
         observation_space: Any,
         action_space: Any,
         *,
-        trunk: nn.Module | Mapping[str, nn.Module] | None = None,
+        trunk: Trunk | None = None,
         body: nn.Module | None = None,
         head: Callable[[Any, int], Head] = head_for,
+        value_trunk: Trunk | None = None,
     ) -> None:
         super().__init__()
-        leaves = _leaves(observation_space)
-        chosen = _trunks(leaves, trunk)
-        self.encoders = nn.ModuleList(_encoder(space) for space in leaves.values())
-        self.trunks = nn.ModuleList(_stage(chosen.get(name) or _usual_trunk(space)) for name, space in leaves.items())
-        sizes = [
-            _build(stage, encoder.shape, encoder.dtype, f"observation {name or 'space'} {space}")
-            for (name, space), encoder, stage in zip(leaves.items(), self.encoders, self.trunks, strict=True)
-        ]
-        self.body = _stage(body)
-        features = _build(self.body, (sum(sizes),), torch.float32, f"{sum(sizes)} embeddings of the trunks")
+        leaves, available = _inputs(observation_space)
+        self.mask_at = None if available is None else list(_leaves(observation_space)).index(AVAILABLE)
+        self.encoders = [_encoder(space) for space in leaves.values()]
+        self.trunks, features = self._towards(leaves, trunk)
+        self.value_trunks, self.body, value_features = None, None, 0
+        if value_trunk is not None:
+            self.value_trunks, value_features = self._towards(leaves, value_trunk)
+        if body is not None:
+            self.body = as_stage(body)
+            features = build_stage(self.body, (features,), torch.float32, f"{features} embeddings of the trunks")
         self.action_names = list(nest.flatten(nest.of_space(action_space, lambda space: space), "actions"))
         self.heads = nn.ModuleList(head(space, features) for space in _leaves(action_space).values())
-        self.value = ValueHead(features)
+        self.value = ValueHead(value_features or features)
+        self.options = [layer.options for layer in self.heads]
+        if available is not None:
+            _check_mask(available, action_space, sum(self.options))
+
+    def _towards(self, leaves: dict[str, Any], trunk: Trunk | None) -> tuple[nn.ModuleList, int]:
+        """Built trunks, one for each leaf, and how many embeddings they give."""
+        chosen = _trunks(leaves, trunk)
+        stages = [as_stage(chosen.get(name) or _usual_trunk(space)) for name, space in leaves.items()]
+        sizes = [
+            build_stage(stage, encoder.shape, encoder.dtype, f"observation {name or 'space'} {space}")
+            for (name, space), encoder, stage in zip(leaves.items(), self.encoders, stages, strict=True)
+        ]
+        return nn.ModuleList(stages), sum(sizes)
 
     def initial_memory(self, n: int) -> nest.Tree:
         """Memory of `n` games at the beginning of an episode: a dict by stage, `()` where nothing remembers."""
-        return initial_memories(self._stages(), n, self.value.linear.weight.device) or ()
+        stages: dict[str, Any] = {f"trunk{i}": stage for i, stage in enumerate(self.trunks)}
+        stages |= {f"value{i}": stage for i, stage in enumerate(self.value_trunks or ())}
+        stages |= {} if self.body is None else {"body": self.body}
+        return initial_memories(stages, n, self.value.linear.weight.device) or ()
 
     def forward(self, observations: nest.Tree, memory: nest.Tree, first: Tensor) -> tuple[Outputs, nest.Tree]:
         """What the network says about every row, and the memory after the last.
@@ -82,49 +110,54 @@ class ModularNetwork(nn.Module):
             memory: [B, …] per leaf, before row 0.
             first: [T, B] bool; memory starts anew before these rows.
         """
-        memory = dict(memory)
+        leaves, memory = nest.leaves(observations), dict(memory)
+        available = None if self.mask_at is None else leaves.pop(self.mask_at)
+        inputs = [encoder(leaf) for encoder, leaf in zip(self.encoders, leaves, strict=True)]
 
-        def run(name: str, stage: Stage, x: Tensor) -> Tensor:
-            y, after = stage(x, memory.get(name, ()), first)
-            if name in memory:
-                memory[name] = after
-            return y
-
-        leaves = zip(self.encoders, self.trunks, nest.leaves(observations), strict=True)
-        embeddings = [run(f"trunk{i}", stage, encoder(x)) for i, (encoder, stage, x) in enumerate(leaves)]
-        features = run("body", self.body, torch.cat(embeddings, -1) if len(embeddings) > 1 else embeddings[0])
-        with torch.autocast(features.device.type, enabled=False):
-            return Outputs(tuple(head(features) for head in self.heads), self.value(features)), memory or ()
+        features = _embeddings("trunk", self.trunks, inputs, memory, first)
+        if self.body is not None:
+            features = run_stage("body", self.body, features, memory, first)
+        valued = features
+        if self.value_trunks is not None:
+            valued = _embeddings("value", self.value_trunks, inputs, memory, first)
+        with in_full_precision(first.device):
+            policy = tuple(head(features) for head in self.heads)
+            values = self.value(valued)
+        if available is not None:
+            policy = masked(policy, available.flatten(2), self.options)
+        return Outputs(policy, values), memory or ()
 
     def distribution(self, policy: tuple[Tensor, ...]) -> Distribution:
         """The distribution over actions that `Outputs.policy`, or some rows of it, describes."""
         parts = [head.distribution(leaf) for head, leaf in zip(self.heads, policy, strict=True)]
         return parts[0] if self.action_names == ["actions"] else Joint(self.action_names, parts)
 
-    def _stages(self) -> dict[str, Stage]:
-        return {**{f"trunk{i}": stage for i, stage in enumerate(self.trunks)}, "body": self.body}
+
+def _embeddings(kind: str, stages: Any, inputs: list[Tensor], memory: dict[str, Any], first: Tensor) -> Tensor:
+    """What the stages make of the inputs, side by side [T, B, D]."""
+    pairs = enumerate(zip(stages, inputs, strict=True))
+    parts = [run_stage(f"{kind}{i}", stage, x, memory, first) for i, (stage, x) in pairs]
+    return torch.cat(parts, -1) if len(parts) > 1 else parts[0]
 
 
-class _Numbers(nn.Module):
+class _Numbers:
     """A Box as it is."""
 
     def __init__(self, space: Any) -> None:
-        super().__init__()
         self.shape, self.dtype = space.shape, torch.from_numpy(np.zeros(0, space.dtype)).dtype
 
-    def forward(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         return x
 
 
-class _OneHot(nn.Module):
+class _OneHot:
     """Choices [T, B, *shape] as ones and zeros [T, B, D], side by side."""
 
     def __init__(self, space: Any) -> None:
-        super().__init__()
         self.counts, self.starts = choices(space)
         self.shape, self.dtype = (sum(self.counts),), torch.float32
 
-    def forward(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         columns = zip(x.flatten(2).unbind(-1) if x.ndim > 2 else (x,), self.counts, self.starts, strict=True)
         return torch.cat([functional.one_hot(column.long() - start, n) for column, n, start in columns], -1).float()
 
@@ -135,7 +168,25 @@ def _leaves(space: Any) -> dict[str, Any]:
     return {name[1:].removeprefix("."): leaf for name, leaf in nest.items(tree, "_")}
 
 
-def _trunks(leaves: dict[str, Any], trunk: nn.Module | Mapping[str, nn.Module] | None) -> Mapping[str, nn.Module]:
+def _inputs(space: Any) -> tuple[dict[str, Any], Any]:
+    """The leaf spaces that trunks see, by name, and the one that masks actions, or None."""
+    leaves = _leaves(space)
+    available = leaves.pop(AVAILABLE, None)
+    if not leaves:
+        raise SettingsError(f"The observations {space} have nothing to see. Add a leaf beside {AVAILABLE!r}.")
+    return leaves, available
+
+
+def _check_mask(available: Any, action_space: Any, options: int) -> None:
+    fits = isinstance(available, (spaces.Box, spaces.MultiBinary)) and int(np.prod(available.shape)) == options
+    if not fits or not options:
+        raise SettingsError(
+            f"The observation {AVAILABLE!r} {available} does not fit the action space {action_space}, which has "
+            f"{options} options side by side. Give MultiBinary({options}), 1 where an option may be chosen, or rename it."
+        )
+
+
+def _trunks(leaves: dict[str, Any], trunk: Trunk | None) -> Mapping[str, nn.Module]:
     if trunk is None:
         return {}
     if isinstance(trunk, Mapping):
@@ -151,7 +202,7 @@ def _names(leaves: dict[str, Any]) -> str:
     return ", ".join(leaves) or "no tree"
 
 
-def _encoder(space: Any) -> nn.Module:
+def _encoder(space: Any) -> Any:
     if isinstance(space, spaces.Box):
         return _Numbers(space)
     if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
@@ -162,16 +213,3 @@ def _encoder(space: Any) -> nn.Module:
 def _usual_trunk(space: Any) -> nn.Module:
     image = isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) in (2, 3)
     return NatureConv() if image and sum(side >= 36 for side in space.shape) >= 2 else MLP(64, 64)
-
-
-def _stage(module: nn.Module | None) -> Stage:
-    return module if isinstance(module, Stage) else FeedForward(module)
-
-
-def _build(stage: Stage, shape: tuple[int, ...], dtype: torch.dtype, source: str) -> int:
-    """The stage's number of features; whatever it says against its input is said again with both ends named."""
-    try:
-        return stage.build(shape, dtype)
-    except (SettingsError, RuntimeError, ValueError, TypeError, IndexError) as error:
-        inner = getattr(stage, "module", getattr(stage, "trunk", stage))
-        raise SettingsError(f"{type(inner).__name__} does not fit {source}: it got shape {shape}. {error}") from error

@@ -1,0 +1,150 @@
+"""Convolutional trunks: from images to an embedding, by the networks of 2013 and 2015 and adept's.
+
+Images are [N, C, H, W] or [N, H, W]. Bytes are divided by 255 inside, numbers of other types are taken as they are.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tinyverse.errors import SettingsError
+from tinyverse.networks.norms import norm_layer
+from tinyverse.networks.trunks import orthogonal
+
+
+class PixelConv(nn.Conv2d):
+    """The first convolution of a trunk: it takes images as the environment gives them.
+
+    Bytes are exact in every float type, and the division by 255 is done on the few weights: pixels are touched once.
+
+    Args:
+        center: subtract each image's mean first, so that a constant background does not drown what moves.
+    """
+
+    def __init__(self, *arguments: Any, center: bool = False, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.center = center
+
+    def forward(self, images: Tensor) -> Tensor:
+        weight = self.weight / 255 if images.dtype == torch.uint8 else self.weight
+        x = _channels_last(images.unsqueeze(1) if images.ndim == 3 else images).to(_compute_dtype(self.weight))
+        if self.center:
+            x = x - x.mean((1, 2, 3), keepdim=True)
+        return functional.conv2d(x, weight, self.bias, self.stride, self.padding)
+
+
+class NatureConv(nn.Module):
+    """Three convolutions and one dense layer (Mnih et al. 2015, Nature, "Model architecture").
+
+    Args:
+        size: features of the dense layer.
+        normalization: "none", "layer" or "batch": of these before their activation, see `norm_layer`. A step of the
+            optimiser can then no longer push all of them one way.
+        center: see `PixelConv`.
+    """
+
+    convolutions: tuple[tuple[int, int, int], ...] = ((32, 8, 4), (64, 4, 2), (64, 3, 1))  # channels, kernel, stride
+
+    def __init__(self, size: int = 512, *, normalization: str = "none", center: bool = False) -> None:
+        super().__init__()
+        self.size, self.center = size, center
+        self.norm = norm_layer(normalization, size)
+
+    def build(self, shape: tuple[int, ...]) -> int:
+        channels, height, width = image_shape(self, shape, smallest=36)
+        self.layers = nn.ModuleList()
+        for wider, kernel, stride in self.convolutions:
+            convolution = (channels, wider, kernel, stride)
+            layer = nn.Conv2d(*convolution) if self.layers else PixelConv(*convolution, center=self.center)
+            self.layers.append(orthogonal(layer))
+            channels, height, width = wider, (height - kernel) // stride + 1, (width - kernel) // stride + 1
+        self.dense = orthogonal(nn.Linear(channels * height * width, self.size))
+        channels_last(self)
+        return self.size
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = images
+        for layer in self.layers:
+            x = functional.relu(layer(x), inplace=True)
+        return functional.relu(self.norm(self.dense(flat(x))), inplace=True)
+
+
+class SmallConv(NatureConv):
+    """The two convolutions of the first deep Q-network (Mnih et al. 2013, section 4.1): a third of the arithmetic."""
+
+    convolutions = ((16, 8, 4), (32, 4, 2))
+
+    def __init__(self, size: int = 256, *, normalization: str = "none", center: bool = False) -> None:
+        super().__init__(size, normalization=normalization, center=center)
+
+
+class FourConv(nn.Module):
+    """adept's four convolutions of stride 2, a ReLU after each, and no dense layer: the last one's outputs, flat.
+
+    The first has a kernel of 7 × 7, the others of 3 × 3; all pad by 1. With 32 channels, an image of 84 × 84 becomes
+    32 × 5 × 5 = 800 features.
+
+    Args:
+        channels: of every convolution.
+        normalization: "none", "layer" or "batch", before each activation; see `norm_layer`.
+        center: see `PixelConv`.
+    """
+
+    def __init__(self, channels: int = 32, *, normalization: str = "none", center: bool = False) -> None:
+        super().__init__()
+        self.channels, self.center = channels, center
+        self.norms = nn.ModuleList(norm_layer(normalization, channels, image=True) for _ in range(4))
+
+    def build(self, shape: tuple[int, ...]) -> int:
+        channels, *sides = image_shape(self, shape, smallest=16)
+        pixels = PixelConv(channels, self.channels, 7, 2, 1, center=self.center)
+        others = [nn.Conv2d(self.channels, self.channels, 3, 2, 1) for _ in range(3)]
+        self.layers = nn.ModuleList(orthogonal(conv) for conv in (pixels, *others))
+        channels_last(self)
+        height, width = ((side - 5) // 2 + 1 for side in sides)
+        for _ in others:
+            height, width = (height + 1) // 2, (width + 1) // 2
+        return self.channels * height * width
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = images
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            x = functional.relu(norm(layer(x)), inplace=True)
+        return flat(x)
+
+
+def image_shape(trunk: nn.Module, shape: tuple[int, ...], smallest: int) -> tuple[int, int, int]:
+    """(channels, height, width) of images that a trunk may take, given with channels or without.
+
+    Raises:
+        SettingsError: no image, or one too small.
+    """
+    if len(shape) not in (2, 3) or min(shape[-2:]) < smallest:
+        raise SettingsError(
+            f"{type(trunk).__name__} wants (channels, height, width) or (height, width) of {smallest} pixels or more"
+        )
+    return shape[0] if len(shape) == 3 else 1, shape[-2], shape[-1]
+
+
+def channels_last(trunk: nn.Module) -> None:
+    """Lays the weights out so that images lie as [N, H, W, C]: 1.4 to 2 times as fast on CPUs, and for tensor cores."""
+    trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def flat(x: Tensor) -> Tensor:
+    """Images to [N, D] in the order in which they lie in memory, without a copy."""
+    return x.permute(0, 2, 3, 1).flatten(1)
+
+
+def _channels_last(images: Tensor) -> Tensor:
+    """[N, C, H, W] laid out as [N, H, W, C]. Stacking does it twice as fast as `contiguous` where C is small."""
+    return torch.stack(images.unbind(1), -1).permute(0, 3, 1, 2)
+
+
+def _compute_dtype(weight: Tensor) -> torch.dtype:
+    device = weight.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype

@@ -1,0 +1,131 @@
+"""Recurrent bodies: LSTM and GRU, which carry a state from row to row and lose it where an episode begins."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tinyverse import nest
+from tinyverse.networks.bodies import Stage, in_full_precision
+from tinyverse.networks.trunks import Identity, orthogonal
+
+State = dict[str, Tensor]  # [B, size] each
+
+
+class LSTM(Stage):
+    """Long short-term memory (Hochreiter & Schmidhuber 1997); its memory is {"h", "c"}, each [B, size] float32.
+
+    Args:
+        size: of the state, and of the features.
+        layer_norm: normalise gates and cell (Ba et al. 2016, eq. 20-22); a row at a time, so learning is slower.
+    """
+
+    def __init__(self, size: int = 256, *, layer_norm: bool = False) -> None:
+        super().__init__()
+        self.size, self.layer_norm = size, layer_norm
+
+    def build(self, shape: tuple[int, ...], dtype: torch.dtype) -> int:
+        inputs = Identity().build(shape)
+        self.lstm: Any = NormalizedLSTM(inputs, self.size) if self.layer_norm else nn.LSTM(inputs, self.size)
+        orthogonal(self.lstm, gain=1.0)
+        return self.size
+
+    def initial_memory(self, n: int, device: torch.device) -> nest.Tree:
+        return {name: torch.zeros(n, self.size, device=device) for name in ("h", "c")}
+
+    def forward(self, x: Tensor, memory: nest.Tree, first: Tensor) -> tuple[Tensor, nest.Tree]:
+        return unroll(self._rows, x.flatten(2), memory, first, self.lstm.weight_ih_l0.dtype)
+
+    def _rows(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        h, c = state["h"], state["c"]
+        if self.layer_norm:
+            outputs, h, c = self.lstm(x, h, c)
+        elif len(x) == 1:  # three times as fast as the layer that takes many
+            h, c = torch.lstm_cell(x[0], (h, c), *self.lstm.all_weights[0])
+            outputs = h[None]
+        else:
+            outputs, (h, c) = self.lstm(x, (h[None], c[None]))
+            h, c = h[0], c[0]
+        return outputs, {"h": h, "c": c}
+
+
+class GRU(Stage):
+    """Gated recurrent units (Cho et al. 2014): three quarters of an LSTM's arithmetic. Memory: {"h"}, [B, size] float32."""
+
+    def __init__(self, size: int = 256) -> None:
+        super().__init__()
+        self.size = size
+
+    def build(self, shape: tuple[int, ...], dtype: torch.dtype) -> int:
+        self.gru: Any = orthogonal(nn.GRU(Identity().build(shape), self.size), gain=1.0)
+        return self.size
+
+    def initial_memory(self, n: int, device: torch.device) -> nest.Tree:
+        return {"h": torch.zeros(n, self.size, device=device)}
+
+    def forward(self, x: Tensor, memory: nest.Tree, first: Tensor) -> tuple[Tensor, nest.Tree]:
+        return unroll(self._rows, x.flatten(2), memory, first, self.gru.weight_ih_l0.dtype)
+
+    def _rows(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        if len(x) == 1:
+            h = torch.gru_cell(x[0], state["h"], *self.gru.all_weights[0])
+            return h[None], {"h": h}
+        outputs, h = self.gru(x, state["h"][None])
+        return outputs, {"h": h[0]}
+
+
+class NormalizedLSTM(nn.Module):
+    """An LSTM whose gates and cell are layer-normalised (Ba et al. 2016, eq. 20-22).
+
+        i, f, g, o = LN(W h) + LN(U x)
+        c' = σ(f) c + σ(i) tanh(g),    h' = σ(o) tanh(LN(c'))
+
+    The weights have the names and the order of `nn.LSTM`; the biases are those of the normalisations.
+    """
+
+    def __init__(self, inputs: int, size: int) -> None:
+        super().__init__()
+        self.weight_ih_l0 = nn.Parameter(torch.empty(4 * size, inputs))
+        self.weight_hh_l0 = nn.Parameter(torch.empty(4 * size, size))
+        self.norm_ih, self.norm_hh, self.norm_c = nn.LayerNorm(4 * size), nn.LayerNorm(4 * size), nn.LayerNorm(size)
+
+    def forward(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Outputs [T, B, size] for x [T, B, D], and the state after the last row."""
+        outputs = []
+        for row in self.norm_ih(x @ self.weight_ih_l0.t()):
+            i, f, g, o = (row + self.norm_hh(h @ self.weight_hh_l0.t())).chunk(4, -1)
+            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+            h = o.sigmoid() * self.norm_c(c).tanh()
+            outputs.append(h)
+        return torch.stack(outputs), h, c
+
+
+def unroll(
+    rows: Callable[[Tensor, State], tuple[Tensor, State]], x: Tensor, memory: State, first: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, State]:
+    """A recurrence over x [T, B, D], with a state of zeros before every row where `first` [T, B] holds.
+
+    Args:
+        rows: takes some consecutive rows and the state before them; gives outputs and the state after them.
+        dtype: of its weights; the memory that goes in and out is float32.
+    """
+    kept, outputs, state = (~first).to(dtype)[..., None], [], {name: part.to(dtype) for name, part in memory.items()}
+    with in_full_precision(x.device):
+        for start, stop in itertools.pairwise(_pieces(first)):
+            begun = {name: part * kept[start] for name, part in state.items()}
+            output, state = rows(x[start:stop].to(dtype), begun)
+            outputs.append(output)
+    features = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+    return features, {name: part.float() for name, part in state.items()}
+
+
+def _pieces(first: Tensor) -> list[int]:
+    """Rows where some game starts anew, with 0 and T: between them the fused kernel runs without a stop."""
+    if len(first) == 1:
+        return [0, 1]
+    restarts = first[1:].any(1).nonzero().flatten() + 1
+    return [0, *restarts.tolist(), len(first)]  # CPU–GPU sync
