@@ -173,6 +173,19 @@ def test_a_native_pool_is_preferred_for_playing() -> None:
     assert experiment.spaces()[0].shape == (3,) and pools == [4]  # known by then
 
 
+def test_a_pool_that_can_use_cores_is_told_how_many() -> None:
+    asked: list[tuple[int, int]] = []
+
+    def make_pool(num_games: int, num_threads: int = 1) -> GamePool:
+        asked.append((num_games, num_threads))
+        return GamePool(CountingEnv, num_games)
+
+    experiment = by_parts(make_pool=make_pool)
+    experiment.pool(2, 4)
+    experiment.pool(3)
+    assert asked == [(2, 4), (3, 1)]
+
+
 def test_train_step_gets_a_learner_around_it() -> None:
     def train_step(agent: Any, batch: Any) -> dict[str, Any]:
         return {"loss/sum": np.float32(batch), "agent": agent}

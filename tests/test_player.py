@@ -14,7 +14,7 @@ from people import LENGTH, Beside, Flaky, a_player, a_run, a_spec, a_trainer, un
 from tinyverse.database import BEGINNING, MemoryDatabase
 from tinyverse.envs.pool import GamePool
 from tinyverse.errors import DatabaseError, SpecError
-from tinyverse.player import Courier, Player, new_worker, play
+from tinyverse.player import SEEDS_APART, Courier, Player, new_worker, play
 from tinyverse.run import agreement
 from tinyverse.weights import encode_weights
 
@@ -61,6 +61,44 @@ def test_a_rollout_is_one_session_per_game_numbered_in_order(database):
             "player": "someone", "sequence": str(7 + game), "version": "4", "update": "44",
         }  # fmt: skip
     assert courier.worker.games == 3
+
+
+def test_two_pools_taken_in_turn_play_what_each_would_play_alone():
+    both = Player(CountingAgent(), [GamePool(CountingEnv, 2), GamePool(CountingEnv, 3)], LENGTH, seed=5)
+    alone = [
+        Player(CountingAgent(), GamePool(CountingEnv, games), LENGTH, seed=seed)
+        for games, seed in ((2, 5), (3, 5 + SEEDS_APART))
+    ]
+    assert both.num_games == 5
+    for _ in range(20):
+        rollout, parts = both.play(), [player.play() for player in alone]
+        for name in ("observations", "actions", "rewards", "terminated", "truncated", "alive"):
+            got = getattr(rollout, name)
+            np.testing.assert_array_equal(got, np.concatenate([getattr(part, name) for part in parts], 1))
+        np.testing.assert_array_equal(rollout.initial_memory, np.concatenate([part.initial_memory for part in parts]))
+        np.testing.assert_array_equal(rollout.extras["saw"], clock(rollout.observations[:-1]))
+        assert rollout.episodes == parts[0].episodes + parts[1].episodes
+    assert any(rollout.episodes) or not rollout.alive.all()
+
+
+def test_one_pool_is_stepped_while_the_agent_acts_in_the_other():
+    """What is sent to a pool is not received before the agent has acted in the other one."""
+    log = []
+
+    class Logged(GamePool):
+        def send(self, actions):
+            log.append(("send", id(self)))
+            super().send(actions)
+
+        def receive(self):
+            log.append(("receive", id(self)))
+            return super().receive()
+
+    one, other = Logged(CountingEnv, 1), Logged(CountingEnv, 1)
+    Player(CountingAgent(), [one, other], 3).play()
+    a, b = id(one), id(other)
+    turn = [("receive", a), ("send", a), ("receive", b), ("send", b)]
+    assert log == [("send", a), ("send", b), *turn, *turn, ("receive", a), ("receive", b)]
 
 
 def test_two_rollouts_share_no_memory(database):

@@ -38,11 +38,33 @@ class OldGymCounting:
         self.env.close()
 
 
+class Passing(VectorObservationWrapper):
+    """Changes nothing; names it does not know, `step_wait` too, it passes on to what it wraps, as many wrappers do."""
+
+    steps = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.env, name)
+
+    def step(self, actions: Any) -> Any:
+        self.steps += 1
+        return super().step(actions)
+
+    def observations(self, observations: Any) -> Any:
+        return observations
+
+
+def _asynchronous() -> VectorEnv:
+    return gymnasium.vector.AsyncVectorEnv([CountingEnv] * GAMES, context="forkserver")
+
+
 SOURCES: dict[str, Callable[[], Pool]] = {
     "games": lambda: GamePool(CountingEnv, GAMES),
     "old gym": lambda: GamePool(OldGymCounting, GAMES),
     "next step": lambda: VectorPool(counting_vector(GAMES)),
     "disabled": lambda: VectorPool(counting_vector(GAMES, AutoresetMode.DISABLED)),
+    "async": lambda: VectorPool(_asynchronous()),
+    "wrapped async": lambda: VectorPool(Passing(_asynchronous())),
     "nested games": lambda: GamePool(lambda: CountingEnv(nested=True), GAMES),
     "nested next step": lambda: VectorPool(counting_vector(GAMES, nested=True)),
     "nested disabled": lambda: VectorPool(counting_vector(GAMES, AutoresetMode.DISABLED, nested=True)),
@@ -54,6 +76,17 @@ def pool(request: pytest.FixtureRequest) -> Any:
     pool = SOURCES[request.param]()
     yield pool
     pool.close()
+
+
+def test_a_wrapper_is_not_gone_past() -> None:
+    env = Passing(_asynchronous())
+    pool = VectorPool(env)
+    pool.reset(0)
+    pool.step(np.zeros(GAMES, np.int64))
+    pool.send(np.zeros(GAMES, np.int64))
+    pool.receive()
+    pool.close()
+    assert hasattr(env, "step_wait") and env.steps == 2
 
 
 def test_rows_are_those_of_the_drawing(pool: Pool) -> None:
