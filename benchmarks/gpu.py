@@ -37,12 +37,11 @@ if __name__ == "__main__":
 import numpy as np
 import torch
 from gymnasium import spaces
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 
 from tinyverse.algorithms import VTrace
 from tinyverse.batch import Batch
-from tinyverse.networks import ModularNetwork, NatureConv, Window
+from tinyverse.networks import ImpalaResNet, ModularNetwork, NatureConv, Window
 from tinyverse.redis_server import private_server
 from tinyverse.replay import Flow, Replay
 from tinyverse.run import RunFolder
@@ -62,7 +61,7 @@ def main() -> None:
             return
         device = "cuda" if torch.cuda.is_available() else "cpu"
         torch.set_num_threads(1)
-        networks = [("IMPALA", ResNet)] if bench.smoke else [("Nature", NatureConv), ("IMPALA", ResNet)]
+        networks = [("IMPALA", ImpalaResNet)] if bench.smoke else [("Nature", NatureConv), ("IMPALA", ImpalaResNet)]
         for (name, trunk), batch in itertools.product(networks, (1,) if bench.smoke else (32, 256)):
             measure_updates(bench, name, trunk, batch, device)
         measure_run(bench, device)
@@ -159,33 +158,6 @@ def noise(spec: SessionSpec, number: int) -> Session:
     arrays["alive"][:] = True
     arrays["extras.behaviour_log_prob"][:] = -np.log(float(BUTTONS.n))
     return Session.from_arrays(arrays, {"player": "bench", "sequence": str(number), "version": "0", "update": "0"})
-
-
-class ResNet(nn.Module):
-    """The residual network of 15 convolutions (Espeholt et al. 2018, figure 3, right), without its LSTM."""
-
-    def build(self, shape: tuple[int, ...]) -> int:
-        channels, side = shape[0], shape[-1]
-        sections: list[nn.Module] = []
-        for wider in (16, 32, 32):
-            pool = nn.MaxPool2d(3, 2, 1)
-            sections += [nn.Conv2d(channels, wider, 3, padding=1), pool, Residual(wider), Residual(wider)]
-            channels, side = wider, (side + 1) // 2
-        self.body = nn.Sequential(*sections, nn.ReLU(), nn.Flatten(), nn.Linear(channels * side * side, 256), nn.ReLU())
-        self.to(memory_format=torch.channels_last)
-        return 256
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.body(x.contiguous(memory_format=torch.channels_last).float() / 255)
-
-
-class Residual(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.first, self.second = (nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.second(functional.relu(self.first(functional.relu(x))))
 
 
 def measure_run(bench: measure.Bench, device: str) -> None:

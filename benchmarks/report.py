@@ -36,13 +36,15 @@ def measured(script: str) -> Result:
 
 
 def keep(result: Result, folder: Path = RESULTS) -> None:
-    """Stores a result for the tables.
+    """Stores a result for the tables; one without rows, as of a GPU where there is none, does not replace another.
 
     Raises:
         ValueError: it comes from a smoke test, whose numbers mean nothing.
     """
     if result["smoke"]:
         raise ValueError(f"{result['script']} was run with --smoke; such numbers are not kept.")
+    if not result["rows"]:
+        return
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{result['script']}.json").write_text(json.dumps(result, indent=1) + "\n")
 
@@ -80,7 +82,7 @@ def _row(row: Result) -> str:
     others = "; ".join(f"{way} {_median(values)}" for way, values in rates.items())
     note = f" ({row['note']})" if row["note"] else ""
     spread = f"{number(min(ours))}..{number(max(ours))}" if ours else ""
-    ours = f"**{_median(ours)}** {row['unit']}" if ours else row["unit"]
+    ours = f"{_median(ours)} {row['unit']}" if ours else row["unit"]
     cells = (row["what"] + note, ours, spread, _median(limit), _median(naive), others, _ratios(row))
     return " | ".join(cell.replace("|", "\\|") for cell in cells)
 
@@ -90,13 +92,14 @@ def _median(values: list[float] | None) -> str:
 
 
 def _ratios(row: Result) -> str:
-    """Ratios, and what they ought to be."""
+    """Ratios, and what they ought to be; in bold where they are not."""
 
     def ratio(way: str, value: float) -> str:
         wanted = row["at_least"].get(way)
         if wanted is None:
             return f"{way} {value:.2f}"
-        return f"{way} {value:.2f} (wanted {wanted:.2f}{'' if value >= wanted else ', **missed**'})"
+        text = f"{value:.2f}" if value >= wanted else f"**{value:.2f}**"
+        return f"{way} {text} (wanted {wanted:.2f})"
 
     return "; ".join(ratio(way, value) for way, value in row["ratios"].items())
 

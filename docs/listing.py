@@ -7,10 +7,10 @@ ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- listing -->\n", "<!-- end of listing -->\n"
 FLOORS = {
     "words": ["errors", "nest", "codec", "timing", "machine"],
-    "things": ["session", "agent", "returns", "losses", "networks"],
+    "things": ["session", "agent", "returns", "losses", "networks", "normalizers"],
     "meeting place": ["database", "redis_server", "redis_database"],
-    "memory": ["samplers", "batch", "ring", "replay", "weights"],
-    "learning": ["torch_agent", "learner", "algorithms"],
+    "memory": ["sum_tree", "samplers", "batch", "ring", "replay", "weights"],
+    "learning": ["torch_agent", "q_agent", "learner", "algorithms"],
     "people": ["envs", "experiment", "loader", "run", "player", "trainer", "loop", "evaluator", "monitor", "plot"],
     "door": ["asked", "playing", "training", "together", "judging", "tidying", "cli", "demo"],
 }

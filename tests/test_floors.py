@@ -11,10 +11,12 @@ PACKAGE = Path(tinyverse.__file__).parent
 
 FLOORS = {
     "words": "errors nest codec timing machine",
-    "things": "agent session returns losses networks.trunks networks.bodies networks.heads networks.modular networks",
+    "things": "agent session returns losses networks.norms networks.trunks networks.convs networks.resnets "
+    "networks.bodies networks.recurrent networks.attention networks.heads networks.modular networks.squashed "
+    "networks normalizers",
     "meeting": "database redis_server redis_database",
-    "memory": "samplers batch ring replay weights",
-    "learning": "torch_agent learner algorithms.* algorithms",
+    "memory": "sum_tree samplers batch ring replay weights",
+    "learning": "torch_agent q_agent learner algorithms.* algorithms",
     "people": "envs.pool envs.* envs experiment loader run player trainer loop evaluator monitor plot",
     "door": "__init__ asked playing training together judging tidying demo cli __main__",
 }

@@ -101,6 +101,19 @@ def test_one_pool_is_stepped_while_the_agent_acts_in_the_other():
     assert log == [("send", a), ("send", b), *turn, *turn, ("receive", a), ("receive", b)]
 
 
+def test_large_sessions_are_sent_in_parts(database, monkeypatch):
+    monkeypatch.setattr("tinyverse.player.AT_ONCE", 1)  # byte: no two fit
+    sizes, append = [], database.append
+    monkeypatch.setattr(database, "append", lambda blobs, **rest: (sizes.append(len(blobs)), append(blobs, **rest))[1])
+    player, courier = a_player(database, games=3)
+    publish(database, 0)
+    playing(player, courier, batches=2).__enter__()
+    until(lambda: len(sessions_of(database)) == 6)
+    courier.close()
+    assert [size for size in sizes if size] == [1] * 6
+    assert sorted(int(session.metadata["sequence"]) for session in sessions_of(database)) == list(range(6))
+
+
 def test_two_rollouts_share_no_memory(database):
     player, _ = a_player(database)
     earlier = player.play()

@@ -17,7 +17,7 @@ from tinyverse.database import BEGINNING, MemoryDatabase
 from tinyverse.errors import SettingsError
 from tinyverse.learner import Learner
 from tinyverse.replay import Flow, Replay
-from tinyverse.samplers import Fresh, Mixed, Uniform, sampler_of
+from tinyverse.samplers import Fresh, Mixed, Prioritized, Uniform, sampler_of
 from tinyverse.session import Session, SessionSpec
 from tinyverse.trainer import Trainer
 from tinyverse.weights import decode_weights
@@ -220,6 +220,60 @@ def test_seen_sessions_are_replayed_but_not_fresh():
     assert (counts[1:] > 0).all()
 
 
+# -- priorities ---------------------------------------------------------------------------------------------------------
+
+
+def priorities_of(replay):
+    """How often each slot of 8 is drawn, from 0 to 1."""
+    slots = replay.sampler.draw(20_000, np.random.default_rng(0))
+    return np.bincount(slots, minlength=8) / len(slots)
+
+
+def test_priorities_decide_what_is_delivered():
+    replay = replay_of(Prioritized(alpha=1.0, beta=0.5), count=8, batch=4)
+    replay.sample()
+    given = torch.tensor([1.0, 2, 3, 4, 5, 6, 7, 4])
+    replay.set_priorities(torch.arange(8), given)
+    assert priorities_of(replay) == pytest.approx(given.numpy() / 32, abs=0.01)
+    batch = replay.sample()
+    weights = (8 * given[batch.slots] / 32) ** -0.5
+    torch.testing.assert_close(batch.weights, weights / weights.max(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("drawn_between", [False, True])
+def test_a_late_priority_does_not_reach_the_session_that_overwrote_its_own(drawn_between):
+    replay = replay_of(Prioritized(alpha=1.0), count=8, batch=4)
+    replay.sample()
+    old = torch.arange(8)
+    for number in range(9, 13):
+        replay.add(session_of(number))  # over the first four
+    if drawn_between:
+        replay.sample()
+    replay.set_priorities(old, torch.tensor([0.0, 0, 0, 0, 1, 1, 1, 5]))
+    assert replay._numbers(np.arange(8)).tolist() == [8, 9, 10, 11, 4, 5, 6, 7]
+    new = 1 if drawn_between else 5  # new ones get the largest so far
+    wanted = np.array([new] * 4 + [1, 1, 1, 5])
+    assert priorities_of(replay) == pytest.approx(wanted / wanted.sum(), abs=0.01)
+
+
+def test_a_late_priority_does_not_bring_back_what_expired():
+    replay = replay_of(Prioritized(alpha=1.0), batch=2, max_lag=5)
+    for number in range(1, 5):
+        replay.add(session_of(number, update=0 if number < 3 else 5))
+    first = replay.sample(update=5)
+    assert replay.sample(update=6) is not None and len(replay) == 2
+    replay.set_priorities(torch.arange(4), torch.tensor([1e6, 1e6, 1.0, 1.0]))
+    assert all(set(numbers_of(replay.sample(update=6))) <= {3, 4} for _ in range(50))
+    assert first.slots.tolist() != []
+
+
+def test_slots_tell_one_session_from_the_next_in_its_place():
+    replay = replay_of(Uniform(), count=21, batch=8)
+    batch = replay.sample()
+    assert [number - 1 for number in numbers_of(batch)] == batch.slots.tolist()
+    assert sorted(batch.slots.tolist()) == list(range(13, 21))
+
+
 # -- age ----------------------------------------------------------------------------------------------------------------
 
 
@@ -238,7 +292,7 @@ def test_old_sessions_are_dropped_on_arrival():
     assert len(replay) == 1 and replay.dropped["expired"] == 1
 
 
-@pytest.mark.parametrize("sampler", [Fresh, Uniform, Mixed])
+@pytest.mark.parametrize("sampler", [Fresh, Uniform, Mixed, Prioritized])
 def test_old_sessions_are_dropped_in_memory(sampler):
     replay = replay_of(sampler(), max_lag=2, batch=1)
     for number in range(1, 7):
@@ -348,9 +402,9 @@ def test_forget_counts_as_delivered():
     assert replay.received == 6 and replay.delivered == 5
 
 
-@pytest.mark.parametrize(("sampler", "delivered"), [(Fresh, 97), (Mixed, 194), (Uniform, 400)])
+@pytest.mark.parametrize(("sampler", "delivered"), [(Fresh, 97), (Mixed, 194), (Uniform, 400), (Prioritized, 400)])
 def test_after_a_restart_only_what_waits_is_owed(sampler, delivered):
-    replay = replay_of(sampler(), count=3, reuse=4 if sampler is Uniform else None)
+    replay = replay_of(sampler(), count=3, reuse=4 if sampler in (Uniform, Prioritized) else None)
     replay.restart_books(100)
     assert replay.received == 100 and replay.delivered == delivered
 
@@ -407,7 +461,7 @@ class World:
         self.chosen, self.random, self.database = chosen, random.Random(chosen.seed), MemoryDatabase()
         self.flow = Flow(
             batch=chosen.batch, buffer_size=max(chosen.batch, chosen.min_sessions) + chosen.extra_buffer, max_lag=chosen.max_lag,
-            reuse=chosen.reuse if chosen.sampler == "uniform" else None, min_sessions=chosen.min_sessions,
+            reuse=chosen.reuse if chosen.sampler in ("uniform", "prioritized") else None, min_sessions=chosen.min_sessions,
         )  # fmt: skip
         self.trainer, self.updates, self.sequence = None, 0, 0
         self.starts = self.started_at = 0
@@ -488,7 +542,7 @@ def live(chosen, updates=5):
 
 choices = st.builds(
     Settings,
-    sampler=st.sampled_from(["fresh", "uniform", "mixed"]),
+    sampler=st.sampled_from(["fresh", "uniform", "mixed", "prioritized"]),
     batch=st.integers(1, 64),
     extra_buffer=st.sampled_from([0, 1, 7, 200]),
     reuse=st.none() | st.floats(0.1, 8) | st.sampled_from([0.1, 1.0, 1 / 3]),

@@ -29,7 +29,7 @@ class Batch:
     extras: dict[str, torch.Tensor]  # [T, B, …] what the agent added
     weights: torch.Tensor  # [B] importance weights of the sampling, 1 where it is uniform
     lag: torch.Tensor  # [B] updates since the weights that played the slice
-    slots: torch.Tensor  # [B] where the slices lie in the replay; priorities go back by it
+    slots: torch.Tensor  # [B] the sessions' numbers in the replay, whose slots they go round; priorities go back by it
     burn_in: int = 0
 
     @functools.cached_property

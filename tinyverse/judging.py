@@ -162,12 +162,12 @@ def do_check(asked: Asked) -> list[tuple[str, str]]:
     )
     timed("decoding", lambda: spec.decode(blob), lambda _: "the same")
     learner = timed("learner", lambda: experiment.learner(agent), lambda made: type(made).__name__)
-    replay = Replay(
-        spec, Flow(batch=1, buffer_size=max(1, experiment.games), reuse=None), sampler_of(experiment.sampler)
-    )
-    for each in rollout.sessions("check", 0):
-        replay.add(spec.decode(each.encode()))
-    batch = replay.sample()
+    flow = Flow(batch=experiment.batch, buffer_size=experiment.batch + experiment.games, reuse=None)
+    replay = Replay(spec, flow, sampler_of(experiment.sampler))
+    while (batch := replay.sample(length=learner.length, burn_in=learner.burn_in)) is None:
+        for each in rollout.sessions("check", 0):
+            replay.add(spec.decode(each.encode()))
+        rollout = player.play()
     metrics = timed(
         "an update",
         lambda: learner.train_step(batch),

@@ -23,7 +23,15 @@ Metrics = Mapping[str, float | Tensor]
 
 
 class Learner:
-    """Makes an agent better, batch by batch. Synonyms: algorithm, update rule."""
+    """Makes an agent better, batch by batch. Synonyms: algorithm, update rule.
+
+    Attributes:
+        length: rows of the slices it wants to learn from, at random places of sessions; None: whole sessions.
+        burn_in: rows before those, which only warm up memory. With `length=None` they begin the session.
+    """
+
+    length: int | None = None
+    burn_in: int = 0
 
     @property
     def device(self) -> torch.device:

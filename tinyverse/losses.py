@@ -87,3 +87,13 @@ def explained_variance(values: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
         return masked_mean((terms - masked_mean(terms, mask)).square(), mask)
 
     return 1 - variance(targets - values) / (variance(targets) + 1e-8)
+
+
+@torch.no_grad()
+def sequence_priorities(errors: Tensor, mask: Tensor, eta: float = 0.9) -> Tensor:
+    """[B] η max |δ| + (1 − η) mean |δ| over the rows that count (Kapturowski et al. 2019, R2D2, section 2.3).
+
+    Errors and mask are [T, B]; a slice in which no row counts gets 0.
+    """
+    sizes = errors.abs() * mask
+    return eta * sizes.amax(0) + (1 - eta) * sizes.sum(0) / mask.sum(0).clamp(min=1)

@@ -17,7 +17,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,7 @@ HEARTBEAT_SECONDS = 1.0
 RETRY_SECONDS = 0.5
 SEEDS_APART = 1 << 20  # between the two pools of a player
 CLOSING_SECONDS = 5.0  # that a closing courier goes on trying
+AT_ONCE = 64 << 20  # bytes in one push
 WAITING_BATCHES = (
     4  # batches of sessions that may wait to be pushed; then the player waits, or drops if it is real-time
 )
@@ -270,7 +271,9 @@ class Courier(threading.Thread):
             self._sequence += len(blobs)
             ended = [episode for session in sessions for episode in session.episodes]
             episodes = [{"return": total, "length": length, "version": rollout.version} for total, length in ended]
-        self._send(blobs, episodes)
+        for part in _parts(blobs):
+            self._send(part, episodes)
+            episodes = []
         if rollout is not None:
             self._rollouts.task_done()
             self.worker.sessions += len(blobs)
@@ -368,6 +371,18 @@ def _reason(player: Player, courier: Courier, realtime: bool) -> str:
     if not realtime and not courier.may_play():
         return f"the trainer, which is {courier.state.debt:.0f} deliveries behind"
     return ""
+
+
+def _parts(blobs: list[bytes]) -> Iterator[list[bytes]]:
+    """What is sent at once; with nothing to send, a heartbeat."""
+    part, size = list[bytes](), 0
+    for blob in blobs:
+        if part and size + len(blob) > AT_ONCE:
+            yield part
+            part, size = [], 0
+        part.append(blob)
+        size += len(blob)
+    yield part
 
 
 def _buffers(tree: nest.Tree, length: int, games: int) -> nest.Tree:

@@ -82,12 +82,13 @@ class Replay:
         self.spec, self.sampler, self.device = spec, sampler, torch.device(device)
         self.flow = dataclasses.replace(flow, reuse=sampler.reuse) if sampler.reuse is not None else flow
         size = self.flow.buffer_size
+        sampler.prepare(size, self.device)
         self._ring = Ring(spec, size, self.device)
         self._filled = np.zeros(size, bool)
         self._update = np.zeros(size, np.int64)  # of the trainer, when the weights that played the session were made
         self._count = np.zeros(size, np.int64)  # deliveries so far
         self._position = [BEGINNING] * size
-        self._next = 0
+        self._written = 0  # sessions so far
         self.newest_delivered = BEGINNING  # position of the newest session that was learned from
         self.lag = 0.0  # mean of the last batch, in updates
         self._began = False
@@ -128,7 +129,8 @@ class Replay:
                 self._delivered += self.flow.reuse or 1.0
                 self.dropped["expired"] += 1
                 return
-            slot, self._next = self._next, (self._next + 1) % self.flow.buffer_size
+            slot = self._written % self.flow.buffer_size
+            self._written += 1
             self._write(slot, arrays)
             self._update[slot], self._position[slot] = made_at, position
             self.sampler.insert(slot, seen)
@@ -204,9 +206,11 @@ class Replay:
             self.newest_delivered = BEGINNING
 
     def set_priorities(self, slots: torch.Tensor, priorities: torch.Tensor) -> None:
-        """Passes new priorities of delivered slices on to the sampler. Not every sampler has use for them."""
+        """Passes new priorities [B] of a batch's `slots` on to the sampler, but for sessions overwritten since."""
         with self._lock:
-            self.sampler.set_priorities(slots, priorities)
+            kept = slots >= self._written - self.flow.buffer_size
+            priorities = torch.where(kept, priorities.to(slots.device), torch.nan)
+            self.sampler.set_priorities(slots % self.flow.buffer_size, priorities)
 
     def _expire(self, update: int) -> None:
         if self.flow.max_lag is None:
@@ -224,25 +228,44 @@ class Replay:
             carried = max(self.flow.reuse * kept, self.flow.batch) if kept else 0.0
             self._delivered = max(self._delivered, self.flow.reuse * self.received - carried)
 
+    def _numbers(self, slots: np.ndarray) -> np.ndarray:
+        """How many sessions were written before those in these slots: tells them from others that come to lie there."""
+        newest = self._written - 1
+        return newest - (newest - slots) % self.flow.buffer_size
+
     def _cut(self, slots: np.ndarray, starts: np.ndarray, rows: int, burn_in: int, update: int) -> Batch:
         index = torch.from_numpy(slots).to(self.device, non_blocking=True)
-        start = torch.from_numpy(starts).to(self.device, non_blocking=True)
+        if rows == self.spec.length:
+            leaves = {
+                name: leaf if _is_memory(name) else leaf.transpose(0, 1)
+                for name, leaf in self._ring.take(index).items()
+            }
+        else:
+            leaves = self._slices(index, torch.from_numpy(starts).to(self.device, non_blocking=True), rows)
+        names = {field.name for field in dataclasses.fields(Session)} - {"metadata"}
+        trees = {name: nest.unflatten(leaves, name) for name in names}
+        return Batch(
+            **{**trees, "extras": trees["extras"] or {}},
+            weights=self.sampler.weights(slots).to(self.device),
+            lag=torch.from_numpy(update - self._update[slots]).to(self.device),
+            slots=torch.from_numpy(self._numbers(slots)).to(self.device, non_blocking=True),
+            burn_in=burn_in,
+        )
+
+    def _slices(self, index: torch.Tensor, start: torch.Tensor, rows: int) -> dict[str, torch.Tensor]:
+        """`rows` rows from `start` [B] on; memory is empty where that is not the session's beginning."""
         leaves = {}
         with self._ring.reading() as fields:
             for name, tensor in fields.items():
-                if name.split(".")[0] == "initial_memory":
+                if _is_memory(name):
                     memory = tensor[index]
                     begins_late = start.reshape(-1, *[1] * (memory.ndim - 1)) > 0
                     leaves[name] = torch.where(begins_late, torch.zeros_like(memory), memory)
                 else:
                     count = rows + (tensor.shape[1] - self.spec.length)  # observations have a row more
                     leaves[name] = tensor[index, start + torch.arange(count, device=self.device)[:, None]]
-        names = {field.name for field in dataclasses.fields(Session)} - {"metadata"}
-        trees = {name: nest.unflatten(leaves, name) for name in names}
-        return Batch(
-            **{**trees, "extras": trees["extras"] or {}},
-            weights=torch.ones(len(slots), device=self.device),
-            lag=torch.from_numpy(update - self._update[slots]).to(self.device),
-            slots=index,
-            burn_in=burn_in,
-        )
+        return leaves
+
+
+def _is_memory(name: str) -> bool:
+    return name.split(".")[0] == "initial_memory"

@@ -122,6 +122,61 @@ def vtrace(
     return VTraceReturns(targets, rhos.clamp(max=clip_pg_rho) * unweighted, unweighted)
 
 
+@torch.no_grad()
+def double_q(
+    rewards: Tensor,
+    discounts: Tensor,
+    traces: Tensor,
+    online: Tensor,
+    target: Tensor,
+    n: int = 1,
+    *,
+    squash: float | None = None,
+) -> Tensor:
+    """n-step targets of double Q-learning (van Hasselt et al. 2016, eq. 4; Kapturowski et al. 2019, R2D2, eq. 1).
+
+        y_t = h( Σ_{k<n} γ^k r_{t+k} + γ^n h⁻¹( Q⁻(o_{t+n}, argmax_a Q(o_{t+n}, a)) ) )
+
+    n is smaller where the episode or the slice ends earlier.
+
+    Args:
+        rewards, discounts, traces: [T, B].
+        online: [T+1, B, A] Q, which chooses the action; the same as `target` for plain Q-learning.
+        target: [T+1, B, A] Q⁻ of the target network, which says what the action is worth.
+        squash: ε of h; None: no h.
+    Returns:
+        [T, B].
+    Raises:
+        SpecError: the shapes do not fit.
+    """
+    if online.shape != target.shape or online.ndim != 3:
+        raise SpecError(
+            f"double_q got Q of shapes {tuple(online.shape)} and {tuple(target.shape)}, wanted [T+1, B, A]."
+        )
+    values = target.gather(-1, online.argmax(-1, keepdim=True))[..., 0]
+    if squash is None:
+        return n_step(rewards, discounts, traces, values, n)
+    return squashed(n_step(rewards, discounts, traces, unsquashed(values, squash), n), squash)
+
+
+def squashed(x: Tensor, epsilon: float = 1e-3) -> Tensor:
+    """h(x) = sign(x) (√(|x| + 1) − 1) + εx: returns of any size become moderate ones (Pohlen et al. 2018, section 3.2).
+
+    Written without the difference of two numbers near 1, which would cost small returns their digits.
+    """
+    return x / ((x.abs() + 1).sqrt() + 1) + epsilon * x
+
+
+def unsquashed(x: Tensor, epsilon: float = 1e-3) -> Tensor:
+    """h⁻¹(x), the inverse of `squashed` (Pohlen et al. 2018, proposition A.2; for ε > 0).
+
+    h⁻¹(x) = sign(x) (((√(1 + 4ε(|x| + 1 + ε)) − 1) / 2ε)² − 1)
+    """
+    shifted = x.abs() + 1 + epsilon
+    root = 2 * shifted / ((1 + 4 * epsilon * shifted).sqrt() + 1)
+    return x.sign() * (root.square() - 1)
+
+
 def _discounted_sums(terms: Tensor, decays: Tensor) -> Tensor:
     """[T, B] of x_t + decay_t (x_{t+1} + decay_{t+1} (…)), from the last row backwards."""
     total = torch.zeros_like(terms[0])

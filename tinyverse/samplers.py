@@ -1,8 +1,9 @@
-"""Samplers: which of the stored sessions are learned from next. They pick slots of the replay and know no tensors.
+"""Samplers: which of the stored sessions are learned from next. They pick slots of the replay.
 
-Fresh      each session once, in order        on-policy, IMPALA
-Uniform    any session, again and again       replay
-Mixed      part fresh, the rest uniform       IMPALA with replay
+Fresh        each session once, in order        on-policy, IMPALA
+Uniform      any session, again and again       replay
+Mixed        part fresh, the rest uniform       IMPALA with replay
+Prioritized  what surprised most, most often    DQN, Ape-X, R2D2
 """
 
 from __future__ import annotations
@@ -14,12 +15,18 @@ import numpy as np
 import torch
 
 from tinyverse.errors import SettingsError
+from tinyverse.sum_tree import SumTree
+
+LEAST_PRIORITY = 1e-6  # is added to all, so that what was learned by heart is looked at again now and then
 
 
 class Sampler:
     """Keeps book of the filled slots; the replay tells it what comes and goes, under its lock."""
 
     reuse: float | None = None  # deliveries per session that follow from the sampler itself; None: free to choose
+
+    def prepare(self, size: int, device: torch.device) -> None:
+        """A replay of so many slots on this device begins to use the sampler."""
 
     def insert(self, slot: int, seen: bool = False) -> None:
         """A session was written into `slot`; `seen` if it was delivered before a restart and is no longer fresh."""
@@ -37,8 +44,12 @@ class Sampler:
         """[batch] slots; only called when nothing is missing."""
         raise NotImplementedError
 
+    def weights(self, slots: np.ndarray) -> torch.Tensor:
+        """[B] float32 importance weights of the slots just drawn: 1 where all are drawn alike."""
+        return torch.ones(len(slots))
+
     def set_priorities(self, slots: torch.Tensor, priorities: torch.Tensor) -> None:
-        """New priorities of slots that were drawn; ignored by samplers that have none."""
+        """New priorities [B] of slots [B] that were drawn, NaN for those that keep theirs. Not all samplers have any."""
 
     def pending(self) -> int:
         """Sessions that wait to be delivered for the first time."""
@@ -132,11 +143,69 @@ class Mixed(Sampler):
         return max(1, round(batch * self.fresh))
 
 
-SAMPLERS = {"fresh": Fresh, "uniform": Uniform, "mixed": Mixed}
+class Prioritized(Sampler):
+    """Sessions in proportion to priority^α, the rest of the mathematics as Schaul et al. 2016 have it.
+
+        P(i) = p_i^α / Σ_k p_k^α        w_i = (N P(i))^−β / max_j w_j        (eq. 1; section 3.4)
+
+    p_i is what learning gave back as the session's priority, plus a little; before that, the largest given so far, so
+    that each is learned from soon. A batch is drawn in as many equal strata as it has sessions. α and β are Ape-X's.
+    """
+
+    def __init__(self, alpha: float = 0.6, beta: float = 0.4) -> None:
+        if not (alpha >= 0 and 0 <= beta <= 1):
+            raise SettingsError(
+                f"Prioritized(alpha={alpha}, beta={beta}) makes no sense; alpha is 0 or more, beta between 0 and 1."
+            )
+        self.alpha, self.beta = alpha, beta
+
+    def prepare(self, size: int, device: torch.device) -> None:
+        self._tree, self._device = SumTree(size, device), device
+        self._highest = torch.ones((), dtype=torch.float64, device=device)  # p^α
+        self._filled: set[int] = set()
+        self._changed: dict[int, bool] = {}  # slot -> filled; all that came and went since the last draw
+
+    def insert(self, slot: int, seen: bool = False) -> None:
+        self._filled.add(slot)
+        self._changed[slot] = True
+
+    def remove(self, slot: int) -> None:
+        if slot in self._filled:
+            self._filled.remove(slot)
+            self._changed[slot] = False
+
+    def missing(self, batch: int) -> int:
+        return 0 if self._filled else 1
+
+    def draw(self, batch: int, random: np.random.Generator) -> np.ndarray:
+        if self._changed:
+            filled = self._tensor(np.array(list(self._changed.values()), np.float64))
+            self._tree.set(self._tensor(np.array(list(self._changed))), filled * self._highest)
+            self._changed.clear()
+        places = (np.arange(batch) + random.random(batch)) / batch
+        return self._tree.draw(self._tensor(places)).cpu().numpy()  # CPU–GPU sync
+
+    def weights(self, slots: np.ndarray) -> torch.Tensor:
+        weights = (len(self._filled) * self._tree.get(self._tensor(slots)) / self._tree.total) ** -self.beta
+        return (weights / weights.max()).float()
+
+    def set_priorities(self, slots: torch.Tensor, priorities: torch.Tensor) -> None:
+        slots, priorities = slots.to(self._device), priorities.to(self._device).double()
+        before = self._tree.get(slots)
+        sound = priorities.isfinite() & (priorities >= 0) & (before > 0)  # what was removed stays so
+        powers = torch.where(sound, (priorities + LEAST_PRIORITY) ** self.alpha, before)
+        self._tree.set(slots, powers)
+        self._highest = torch.maximum(self._highest, powers.max())
+
+    def _tensor(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).to(self._device)
+
+
+SAMPLERS = {"fresh": Fresh, "uniform": Uniform, "mixed": Mixed, "prioritized": Prioritized}
 
 
 def sampler_of(name: str | Sampler) -> Sampler:
-    """A sampler by name (`fresh`, `uniform`, `mixed`), or the sampler itself."""
+    """A sampler by name (`fresh`, `uniform`, `mixed`, `prioritized`), or the sampler itself."""
     if isinstance(name, Sampler):
         return name
     if name not in SAMPLERS:

@@ -35,7 +35,8 @@ from tinyverse.weights import decode_weights, encode_weights
 
 logger = logging.getLogger(__name__)
 
-READ_AT_ONCE = 256  # sessions
+READ_AT_ONCE = 256  # sessions, fewer if they take more than
+READ_BYTES = 256 << 20
 RECENT = 100  # episodes in the mean return
 PLAYERS_KNOWN = 10_000  # whose sequence numbers are remembered, against duplicates
 
@@ -165,13 +166,14 @@ class Trainer:
 
     def feed(self, wait: float = 0.0) -> int:
         """Reads new sessions into the replay; returns how many there were."""
-        entries, state = self.database.read(self._position, READ_AT_ONCE, wait)
+        limit = min(READ_AT_ONCE, max(1, READ_BYTES // self.replay.spec.nbytes))
+        entries, state = self.database.read(self._position, limit, wait)
         if state.epoch != self.state.epoch or not state.epoch:
             self._rejoin()
             return 0
         for position, blob in entries:
             self._take(position, blob)
-        if len(entries) < READ_AT_ONCE:  # the end of the stream: all that was inserted is here or lost
+        if len(entries) < limit:  # the end of the stream: all that was inserted is here or lost
             if not self._caught_up or state.inserted < self.replay.received:
                 self.replay.restart_books(state.inserted)
                 self._caught_up = True
@@ -186,7 +188,8 @@ class Trainer:
             self.waiting.set("the stored sessions to be read")
             return False
         with self.stages("sample"):
-            batch = self._unreported or self.replay.sample(self.update)
+            length, burn_in = self.learner.length, self.learner.burn_in
+            batch = self._unreported or self.replay.sample(self.update, length=length, burn_in=burn_in)
         if batch is None:
             self.waiting.set(self.replay.waits_for())
             return False

@@ -1,0 +1,53 @@
+"""Any Atari game by Q-learning from prioritised replay, as in Ape-X: many games, each with an ε of its own.
+
+    tinyverse atari_dqn.py run --players 2 -o env_id=ALE/Breakout-v5
+    tinyverse atari_dqn.py eval -n 5 --greedy
+
+Rules are those of `atari.py`. The return that training shows is of games that explore; `eval --greedy` has ε = 0.001.
+
+Sessions are short and learned from as a whole: the window of 4 frames before the first row comes with each, so no row
+is spent on filling it. 10,000 of them are 100,000 steps and 1.0 GB of frames on the trainer's device (`--buffer-size`).
+"""
+
+from tinyverse import Experiment
+from tinyverse.algorithms import DQN
+from tinyverse.envs.atari import FRAME_SKIP, atari_env, atari_pool
+from tinyverse.networks import ModularNetwork, NatureConv, SmallConv, Window
+from tinyverse.q_agent import QAgent
+
+NETWORKS = {"small": SmallConv, "nature": NatureConv}
+
+
+def make_experiment(
+    env_id="ALE/Pong-v5", network="small", learning_rate=1e-4, epsilon=0.4, reuse=4.0, discount=0.99, unroll_length=10
+):
+    def make_pool(num_games, num_threads=1):
+        return atari_pool(env_id, num_games, num_threads=num_threads)
+
+    def make_env(evaluation=False, render_mode=None):
+        return atari_env(env_id, evaluation=evaluation, render_mode=render_mode)
+
+    def make_agent(observation_space, action_space):
+        trunk = Window(4, NETWORKS[network](layer_norm=True, center=True))
+        net = ModularNetwork(observation_space, action_space, trunk=trunk)
+        return QAgent(net, action_space, epsilon=epsilon, greedy_epsilon=0.001)
+
+    def make_learner(agent):
+        return DQN(agent, learning_rate=learning_rate, discount=discount, n=3, target_every=500, reward_clip=1.0)
+
+    return Experiment(
+        make_pool=make_pool,
+        make_env=make_env,
+        make_agent=make_agent,
+        make_learner=make_learner,
+        unroll_length=unroll_length,
+        games=16,
+        batch=32,
+        sampler="prioritized",
+        reuse=reuse,
+        buffer_size=10_000,
+        min_sessions=500,
+        publish_every=10,
+        precision="auto",
+        frame_skip=FRAME_SKIP,
+    )

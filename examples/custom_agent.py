@@ -1,0 +1,60 @@
+"""An agent of your own: any policy in any framework. Here one matrix, in NumPy, that learns to balance CartPole.
+
+tinyverse custom_agent.py local -n 300
+"""
+
+import gymnasium as gym
+import numpy as np
+
+from tinyverse import Agent, Experiment
+
+
+class LinearAgent(Agent):
+    """Goes left or right with the probabilities softmax(observation · w)."""
+
+    def __init__(self, observation_space, action_space):
+        self.w = np.zeros((observation_space.shape[0], action_space.n), np.float32)
+        self.random = np.random.default_rng()
+
+    def seed(self, seed):
+        self.random = np.random.default_rng(seed)
+
+    def probabilities(self, observations):
+        scores = np.exp(observations @ self.w)
+        return scores / scores.sum(-1, keepdims=True)
+
+    def act(self, observations, memory, first, greedy=False):
+        """One action for each of the n games; `memory` and `first` are for agents that remember."""
+        p = self.probabilities(observations)  # [n, actions]
+        drawn = (self.random.random((len(p), 1)) > p.cumsum(-1)[:, :-1]).sum(-1)
+        return (p.argmax(-1) if greedy else drawn), memory, {}
+
+    def get_weights(self):  # what players fetch …
+        return {"w": self.w.copy()}
+
+    def set_weights(self, weights):  # … and take
+        self.w = np.array(weights["w"])
+
+
+def train_step(agent, batch, learning_rate=0.05, discount=0.95):
+    """Makes actions likelier that were followed by more reward than others (REINFORCE, Williams 1992)."""
+    batch = batch.numpy()  # arrays, time first: rewards [T, B], observations [T+1, B, 4]
+    returns, following = np.zeros_like(batch.rewards), 0.0
+    for t in reversed(range(len(returns))):
+        following = returns[t] = batch.rewards[t] + discount * batch.traces[t] * following
+    rows = batch.alive  # the row after an episode's end is its reset: it did not happen
+    observations, actions = batch.observations[:-1][rows], batch.actions[rows]
+    advantages = returns[rows] - returns[rows].mean()
+    slopes = np.eye(agent.w.shape[1])[actions] - agent.probabilities(observations)  # of log π in the scores
+    agent.w += learning_rate * (observations.T @ (slopes * advantages[:, None])).astype(np.float32) / len(actions)
+    return {"return/mean": returns[rows].mean()}
+
+
+def make_experiment(env_id="CartPole-v1"):
+    def make_env(evaluation=False, render_mode=None):
+        return gym.make(env_id, render_mode=render_mode)
+
+    return Experiment(
+        make_env=make_env, make_agent=LinearAgent, train_step=train_step,
+        unroll_length=50, games=16, batch=16, publish_every=1,
+    )  # fmt: skip

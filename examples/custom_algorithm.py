@@ -1,0 +1,54 @@
+"""An algorithm of your own: a Learner with one method. Here actor-critic in its shortest form, on CartPole.
+
+tinyverse custom_algorithm.py local -n 200
+"""
+
+import gymnasium as gym
+from torch import nn
+
+from tinyverse import Experiment, TorchAgent, losses, returns
+from tinyverse.learner import Optimizer, TorchLearner
+from tinyverse.networks import MLP, ModularNetwork
+
+
+class ActorCritic(TorchLearner):
+    """TorchLearner brings weights and checkpoints; what is left to say is how a batch makes the agent better."""
+
+    def __init__(self, agent, learning_rate, discount):
+        super().__init__(agent, Optimizer(agent.network.parameters(), learning_rate=learning_rate, max_grad_norm=0.5))
+        self.discount = discount
+
+    def train_step(self, batch):
+        # the network again over all sessions: [T+1, B], one row more than there are actions
+        outputs, _ = self.agent.network(batch.observations, batch.initial_memory, batch.first)
+        policy = self.agent.network.distribution(tuple(rows[:-1] for rows in outputs.policy))
+        values = outputs.values[:-1]
+
+        # `discounts` is 0 where a game was over, `traces` where an episode ended in any way
+        targets = returns.lambda_returns(
+            batch.rewards, batch.discounts(self.discount), batch.traces, outputs.values, lambda_=0.95
+        )
+        advantages = targets - values.detach()
+
+        # losses are sums over the rows that happened, which `mask` says
+        loss = losses.policy_gradient(policy.log_prob(batch.actions), advantages, batch.mask)
+        loss = loss + 0.5 * losses.value(values, targets, batch.mask)
+        loss = loss + 0.01 * losses.entropy(policy.entropy(), batch.mask)
+        loss = loss / batch.mask.sum()
+        return {"loss/total": loss.detach(), "grad_norm": self.optimizer.step(loss)}
+
+
+def make_experiment(env_id="CartPole-v1", learning_rate=5e-3, discount=0.98):
+    def make_env(evaluation=False, render_mode=None):
+        return gym.make(env_id, render_mode=render_mode)
+
+    def make_agent(observation_space, action_space):
+        return TorchAgent(ModularNetwork(observation_space, action_space, trunk=MLP(64, 64, activation=nn.Tanh)))
+
+    def make_learner(agent):
+        return ActorCritic(agent, learning_rate, discount)
+
+    return Experiment(
+        make_env=make_env, make_agent=make_agent, make_learner=make_learner,
+        unroll_length=32, games=16, batch=16, publish_every=1,
+    )  # fmt: skip

@@ -1,0 +1,52 @@
+"""A network of your own: any torch module with three methods. Here two towers, for what to do and for what it is worth.
+
+    tinyverse custom_network.py local -n 200
+
+Where only a part is to be new, ModularNetwork(trunk=…, body=…) takes any module from [N, …] to [N, D].
+"""
+
+import gymnasium as gym
+from torch import nn
+
+from tinyverse import Experiment, TorchAgent
+from tinyverse.algorithms import VTrace
+from tinyverse.networks import Categorical, Outputs
+
+
+class TwoTowers(nn.Module):
+    """A policy and a value function that share nothing, for vectors and one choice."""
+
+    def __init__(self, observation_space, action_space, size):
+        super().__init__()
+        inputs = observation_space.shape[0]
+        self.policy = nn.Sequential(nn.Linear(inputs, size), nn.Tanh(), nn.Linear(size, int(action_space.n)))
+        self.value = nn.Sequential(nn.Linear(inputs, size), nn.Tanh(), nn.Linear(size, 1))
+
+    def initial_memory(self, n):
+        """What n games remember at the beginning of an episode: tensors [n, …], or () for nothing."""
+        return ()
+
+    def forward(self, observations, memory, first):
+        """Rows [T, B, …] at once: T is 1 while playing, a whole session while learning. `first` [T, B] restarts memory."""
+        values = self.value(observations).squeeze(-1)
+        return Outputs(policy=(self.policy(observations),), values=values), memory
+
+    def distribution(self, policy):
+        """What the tensors in `Outputs.policy` mean: something with log_prob, entropy, sample and mode."""
+        return Categorical(logits=policy[0])
+
+
+def make_experiment(env_id="CartPole-v1", size=64, learning_rate=5e-3):
+    def make_env(evaluation=False, render_mode=None):
+        return gym.make(env_id, render_mode=render_mode)
+
+    def make_agent(observation_space, action_space):
+        return TorchAgent(TwoTowers(observation_space, action_space, size))
+
+    def make_learner(agent):
+        return VTrace(agent, learning_rate=learning_rate, optimizer="adam", max_grad_norm=0.5)
+
+    return Experiment(
+        make_env=make_env, make_agent=make_agent, make_learner=make_learner,
+        unroll_length=32, games=16, batch=16, publish_every=1,
+    )  # fmt: skip

@@ -1,0 +1,50 @@
+"""MuJoCo: robots that learn to run, by SAC on joints and torques. HalfCheetah unless told otherwise.
+
+    pip install "gymnasium[mujoco]"
+    tinyverse mujoco_sac.py run --players 2 --reuse 1024
+    tinyverse mujoco_sac.py run -o env_id=Hopper-v5
+    tinyverse mujoco_sac.py eval -n 10 --greedy
+
+The paper makes one update for every step played, which is the default; a million of them take one CPU core about three
+hours. `--reuse 1024` makes a quarter of that, so more is played and less is learned from each step.
+"""
+
+import gymnasium as gym
+
+from tinyverse import Experiment, TorchAgent
+from tinyverse.algorithms.sac import SAC
+from tinyverse.errors import ExperimentError
+from tinyverse.networks import MLP
+from tinyverse.networks.squashed import SquashedActor
+
+
+def make_experiment(env_id="HalfCheetah-v5", learning_rate=3e-4, discount=0.99, updates_per_step=1.0, hidden=256):
+    unroll_length, batch = 16, 256
+
+    def make_env(evaluation=False, render_mode=None):
+        try:
+            return gym.make(env_id, render_mode=render_mode)
+        except ModuleNotFoundError as error:
+            raise ExperimentError(
+                f'{env_id} needs {error.name}, which is not installed: pip install "gymnasium[mujoco]"'
+            ) from None
+
+    def make_agent(observation_space, action_space):
+        return TorchAgent(SquashedActor(observation_space, action_space, body=MLP(hidden, hidden)))
+
+    def make_learner(agent):
+        return SAC(agent, learning_rate=learning_rate, discount=discount)
+
+    return Experiment(
+        make_env=make_env,
+        make_agent=make_agent,
+        make_learner=make_learner,
+        unroll_length=unroll_length,
+        games=8,
+        batch=batch,
+        sampler="uniform",
+        reuse=updates_per_step * batch * unroll_length,
+        buffer_size=62_500,  # sessions: a million steps
+        min_sessions=300,  # nearly 5,000 steps
+        publish_every=50,
+    )

@@ -1,0 +1,130 @@
+"""A2C: one step along the policy gradient for every batch that was just played; the simplest actor-critic."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from tinyverse import losses, nest, returns
+from tinyverse.batch import Batch
+from tinyverse.errors import SettingsError
+from tinyverse.learner import Metrics, Optimizer, TorchLearner
+from tinyverse.normalizers import ReturnScale
+from tinyverse.torch_agent import TorchAgent
+
+
+class A2C(TorchLearner):
+    """Advantage actor-critic (Mnih et al. 2016, A3C, algorithm S3, in lockstep), with either kind of advantage:
+
+        generalised   Â of Schulman et al. 2016, eq. 16, and the target Â + V
+        n-step        G − V, where G has n rewards and then V; with n ≥ T the original's returns
+        loss = −Â log π(a|o) + value_cost · ½ (G − V)² − entropy_cost · H(π), mean over rows that happened
+
+    It wants sessions of the very weights it improves: the Fresh sampler and `local`, or the `max_lag` 0. Where players
+    lag, see `VTrace`.
+
+    Args:
+        agent: its network learns.
+        discount: γ per step.
+        lambda_: of `returns.gae`; None: 0.95, unless `n_step` is given.
+        n_step: n of `returns.n_step`, instead of `lambda_`.
+        learning_rate, optimizer, max_grad_norm, total_updates: see `Optimizer`.
+        value_cost, entropy_cost: see above.
+        normalize_advantages: to mean 0 and deviation 1 over the batch.
+        return_scale: divide rewards by the running deviation of returns, see `ReturnScale`.
+        reward_clip: rewards are clipped to ± this, before they are scaled; None leaves them.
+    Raises:
+        SettingsError: both `lambda_` and `n_step`, or no step.
+    """
+
+    def __init__(
+        self,
+        agent: TorchAgent,
+        *,
+        discount: float = 0.99,
+        lambda_: float | None = None,
+        n_step: int | None = None,
+        learning_rate: float = 7e-4,
+        value_cost: float = 0.5,
+        entropy_cost: float = 0.01,
+        normalize_advantages: bool = False,
+        return_scale: bool = False,
+        reward_clip: float | None = None,
+        max_grad_norm: float | None = 0.5,
+        optimizer: str = "rmsprop",
+        total_updates: int | None = None,
+    ) -> None:
+        if n_step is not None and (n_step < 1 or lambda_ is not None):
+            raise SettingsError(
+                f"A2C got n_step={n_step} and lambda_={lambda_}; give either n_step of 1 or more, or lambda_."
+            )
+        descent = Optimizer(
+            agent.network.parameters(),
+            optimizer,
+            learning_rate=learning_rate,
+            max_grad_norm=max_grad_norm,
+            total_updates=total_updates,
+        )
+        super().__init__(agent, descent)
+        self.discount, self.reward_clip = discount, reward_clip
+        self.lambda_, self.n_step = 0.95 if lambda_ is None else lambda_, n_step
+        self.value_cost, self.entropy_cost = value_cost, entropy_cost
+        self.normalize_advantages = normalize_advantages
+        self.return_scale = ReturnScale(discount).to(agent.device) if return_scale else None
+
+    def train_step(self, batch: Batch) -> Metrics:
+        loss, metrics = self.loss(batch, self.rewards(batch))
+        return {**metrics, "grad_norm": self.optimizer.step(loss)}
+
+    def rewards(self, batch: Batch) -> Tensor:
+        """[T, B] as learning sees them: clipped, then scaled."""
+        clip = float("inf") if self.reward_clip is None else self.reward_clip
+        rewards = batch.rewards.clamp(-clip, clip)
+        return rewards if self.return_scale is None else self.return_scale(rewards, batch.traces, batch.mask)
+
+    def loss(self, batch: Batch, rewards: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss to descend from, and metrics as 0-d tensors without gradient."""
+        network, mask = self.agent.network, batch.mask
+        outputs, _ = network(batch.observations, batch.initial_memory, batch.first)
+        policy = network.distribution(nest.map(lambda rows: rows[:-1], outputs.policy))
+        values, entropies = outputs.values.float(), policy.entropy()
+        targets = self.targets(rewards, batch, values)
+        advantages = targets - values[:-1].detach()
+        if self.normalize_advantages:
+            advantages = losses.normalize(advantages, mask)
+
+        weights, rows = mask * batch.weights, mask.sum().clamp(min=1)
+        policy_loss = losses.policy_gradient(policy.log_prob(batch.actions), advantages, weights) / rows
+        value_loss = losses.value(values[:-1], targets, weights) / rows
+        entropy_loss = losses.entropy(entropies, weights) / rows
+        loss = policy_loss + self.value_cost * value_loss + self.entropy_cost * entropy_loss
+
+        metrics = {
+            "loss/policy": policy_loss,
+            "loss/value": value_loss,
+            "loss/entropy": entropy_loss,
+            "loss/total": loss,
+            "policy/entropy": losses.masked_mean(entropies, mask),
+            "value/explained_variance": losses.explained_variance(values[:-1], targets, mask),
+        }
+        if self.return_scale is not None:
+            metrics["value/return_scale"] = self.return_scale.moments.deviation
+        return loss, {name: metric.detach() for name, metric in metrics.items()}
+
+    def targets(self, rewards: Tensor, batch: Batch, values: Tensor) -> Tensor:
+        """[T, B] G of every row, of either kind; values [T+1, B]."""
+        rows = rewards, batch.discounts(self.discount), batch.traces, values
+        if self.n_step is not None:
+            return returns.n_step(*rows, self.n_step)
+        return returns.lambda_returns(*rows, self.lambda_)
+
+    def state_dict(self) -> dict[str, Any]:
+        scale = {} if self.return_scale is None else {"return_scale": self.return_scale.state_dict()}
+        return super().state_dict() | scale
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        if self.return_scale is not None and "return_scale" in state:
+            self.return_scale.load_state_dict(state["return_scale"])

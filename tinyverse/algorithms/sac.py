@@ -1,0 +1,204 @@
+"""SAC: continuous actions from replay: earns as much as it can while acting as randomly as it may."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tinyverse import losses, nest
+from tinyverse.agent import Weights
+from tinyverse.batch import Batch
+from tinyverse.errors import SettingsError
+from tinyverse.learner import Learner, Metrics, Optimizer
+from tinyverse.networks.squashed import SquashedActor, SquashedGaussian
+from tinyverse.torch_agent import TorchAgent
+
+
+class Rows(NamedTuple):
+    """Transitions of a batch; the reset row after an end is in them, and masked."""
+
+    observations: nest.Tree  # [T, B, …] per leaf
+    following: nest.Tree  # [T, B, …] what came next; the true last observation where an episode ended
+    actions: Tensor  # [T, B, D] unit actions
+    rewards: Tensor  # [T, B]
+    discounts: Tensor  # [T, B] γ, and 0 where the episode terminated
+    share: Tensor  # [T, B] of a row in the mean: 0 where it did not happen; importance weights are in it
+
+
+class SAC(Learner):
+    """Soft actor-critic with twin critics and a temperature that finds itself (Haarnoja et al. 2018b, algorithm 1).
+
+        critics      ½ (Q_i(o, a) − y)²,    y = r + γ (min_i Q̄_i(o', x') − α log π(x'|o')),  x' ~ π(o')    (eq. 5, 6)
+        actor        α log π(x|o) − min_i Q_i(o, x),  x ~ π(o) by reparameterisation                       (eq. 9)
+        temperature  −α (log π(x|o) + target entropy)                                                      (eq. 18)
+        targets      Q̄_i += polyak · (Q_i − Q̄_i)
+
+    Means over the rows that happened. Actions x and their densities are in units where every bound is ± 1. A row is
+    a transition to the row after it; a time limit is no end, since that row is the episode's true last observation. Use
+    the Uniform sampler. `reuse = batch · unroll_length` is one update for every step played, and a multiple of it so
+    many updates.
+
+    Args:
+        agent: of a `SquashedActor`, which says what the critics look like. Players get the actor only.
+        length: rows of the slices to learn from, at random places of sessions; None: whole sessions.
+        discount: γ per step.
+        learning_rate: of the actor; the critics' and the temperature's too where they are None.
+        polyak: how much of the critics goes into their targets at every update.
+        target_entropy: in nats; None: −D, of D numbers in an action.
+        temperature: α before the first update.
+        learn_temperature: False keeps α as it is.
+        reward_scale: rewards are multiplied by this.
+        max_grad_norm, total_updates: see `Optimizer`.
+    Raises:
+        SettingsError: the agent's network is no `SquashedActor`, or a number is out of its range.
+    """
+
+    def __init__(
+        self,
+        agent: TorchAgent,
+        *,
+        length: int | None = 1,
+        discount: float = 0.99,
+        learning_rate: float = 3e-4,
+        critic_learning_rate: float | None = None,
+        temperature_learning_rate: float | None = None,
+        polyak: float = 0.005,
+        target_entropy: float | None = None,
+        temperature: float = 1.0,
+        learn_temperature: bool = True,
+        reward_scale: float = 1.0,
+        max_grad_norm: float | None = None,
+        total_updates: int | None = None,
+    ) -> None:
+        if not isinstance(agent.network, SquashedActor):
+            raise SettingsError(
+                f"SAC got an agent of {type(agent.network).__name__}, wanted TorchAgent(SquashedActor(…)): "
+                "its actions lie within bounds, and it can make critics of itself."
+            )
+        if not (temperature > 0 and 0 < polyak <= 1):
+            raise SettingsError(
+                f"SAC got temperature={temperature} and polyak={polyak}; wanted > 0, and 0 < polyak ≤ 1."
+            )
+        self.agent, self.length = agent, length
+        self.discount, self.reward_scale, self.polyak = discount, reward_scale, polyak
+        self.critics = nn.ModuleList([agent.network.critic(), agent.network.critic()])
+        self.targets = copy.deepcopy(self.critics).requires_grad_(False)
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature), device=agent.device))
+        self.target_entropy = -float(agent.network.actions) if target_entropy is None else target_entropy
+        rates = {
+            "actor": (agent.network.parameters(), learning_rate),
+            "critics": (self.critics.parameters(), critic_learning_rate),
+            "temperature": ([self.log_temperature], temperature_learning_rate),
+        }
+        self.optimizers = {
+            name: Optimizer(
+                parameters,
+                learning_rate=learning_rate if rate is None else rate,
+                max_grad_norm=max_grad_norm,
+                total_updates=total_updates,
+            )
+            for name, (parameters, rate) in rates.items()
+        }
+        self.learn_temperature = learn_temperature
+
+    @property
+    def device(self) -> torch.device:
+        return self.agent.device
+
+    @property
+    def temperature(self) -> Tensor:
+        """α, 0-d and without gradient."""
+        return self.log_temperature.detach().exp()
+
+    def train_step(self, batch: Batch) -> Metrics:
+        rows = self.rows(batch)
+        critic_loss, metrics = self.critic_loss(rows)
+        metrics["grad_norm/critics"] = self.optimizers["critics"].step(critic_loss)
+        self.critics.requires_grad_(False)  # the actor asks for the slope of Q in the action only
+        actor_loss, entropy = self.actor_loss(rows)
+        metrics["grad_norm/actor"] = self.optimizers["actor"].step(actor_loss)
+        self.critics.requires_grad_(True)
+        if self.learn_temperature:
+            self.optimizers["temperature"].step(self.temperature_loss(entropy))
+        follow(self.targets, self.critics, self.polyak)
+        return metrics | {
+            "loss/actor": actor_loss.detach(),
+            "policy/entropy": entropy,
+            "policy/temperature": self.temperature,
+        }
+
+    def rows(self, batch: Batch) -> Rows:
+        """The transitions of a batch of sessions."""
+        return Rows(
+            observations=nest.map(lambda rows: rows[:-1], batch.observations),
+            following=nest.map(lambda rows: rows[1:], batch.observations),
+            actions=self.agent.network.unit(batch.actions),
+            rewards=batch.rewards * self.reward_scale,
+            discounts=batch.discounts(self.discount),
+            share=batch.mask * batch.weights / batch.mask.sum().clamp(min=1),
+        )
+
+    def critic_loss(self, rows: Rows) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sum of both critics' losses (eq. 5), and metrics."""
+        targets = self.soft_targets(rows)
+        values = [critic(rows.observations, rows.actions) for critic in self.critics]
+        loss = sum((losses.value(q, targets, rows.share) for q in values), start=torch.zeros_like(rows.share[0, 0]))
+        metrics = {"loss/critics": loss, "value/mean": losses.masked_sum(values[0], rows.share)}
+        return loss, {name: metric.detach() for name, metric in metrics.items()}
+
+    @torch.no_grad()
+    def soft_targets(self, rows: Rows) -> Tensor:
+        """[T, B] y, of the target critics and the newest policy."""
+        actions, log_probs = self._policy(rows.following).rsample()
+        values = torch.minimum(*(target(rows.following, actions) for target in self.targets))
+        return rows.rewards + rows.discounts * (values - self.temperature * log_probs)
+
+    def actor_loss(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """The actor's loss (eq. 9), and the entropy of the policy as these samples show it, without gradient."""
+        actions, log_probs = self._policy(rows.observations).rsample()
+        values = torch.minimum(*(critic(rows.observations, actions) for critic in self.critics))
+        loss = losses.masked_sum(self.temperature * log_probs - values, rows.share)
+        return loss, -losses.masked_sum(log_probs.detach(), rows.share)
+
+    def temperature_loss(self, entropy: Tensor) -> Tensor:
+        """α (H − target): α falls while the policy is more random than wanted (eq. 18)."""
+        return self.log_temperature.exp() * (entropy - self.target_entropy)
+
+    def _policy(self, observations: nest.Tree) -> SquashedGaussian:
+        first = torch.zeros(nest.leaves(observations)[0].shape[:2], dtype=torch.bool, device=self.device)
+        network = self.agent.network
+        return network.distribution(network(observations, (), first)[0].policy)
+
+    def get_weights(self) -> Weights:
+        """The actor."""
+        return self.agent.get_weights()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "actor": self.agent.network.state_dict(),
+            "critics": self.critics.state_dict(),
+            "targets": self.targets.state_dict(),
+            "log_temperature": self.log_temperature.detach(),
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.agent.network.load_state_dict(state["actor"])
+        self.critics.load_state_dict(state["critics"])
+        self.targets.load_state_dict(state["targets"])
+        self.log_temperature.data.copy_(state["log_temperature"])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+
+
+@torch.no_grad()
+def follow(target: nn.Module, source: nn.Module, rate: float) -> None:
+    """Moves the target's parameters by `rate` of the way (Polyak averaging); buffers are copied."""
+    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), rate)
+    for mine, theirs in zip(target.buffers(), source.buffers(), strict=True):
+        mine.copy_(theirs)

@@ -1,0 +1,199 @@
+"""Squashed Gaussians: policies over a bounded Box that never leave it, and critics of such actions, for SAC.
+
+actor = SquashedActor(observation_space, action_space, body=MLP(256, 256))
+critic = actor.critic()
+values = critic(observations, actions)
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tinyverse import nest
+from tinyverse.errors import SettingsError
+from tinyverse.networks.heads import Head
+from tinyverse.networks.modular import ModularNetwork
+from tinyverse.networks.trunks import MLP, Identity
+
+LOG_STD = (-20.0, 2.0)  # as in the code of Haarnoja et al.
+EDGE = 1 - 1e-6  # the nearest to a bound that float32 can be taken back from
+
+
+class SquashedGaussian:
+    """Normal numbers through tanh, stretched to the bounds of a Box (Haarnoja et al. 2018b, appendix C).
+
+        u ~ N(mean, std),    unit action x = tanh(u) in (−1, 1),    action a = centre + reach · x
+        log π(x) = log N(u) − Σ_d log(1 − tanh²(u_d)),    log π(a) = log π(x) − Σ_d log reach_d
+
+    Args:
+        mean, log_std: […, D].
+        centre, reach: [D] middle and half width of the Box, flattened.
+        shape: of one action; D numbers.
+    """
+
+    def __init__(self, mean: Tensor, log_std: Tensor, centre: Tensor, reach: Tensor, shape: tuple[int, ...]) -> None:
+        self.mean, self.log_std, self.shape = mean, log_std, shape
+        self.centre, self.reach = centre, reach
+
+    def rsample(self, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Unit actions […, D] through which gradients flow, and their log π(x) […]."""
+        noise = torch.empty_like(self.mean).normal_(generator=generator)
+        raw = self.mean + self.log_std.exp() * noise
+        return raw.tanh(), self._log_prob_of_raw(raw)
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        """[…] log π(a). Actions on a bound, where the density has no value, are moved in a little."""
+        raw = unit_actions(actions, self.centre, self.reach, self.shape).clamp(-EDGE, EDGE).atanh()
+        return self._log_prob_of_raw(raw) - self.reach.log().sum()
+
+    def entropy(self) -> Tensor:
+        """[…] estimated by −log π(a) of one sample, through which gradients flow: there is no closed form."""
+        return self.reach.log().sum() - self.rsample()[1]
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        return self._action(self.rsample(generator)[0])
+
+    def mode(self) -> Tensor:
+        """The action in the middle, tanh(mean): half of the probability lies on either side of it."""
+        return self._action(self.mean.tanh())
+
+    def _log_prob_of_raw(self, raw: Tensor) -> Tensor:
+        z = (raw - self.mean) * (-self.log_std).exp()
+        normal = -0.5 * z.square() - self.log_std - 0.5 * math.log(2 * math.pi)
+        return (normal - log_slope_of_tanh(raw)).sum(-1)
+
+    def _action(self, unit: Tensor) -> Tensor:
+        actions = self.centre + self.reach * unit
+        return actions.reshape(*actions.shape[:-1], *self.shape)
+
+
+def unit_actions(actions: Tensor, centre: Tensor, reach: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """[…, D] in [−1, 1] of actions […, *shape]; what lies beyond a bound is moved to it, as the pool does."""
+    flat = actions.to(reach.dtype).reshape(*actions.shape[: actions.ndim - len(shape)], len(reach))
+    return ((flat - centre) / reach).clamp(-1, 1)
+
+
+def log_slope_of_tanh(raw: Tensor) -> Tensor:
+    """log(1 − tanh²(u)) = 2 (log 2 − u − softplus(−2u)): exact where tanh(u) has long been rounded to 1."""
+    return 2 * (math.log(2) - raw - functional.softplus(-2 * raw))
+
+
+class SquashedGaussianHead(Head):
+    """For a Box of floats with finite bounds; parameters are means and log deviations, both made of the features."""
+
+    centre: Tensor
+    reach: Tensor
+
+    def __init__(self, space: spaces.Box, features: int) -> None:
+        _check_bounded(space)
+        super().__init__(features, 2 * math.prod(space.shape))
+        self.shape = space.shape
+        low, high = (torch.from_numpy(np.float32(bound).flatten()) for bound in (space.low, space.high))
+        self.register_buffer("centre", (high + low) / 2, persistent=False)
+        self.register_buffer("reach", (high - low) / 2, persistent=False)
+
+    def distribution(self, parameters: Tensor) -> SquashedGaussian:
+        mean, log_std = parameters.chunk(2, -1)
+        return SquashedGaussian(mean, log_std.clamp(*LOG_STD), self.centre.float(), self.reach.float(), self.shape)
+
+
+class SquashedActor(ModularNetwork):
+    """A policy of squashed Gaussians, which knows what its critics look like. It has no value function of its own.
+
+    Args:
+        observation_space, action_space: of one game; one Box of actions with finite bounds.
+        trunk: as of `ModularNetwork`; none: observations as they are, flattened (an image wants NatureConv()).
+        body: from the trunks' embeddings, in the critics beside the action, to features; none: MLP(256, 256).
+    Raises:
+        SettingsError: another action space, a part that remembers, or two ends that do not fit.
+    """
+
+    def __init__(
+        self,
+        observation_space: Any,
+        action_space: Any,
+        *,
+        trunk: nn.Module | Mapping[str, nn.Module] | None = None,
+        body: nn.Module | None = None,
+    ) -> None:
+        _check_bounded(action_space)
+        trunks, body = _trunks(observation_space, trunk), MLP(256, 256) if body is None else body
+        parts = copy.deepcopy((trunks, body))  # before layers are made, so that critics make their own
+        super().__init__(
+            observation_space,
+            action_space,
+            trunk=trunks,
+            body=body,
+            head=SquashedGaussianHead,
+        )
+        if self.initial_memory(1) != ():
+            raise SettingsError(
+                "SquashedActor got a trunk or body that remembers. SAC learns single steps: leave it out."
+            )
+        self.value.requires_grad_(False)  # unused
+        self.actions = math.prod(action_space.shape)  # D, the numbers in an action
+        self._critic = (observation_space, action_space, *parts)
+
+    def unit(self, actions: Tensor) -> Tensor:
+        """Unit actions […, D] in [−1, 1] of actions […, *shape] as the environment takes them."""
+        head: Any = self.heads[0]
+        return unit_actions(actions, head.centre.float(), head.reach.float(), head.shape)
+
+    def critic(self) -> Critic:
+        """A new critic with trunks and body like this network's, on its device."""
+        observation_space, action_space, trunks, body = self._critic
+        critic = Critic(observation_space, action_space, copy.deepcopy(trunks), copy.deepcopy(body))
+        return critic.to(self.value.linear.weight.device)
+
+
+class Critic(nn.Module):
+    """Q(o, a): the trunks of the observations and the unit action side by side, a body over both, one number."""
+
+    def __init__(
+        self, observation_space: Any, action_space: spaces.Box, trunks: Mapping[str, nn.Module], body: nn.Module
+    ):
+        super().__init__()
+        unit = spaces.Box(-1, 1, (math.prod(action_space.shape),))
+        self.network = ModularNetwork(
+            spaces.Dict(actions=unit, observations=observation_space),
+            spaces.Tuple(()),
+            trunk={
+                "actions": Identity(),
+                **{f"observations.{name}".rstrip("."): part for name, part in trunks.items()},
+            },
+            body=body,
+        )
+
+    def forward(self, observations: nest.Tree, actions: Tensor) -> Tensor:
+        """[T, B] of observations [T, B, …] per leaf and unit actions [T, B, D]."""
+        first = torch.zeros(actions.shape[:2], dtype=torch.bool, device=actions.device)
+        return self.network({"actions": actions, "observations": observations}, (), first)[0].values
+
+
+def _check_bounded(space: Any) -> None:
+    floats = isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating)
+    if not (floats and space.is_bounded() and np.all(space.low < space.high)):
+        raise SettingsError(
+            f"A squashed Gaussian wants a Box of floats with finite bounds, low < high; the action space is {space}. "
+            "Rescale the actions in make_env, or use the usual head (Gaussian, or Categorical for choices)."
+        )
+
+
+def _trunks(space: Any, trunk: nn.Module | Mapping[str, nn.Module] | None) -> Mapping[str, nn.Module]:
+    """A trunk for every leaf by its name, as ModularNetwork takes them; a space that is no tree has the name ""."""
+    leaves = nest.items(nest.of_space(space, lambda leaf: leaf), "_")
+    names = [name[1:].removeprefix(".") for name, _ in leaves]
+    if isinstance(trunk, nn.Module):
+        if len(names) > 1:
+            raise SettingsError(f"One trunk for {len(names)} observations. Give a dict by name: {', '.join(names)}.")
+        return {names[0]: trunk}
+    return {**{name: Identity() for name in names}, **(trunk or {})}
