@@ -28,6 +28,7 @@ from end_to_end import Alone, torch
 Rates = dict[str, list[float]]
 
 CARTPOLE = measure.HERE / "experiments" / "cartpole.py"
+FIRST_SEED = 11  # our settings were chosen by seeds 1 to 3
 UPDATES = {"same": 390, "own": 250}  # after which a run counts as one that never solves it
 
 
@@ -46,7 +47,7 @@ class Runs:
         self.run, self.results = run, list[dict[str, Any]]()
 
     def __call__(self) -> float:
-        self.results.append(self.run(len(self.results) + 1))
+        self.results.append(self.run(FIRST_SEED + len(self.results)))
         return self.results[-1]["steps_per_second"]
 
     def solved(self) -> list[float]:

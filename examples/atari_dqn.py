@@ -28,7 +28,7 @@ def make_experiment(
         return atari_env(env_id, evaluation=evaluation, render_mode=render_mode)
 
     def make_agent(observation_space, action_space):
-        trunk = Window(4, NETWORKS[network](layer_norm=True, center=True))
+        trunk = Window(4, NETWORKS[network](normalization="layer", center=True))
         net = ModularNetwork(observation_space, action_space, trunk=trunk)
         return QAgent(net, action_space, epsilon=epsilon, greedy_epsilon=0.001)
 

@@ -28,7 +28,7 @@ def make_experiment(
         return atari_env(env_id, evaluation=evaluation, render_mode=render_mode)
 
     def make_agent(observation_space, action_space):
-        trunk = NETWORKS[network](layer_norm=True, center=True)
+        trunk = NETWORKS[network](normalization="layer", center=True)
         net = ModularNetwork(observation_space, action_space, trunk=trunk, body=LSTM(256))
         return QAgent(net, action_space, epsilon=epsilon, greedy_epsilon=0.001)
 

@@ -77,7 +77,9 @@ def make_experiment(settings="same", result="result.json"):
         return TorchAgent(ModularNetwork(observation_space, action_space, trunk=trunk))
 
     def make_learner(agent):
-        return PPO(agent, discount=0.98, lambda_=0.8, minibatches=1, clip=0.2, entropy_cost=0.0, value_cost=1.0, **chosen)
+        return PPO(
+            agent, discount=0.98, lambda_=0.8, minibatches=1, clip=0.2, entropy_cost=0.0, value_cost=1.0, **chosen
+        )
 
     return Experiment(
         make_pool=make_pool,
