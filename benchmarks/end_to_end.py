@@ -6,7 +6,8 @@ Everyone has the same network (the convolutions and 512 units of 2015, on 4 fram
 (V-trace, A2C, APPO) or in 4 epochs of 4 minibatches (PPO). A run is started anew in each turn, and counted from when
 all of it is at work.
 
-ours                server, players, trainer, as the command starts them; --players K with the best K, found once
+ours                server, players, trainer, as the command starts them; --players K with the best K, found once, and
+                    with PPO, whose trainer is the bottleneck, one player and --threads of all cores
 limit               cores / (1 / player + 1 / trainer): both parts alone on one core, without a database between them
 SB3 A2C, SB3 PPO    Stable-Baselines3, and
 Sample Factory      its APPO, asynchronous: left out where peers.sh has not made their environments
@@ -84,9 +85,10 @@ class Alone:
 
 
 @contextlib.contextmanager
-def running(players: int, **settings: Any) -> Iterator[Callable[[], int]]:
+def running(players: int, threads: int | None, **settings: Any) -> Iterator[Callable[[], int]]:
     """`tinyverse run` in a folder of its own; yields what gives the updates made so far, 0 until all are at work."""
     words = [sys.executable, "-m", "tinyverse", str(PONG), "run", "--name", NAME, "--players", str(players), "--quiet"]
+    words += ["--threads", str(threads)] if threads else []
     words += [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
     with tempfile.TemporaryDirectory(prefix="tv") as folder, tempfile.TemporaryFile("w+") as log:
         env = {name: value for name, value in os.environ.items() if not name.endswith("REDIS_URL")}  # its own server
@@ -112,9 +114,9 @@ def running(players: int, **settings: Any) -> Iterator[Callable[[], int]]:
             process.wait(30.0)
 
 
-def learned(players: int, seconds: float, warm: int, **settings: Any) -> float:
+def learned(players: int, seconds: float, warm: int, *, threads: int | None = None, **settings: Any) -> float:
     """Steps learned from per second, between two updates at least so many seconds apart."""
-    with running(players, **settings) as updates:
+    with running(players, threads, **settings) as updates:
         (began, first) = _after(updates, warm)
         time.sleep(seconds)
         ended, last = _after(updates, updates() + 1)
@@ -136,19 +138,23 @@ def ours(bench: measure.Bench, **settings: Any) -> tuple[int, measure.Way]:
     """(players, way) with the number of players that short runs find best."""
     if bench.smoke:
         return 1, lambda: learned(1, 0.2, 1, **settings)
+    if settings.get("algorithm") == "ppo":
+        return 1, lambda: learned(1, 10.0, 4, threads=machine.cores(), **settings)
     rates = {players: learned(players, 6.0, 10, **settings) for players in (1, 2, 3)}
     best = max(rates, key=lambda players: rates[players])
     return best, lambda: learned(best, 10.0, 15, **settings)
 
 
 def limit(bench: measure.Bench, **settings: Any) -> measure.Way:
+    cores = machine.cores()
+
     @functools.cache
     def alone() -> Alone:
         return Alone(PONG, **settings)
 
     def way() -> float:
         with measure.on_core(0):  # its threads too, which are made when it is
-            return alone().limit(machine.cores(), bench.seconds(3.0))
+            return alone().limit(cores, bench.seconds(3.0))
 
     return way
 

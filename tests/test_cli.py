@@ -138,8 +138,8 @@ def test_help_of_every_verb_has_an_example(tinyverse: Tinyverse, verb: str) -> N
 
 
 OPTIONS = {
-    "play": "-b -n -s --device --precision",
-    "train": "-b -n -s --buffer-size --reuse --max-lag --min-sessions --device --precision --threads --profile --resume --fresh",
+    "play": "-b -n -s --cores --device --precision",
+    "train": "-b -n -s --buffer-size --reuse --max-lag --min-sessions --device --precision --threads --compile --profile --resume --fresh",
     "eval": "-n -b -j --greedy --render --weights --video --no-video --every --device --json",
     "run": "--players --games -b -n -s --buffer-size --reuse --resume --fresh",
     "local": "--games -b -n -s --buffer-size --reuse --resume --fresh",
@@ -310,6 +310,23 @@ def test_options_that_reach_the_trainer(run: Tinyverse, monkeypatch: pytest.Monk
     assert (named["save_every"], named["updates"]) == (7, 5)
     (trainer,), named = calls[1]
     assert (trainer.precision, trainer.publish_every, named["save_every"], named["updates"]) == ("fp32", 1, 60, None)
+
+
+def test_compile_says_what_it_misses(tinyverse: Tinyverse, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = tinyverse("tabular", "local", "-n", 1, "--name", "c", "--compile")
+    assert said.code != 0 and "wants an agent with a PyTorch network" in said.err
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    said = tinyverse("catch", "local", "-n", 1, "--name", "d", "--compile")
+    assert said.code != 0 and "wants a C++ compiler" in said.err
+
+
+@pytest.mark.slow
+def test_compile_learns_the_same(tinyverse: Tinyverse) -> None:
+    rows = []
+    for name, words in (("plain", ()), ("compiled", ("--compile",))):
+        assert tinyverse("catch", "local", "-n", 3, "--name", name, "--seed", 1, *words).code == 0
+        rows.append(json.loads(Path(f"runs/{name}/metrics.jsonl").read_text().splitlines()[-1]))
+    assert rows[1]["loss/total"] == pytest.approx(rows[0]["loss/total"], rel=1e-3)
 
 
 def test_profile_writes_a_file(tinyverse: Tinyverse) -> None:
