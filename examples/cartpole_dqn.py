@@ -1,13 +1,15 @@
 """CartPole from replay: double, dueling, prioritised Q-learning. The shortest complete experiment with a Q-function.
 
-    tinyverse cartpole_dqn.py local -n 8000
+    tinyverse cartpole_dqn.py local -n 5000
     tinyverse cartpole_dqn.py run --players 1
     tinyverse cartpole_dqn.py eval -n 20 --greedy
 
 The return that training shows is of games that explore, of which the worst end most often; `eval --greedy` shows what
-was learned. Large steps and a target network that follows soon find a good policy among many; the learning rate falls
-to 0 over `total_updates`, so that it stays. The trunk is plain PyTorch, with biases that do not begin at 0 as those of
-`MLP` do: the kinks of its ReLUs lie apart from the start, and values that bend towards the track's ends are learned.
+was learned. The learning rate falls to 0 over `total_updates`, so that it stays.
+
+Two things decide here. The buffer is small, so that most of what is learned from is where the newest policy fails. And
+the trunk is plain PyTorch, with biases that do not begin at 0 as those of `MLP` do: the kinks of its ReLUs lie apart
+from the start, and values that bend towards the track's ends are learned in time.
 """
 
 import gymnasium as gym
@@ -19,17 +21,18 @@ from tinyverse.networks import ModularNetwork
 from tinyverse.q_agent import QAgent
 
 
-def make_experiment(env_id="CartPole-v1", learning_rate=2.5e-3, total_updates=8000, epsilon=0.4, reuse=32.0, games=16):
+def make_experiment(env_id="CartPole-v1", learning_rate=1e-3, total_updates=5000, epsilon=0.4, reuse=16.0, games=16):
     def make_env(evaluation=False, render_mode=None):
         return gym.make(env_id, render_mode=render_mode)
 
     def make_agent(observation_space, action_space):
-        trunk = nn.Sequential(nn.Linear(observation_space.shape[0], 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU())
+        inputs = observation_space.shape[0]
+        trunk = nn.Sequential(nn.Linear(inputs, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU())
         network = ModularNetwork(observation_space, action_space, trunk=trunk)
         return QAgent(network, action_space, epsilon=epsilon, alpha=3.0)
 
     def make_learner(agent):
-        return DQN(agent, learning_rate=learning_rate, total_updates=total_updates, discount=0.98, n=1, target_every=20)
+        return DQN(agent, learning_rate=learning_rate, total_updates=total_updates, n=3, target_every=50)
 
     return Experiment(
         make_env=make_env,
@@ -37,10 +40,10 @@ def make_experiment(env_id="CartPole-v1", learning_rate=2.5e-3, total_updates=80
         make_learner=make_learner,
         unroll_length=10,
         games=games,
-        batch=32,
+        batch=16,
         sampler="prioritized",
         reuse=reuse,
-        buffer_size=10_000,
+        buffer_size=1000,
         min_sessions=64,
         publish_every=5,
     )
