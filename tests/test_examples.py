@@ -31,7 +31,9 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("name", sorted(loader.examples()))
 def test_each_example_passes_check(name: str) -> None:
-    pytest.importorskip("ale_py" if name.startswith("atari") else "mujoco" if name.startswith("mujoco") else "tinyverse")
+    pytest.importorskip(
+        "ale_py" if name.startswith("atari") else "mujoco" if name.startswith("mujoco") else "tinyverse"
+    )
     rows = dict(do_check(Asked(name, seed=1)))
     assert rows["experiment"].startswith("{") and "weights" in rows["agent"]
     assert {"games", "playing", "encoding", "decoding", "learner", "an update", "weights"} <= set(rows)

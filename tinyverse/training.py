@@ -135,7 +135,9 @@ def _compile(agent: Agent, device: str) -> None:
     if network is None:
         raise SettingsError(f"--compile wants an agent with a PyTorch network; {type(agent).__name__} has none.")
     if device == "cpu" and not any(map(shutil.which, [os.environ.get("CXX", "g++"), "clang++"])):
-        raise SettingsError("--compile on a CPU wants a C++ compiler, and there is no g++ here. Install one or leave it out.")
+        raise SettingsError(
+            "--compile on a CPU wants a C++ compiler, and there is no g++ here. Install one or leave it out."
+        )
     network.compile(mode="reduce-overhead" if device.startswith("cuda") else "default")
 
 
