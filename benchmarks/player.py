@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+import sys
 from collections.abc import Callable
 
 import measure
@@ -35,7 +36,8 @@ from tinyverse.player import Courier, Player, new_worker, play  # noqa: E402
 from tinyverse.redis_database import RedisDatabase  # noqa: E402
 from tinyverse.redis_server import connect, private_server  # noqa: E402
 
-GAMES, STEPS = 32, 20  # fewer games in a smoke test: an emulator takes 10 ms to start
+STEPS = 20
+GAMES = 4 if "--smoke" in sys.argv else 32  # an emulator takes 170 ms to start
 PRECISIONS = {"fp32": torch.float32, **({"bf16": torch.bfloat16} if machine.has_bfloat16() else {})}
 
 

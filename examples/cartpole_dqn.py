@@ -1,6 +1,6 @@
 """CartPole from replay: double, dueling, prioritised Q-learning. The shortest complete experiment with a Q-function.
 
-    tinyverse cartpole_dqn.py local -n 5000
+    tinyverse cartpole_dqn.py local -n 12000
     tinyverse cartpole_dqn.py run --players 1
     tinyverse cartpole_dqn.py eval -n 20 --greedy
 
@@ -21,7 +21,7 @@ from tinyverse.networks import ModularNetwork
 from tinyverse.q_agent import QAgent
 
 
-def make_experiment(env_id="CartPole-v1", learning_rate=1e-3, total_updates=5000, epsilon=0.4, reuse=16.0, games=16):
+def make_experiment(env_id="CartPole-v1", learning_rate=1e-3, total_updates=12000, epsilon=0.4, reuse=16.0, games=16):
     def make_env(evaluation=False, render_mode=None):
         return gym.make(env_id, render_mode=render_mode)
 

@@ -87,7 +87,7 @@ def test_the_file_of_an_example_that_is_not_here_is_the_example_and_says_so(
         ("cach.py", "there is no file cach.py. Did you mean catch"),
         ("mime.py", "there is no file mime.py. Did you mean mine.py"),
         ("cartpol", "cartpol is no file, no module and no packaged example. Did you mean cartpole"),
-        ("zzzzzz", "The packaged examples are atari, cartpole, catch, tabular"),
+        ("zzzzzz", "The packaged examples are acrobot, atari, "),
         ("no.such.module", "no.such.module is no file, no module"),
         ("mine.py", "mine.py has no function make_experiment"),
     ],

@@ -25,7 +25,7 @@ class DQN(TorchLearner):
     (the earlier frames of a `Window(4)`). `length` cuts slices from longer sessions; those begin with empty memory, so
     that `Window(4)` wants `burn_in=3`, which spares 3 rows.
 
-    Priorities go to the sampler `Prioritized`; of another the weights w are 1. Duelling is the agent's: see `QAgent`.
+    Priorities go to the sampler `Prioritized`; of another the weights w are 1. Dueling is the agent's: see `QAgent`.
 
     Args:
         agent: its network learns.
