@@ -326,3 +326,9 @@ def test_the_seed_decides():
 def test_other_action_spaces_are_refused_in_one_sentence(space):
     with pytest.raises(SettingsError, match="wants a Discrete action space; this one is"):
         agent_of(action_space=space)
+
+
+def test_masks_are_refused():
+    seen = spaces.Dict({"place": OBSERVED, "available_actions": spaces.MultiBinary(2)})
+    with pytest.raises(SettingsError, match="knows no masks"):
+        agent_of(observation_space=seen)

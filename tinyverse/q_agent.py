@@ -35,7 +35,7 @@ class QAgent(TorchAgent):
         greedy_epsilon: the chance of any action where `act(greedy=True)`, for games in which the best never ends.
         dueling: False: the policy head alone is Q.
     Raises:
-        SettingsError: the action space is not Discrete.
+        SettingsError: the action space is not Discrete, or the network masks actions.
     """
 
     def __init__(
@@ -53,6 +53,11 @@ class QAgent(TorchAgent):
             raise SettingsError(
                 f"Q-learning compares all actions, so QAgent wants a Discrete action space; this one is {action_space}. "
                 "For others take VTrace or PPO."
+            )
+        if getattr(network, "mask_at", None) is not None:
+            raise SettingsError(
+                "QAgent explores all actions and knows no masks, but the observations have available_actions. "
+                "Rename that leaf, or take VTrace or PPO."
             )
         super().__init__(network, device)
         self.start = int(action_space.start)
