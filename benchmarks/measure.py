@@ -117,7 +117,7 @@ def session(name: str, about: str) -> Iterator[Bench]:
     yield bench
     if options.json:
         rows = [row.to_json() for row in bench.rows]
-        print(json.dumps({"script": name, "machine": this_machine(), "smoke": bench.smoke, "rows": rows}))
+        print(json.dumps({"script": name, "machine": MACHINE, "smoke": bench.smoke, "rows": rows}))
 
 
 def rate_of(work: Callable[[], float], seconds: float) -> float:
@@ -165,6 +165,9 @@ def this_machine() -> str:
     model = next((line.split(":", 1)[1].strip() for line in words.splitlines() if line.startswith("model name")), "")
     narrow = "bf16" if machine.has_bfloat16() else "no bf16"
     return f"{machine.cores()} cores of {model or platform.processor()} ({narrow}), Python {platform.python_version()}"
+
+
+MACHINE = this_machine()  # before a script pins itself to one of its cores
 
 
 def number(value: float) -> str:
