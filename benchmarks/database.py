@@ -186,6 +186,7 @@ def naive_of(kind: Kind, url: str) -> Works:
 
     def read() -> int:
         beat()
+        # executes what it reads, as the original did: here only what `append` above wrote, to a server of this script's own
         joblib.load(io.BytesIO(client.lindex("naive", random.randrange(kind.kept))))
         return 1
 

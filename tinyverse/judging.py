@@ -167,7 +167,8 @@ def do_check(asked: Asked) -> list[tuple[str, str]]:
     while (batch := replay.sample(length=learner.length, burn_in=learner.burn_in)) is None:
         for each in rollout.sessions("check", 0):
             replay.add(spec.decode(each.encode()))
-        rollout = player.play()
+        if len(replay) < flow.batch:
+            rollout = player.play()
     metrics = timed(
         "an update",
         lambda: learner.train_step(batch),

@@ -64,13 +64,12 @@ def panel(facts: Mapping[str, Any]) -> RenderableType:
     """The run as a table of its workers."""
     fill = 100 * facts["sessions"] / max(facts["capacity"], 1)
     reuse = "–" if facts["reuse"] is None else f"{facts['reuse']:.2f}"
-    each = f" ({size(facts['bytes'] / facts['sessions'])} a session" if facts["sessions"] else ""
-    there = facts["metrics"].get("replay/bytes_per_session")
-    each += f", {size(there)} in the trainer's memory)" if each and there else ")" * bool(each)
-    buffer = (
-        f"buffer {facts['sessions']:,} of {facts['capacity']:,} sessions ({fill:.0f} %), {size(facts['bytes'])}{each}, "
-        f"reuse {reuse}"
-    )
+    buffer = f"buffer {facts['sessions']:,} of {facts['capacity']:,} sessions ({fill:.0f} %), {size(facts['bytes'])}"
+    if facts["sessions"]:
+        there = facts["metrics"].get("replay/bytes_per_session")
+        in_memory = f", {size(there)} in the trainer's memory" if there else ""
+        buffer += f" ({size(facts['bytes'] / facts['sessions'])} a session{in_memory})"
+    buffer += f", reuse {reuse}"
     table = Table(box=None, pad_edge=False)
     for column, justify in _COLUMNS:
         table.add_column(column, justify="right" if justify == "right" else "left")
