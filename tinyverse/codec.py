@@ -49,11 +49,9 @@ def encode(
         CodecError: something that `decode` would refuse: a dtype without a name in the format, too many arrays or
             dimensions, metadata that is not strings.
     """
-    if not all(isinstance(text, str) for pair in (metadata or {}).items() for text in pair):
-        raise CodecError("__metadata__ must hold strings only.")
     given = {name: np.asarray(array) for name, array in arrays.items()}
     order, layout = _layout(tuple((name, array.dtype, array.shape, name in bfloat16) for name, array in given.items()))
-    opening = _FIRST + json.dumps(dict(metadata), separators=(",", ":")) + "," * bool(order) if metadata else "{"
+    opening = _FIRST + _ENCODER.encode(_strings(dict(metadata))) + "," * bool(order) if metadata else "{"
     head = (opening + layout).encode()
     head += b" " * (-len(head) % 8)  # buffers begin aligned, and wider items come first, so all stay aligned
     if len(head) > MAX_HEADER:
@@ -62,7 +60,7 @@ def encode(
         _to_bfloat16(given[name]) if kind == "BF16" else np.ascontiguousarray(given[name], _DTYPES[kind])
         for name, kind in order
     ]
-    return b"".join([struct.pack("<Q", len(head)), head, *(data.reshape(-1).view(np.uint8).data for data in buffers)])
+    return b"".join([struct.pack("<Q", len(head)), head, *buffers])
 
 
 def decode(blob: bytes, *, max_bytes: int = MAX_BYTES) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -177,7 +175,7 @@ def _split(head: bytes) -> tuple[dict[str, str], str]:
 
 
 def _strings(metadata: Any) -> dict[str, str]:
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+    if not isinstance(metadata, dict) or not {*map(type, metadata), *map(type, metadata.values())} <= {str}:
         raise CodecError("__metadata__ must hold strings only.")
     return metadata
 
@@ -212,6 +210,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 _FIRST, _DECODER = '{"__metadata__":', json.JSONDecoder(object_pairs_hook=_no_duplicates)
+_ENCODER = json.JSONEncoder(separators=(",", ":"))
 
 
 def _parse_entry(name: str, entry: Any, max_bytes: int) -> tuple[str, str, tuple[int, ...], int, int]:

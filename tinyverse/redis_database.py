@@ -162,7 +162,7 @@ class RedisDatabase(Database):
 
         def write(pipe: Any) -> None:
             for blob in blobs:
-                pipe.xadd(keys.sessions, {"s": blob}, maxlen=self._capacity, approximate=False)
+                pipe.execute_command("XADD", keys.sessions, "MAXLEN", self._capacity, "*", "s", blob)
             for row in rows:
                 pipe.xadd(keys.episodes, {"row": row}, maxlen=LOG_KEPT, approximate=False)
             if blobs:
@@ -344,7 +344,7 @@ class RedisDatabase(Database):
         return [json.loads(fields[b"row"]) for _, fields in reversed(entries)]
 
     def _heartbeat(self, worker: Worker) -> str:
-        return _to_json({**dataclasses.asdict(worker), "at": self._now()})
+        return _to_json({**vars(worker), "at": self._now()})
 
     def _now(self) -> float:
         """The server's time in seconds, by our steady clock since its last reply."""
