@@ -5,10 +5,10 @@
 The same experience each time: 20 steps of Pong (`atari_pool`) as the example's agent plays it, of CartPole, and of
 floats of random bits, which do not compress (141 KB). The unit is sessions per second.
 
-ours: `Session.encode` and `RedisDatabase.append` of 8 at once, with the worker's heartbeat; `RedisDatabase.read` of as
+ours: `Session.encode` and `RedisDatabase.append` of 32 at once, as a player of 32 games does, with its heartbeat; `RedisDatabase.read` of as
     many as a trainer reads, and `SessionSpec.decode`. Checks, counters and State included.
 limit: the same compressed bytes by bare pipelined XADD and XRANGE, nothing encoded, decoded, counted or checked.
-naive: the original's design. Images stacked by 4, joblib, one LPUSH a session (and an LTRIM every 8) or one LINDEX at a
+naive: the original's design. Images stacked by 4, joblib, one LPUSH a session (and an LTRIM every 32) or one LINDEX at a
     random index, a heartbeat before each by SET and EXPIRE: every command a round trip.
 redis-benchmark: SET or GET of the floats' size, 8 in a pipeline (left out where neither it nor valkey-benchmark is).
 reverb: the same un-stacked Pong sessions in Reverb's own server, run in turn with ours (peers/reverb.py).
@@ -45,7 +45,7 @@ from tinyverse.redis_server import Server, connect, private_server
 from tinyverse.session import Session, SessionSpec
 from tinyverse.trainer import READ_AT_ONCE
 
-STEPS, AT_ONCE, FEW = 20, 8, 32
+STEPS, AT_ONCE, FEW = 20, 32, 32
 FLOATS = 1680  # in an observation: 141 KB a session
 NAIVE = {"Pong": 10.0, "CartPole": 15.0}  # what ours shall be at least, in units of the naive way
 
@@ -83,7 +83,7 @@ def played(name: str, example: str, smoke: bool) -> Kind:
     pool, agent = experiment.pool(AT_ONCE), experiment.agent()
     player = Player(agent, pool, STEPS)
     player.version = 0
-    sessions = [session for part in range(1 if smoke else 8) for session in player.play().sessions("bench", part)]
+    sessions = [session for part in range(1 if smoke else 4) for session in player.play().sessions("bench", part)]
     pool.close()
     return Kind(name, experiment.spec(agent), sessions, 64 if smoke else 512)
 

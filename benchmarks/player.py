@@ -2,9 +2,10 @@
 
     python benchmarks/player.py [--json] [--smoke] [--repeats N]
 
-ours     `Player` and `Courier` as `tinyverse play` runs them, on one core; and on two, stepping while acting
+ours     `Player` and `Courier` as `tinyverse play` runs them, on one core; and on two, stepping while acting, with 64
+         games in each of the two pools: with fewer, threads interrupt each other more than they step
 limit    1/(1/env + 1/net): ale-py's vector environment alone, and a bare network on stacked frames alone, on that core;
-         for two cores twice that
+         for two cores twice that, with as many games as a pool has
 naive    the loop of the first tinyverse: Gymnasium's Atari wrappers stepped one by one in Python, a plain network, and
          each session of 20 steps through joblib with a heartbeat, a push and a trim; with 1 game, its default, and 32
 """
@@ -37,7 +38,8 @@ from tinyverse.redis_database import RedisDatabase  # noqa: E402
 from tinyverse.redis_server import connect, private_server  # noqa: E402
 
 STEPS = 20
-GAMES = 4 if "--smoke" in sys.argv else 32  # an emulator takes 170 ms to start
+# by cores, in a pool; an emulator takes 170 ms to start
+GAMES = {1: 4, 2: 4} if "--smoke" in sys.argv else {1: 32, 2: 64}
 PRECISIONS = {"fp32": torch.float32, **({"bf16": torch.bfloat16} if machine.has_bfloat16() else {})}
 
 
@@ -50,22 +52,27 @@ def main() -> None:
                 server = stack.enter_context(private_server())
             for precision, dtype in PRECISIONS.items():
                 with measure.on_core(0):
-                    limit = limit_of(dtype, bench.seconds(4.0))
-                    ways = {"ours": ours(server.url, dtype, 1, bench.seconds(8.0)), "limit": limit}
+                    ways = {
+                        "ours": ours(server.url, dtype, 1, bench.seconds(8.0)),
+                        "limit": limit_of(dtype, GAMES[1], bench.seconds(4.0)),
+                    }
                     wanted = {"limit": 0.88}
                     if precision == "fp32":
                         ways["naive, 1 game"] = naive(server.admin_url, 1, bench.seconds(4.0))
-                        ways["naive, 32 games"] = naive(server.admin_url, GAMES, bench.seconds(4.0))
+                        ways["naive, 32 games"] = naive(server.admin_url, GAMES[1], bench.seconds(4.0))
                         wanted |= {"naive, 1 game": 3.0, "naive, 32 games": 1.4}
                     bench.compare(f"one core, {precision}", ways, at_least=wanted)
                 if machine.cores() > 1:
-                    ways = {"ours": ours(server.url, dtype, 2, bench.seconds(8.0)), "limit": twice(limit)}
+                    ways = {
+                        "ours": ours(server.url, dtype, 2, bench.seconds(8.0)),
+                        "limit": twice(limit_of(dtype, GAMES[2], bench.seconds(4.0))),
+                    }
                     bench.compare(f"two cores, {precision}", ways, at_least={"limit": 0.85})
 
 
 def ours(url: str, dtype: torch.dtype, cores: int, seconds: float) -> measure.Way:
     """Steps played and pushed per second."""
-    pools = [atari_pool("pong", GAMES // cores, num_threads=cores) for _ in range(cores)]
+    pools = [atari_pool("pong", GAMES[cores], num_threads=cores) for _ in range(cores)]
     parts = pools[0].observation_space, pools[0].action_space
     agents = [TorchAgent(ModularNetwork(*parts, trunk=Window(4, NatureConv()))).to(dtype=dtype) for _ in range(2)]
     database = RedisDatabase(url, f"player-{cores}-{dtype}".replace("torch.", ""))
@@ -79,7 +86,7 @@ def ours(url: str, dtype: torch.dtype, cores: int, seconds: float) -> measure.Wa
         courier.start()
 
         def work() -> float:
-            return play(player, courier, batches=2) * GAMES * STEPS
+            return play(player, courier, batches=2) * player.num_games * STEPS
 
         rate = measure.rate_of(work, seconds)
         courier.close()
@@ -88,9 +95,9 @@ def ours(url: str, dtype: torch.dtype, cores: int, seconds: float) -> measure.Wa
     return way
 
 
-def limit_of(dtype: torch.dtype, seconds: float) -> measure.Way:
+def limit_of(dtype: torch.dtype, games: int, seconds: float) -> measure.Way:
     """1 / (1/env + 1/net), each measured alone on the first core."""
-    env, act = bare_env(), bare_net(dtype)
+    env, act = bare_env(games), bare_net(dtype, games)
 
     def way() -> float:
         with measure.on_core(0):
@@ -103,30 +110,30 @@ def twice(way: measure.Way) -> measure.Way:
     return lambda: 2 * way()
 
 
-def bare_env() -> Callable[[], float]:
+def bare_env(games: int) -> Callable[[], float]:
     with measure.on_core(0):  # its thread stays there
-        pool = atari_pool("pong", GAMES)
+        pool = atari_pool("pong", games)
         pool.reset(0)
-    actions = np.random.default_rng(0).integers(0, 6, (1024, GAMES))
+    actions = np.random.default_rng(0).integers(0, 6, (1024, games))
     choices = itertools.cycle(actions)
 
     def step() -> float:
         pool.step(next(choices))
-        return GAMES
+        return games
 
     return step
 
 
-def bare_net(dtype: torch.dtype) -> Callable[[], float]:
+def bare_net(dtype: torch.dtype, games: int) -> Callable[[], float]:
     """A forward pass over frames that lie stacked already, as its layers like them, and a draw."""
     network = plain_network().to(dtype=dtype, memory_format=torch.channels_last)
-    frames = torch.randint(0, 255, (GAMES, 4, 84, 84), dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
+    frames = torch.randint(0, 255, (games, 4, 84, 84), dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def act() -> float:
         outputs = network(frames.to(dtype)).float()
         outputs[:, :6].softmax(-1).multinomial(1).numpy()
-        return GAMES
+        return games
 
     return act
 
