@@ -259,7 +259,7 @@ def wait_for_the_poor(url, run):
 
     sessions = some_sessions(24)
     rich, poor = owned_by(0, sessions), owned_by(1, sessions)
-    for name, pushed in (("rich only", rich[:4]), ("both", poor[:2]), ("more", poor[2:4])):
+    for name, pushed in (("rich only", rich[:4]), ("both", poor[4:6]), ("more", poor[6:8])):
         if towers.leads():
             push(trainer.database, pushed)
         towers.anywhere(False)
@@ -316,9 +316,9 @@ class Towered:
         self.processes = []
 
     def start(self, verb, *words):
-        file = (self.path / f"{len(self.processes)}.err").open("w")
         command = [sys.executable, "-m", "tinyverse", "catch", verb, "--name", self.name, *map(str, words)]
-        process = subprocess.Popen(command, cwd=self.path, env=self.env, stderr=file, start_new_session=True)
+        with (self.path / f"{len(self.processes)}.err").open("w") as file:
+            process = subprocess.Popen(command, cwd=self.path, env=self.env, stderr=file, start_new_session=True)
         self.processes.append(process)
         return process
 

@@ -162,7 +162,7 @@ def is_mine(player: str, sequence: int) -> bool:
     A player's sessions go round the ranks, so that shares are equal to one session for each player; where the round
     begins is a hash of its name. Who pushed a session twice gets it to the same rank, which knows it then.
     """
-    return (xxhash.xxh3_64_intdigest(player) + sequence) % size() == rank()
+    return (xxhash.xxh3_64_intdigest(player.encode(errors="surrogatepass")) + sequence) % size() == rank()
 
 
 def launch(words: Iterable[str], ranks: int) -> None:
