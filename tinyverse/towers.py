@@ -180,6 +180,8 @@ def launch(words: Iterable[str], ranks: int) -> None:
     loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "lo")
     for library in ("GLOO", "NCCL"):  # a machine's own name need not be one that it can look up
         os.environ.setdefault(f"{library}_SOCKET_IFNAME", loopback)
+    # else ranks that start again find the addresses of those before them in the launcher's store, and wait for the dead
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     os.environ["TINYVERSE_PARENT"] = str(os.getpid())  # the ranks end when this process is gone
     with tempfile.TemporaryDirectory(prefix="tinyverse-") as logs:
         config = LaunchConfig(
