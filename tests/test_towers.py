@@ -29,6 +29,7 @@ from test_trainer import push, some_sessions
 
 from tinyverse import losses, towers
 from tinyverse.algorithms import A2C, DQN, PPO, SAC, VTrace
+from tinyverse.database import MemoryDatabase
 from tinyverse.errors import SettingsError
 from tinyverse.networks import MLP
 from tinyverse.networks.squashed import SquashedGaussian
@@ -268,7 +269,7 @@ def wait_for_the_poor(url, run):
             trainer.report()
         towers.anywhere(False)
         state = trainer.database.state()
-        facts[name] = (trainer.update, trainer.waiting.reason, state.debt, state.position == trainer._consumed)
+        facts[name] = (trainer.update, trainer.waiting.reason, state.debt, state.position == trainer._furthest)
     facts["reported"] = (state.allowance, state.capacity, state.step == trainer.step_count)
     trainer.beat()
     towers.anywhere(False)
@@ -290,6 +291,20 @@ def test_a_rank_without_sessions_makes_all_wait_and_none_hang(redis_url):
     assert first["more"][2:] == (0, True) and second["more"][3], "both know the furthest position of any"
     assert first["reported"] == ((4 + 4) * 1.0, 100, True)
     assert first["workers"] == ["train", "train"]
+
+
+def test_what_another_rank_has_learned_from_is_reported_and_what_is_unread_here_is_not_lost(monkeypatch):
+    trainer = a_trainer(database := MemoryDatabase())
+    trainer.join()
+    monkeypatch.setattr(towers, "exchange", lambda *mine: [mine, (*mine[:2], 3, 0)] if len(mine) > 1 else [mine])
+    trainer.feed()
+    assert not trainer.step()
+    push(database, some_sessions(4))
+    trainer.feed()
+    assert trainer.step()
+    assert (trainer._consumed, database.state().position) == ("2-0", "3-0")
+    assert trainer.step()
+    assert database.state().position == "4-0"
 
 
 def wrong_learner(url, run):
@@ -412,3 +427,13 @@ def test_a_killed_rank_brings_all_back_from_the_checkpoint(place, victim):
     assert place.database.state().update > checkpoint
     place.database.ask_stop()
     place.ends(trainer)
+
+
+@pytest.mark.faults
+def test_ranks_do_not_outlive_their_launcher(place):
+    place.start("play", "-b", 8, "-q")
+    trainer = place.start("train", "--gpus", 2, "--device", "cpu", "-b", 8, "--save-every", 1000)
+    until(lambda: place.database.state().update > 5 and len(place.ranks()) == 2, PATIENCE)
+    trainer.kill()
+    until(lambda: not place.ranks(), PATIENCE)
+    assert len(place.checkpoints()) == 1

@@ -61,8 +61,8 @@ class Trainer:
 
     Args:
         agent: the learner's; takes the published weights where there is no checkpoint.
+        replay: of this rank's share, see `Flow.shared`.
         meta: the run's agreement; created in the database again if that comes back empty.
-        replay: holds this rank's share, by `Flow.shared`.
         folder: where checkpoints and metrics go; None keeps nothing, as all ranks but 0.
         precision: "fp32", or "bf16" for autocast.
     """
@@ -108,6 +108,7 @@ class Trainer:
         self.state = State()
         self._lags: deque[float] = deque(maxlen=100)
         self._position, self._consumed = BEGINNING, BEGINNING  # read so far; learned from so far
+        self._furthest = BEGINNING  # that any rank has learned from
         self._caught_up = False
         self._newest_of: dict[str, int] = {}  # player -> its newest sequence number
         self._drawn: Batch | None = None  # and not learned from yet: another rank has none, or the database is lost
@@ -162,7 +163,7 @@ class Trainer:
         self._read_on_from(self.state.position)
 
     def _read_on_from(self, position: str) -> None:
-        self._consumed = position
+        self._consumed = self._furthest = position
         if isinstance(self.replay.sampler, Fresh):
             self._position = position  # at most once: what was consumed is not even read
 
@@ -170,12 +171,12 @@ class Trainer:
         """Every rank takes over what rank 0 has learned so far. Does nothing where there is only one."""
         if towers.size() == 1:
             return
-        mine = {
-            "learner": self.learner.state_dict(), "update": self.update, "step": self.step_count,
-            "version": self.version, "episodes": self.episodes, "consumed": self._consumed,
-        }  # fmt: skip
         buffer = io.BytesIO()
-        torch.save(mine, buffer)
+        if towers.leads():
+            torch.save({
+                "learner": self.learner.state_dict(), "update": self.update, "step": self.step_count,
+                "version": self.version, "episodes": self.episodes, "consumed": self._consumed,
+            }, buffer)  # fmt: skip
         leaders = torch.load(io.BytesIO(towers.from_leader(buffer.getvalue())), map_location="cpu", weights_only=True)
         self.learner.load_state_dict(leaders["learner"])
         self.update, self.step_count, self.episodes = leaders["update"], leaders["step"], leaders["episodes"]
@@ -256,7 +257,7 @@ class Trainer:
         # players are held back only when the poorest rank has enough, or it would wait for ever
         owed = sum(debts) if self.replay.flow.reuse is None else len(debts) * min(debts)
         self._owed_elsewhere = owed - debts[towers.rank()]
-        self._consumed = max(("-".join(str(int(part)) for part in row[2:]) for row in ranks), key=order)
+        self._furthest = max(("-".join(str(int(part)) for part in row[2:]) for row in ranks), key=order)
         if self._drawn is not None and not all(ready):
             self.waiting.set(f"rank {ready.index(0)}, which waits for sessions of its own")
         return all(ready)
@@ -341,7 +342,7 @@ class Trainer:
         flow, ranks = self.replay.flow, towers.size()
         delivered = {"delivered": self.delivered} if self._caught_up else {}  # else the database knows better
         self.database.report(
-            **delivered, position=self._consumed, update=self.update, step=self.step_count, reuse=flow.reuse or 1.0,
+            **delivered, position=self._furthest, update=self.update, step=self.step_count, reuse=flow.reuse or 1.0,
             allowance=flow.allowance and flow.allowance * ranks, capacity=flow.buffer_size * ranks,
         )  # fmt: skip
 
@@ -367,7 +368,7 @@ class Trainer:
         if not state.epoch:  # until rank 0 has made it
             return
         self.version = max(self.version, state.version)
-        self._position = self._consumed = BEGINNING
+        self._position = self._consumed = self._furthest = BEGINNING
         self.replay.forget_positions()
         self._newest_of.clear()
         self._caught_up = False
