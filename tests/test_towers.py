@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -184,7 +185,18 @@ def add_up():
         "anywhere": (towers.anywhere(rank == 1), towers.anywhere(False)),
         "from leader": towers.from_leader(b"much" * 1000 if towers.leads() else b""),
         "slope": slope.grad.tolist(),
+        "leader first": who_came_when(),
     }
+
+
+def who_came_when():
+    """Rank 0's time of leaving the block and rank 1's of entering it."""
+    with towers.leader_first():
+        entered = time.monotonic()
+        time.sleep(0.2)
+        left = time.monotonic()
+    (_, left), (entered, _) = towers.exchange(entered, left)
+    return left <= entered
 
 
 def test_what_ranks_tell_each_other():
@@ -192,7 +204,7 @@ def test_what_ranks_tell_each_other():
     assert (first.pop("where"), second.pop("where")) == ((0, 2, True), (1, 2, False))
     assert first == second == {
         "count": 4.0, "of nothing": 0.5, "exchange": [(0.0, 10.5), (1.0, 10.5)], "anywhere": (True, False),
-        "from leader": b"much" * 1000, "slope": [1.5, 4.5],
+        "from leader": b"much" * 1000, "slope": [1.5, 4.5], "leader first": True,
     }  # fmt: skip
 
 
@@ -330,10 +342,10 @@ class Towered:
         self.env = {**os.environ, "TINYVERSE_REDIS_URL": url, "PYTHONPATH": home, "OMP_NUM_THREADS": "1"}
         self.processes = []
 
-    def start(self, verb, *words):
-        command = [sys.executable, "-m", "tinyverse", "catch", verb, "--name", self.name, *map(str, words)]
+    def start(self, verb, *words, launcher=(), cwd="."):
+        command = [sys.executable, *launcher, "-m", "tinyverse", "catch", verb, "--name", self.name, *map(str, words)]
         with (self.path / f"{len(self.processes)}.err").open("w") as file:
-            process = subprocess.Popen(command, cwd=self.path, env=self.env, stderr=file, start_new_session=True)
+            process = subprocess.Popen(command, cwd=self.path / cwd, env=self.env, stderr=file, start_new_session=True)
         self.processes.append(process)
         return process
 
@@ -380,6 +392,7 @@ def test_gpus_on_a_cpu_learn_publish_and_end_together(place):
     assert not place.ranks()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["signal", "stop"])
 def test_all_ranks_stop_together(place, how):
     place.start("play", "-b", 8, "-q")
@@ -393,6 +406,28 @@ def test_all_ranks_stop_together(place, how):
     assert "Traceback" not in place.said(trainer), place.said(trainer)
     assert len(place.checkpoints()) == 1
     assert not place.ranks()
+
+
+@pytest.mark.slow
+def test_torchrun_on_two_machines_makes_one_trainer(place):
+    place.env |= {"GLOO_SOCKET_IFNAME": "lo", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torchrun = (
+        "-m torch.distributed.run --nnodes 2 --nproc-per-node 1 --rdzv-backend c10d --rdzv-id x --local-addr 127.0.0.1 "
+        f"--rdzv-endpoint 127.0.0.1:{port}"
+    ).split()
+    place.start("play", "-b", 8, "-q")
+    machines = [place.path / "a", place.path / "b"]
+    for machine in machines:
+        machine.mkdir()
+        place.start("train", "-b", 8, "-n", 30, launcher=torchrun, cwd=machine.name)
+    for process in place.processes[1:]:
+        place.ends(process)
+    assert place.database.state().update == 30
+    kept = [list(machine.glob("runs/*/checkpoints/*.pt")) for machine in machines]
+    assert sorted(map(len, kept)) == [0, 1], "rank 0 alone writes"
 
 
 def test_an_error_for_a_person_ends_all_ranks_at_once(place):
