@@ -21,6 +21,7 @@ import torch
 
 from tinyverse import cli, judging, playing, redis_server, tidying, together, training
 from tinyverse.evaluator import Evaluation
+from tinyverse.weights_file import WeightsFile
 
 CHECKOUT = Path(__file__).parent.parent
 numbers = itertools.count()
@@ -467,17 +468,17 @@ def test_options_that_reach_the_evaluator(tinyverse: Tinyverse, trained: Path, m
 def test_eval_every_goes_on_until_it_is_stopped(
     tinyverse: Tinyverse, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    versions = iter([5, 5, 6])
+    versions = iter([5, None, 6])
 
     def weights(*_: Any, **__: Any) -> Any:
-        version = next(versions, None)
-        if version is None:
+        version = next(versions, 0)
+        if version == 0:
             os.kill(os.getpid(), signal.SIGINT)
-        return version or 6, {}, {}
+        return WeightsFile({}, version) if version else None
 
     monkeypatch.setattr(judging, "HEARTBEAT_SECONDS", 0.01)
-    monkeypatch.setattr(judging, "_weights_for", weights)
-    monkeypatch.setattr(judging, "_evaluate_version", lambda _, version, *__: Evaluation([1.0], [5], version))
+    monkeypatch.setattr(judging, "weights_for", weights)
+    monkeypatch.setattr(judging, "_evaluate", lambda _, found, *__: Evaluation([1.0], [5], found.version))
     said = tinyverse("tabular", "eval", "--every", "--json")
     assert said.code == 0 and [json.loads(line)["version"] for line in said.out.splitlines()] == [5, 6]
 
@@ -485,8 +486,16 @@ def test_eval_every_goes_on_until_it_is_stopped(
 # -- info, stop, clear, server --------------------------------------------------------------------------------------
 
 
-def test_info(run: Tinyverse, tinyverse: Tinyverse, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_info(run: Tinyverse, tinyverse: Tinyverse, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tinyverse.player import new_worker
+    from tinyverse.redis_database import RedisDatabase
+
+    database = RedisDatabase(redis_url, run.name)  # type: ignore[attr-defined]
+    waiting = new_worker("play")
+    database.beat(waiting)
     assert "no trainer has created it yet" in run("info").out
+    database.leave(waiting.id)
+    database.close()
     created(run, "-o", "learning_rate=0.25")
     assert "nobody is at work" in run("info").out
     assert info(run)["settings"]["learning_rate"] == 0.25
@@ -506,7 +515,15 @@ def test_info(run: Tinyverse, tinyverse: Tinyverse, monkeypatch: pytest.MonkeyPa
 
 
 def test_stop_of_nobody(run: Tinyverse) -> None:
+    created(run)
     assert "0 of 0 workers" in run("stop").out
+
+
+@pytest.mark.parametrize("words", [["info"], ["info", "--json"], ["stop"], ["clear", "--yes"]])
+def test_a_mistyped_run_name_is_said(run: Tinyverse, tinyverse: Tinyverse, words: list[str]) -> None:
+    created(run)
+    said = tinyverse("catch", *words, "--name", "cach")
+    one_sentence(said, 1, "there is no run cach in the database; there are ", run.name)  # type: ignore[attr-defined]
 
 
 def test_clear(run: Tinyverse, tinyverse: Tinyverse, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -523,7 +540,7 @@ def test_clear(run: Tinyverse, tinyverse: Tinyverse, monkeypatch: pytest.MonkeyP
     assert (info(run)["sessions"], info(run)["version"]) == (0, 1)
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
     run("clear")
-    assert info(run)["version"] == -1 and not info(run)["epoch"]
+    assert tinyverse("catch", "info", *name).code == 1
 
 
 def test_clear_refuses_while_workers_live(run: Tinyverse, tinyverse: Tinyverse, redis_url: str) -> None:
@@ -536,7 +553,7 @@ def test_clear_refuses_while_workers_live(run: Tinyverse, tinyverse: Tinyverse, 
     said = tinyverse("catch", "clear", "--yes", "--name", run.name)  # type: ignore[attr-defined]
     one_sentence(said, 1, f"is at work: play on {socket.gethostname()} (pid {os.getpid()})", "--force")
     run("clear", "--yes", "--force")
-    assert info(run)["version"] == -1
+    assert database.state().version == -1
     database.close()
 
 
@@ -549,6 +566,7 @@ def test_clear_stop_and_server(tinyverse: Tinyverse, folder: Path, monkeypatch: 
         said = tinyverse("server", "status", "--json")
         assert said.code == 0 and json.loads(said.out)["max_memory"] == 64_000_000
         assert tinyverse("info").out == "there are no runs on this server\n"
+        tinyverse("catch", "train", "-n", 1, "--minutes", 0)
         assert "stopped the local server" in tinyverse("catch", "clear", "--yes", "--stop").out
         assert tinyverse("server", "status").code == 1
         assert tinyverse("server", "stop").out == "no local server was running\n"

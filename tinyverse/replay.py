@@ -7,7 +7,10 @@ indexing. Rows of a session stay together, so a batch is cut as slices of `lengt
 from __future__ import annotations
 
 import dataclasses
+import json
 import threading
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +18,7 @@ import torch
 from tinyverse import nest
 from tinyverse.batch import Batch
 from tinyverse.database import BEGINNING, order
-from tinyverse.errors import SettingsError
+from tinyverse.errors import SettingsError, SpecError
 from tinyverse.ring import Ring
 from tinyverse.samplers import Sampler
 from tinyverse.session import Session, SessionSpec
@@ -91,7 +94,7 @@ class Replay:
         self._written = 0  # sessions so far
         self.newest_delivered = BEGINNING  # position of the newest session that was learned from
         self.lag = 0.0  # mean of the last batch, in updates
-        self._began = False
+        self._began = self._restored = False
         self._random = np.random.default_rng(seed)
         self._lock = threading.Lock()
         self.received = 0
@@ -143,10 +146,14 @@ class Replay:
             self._delivered += count * (self.flow.reuse or 1.0)
 
     def restart_books(self, inserted: int) -> None:
-        """After a restart: every session inserted so far is settled, but for what waits for its first delivery."""
+        """After a restart: of the sessions inserted so far, nothing is owed but what a restored memory still owed, and
+        what came in since. All others are settled."""
         with self._lock:
-            self.received = inserted
-            self._delivered = (self.flow.reuse or 1.0) * inserted
+            reuse = self.flow.reuse or 1.0
+            owed = reuse * self.received - self._delivered if self._restored else 0.0
+            self.received, self._restored = inserted, False
+            self._delivered = reuse * inserted - owed
+            self._limit_debt()
 
     def waits_for(self) -> str:
         """Why no batch can be drawn now, in words; "" when one can."""
@@ -174,6 +181,81 @@ class Replay:
             self.lag = float(np.mean(update - self._update[slots]))
             starts = self._random.integers(0, self.spec.length - rows + 1, len(slots))
             return self._cut(slots, starts, rows, burn_in, update)
+
+    # -- over a restart -----------------------------------------------------------------------------------------
+
+    @property
+    def kept_nbytes(self) -> int:
+        """Bytes of rows that `state_dict` would give now."""
+        with self._lock:
+            return len(self._kept()) * self._ring.bytes.shape[1]
+
+    def state_dict(self, with_rows: bool = True) -> tuple[dict[str, Any], torch.Tensor | None]:
+        """(books and random numbers, [n, width] bytes of the sessions that may still be learned from), copies.
+
+        The rows may be large, and go to a file of their own; without them only the random numbers are worth keeping.
+        """
+        with self._lock:
+            state: dict[str, Any] = {"random": json.dumps(self._random.bit_generator.state)}
+            if not with_rows:
+                return state, None
+            slots = self._kept()
+            names = ("received", "dropped", "newest_delivered", "_delivered", "_written", "_began")
+            state |= {
+                "spec": self.spec.to_json(), "size": self.flow.buffer_size, "reuse": self.flow.reuse,
+                "sampler": type(self.sampler).__name__, "sampling": self.sampler.state_dict(),
+                "slots": slots, "updates": self._update[slots], "counts": self._count[slots],
+                "positions": " ".join(self._position[slot] for slot in slots),
+                **{name: getattr(self, name) for name in names},
+            }  # fmt: skip
+            return state, self._ring.rows(torch.from_numpy(slots))
+
+    def load_state_dict(self, state: Mapping[str, Any], rows: torch.Tensor | None) -> None:
+        """Takes what `state_dict` gave, into an empty memory, on any device. One of another size takes the newest; for
+        another sampler, sessions that were delivered are no longer fresh.
+
+        Raises:
+            SpecError: the sessions are not this run's.
+        """
+        self._random.bit_generator.state = json.loads(state["random"])
+        if rows is None:
+            return
+        if state["spec"] != self.spec.to_json() or rows.shape[1] != self._ring.bytes.shape[1]:
+            raise SpecError("the stored sessions are of another shape than this experiment's.")
+        size, same = self.flow.buffer_size, state["size"] == self.flow.buffer_size
+        old = np.asarray(state["slots"])[-size:]
+        slots = old if same else np.arange(len(old))
+        with self._lock:
+            self._ring.put_rows(torch.from_numpy(slots), rows[-len(old) :] if len(old) else rows)
+            self._filled[slots] = True
+            self._update[slots], self._count[slots] = (
+                np.asarray(state[name])[-size:] for name in ("updates", "counts")
+            )
+            for slot, position in zip(slots, state["positions"].split()[-size:], strict=True):
+                self._position[slot] = position
+            self._written = state["_written"] if same else len(old)
+            self.newest_delivered, self.dropped = state["newest_delivered"], dict(state["dropped"])
+            self.received, self._delivered, self._began = state["received"], state["_delivered"], state["_began"]
+            self._restored = state["reuse"] == self.flow.reuse
+            if state["sampling"] is not None and state["sampler"] == type(self.sampler).__name__:
+                self.sampler.load_state_dict(state["sampling"], dict(zip(old.tolist(), slots.tolist(), strict=True)))
+                return
+            for slot in slots.tolist():
+                self.sampler.insert(slot, seen=bool(self._count[slot]))
+
+    def settle(self, position: str) -> None:
+        """What lies up to this position was learned from meanwhile: it is fresh no longer."""
+        with self._lock:
+            for slot in np.flatnonzero(self._filled).tolist():
+                if order(self._position[slot]) <= order(position):
+                    self.sampler.remove(slot)
+                    self.sampler.insert(slot, seen=True)
+
+    def _kept(self) -> np.ndarray:
+        """[n] slots of the sessions that may still be learned from, oldest first."""
+        slots = np.flatnonzero(self._filled)
+        slots = slots[self.sampler.may_come(slots)]
+        return slots[np.argsort(self._numbers(slots))]
 
     def _waits_for(self) -> str:
         flow, kept = self.flow, int(self._filled.sum())

@@ -1,7 +1,11 @@
 """Run: what everyone in a run has agreed on, and where its trainer keeps it on disk.
 
 The agreement (experiment, settings, session spec) is created by the first trainer; a player adopts it. The folder
-`runs/<name>/` holds settings.json, metrics.jsonl, TensorBoard events and the newest checkpoints.
+`runs/<name>/` holds settings.json, metrics.jsonl, TensorBoard events, the newest checkpoints and the best weights.
+
+    checkpoints/update-000001200.pt     weights, optimizer, counters, random numbers, settings: the newest 3
+    replay/update-000001200.rows        the stored sessions of the newest one, which knows their checksum
+    best.safetensors                    the weights that evaluated best, with their score
 """
 
 from __future__ import annotations
@@ -10,8 +14,9 @@ import contextlib
 import itertools
 import json
 import logging
+import math
 import os
-import pickle
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,15 +24,17 @@ from typing import Any
 
 import numpy as np
 import torch
+import xxhash
 
-from tinyverse.errors import RunConflict, SettingsError
+from tinyverse.errors import RunConflict
 from tinyverse.session import SessionSpec
+from tinyverse.weights_file import UNREADABLE, WeightsFile, plain, write_whole
 
 logger = logging.getLogger(__name__)
 
 FORMAT = "1"
 CHECKPOINTS_KEPT = 3
-UNREADABLE = (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError)  # what torch.load says of damage
+AT_ONCE = 16 << 20  # bytes of a file that are written or read in one go
 
 
 def agreement(experiment: str, settings: Mapping[str, Any], spec: SessionSpec) -> dict[str, str]:
@@ -51,11 +58,15 @@ def agreed_of(meta: Mapping[str, str]) -> dict[str, Any]:
     return {"experiment": meta["experiment"], "settings": json.loads(meta["settings"])}
 
 
-def check_agreed(name: str, agreed: Mapping[str, Any], experiment: str, given: Mapping[str, Any]) -> None:
+def check_agreed(
+    name: str, agreed: Mapping[str, Any], experiment: str, given: Mapping[str, Any], *, force: bool = False
+) -> None:
     """Whether a worker of `experiment` with the settings in `given` may join the run.
 
+    Args:
+        force: other settings may.
     Raises:
-        RunConflict: another experiment, or a setting that differs; names both.
+        RunConflict: another experiment, or settings that differ; names both sides.
     """
     if not agreed:
         return
@@ -63,12 +74,14 @@ def check_agreed(name: str, agreed: Mapping[str, Any], experiment: str, given: M
         raise RunConflict(
             f"run {name} belongs to the experiment {agreed['experiment']}, this is {experiment}: give this one its own --name."
         )
-    for key, value in json.loads(json.dumps(dict(given), default=str)).items():
-        if agreed["settings"].get(key, value) != value:
-            raise RunConflict(
-                f"run {name} was made with {key}={agreed['settings'][key]}, this asks for {key}={value}: leave it out to join, "
-                "choose another --name, or start anew with train --fresh."
-            )
+    kept, wanted = agreed["settings"], json.loads(json.dumps(dict(given), default=str))
+    others = [key for key, value in wanted.items() if kept.get(key, value) != value]
+    if others and not force:
+        made, asked = (", ".join(f"{key}={settings[key]}" for key in others) for settings in (kept, wanted))
+        raise RunConflict(
+            f"run {name} was made with {made}, this asks for {asked}: leave it out to join, choose another --name, "
+            "start anew with train --fresh, or go on with the new settings with train --force."
+        )
 
 
 def check_spec(name: str, meta: Mapping[str, str], spec: SessionSpec) -> None:
@@ -83,7 +96,10 @@ class RunFolder:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        self.checkpoints = self.path / "checkpoints"
+        self.checkpoints, self.replays = self.path / "checkpoints", self.path / "replay"
+        self.best = self.path / "best.safetensors"
+        self._writer: threading.Thread | None = None
+        self._failure = ""  # of the last save; "" where it succeeded
 
     def start_fresh(self) -> Path | None:
         """Moves an older run of the same name aside and returns where to."""
@@ -97,7 +113,7 @@ class RunFolder:
 
     def write_settings(self, settings: Mapping[str, Any]) -> None:
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        _write(self.path / "settings.json", json.dumps(dict(settings), indent=2, default=str).encode())
+        write_whole(self.path / "settings.json", json.dumps(dict(settings), indent=2, default=str).encode())
 
     def settings(self) -> dict[str, Any]:
         """What `write_settings` wrote; {} when there is none."""
@@ -117,19 +133,103 @@ class RunFolder:
                 rows.append(json.loads(line))
         return rows
 
-    def save(self, update: int, contents: Mapping[str, Any]) -> Path:
-        """Writes a checkpoint, whole or not at all, and keeps the newest 3."""
+    def save(
+        self, update: int, contents: Mapping[str, Any], rows: torch.Tensor | None = None, *, wait: bool = True
+    ) -> Path:
+        """Writes a checkpoint, whole or not at all, and keeps the newest 3; of their stored sessions only the newest.
+
+        A kill at any moment leaves a checkpoint that can be read, and no sessions beside one they do not belong to.
+
+        Args:
+            rows: [n, width] bytes of the stored sessions; they may be changed only when they are written.
+            wait: False: a thread writes, while a copy of `contents` keeps the moment. `finish` waits for it.
+        Raises:
+            OSError: with `wait`, the file could not be written.
+        """
+        self.finish()
+        path, contents = self.checkpoints / f"update-{update:09d}.pt", plain(contents)
+        if wait:
+            self._write(path, contents, rows)
+            self._failure = ""
+            return path
+
+        def write() -> None:
+            try:
+                self._write(path, contents, rows)
+                self._failure = ""
+            except Exception as error:
+                self._failure = str(error)
+                logger.warning("%s cannot be written (%s). Training goes on; those before it are whole.", path, error)
+
+        self._writer = threading.Thread(target=write, name="checkpoint")  # no daemon: half a file is of no use
+        self._writer.start()
+        return path
+
+    @property
+    def writing(self) -> bool:
+        """Whether a checkpoint is being written."""
+        return self._writer is not None and self._writer.is_alive()
+
+    def finish(self) -> bool:
+        """Waits until what is being written is on the disk; whether it is."""
+        if self._writer is not None:
+            self._writer.join()
+            self._writer = None
+        return not self._failure
+
+    def _write(self, path: Path, contents: dict[str, Any], rows: torch.Tensor | None) -> None:
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        path = self.checkpoints / f"update-{update:09d}.pt"
+        own = None
+        if rows is not None:
+            self.replays.mkdir(exist_ok=True)
+            own = self.replays / f"{path.stem}.rows"
+            contents["rows"] = {"shape": list(rows.shape), "checksum": _write_rows(own, rows)}
         temporary = path.with_suffix(".writing")
-        with temporary.open("wb") as file:
-            torch.save(_plain(contents), file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
+        try:
+            with temporary.open("wb") as file:
+                torch.save(contents, file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.rename(path)
+        finally:
+            temporary.unlink(missing_ok=True)
         for old in self._files()[:-CHECKPOINTS_KEPT]:
             old.unlink()
-        return path
+        for old in self.replays.glob("*") if self.replays.exists() else ():
+            if old != own:
+                old.unlink()
+
+    def rows(self, contents: Mapping[str, Any]) -> torch.Tensor | None:
+        """[n, width] bytes of the sessions that were stored with this checkpoint, as they lie on the disk; None, with a
+        warning, where they are gone or others."""
+        if "rows" not in contents:
+            return None
+        file = self.replays / f"update-{contents['update']:09d}.rows"
+        shape, wanted, checksum = contents["rows"]["shape"], contents["rows"]["checksum"], xxhash.xxh3_64()
+        try:
+            with file.open("rb") as stream:
+                while part := stream.read(AT_ONCE):
+                    checksum.update(part)
+            if checksum.hexdigest() != wanted or file.stat().st_size != math.prod(shape):
+                raise ValueError("it is damaged, or of another checkpoint")
+            # not loaded at once: it may be as large as what it is copied to
+            return (
+                torch.from_numpy(np.memmap(file, np.uint8, "c", shape=tuple(shape)))
+                if all(shape)
+                else torch.empty(shape, dtype=torch.uint8)
+            )
+        except (OSError, ValueError) as error:
+            logger.warning("the stored sessions in %s are left out: %s.", file, error)
+            return None
+
+    def keep_best(self, candidate: WeightsFile) -> float:
+        """Keeps these weights if they score above the best so far; returns the best mean return."""
+        best = WeightsFile.read(self.best).score["mean"] if self.best.exists() else None
+        if best is not None and best >= candidate.score["mean"]:
+            return float(best)
+        self.path.mkdir(parents=True, exist_ok=True)
+        candidate.write(self.best)
+        return float(candidate.score["mean"])
 
     def newest(self) -> Path | None:
         """The newest checkpoint's file."""
@@ -148,35 +248,19 @@ class RunFolder:
         return sorted(self.checkpoints.glob("update-*.pt")) if self.checkpoints.exists() else []
 
 
-def load_weights_file(path: Path) -> tuple[int, dict[str, Any]]:
-    """(version, arrays by name) of the weights inside a checkpoint file.
-
-    Raises:
-        SettingsError: it is no checkpoint.
-    """
+def _write_rows(path: Path, rows: torch.Tensor) -> str:
+    """Writes bytes to a file, whole or not at all; returns their checksum."""
+    temporary, checksum = path.with_suffix(".writing"), xxhash.xxh3_64()
+    data = memoryview(rows.numpy()).cast("B") if rows.numel() else memoryview(b"")
     try:
-        contents = torch.load(path, map_location="cpu", weights_only=True)
-        return contents["version"], {name: tensor.numpy() for name, tensor in contents["weights"].items()}
-    except (*UNREADABLE, LookupError, TypeError, AttributeError) as error:
-        raise SettingsError(f"{path} is no checkpoint of a trainer ({type(error).__name__}).") from None
-
-
-def _plain(contents: Any) -> Any:
-    """Arrays as tensors: what `weights_only` reading accepts."""
-
-    def convert(value: Any) -> Any:
-        if isinstance(value, np.ndarray):
-            return torch.from_numpy(value.copy())
-        return value.item() if isinstance(value, np.generic) else value
-
-    if isinstance(contents, Mapping):
-        return {key: _plain(value) for key, value in contents.items()}
-    if isinstance(contents, (list, tuple)):
-        return type(contents)(_plain(value) for value in contents)
-    return convert(contents)
-
-
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(path.name + ".writing")
-    temporary.write_bytes(data)
-    temporary.rename(path)
+        with temporary.open("wb") as file:
+            for begin in range(0, len(data), AT_ONCE):
+                part = data[begin : begin + AT_ONCE]
+                file.write(part)
+                checksum.update(part)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return checksum.hexdigest()

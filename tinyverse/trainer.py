@@ -13,6 +13,7 @@ import contextlib
 import logging
 import math
 import socket
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
@@ -21,15 +22,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from tinyverse import rng
 from tinyverse.agent import Agent, Weights
 from tinyverse.batch import Batch
 from tinyverse.database import BEGINNING, Database, State, order
-from tinyverse.errors import CodecError, DatabaseLost, LeaseLost, SettingsError, SpecError
+from tinyverse.errors import CodecError, DatabaseLost, LeaseLost, RunConflict, SettingsError, SpecError, TinyverseError
 from tinyverse.learner import Learner
 from tinyverse.player import HEARTBEAT_SECONDS, new_worker
 from tinyverse.replay import Replay
 from tinyverse.run import RunFolder
 from tinyverse.samplers import Fresh
+from tinyverse.session import Session
 from tinyverse.timing import Rate, Stages, Waiting
 from tinyverse.weights import decode_weights, encode_weights
 
@@ -38,6 +41,7 @@ logger = logging.getLogger(__name__)
 READ_AT_ONCE = 256  # sessions, fewer if they take more than
 READ_BYTES = 256 << 20
 RECENT = 100  # episodes in the mean return
+REPLAY_SAVED = 10**9  # bytes of stored sessions that a checkpoint holds unless it is told to, or not to
 PLAYERS_KNOWN = 10_000  # whose sequence numbers are remembered, against duplicates
 
 
@@ -57,6 +61,7 @@ class Trainer:
         agent: the learner's; takes the published weights where there is no checkpoint.
         meta: the run's agreement; created in the database again if that comes back empty.
         folder: where checkpoints and metrics go; None keeps nothing.
+        save_replay: whether checkpoints hold the stored sessions; None: while these take at most 1 GB.
         precision: "fp32", or "bf16" for autocast.
     """
 
@@ -72,6 +77,7 @@ class Trainer:
         publish_every: int = 10,
         precision: str = "fp32",
         frame_skip: int = 1,
+        save_replay: bool | None = None,
     ) -> None:
         max_lag = replay.flow.max_lag
         if max_lag is not None and max_lag < publish_every - 1:
@@ -82,6 +88,7 @@ class Trainer:
         self.agent, self.learner, self.replay, self.database = agent, learner, replay, database
         self.meta, self.folder = dict(meta), folder
         self.publish_every, self.precision, self.frame_skip = publish_every, precision, frame_skip
+        self.save_replay = save_replay
         self.worker = new_worker("train")
         self.holder = f"{socket.gethostname()}:{self.worker.pid}:{self.worker.id}"
         self.update = self.step_count = 0  # updates made, agent steps received
@@ -96,6 +103,8 @@ class Trainer:
         self.state = State()
         self._lags: deque[float] = deque(maxlen=100)
         self._position, self._consumed = BEGINNING, BEGINNING  # read so far; learned from so far
+        self._counted = BEGINNING  # whose steps and episodes are in the counters
+        self._taking = threading.Lock()  # a checkpoint holds a session and its place in the stream, or neither
         self._caught_up = False
         self._newest_of: dict[str, int] = {}  # player -> its newest sequence number
         self._unreported: Batch | None = None  # drawn, but the database could not be told yet
@@ -126,41 +135,100 @@ class Trainer:
         self.publish(self.snapshot())
 
     def _restore(self) -> None:
+        self._consumed = self._counted = self.state.position
+        if isinstance(self.replay.sampler, Fresh):
+            self._position = self._consumed  # at most once: what was consumed is not even read
         checkpoint = self.folder.load() if self.folder else None
         if checkpoint is not None:
-            self.learner.load_state_dict(checkpoint["learner"])
-            self.update, self.step_count, self.episodes = (
-                checkpoint["update"],
-                checkpoint["step"],
-                checkpoint["episodes"],
-            )
-            self.returns.extend(checkpoint["returns"])
-            self.version = max(checkpoint["version"], self.state.version)
-            self._checkpointed = self.update
+            self._take_up(checkpoint)
         elif (found := self.database.get_weights()) is not None:  # no folder here: go on from what was published
             weights, numbers = decode_weights(found[1])
             self.agent.set_weights(weights)
             self.version, self.update, self.step_count = found[0], numbers["update"], numbers["step"]
-        self._consumed = self.state.position
-        if isinstance(self.replay.sampler, Fresh):
-            self._position = self._consumed  # at most once: what was consumed is not even read
+
+    def _take_up(self, checkpoint: Mapping[str, Any]) -> None:
+        try:
+            self.learner.load_state_dict(checkpoint["learner"])
+        except (RuntimeError, ValueError, LookupError, SpecError) as error:  # of torch, of NumPy, of a dict, ours
+            raise RunConflict(
+                f"the checkpoint in {self.folder and self.folder.path}/ does not fit this experiment's network or optimizer "
+                f"({str(error).splitlines()[0]} …). Start anew with --fresh, from its weights with --init-from if they fit."
+            ) from error
+        self.update, self.step_count, self.episodes = (checkpoint[name] for name in ("update", "step", "episodes"))
+        self.returns.extend(checkpoint["returns"])
+        self.version = max(checkpoint["version"], self.state.version)
+        self._checkpointed = self.update
+        if "rng" not in checkpoint:  # of a version before these were kept
+            return
+        self.lengths.extend(checkpoint["lengths"])
+        rng.set_state(checkpoint["rng"])
+        same_database = checkpoint["epoch"] == self.state.epoch
+        if same_database:
+            self._counted = checkpoint["position"]
+        rows = self.folder.rows(checkpoint) if self.folder and self.save_replay is not False else None
+        try:
+            self.replay.load_state_dict(checkpoint["replay"], rows)
+        except SpecError as error:
+            logger.warning("%s They are left out.", error)
+            return
+        if rows is None:
+            return
+        if not same_database:
+            self.replay.forget_positions()
+            return
+        self._position, self._newest_of = checkpoint["position"], dict(checkpoint["newest_of"])
+        if self.replay.sampler.reuse is not None and order(self._consumed) > order(checkpoint["consumed"]):
+            self.replay.settle(self._consumed)  # updates that were lost had learned from them
 
     def leave(self) -> None:
         """Saves, and tells the others."""
-        self.save()
-        with contextlib.suppress(DatabaseLost):
-            self.database.release_lease(self.holder)
-            self.database.leave(self.worker.id)
+        try:
+            self.save(wait=True)
+        finally:
+            with contextlib.suppress(DatabaseLost):
+                self.database.release_lease(self.holder)
+                self.database.leave(self.worker.id)
 
-    def save(self) -> None:
-        """Writes a checkpoint unless nothing was learned since the last."""
-        if self.folder is None or self.update == self._checkpointed:
+    def save(self, wait: bool = False) -> None:
+        """Writes a checkpoint unless nothing was learned since the last; beside learning, unless it is to `wait`.
+
+        Raises:
+            TinyverseError: with `wait`, it could not be written.
+        """
+        folder = self.folder
+        if folder is None or (folder.writing and not wait):
             return
-        self.folder.save(self.update, {
-            "learner": self.learner.state_dict(), "weights": dict(self.learner.get_weights()), "update": self.update,
-            "step": self.step_count, "version": self.version, "episodes": self.episodes, "returns": list(self.returns),
-        })  # fmt: skip
+        if not folder.finish():
+            self._checkpointed = -1
+        if self.update == self._checkpointed:
+            return
+        with self.stages("save"):
+            contents, rows = self._contents()
+            try:
+                folder.save(self.update, contents, rows, wait=wait)
+            except (OSError, RuntimeError) as error:
+                raise TinyverseError(f"no checkpoint of update {self.update} could be written: {error}.") from error
         self._checkpointed = self.update
+
+    def _contents(self) -> tuple[dict[str, Any], torch.Tensor | None]:
+        """(all that a checkpoint holds, bytes of the stored sessions, which go to a file of their own)."""
+        with self._taking:
+            books, rows = self.replay.state_dict(with_rows=self._caught_up and self._keeps_replay())
+            return {
+                "learner": self.learner.state_dict(), "weights": dict(self.learner.get_weights()), "update": self.update,
+                "step": self.step_count, "version": self.version, "episodes": self.episodes,
+                "returns": list(self.returns), "lengths": list(self.lengths), "meta": self.meta, "rng": rng.get_state(),
+                "epoch": self.state.epoch, "position": self._position, "consumed": self._consumed,
+                "newest_of": dict(self._newest_of), "replay": books,
+            }, rows  # fmt: skip
+
+    def _keeps_replay(self) -> bool:
+        if self.save_replay is None and (nbytes := self.replay.kept_nbytes) > REPLAY_SAVED:
+            logger.warning(
+                "the stored sessions take %.1f GB: checkpoints leave them out, unless --save-replay.", nbytes / 1e9
+            )
+            self.save_replay = False
+        return self.save_replay is not False
 
     # -- learning -----------------------------------------------------------------------------------------------
 
@@ -212,12 +280,17 @@ class Trainer:
         return True
 
     def _take(self, position: str, blob: bytes) -> None:
-        self._position = position
         try:
             session = self.replay.spec.decode(blob)
         except (CodecError, SpecError) as error:
+            self._position = position
             self._reject(str(error))
             return
+        with self._taking:
+            self._position = position
+            self._add(position, session)
+
+    def _add(self, position: str, session: Session) -> None:
         player, sequence = session.metadata.get("player", ""), int(session.metadata["sequence"])
         if sequence <= self._newest_of.get(player, -1):
             self._reject("it came twice")
@@ -227,7 +300,7 @@ class Trainer:
             del self._newest_of[next(iter(self._newest_of))]
         seen = order(position) <= order(self._consumed)  # before a restart
         self.replay.add(session, position=position, update=self.update, seen=seen)
-        if seen:
+        if order(position) <= order(self._counted):
             return
         steps = int(session.alive.sum())
         self.step_count += steps
@@ -298,7 +371,7 @@ class Trainer:
         self.database.acquire_lease(self.holder)
         state = self.database.state()
         self.version = max(self.version, state.version)
-        self._position = self._consumed = BEGINNING
+        self._position = self._consumed = self._counted = BEGINNING
         self.replay.forget_positions()
         self._newest_of.clear()
         self._caught_up = False
