@@ -110,7 +110,9 @@ def to_onnx(experiment: str, found: WeightsFile) -> bytes:
             )  # fmt: skip
     except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ExperimentError(f"this network cannot be expressed in ONNX ({reason}); write a .safetensors file.") from error
+        raise ExperimentError(
+            f"this network cannot be expressed in ONNX ({reason}); write a .safetensors file."
+        ) from error
     model: Any = onnx.load_from_string(buffer.getvalue())
     numbers = {name: str(getattr(found, name)) for name in ("version", "update", "step")}
     onnx.helper.set_model_props(model, {"agreed": json.dumps(found.agreed, default=str), **numbers})

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import secrets
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from tinyverse.errors import SettingsError, SpecError
 from tinyverse.ring import Ring
 from tinyverse.samplers import Sampler
 from tinyverse.session import Session, SessionSpec
+from tinyverse.stored_sessions import Sessions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +99,7 @@ class Replay:
         self._began = self._restored = False
         self._random = np.random.default_rng(seed)
         self._lock = threading.Lock()
+        self.series = secrets.token_hex(4)  # within it, a session's number is its own
         self.received = 0
         self._delivered = 0.0
         self.dropped = {"expired": 0, "unused": 0}
@@ -185,63 +188,91 @@ class Replay:
     # -- over a restart -----------------------------------------------------------------------------------------
 
     @property
+    def random_state(self) -> str:
+        """Of the generator that draws, as JSON."""
+        return json.dumps(self._random.bit_generator.state)
+
+    @random_state.setter
+    def random_state(self, state: str) -> None:
+        self._random.bit_generator.state = json.loads(state)
+
+    @property
     def kept_nbytes(self) -> int:
-        """Bytes of rows that `state_dict` would give now."""
+        """Bytes of the sessions that `state_dict` would give now."""
         with self._lock:
             return len(self._kept()) * self._ring.bytes.shape[1]
 
-    def state_dict(self, with_rows: bool = True) -> tuple[dict[str, Any], torch.Tensor | None]:
-        """(books and random numbers, [n, width] bytes of the sessions that may still be learned from), copies.
-
-        The rows may be large, and go to a file of their own; without them only the random numbers are worth keeping.
-        """
+    def state_dict(self) -> dict[str, Any]:
+        """The books, copied; the bytes of the sessions that they tell of are read by `sessions`, also later."""
         with self._lock:
-            state: dict[str, Any] = {"random": json.dumps(self._random.bit_generator.state)}
-            if not with_rows:
-                return state, None
             slots = self._kept()
-            names = ("received", "dropped", "newest_delivered", "_delivered", "_written", "_began")
-            state |= {
+            names = ("series", "received", "dropped", "newest_delivered", "_delivered", "_written", "_began")
+            return {
                 "spec": self.spec.to_json(), "size": self.flow.buffer_size, "reuse": self.flow.reuse,
                 "sampler": type(self.sampler).__name__, "sampling": self.sampler.state_dict(),
-                "slots": slots, "updates": self._update[slots], "counts": self._count[slots],
+                "numbers": self._numbers(slots), "updates": self._update[slots], "counts": self._count[slots],
                 "positions": " ".join(self._position[slot] for slot in slots),
                 **{name: getattr(self, name) for name in names},
             }  # fmt: skip
-            return state, self._ring.rows(torch.from_numpy(slots))
 
-    def load_state_dict(self, state: Mapping[str, Any], rows: torch.Tensor | None) -> None:
-        """Takes what `state_dict` gave, into an empty memory, on any device. One of another size takes the newest; for
+    def sessions(self, state: Mapping[str, Any]) -> Sessions:
+        """The sessions that a `state_dict` tells of. They are read piece by piece while others come, so that there is
+        no copy of all; one that was written over before its turn is gone."""
+
+        def read(numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            with self._lock:
+                return self._ring.rows(
+                    numbers % self.flow.buffer_size
+                ), numbers >= self._written - self.flow.buffer_size
+
+        return Sessions(self.series, torch.from_numpy(state["numbers"]), self._ring.bytes.shape[1], read)
+
+    def load_state_dict(self, state: Mapping[str, Any], sessions: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Takes what `state_dict` gave, into an empty memory on any device. One of another size takes the newest; for
         another sampler, sessions that were delivered are no longer fresh.
 
+        Args:
+            sessions: (numbers [m], bytes [m, width]), as they were stored.
         Raises:
             SpecError: the sessions are not this run's.
         """
-        self._random.bit_generator.state = json.loads(state["random"])
-        if rows is None:
-            return
-        if state["spec"] != self.spec.to_json() or rows.shape[1] != self._ring.bytes.shape[1]:
+        if state["spec"] != self.spec.to_json():
             raise SpecError("the stored sessions are of another shape than this experiment's.")
-        size, same = self.flow.buffer_size, state["size"] == self.flow.buffer_size
-        old = np.asarray(state["slots"])[-size:]
-        slots = old if same else np.arange(len(old))
+        size = self.flow.buffer_size
+        numbers = np.asarray(state["numbers"])[-size:]
+        same = state["size"] == size
+        slots = numbers % size if same else np.arange(len(numbers))
         with self._lock:
-            self._ring.put_rows(torch.from_numpy(slots), rows[-len(old) :] if len(old) else rows)
-            self._filled[slots] = True
+            there = self._put(numbers, slots, sessions)
+            self._filled[slots] = there
             self._update[slots], self._count[slots] = (
                 np.asarray(state[name])[-size:] for name in ("updates", "counts")
             )
             for slot, position in zip(slots, state["positions"].split()[-size:], strict=True):
                 self._position[slot] = position
-            self._written = state["_written"] if same else len(old)
+            self.series, self._written = (state["series"], state["_written"]) if same else (self.series, len(numbers))
             self.newest_delivered, self.dropped = state["newest_delivered"], dict(state["dropped"])
             self.received, self._delivered, self._began = state["received"], state["_delivered"], state["_began"]
             self._restored = state["reuse"] == self.flow.reuse
             if state["sampling"] is not None and state["sampler"] == type(self.sampler).__name__:
-                self.sampler.load_state_dict(state["sampling"], dict(zip(old.tolist(), slots.tolist(), strict=True)))
+                before = (numbers % state["size"])[there].tolist()
+                moved = dict(zip(before, slots[there].tolist(), strict=True))
+                self.sampler.load_state_dict(state["sampling"], moved)
                 return
-            for slot in slots.tolist():
+            for slot in slots[there].tolist():
                 self.sampler.insert(slot, seen=bool(self._count[slot]))
+
+    def _put(
+        self, numbers: np.ndarray, slots: np.ndarray, sessions: Iterable[tuple[torch.Tensor, torch.Tensor]]
+    ) -> np.ndarray:
+        """Writes those of the sessions that have these numbers [n] into these slots [n]; [n] bool: which were given."""
+        place, there = {number: index for index, number in enumerate(numbers.tolist())}, np.zeros(len(numbers), bool)
+        for given, rows in sessions:
+            places = np.array([place.get(number, -1) for number in given.tolist()])
+            wanted = places >= 0
+            self._ring.put_rows(torch.from_numpy(slots[places[wanted]]), rows[torch.from_numpy(wanted)])
+            there[places[wanted]] = True
+        return there
 
     def settle(self, position: str) -> None:
         """What lies up to this position was learned from meanwhile: it is fresh no longer."""

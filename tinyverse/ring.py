@@ -18,7 +18,6 @@ from tinyverse.session import SessionSpec
 
 ALIGNED = 16  # bytes; every field begins at a multiple of it
 STAGED = 64  # sessions that may be on their way to a CUDA device
-AT_ONCE = 64 << 20  # bytes of rows that are picked out before they leave the device
 
 
 class Ring:
@@ -52,20 +51,13 @@ class Ring:
 
     def rows(self, slots: Tensor) -> Tensor:
         """[n, width] bytes of the sessions in slots [n], a copy on the host. CPU–GPU sync."""
-        rows = torch.empty((len(slots), self.bytes.shape[1]), dtype=torch.uint8)
         with self.reading():
-            for part, some in zip(self._parts(rows), self._parts(slots.to(self.device)), strict=True):
-                part.copy_(self.bytes.index_select(0, some))
-        return rows
+            return self.bytes.index_select(0, slots.to(self.device)).cpu()
 
     def put_rows(self, slots: Tensor, rows: Tensor) -> None:
         """Puts sessions back into slots [n] as `rows` gave them."""
         with self.reading():  # whatever is written after this waits for it
-            for part, some in zip(self._parts(rows), self._parts(slots.to(self.device)), strict=True):
-                self.bytes.index_copy_(0, some, part.to(self.device))
-
-    def _parts(self, tensor: Tensor) -> tuple[Tensor, ...]:
-        return tensor.split(max(1, AT_ONCE // self.bytes.shape[1]))
+            self.bytes.index_copy_(0, slots.to(self.device), rows.to(self.device))
 
     def _fields(self, rows: Tensor) -> dict[str, Tensor]:
         return {name: _field(rows, self._offsets[name], *field) for name, field in self._spec.fields.items()}

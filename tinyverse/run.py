@@ -4,7 +4,7 @@ The agreement (experiment, settings, session spec) is created by the first train
 `runs/<name>/` holds settings.json, metrics.jsonl, TensorBoard events, the newest checkpoints and the best weights.
 
     checkpoints/update-000001200.pt     weights, optimizer, counters, random numbers, settings: the newest 3
-    replay/update-000001200.rows        the stored sessions of the newest one, which knows their checksum
+    replay/*.rows                       the stored sessions of the newest one, which knows their checksums
     best.safetensors                    the weights that evaluated best, with their score
 """
 
@@ -14,7 +14,6 @@ import contextlib
 import itertools
 import json
 import logging
-import math
 import os
 import threading
 import time
@@ -22,19 +21,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import xxhash
 
 from tinyverse.errors import RunConflict
 from tinyverse.session import SessionSpec
+from tinyverse.stored_sessions import Sessions, StoredSessions
 from tinyverse.weights_file import UNREADABLE, WeightsFile, plain, write_whole
 
 logger = logging.getLogger(__name__)
 
 FORMAT = "1"
 CHECKPOINTS_KEPT = 3
-AT_ONCE = 16 << 20  # bytes of a file that are written or read in one go
 
 
 def agreement(experiment: str, settings: Mapping[str, Any], spec: SessionSpec) -> dict[str, str]:
@@ -96,7 +93,8 @@ class RunFolder:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        self.checkpoints, self.replays = self.path / "checkpoints", self.path / "replay"
+        self.checkpoints = self.path / "checkpoints"
+        self.stored = StoredSessions(self.path / "replay")
         self.best = self.path / "best.safetensors"
         self._writer: threading.Thread | None = None
         self._failure = ""  # of the last save; "" where it succeeded
@@ -134,14 +132,13 @@ class RunFolder:
         return rows
 
     def save(
-        self, update: int, contents: Mapping[str, Any], rows: torch.Tensor | None = None, *, wait: bool = True
+        self, update: int, contents: Mapping[str, Any], sessions: Sessions | None = None, *, wait: bool = True
     ) -> Path:
-        """Writes a checkpoint, whole or not at all, and keeps the newest 3; of their stored sessions only the newest.
+        """Writes a checkpoint, whole or not at all, and keeps the newest 3; of stored sessions those of the newest.
 
-        A kill at any moment leaves a checkpoint that can be read, and no sessions beside one they do not belong to.
+        A kill at any moment leaves a checkpoint that can be read, and no sessions that are taken for others.
 
         Args:
-            rows: [n, width] bytes of the stored sessions; they may be changed only when they are written.
             wait: False: a thread writes, while a copy of `contents` keeps the moment. `finish` waits for it.
         Raises:
             OSError: with `wait`, the file could not be written.
@@ -149,13 +146,13 @@ class RunFolder:
         self.finish()
         path, contents = self.checkpoints / f"update-{update:09d}.pt", plain(contents)
         if wait:
-            self._write(path, contents, rows)
+            self._write(path, contents, sessions)
             self._failure = ""
             return path
 
         def write() -> None:
             try:
-                self._write(path, contents, rows)
+                self._write(path, contents, sessions)
                 self._failure = ""
             except Exception as error:
                 self._failure = str(error)
@@ -177,13 +174,9 @@ class RunFolder:
             self._writer = None
         return not self._failure
 
-    def _write(self, path: Path, contents: dict[str, Any], rows: torch.Tensor | None) -> None:
+    def _write(self, path: Path, contents: dict[str, Any], sessions: Sessions | None) -> None:
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        own = None
-        if rows is not None:
-            self.replays.mkdir(exist_ok=True)
-            own = self.replays / f"{path.stem}.rows"
-            contents["rows"] = {"shape": list(rows.shape), "checksum": _write_rows(own, rows)}
+        contents["sessions"] = self.stored.write(sessions) if sessions else []
         temporary = path.with_suffix(".writing")
         try:
             with temporary.open("wb") as file:
@@ -195,32 +188,7 @@ class RunFolder:
             temporary.unlink(missing_ok=True)
         for old in self._files()[:-CHECKPOINTS_KEPT]:
             old.unlink()
-        for old in self.replays.glob("*") if self.replays.exists() else ():
-            if old != own:
-                old.unlink()
-
-    def rows(self, contents: Mapping[str, Any]) -> torch.Tensor | None:
-        """[n, width] bytes of the sessions that were stored with this checkpoint, as they lie on the disk; None, with a
-        warning, where they are gone or others."""
-        if "rows" not in contents:
-            return None
-        file = self.replays / f"update-{contents['update']:09d}.rows"
-        shape, wanted, checksum = contents["rows"]["shape"], contents["rows"]["checksum"], xxhash.xxh3_64()
-        try:
-            with file.open("rb") as stream:
-                while part := stream.read(AT_ONCE):
-                    checksum.update(part)
-            if checksum.hexdigest() != wanted or file.stat().st_size != math.prod(shape):
-                raise ValueError("it is damaged, or of another checkpoint")
-            # not loaded at once: it may be as large as what it is copied to
-            return (
-                torch.from_numpy(np.memmap(file, np.uint8, "c", shape=tuple(shape)))
-                if all(shape)
-                else torch.empty(shape, dtype=torch.uint8)
-            )
-        except (OSError, ValueError) as error:
-            logger.warning("the stored sessions in %s are left out: %s.", file, error)
-            return None
+        self.stored.keep_only(contents["sessions"])
 
     def keep_best(self, candidate: WeightsFile) -> float:
         """Keeps these weights if they score above the best so far; returns the best mean return."""
@@ -246,21 +214,3 @@ class RunFolder:
 
     def _files(self) -> list[Path]:
         return sorted(self.checkpoints.glob("update-*.pt")) if self.checkpoints.exists() else []
-
-
-def _write_rows(path: Path, rows: torch.Tensor) -> str:
-    """Writes bytes to a file, whole or not at all; returns their checksum."""
-    temporary, checksum = path.with_suffix(".writing"), xxhash.xxh3_64()
-    data = memoryview(rows.numpy()).cast("B") if rows.numel() else memoryview(b"")
-    try:
-        with temporary.open("wb") as file:
-            for begin in range(0, len(data), AT_ONCE):
-                part = data[begin : begin + AT_ONCE]
-                file.write(part)
-                checksum.update(part)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return checksum.hexdigest()

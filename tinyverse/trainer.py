@@ -162,16 +162,16 @@ class Trainer:
             return
         self.lengths.extend(checkpoint["lengths"])
         rng.set_state(checkpoint["rng"])
+        self.replay.random_state = checkpoint["drawing"]
         same_database = checkpoint["epoch"] == self.state.epoch
         if same_database:
             self._counted = checkpoint["position"]
-        rows = self.folder.rows(checkpoint) if self.folder and self.save_replay is not False else None
+        if checkpoint["replay"] is None or self.save_replay is False or not self.folder:
+            return
         try:
-            self.replay.load_state_dict(checkpoint["replay"], rows)
+            self.replay.load_state_dict(checkpoint["replay"], self.folder.stored.read(checkpoint["sessions"]))
         except SpecError as error:
             logger.warning("%s They are left out.", error)
-            return
-        if rows is None:
             return
         if not same_database:
             self.replay.forget_positions()
@@ -203,24 +203,25 @@ class Trainer:
         if self.update == self._checkpointed:
             return
         with self.stages("save"):
-            contents, rows = self._contents()
+            contents = self._contents()
+            sessions = self.replay.sessions(contents["replay"]) if contents["replay"] else None
             try:
-                folder.save(self.update, contents, rows, wait=wait)
+                folder.save(self.update, contents, sessions, wait=wait)
             except (OSError, RuntimeError) as error:
                 raise TinyverseError(f"no checkpoint of update {self.update} could be written: {error}.") from error
         self._checkpointed = self.update
 
-    def _contents(self) -> tuple[dict[str, Any], torch.Tensor | None]:
-        """(all that a checkpoint holds, bytes of the stored sessions, which go to a file of their own)."""
+    def _contents(self) -> dict[str, Any]:
+        """All that a checkpoint holds, but for the stored sessions themselves."""
         with self._taking:
-            books, rows = self.replay.state_dict(with_rows=self._caught_up and self._keeps_replay())
             return {
                 "learner": self.learner.state_dict(), "weights": dict(self.learner.get_weights()), "update": self.update,
                 "step": self.step_count, "version": self.version, "episodes": self.episodes,
                 "returns": list(self.returns), "lengths": list(self.lengths), "meta": self.meta, "rng": rng.get_state(),
                 "epoch": self.state.epoch, "position": self._position, "consumed": self._consumed,
-                "newest_of": dict(self._newest_of), "replay": books,
-            }, rows  # fmt: skip
+                "newest_of": dict(self._newest_of), "drawing": self.replay.random_state,
+                "replay": self.replay.state_dict() if self._caught_up and self._keeps_replay() else None,
+            }  # fmt: skip
 
     def _keeps_replay(self) -> bool:
         if self.save_replay is None and (nbytes := self.replay.kept_nbytes) > REPLAY_SAVED:
