@@ -101,7 +101,8 @@ def to_onnx(experiment: str, found: WeightsFile) -> bytes:
         )
     agent.set_weights(found.weights)
     acting = Acting(agent, _observations(made)).eval()
-    names, results, buffer = list(acting.examples), acting.results, io.BytesIO()
+    names, results = list(acting.examples), acting.results
+    buffer: Any = io.BytesIO()
     try:
         with _quiet(), torch.no_grad():
             torch.onnx.export(

@@ -186,7 +186,7 @@ def _find(asked: Asked, weights: str | None, seen: Seen) -> WeightsFile | None:
         blob = database.get_weights(version=int(weights) if weights else None)
         if blob is not None and meta:
             arrays, numbers = decode_weights(blob[1])
-            return WeightsFile(arrays, **{**numbers, "version": blob[0]}, agreed=agreed_of(meta))
+            return WeightsFile(arrays, blob[0], numbers["update"], numbers["step"], agreed_of(meta))
         if weights is not None and meta:
             raise SettingsError(
                 f"run {asked.run} has no version {weights}; the newest is {state.version}, and 3 are kept."

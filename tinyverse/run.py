@@ -144,15 +144,15 @@ class RunFolder:
             OSError: with `wait`, the file could not be written.
         """
         self.finish()
-        path, contents = self.checkpoints / f"update-{update:09d}.pt", plain(contents)
+        path, copied = self.checkpoints / f"update-{update:09d}.pt", plain(contents)
         if wait:
-            self._write(path, contents, sessions)
+            self._write(path, copied, sessions)
             self._failure = ""
             return path
 
         def write() -> None:
             try:
-                self._write(path, contents, sessions)
+                self._write(path, copied, sessions)
                 self._failure = ""
             except Exception as error:
                 self._failure = str(error)

@@ -60,7 +60,7 @@ class StoredSessions:
         with temporary.open("wb") as file:
             for numbers in new.split(max(1, AT_ONCE // sessions.width)):
                 rows, whole = sessions.read(numbers)
-                data = memoryview(rows.numpy()).cast("B")
+                data = rows.numpy().data.cast("B")
                 file.write(data)
                 checksum.update(data)
                 stored.append(torch.where(whole, numbers, -1))
