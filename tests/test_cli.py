@@ -21,6 +21,7 @@ import torch
 
 from tinyverse import cli, judging, playing, redis_server, tidying, together, training
 from tinyverse.evaluator import Evaluation
+from tinyverse.weights_file import WeightsFile
 
 CHECKOUT = Path(__file__).parent.parent
 numbers = itertools.count()
@@ -349,6 +350,74 @@ def test_resume_and_fresh(tinyverse: Tinyverse) -> None:
     assert "the older run is kept in runs/tabular." in said.err and len(list(Path("runs").iterdir())) == 2
 
 
+def test_other_settings_are_listed_and_forced(tinyverse: Tinyverse) -> None:
+    def settings() -> dict[str, Any]:
+        return json.loads(Path("runs/tabular/settings.json").read_text())["settings"]
+
+    tinyverse("tabular", "local", "-n", 2)
+    words = ["tabular", "local", "-n", 3, "-o", "learning_rate=0.25", "-o", "discount=0.9"]
+    before = settings()
+    parts = [f"learning_rate={before['learning_rate']}, discount={before['discount']}"]
+    parts += ["learning_rate=0.25, discount=0.9", "--fresh", "--force"]
+    one_sentence(tinyverse(*words, "--resume"), 1, *parts)
+    assert settings() == before
+    one_sentence(tinyverse(*words, "--force", "--fresh"), 2, "leave one of them out")
+    assert tinyverse(*words, "--force").code == 0
+    assert settings() == {**before, "learning_rate": 0.25, "discount": 0.9}
+    assert json.loads(Path("runs/tabular/metrics.jsonl").read_text().splitlines()[-1])["update"] == 5
+
+
+def test_force_changes_the_agreement_on_the_server(run: Tinyverse, tinyverse: Tinyverse, monkeypatch: Any) -> None:
+    from tinyverse.player import new_worker
+
+    created(run)
+    run("play", "-n", 1, "-b", 2, "-q")
+    run("train", "-n", 1, "-b", 2, "-q")
+    name = ["--name", run.name]  # type: ignore[attr-defined]
+    other = ["catch", "train", "-n", 1, "-b", 2, "-q", "--minutes", 0.01, "-o", "learning_rate=0.5", *name]
+    one_sentence(tinyverse(*other), 1, "learning_rate=0.5", "--force")
+    with monkeypatch.context() as patch:
+        patch.setattr("tinyverse.redis_database.RedisDatabase.workers", lambda self: [new_worker("train")])
+        one_sentence(tinyverse(*other, "--force"), 1, "--force: run", "is being trained on")
+    assert tinyverse(*other, "--force").code == 0
+    assert (info(run)["settings"]["learning_rate"], info(run)["update"]) == (0.5, 1)
+    shutil.rmtree(f"runs/{run.name}")  # type: ignore[attr-defined]
+    other[other.index("learning_rate=0.5")] = "learning_rate=0.75"
+    one_sentence(tinyverse(*other, "--force"), 1, "there is no checkpoint of run")
+
+
+def test_a_run_begins_with_weights_of_another(tinyverse: Tinyverse, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tinyverse.torch_agent import TorchAgent
+
+    taken: list[Any] = []
+    monkeypatch.setattr(TorchAgent, "set_weights", lambda self, weights: taken.append(weights))
+    tinyverse("catch", "local", "-n", 1, "-q", "--name", "old")
+    (file,) = Path("runs/old/checkpoints").iterdir()
+    words = ["catch", "local", "-n", 1, "--name", "new", "--init-from", file]
+    said = tinyverse(*words)
+    assert said.code == 0 and f"run new begins with the weights in {file}" in said.err
+    kept = torch.load(file, weights_only=True)["weights"]
+    assert all((taken[0][name] == kept[name].numpy()).all() for name in kept) and len(taken) == 1
+    said = tinyverse(*words)  # the same command goes on
+    assert said.code == 0 and "goes on with its own weights" in said.err and len(taken) == 1
+    one_sentence(tinyverse("catch", "local", "--init-from", "x.pt"), 2, "--init-from x.pt: there is no such file")
+
+
+def test_weights_that_do_not_fit_begin_no_run(tinyverse: Tinyverse) -> None:
+    tinyverse("cartpole", "local", "-n", 1, "-q")
+    (file,) = Path("runs/cartpole/checkpoints").iterdir()
+    one_sentence(tinyverse("catch", "local", "--init-from", file), 1, "Weight ", "made by another network")
+
+
+def test_save_replay(tinyverse: Tinyverse) -> None:
+    def stored(option: str) -> Any:
+        assert tinyverse("catch", "local", "-n", 1, "-q", "--name", f"x{option}", option).code == 0
+        (file,) = Path(f"runs/x{option}/checkpoints").iterdir()
+        return torch.load(file, weights_only=True)["replay"]
+
+    assert stored("--save-replay") is not None and stored("--no-save-replay") is None
+
+
 def test_a_seed_makes_local_repeatable(tinyverse: Tinyverse) -> None:
     def weights(seed: int, name: str) -> Any:
         assert tinyverse("catch", "local", "-n", 2, "-q", "--seed", seed, "--name", name).code == 0
@@ -467,26 +536,127 @@ def test_options_that_reach_the_evaluator(tinyverse: Tinyverse, trained: Path, m
 def test_eval_every_goes_on_until_it_is_stopped(
     tinyverse: Tinyverse, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    versions = iter([5, 5, 6])
+    versions = iter([5, None, 6])
 
     def weights(*_: Any, **__: Any) -> Any:
-        version = next(versions, None)
-        if version is None:
+        version = next(versions, 0)
+        if version == 0:
             os.kill(os.getpid(), signal.SIGINT)
-        return version or 6, {}, {}
+        return WeightsFile({}, version) if version else None
 
     monkeypatch.setattr(judging, "HEARTBEAT_SECONDS", 0.01)
-    monkeypatch.setattr(judging, "_weights_for", weights)
-    monkeypatch.setattr(judging, "_evaluate_version", lambda _, version, *__: Evaluation([1.0], [5], version))
+    monkeypatch.setattr(judging, "weights_for", weights)
+    monkeypatch.setattr(judging, "_evaluate", lambda _, found, *__: Evaluation([1.0], [5], found.version))
     said = tinyverse("tabular", "eval", "--every", "--json")
     assert said.code == 0 and [json.loads(line)["version"] for line in said.out.splitlines()] == [5, 6]
+
+
+def test_the_best_is_kept_across_evaluations(
+    run: Tinyverse, tinyverse: Tinyverse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    created(run)
+    run("play", "-n", 3, "-b", 2, "-q")
+    scores, versions = iter([1.0, 3.0, 2.0]), []
+
+    def play(_: Any, found: WeightsFile, *__: Any) -> Evaluation:
+        score = next(scores)
+        versions.append(found.version)
+        if score == 2.0:
+            os.kill(os.getpid(), signal.SIGINT)
+        else:
+            run("train", "-n", 1, "-b", 2, "-q")  # newer weights
+        return Evaluation([score, score], [5, 5], found.version)
+
+    best = Path(f"runs/{run.name}/best.safetensors")  # type: ignore[attr-defined]
+    one_sentence(tinyverse("catch", "eval", "--name", run.name, "--weights", "best"), 2, "eval --every keeps them")  # type: ignore[attr-defined]
+    with monkeypatch.context() as patch:
+        patch.setattr(judging, "HEARTBEAT_SECONDS", 0.01)
+        patch.setattr(judging, "_evaluate", play)
+        run("eval", "--every", 0.01)
+    assert len(set(versions)) == 3
+    kept = WeightsFile.read(best)
+    assert (kept.score, kept.version) == ({"mean": 3.0, "standard_error": 0.0, "games": 2}, versions[1])
+    rows = [json.loads(line) for line in best.with_name("metrics.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if "eval/return" in row]
+    assert [(row["eval/return"], row["eval/best"]) for row in rows] == [(1, 1), (3, 3), (2, 3)]
+    assert info(run)["evaluation"] == rows[-1] and "eval/return" not in info(run)["metrics"]
+    assert "evaluated 2.00 (best 3.00)" in " ".join(run("info").out.split())
+    assert json.loads(run("eval", "--weights", "best", "--json", "--no-video").out)["version"] == versions[1]
+    from tinyverse.plot import curve
+
+    assert curve(best.parent, y="eval/return")[1].tolist() == [1, 3, 2]
+
+
+def test_eval_every_waits_for_weights_and_leaves_with_the_others(
+    run: Tinyverse, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tinyverse.redis_database import RedisDatabase
+
+    database = RedisDatabase(redis_url, run.name)  # type: ignore[attr-defined]
+    monkeypatch.setattr(judging, "HEARTBEAT_SECONDS", 0.01)
+    looks = itertools.count()
+    look = judging._find
+
+    def counted(*arguments: Any) -> Any:
+        if next(looks) == 3:
+            database.ask_stop()
+        return look(*arguments)
+
+    monkeypatch.setattr(judging, "_find", counted)
+    said = run("eval", "--every", 0.01)
+    assert said.err.count("has no weights yet") == 1 and next(looks) < 6
+    database.close()
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_eval_plays_an_export_in_a_process_of_its_own(tinyverse: Tinyverse, folder: Path, suffix: str) -> None:
+    tinyverse("catch", "local", "-n", 2, "-q", "-o", "learning_rate=0.25", "--name", "old")
+    if suffix == "safetensors":
+        said = tinyverse("catch", "export", "x.safetensors", "--name", "old")
+        assert said.out.startswith("wrote version 2 of run old (update 2, step ") and "to x.safetensors" in said.out
+    else:
+        shutil.copy(sorted(Path("runs/old/checkpoints").iterdir())[-1], "x.pt")
+    shutil.rmtree("runs")
+    words = [sys.executable, "-m", "tinyverse", "catch", "eval", "--weights", f"x.{suffix}", "--json", "--no-video"]
+    done = subprocess.run(words, cwd=folder, env={**os.environ, "PYTHONPATH": str(CHECKOUT)}, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["version"] == 2
+    said = tinyverse("cartpole", "eval", "--weights", f"x.{suffix}")
+    one_sentence(said, 1, "belongs to the experiment catch, this is cartpole")
+    said = tinyverse("catch", "eval", "--weights", f"x.{suffix}", "-o", "learning_rate=0.5")
+    one_sentence(said, 1, "learning_rate=0.25, this asks for learning_rate=0.5")
+
+
+def test_an_export_is_safetensors_with_its_settings_inside(tinyverse: Tinyverse) -> None:
+    from safetensors import safe_open
+
+    tinyverse("catch", "local", "-n", 1, "-q", "-o", "learning_rate=0.25")
+    tinyverse("catch", "export", "x.safetensors")
+    kept = torch.load(sorted(Path("runs/catch/checkpoints").iterdir())[-1], weights_only=True)["weights"]
+    with safe_open("x.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["agreed"])["settings"]["learning_rate"] == 0.25
+        assert file.keys() == sorted(kept) and all(torch.equal(file.get_tensor(name), kept[name]) for name in kept)
+
+
+def test_export_says_what_it_wants(tinyverse: Tinyverse, trained: Path) -> None:
+    one_sentence(tinyverse("tabular", "export", "x.bin"), 2, "suffix .safetensors or .onnx")
+    one_sentence(tinyverse("tabular", "export", "no/x.onnx"), 2, "there is no folder no/")
+    one_sentence(tinyverse("catch", "export", "x.safetensors"), 1, "has no weights yet")
 
 
 # -- info, stop, clear, server --------------------------------------------------------------------------------------
 
 
-def test_info(run: Tinyverse, tinyverse: Tinyverse, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_info(run: Tinyverse, tinyverse: Tinyverse, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tinyverse.player import new_worker
+    from tinyverse.redis_database import RedisDatabase
+
+    database = RedisDatabase(redis_url, run.name)  # type: ignore[attr-defined]
+    waiting = new_worker("play")
+    database.beat(waiting)
     assert "no trainer has created it yet" in run("info").out
+    database.leave(waiting.id)
+    database.close()
     created(run, "-o", "learning_rate=0.25")
     assert "nobody is at work" in run("info").out
     assert info(run)["settings"]["learning_rate"] == 0.25
@@ -506,7 +676,15 @@ def test_info(run: Tinyverse, tinyverse: Tinyverse, monkeypatch: pytest.MonkeyPa
 
 
 def test_stop_of_nobody(run: Tinyverse) -> None:
+    created(run)
     assert "0 of 0 workers" in run("stop").out
+
+
+@pytest.mark.parametrize("words", [["info"], ["info", "--json"], ["stop"], ["clear", "--yes"]])
+def test_a_mistyped_run_name_is_said(run: Tinyverse, tinyverse: Tinyverse, words: list[str]) -> None:
+    created(run)
+    said = tinyverse("catch", *words, "--name", "cach")
+    one_sentence(said, 1, "there is no run cach in the database; there are ", run.name)  # type: ignore[attr-defined]
 
 
 def test_clear(run: Tinyverse, tinyverse: Tinyverse, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -523,7 +701,7 @@ def test_clear(run: Tinyverse, tinyverse: Tinyverse, monkeypatch: pytest.MonkeyP
     assert (info(run)["sessions"], info(run)["version"]) == (0, 1)
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
     run("clear")
-    assert info(run)["version"] == -1 and not info(run)["epoch"]
+    assert tinyverse("catch", "info", *name).code == 1
 
 
 def test_clear_refuses_while_workers_live(run: Tinyverse, tinyverse: Tinyverse, redis_url: str) -> None:
@@ -536,7 +714,7 @@ def test_clear_refuses_while_workers_live(run: Tinyverse, tinyverse: Tinyverse, 
     said = tinyverse("catch", "clear", "--yes", "--name", run.name)  # type: ignore[attr-defined]
     one_sentence(said, 1, f"is at work: play on {socket.gethostname()} (pid {os.getpid()})", "--force")
     run("clear", "--yes", "--force")
-    assert info(run)["version"] == -1
+    assert database.state().version == -1
     database.close()
 
 
@@ -549,6 +727,7 @@ def test_clear_stop_and_server(tinyverse: Tinyverse, folder: Path, monkeypatch: 
         said = tinyverse("server", "status", "--json")
         assert said.code == 0 and json.loads(said.out)["max_memory"] == 64_000_000
         assert tinyverse("info").out == "there are no runs on this server\n"
+        tinyverse("catch", "train", "-n", 1, "--minutes", 0)
         assert "stopped the local server" in tinyverse("catch", "clear", "--yes", "--stop").out
         assert tinyverse("server", "status").code == 1
         assert tinyverse("server", "stop").out == "no local server was running\n"

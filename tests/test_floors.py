@@ -15,10 +15,10 @@ FLOORS = {
     "networks.bodies networks.recurrent networks.attention networks.heads networks.modular networks.squashed "
     "networks normalizers",
     "meeting": "database redis_server redis_database",
-    "memory": "sum_tree samplers batch ring replay weights",
+    "memory": "sum_tree samplers batch ring stored_sessions replay weights weights_file rng",
     "learning": "torch_agent q_agent learner algorithms.* algorithms",
     "people": "envs.pool envs.* envs experiment loader run player trainer loop evaluator monitor plot",
-    "door": "__init__ asked playing training together judging tidying demo cli __main__",
+    "door": "__init__ asked playing training together judging exporting tidying demo cli __main__",
 }
 ROOMS = [room for floor in FLOORS.values() for room in floor.split()]
 MODULES = {

@@ -17,7 +17,7 @@ from tinyverse.run import RunFolder, agreement
 
 KEYS = {
     "run", "experiment", "settings", "epoch", "version", "update", "step", "inserted", "delivered", "sessions", "bytes",
-    "capacity", "reuse", "mean_return", "episodes", "workers", "counters", "metrics",
+    "capacity", "reuse", "mean_return", "episodes", "workers", "counters", "metrics", "evaluation",
 }  # fmt: skip
 WORKER_KEYS = {
     "id", "role", "host", "pid", "games", "steps", "steps_per_second", "version", "lag", "sessions", "dropped", "uptime",

@@ -12,7 +12,8 @@ import torch
 from people import a_spec
 
 from tinyverse.errors import RunConflict, SettingsError
-from tinyverse.run import RunFolder, agreed_of, agreement, check_agreed, check_spec, load_weights_file
+from tinyverse.run import RunFolder, agreed_of, agreement, check_agreed, check_spec
+from tinyverse.weights_file import WeightsFile
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def test_the_newest_three_checkpoints_are_kept(folder):
     for update in (1, 20, 300, 4000, 50_000):
         folder.save(update, {"update": update})
     assert names(folder) == ["update-000000300.pt", "update-000004000.pt", "update-000050000.pt"]
-    assert folder.load() == {"update": 50_000}
+    assert folder.load() == {"update": 50_000, "sessions": []}
     assert folder.newest() == folder.checkpoints / "update-000050000.pt"
 
 
@@ -51,7 +52,7 @@ def test_a_checkpoint_gives_back_what_was_saved(folder):
 def test_a_half_written_file_is_no_checkpoint(folder):
     folder.save(1, {"update": 1})
     (folder.checkpoints / "update-000000002.writing").write_bytes(b"half")
-    assert folder.load() == {"update": 1}
+    assert folder.load()["update"] == 1
     assert folder.newest().name == "update-000000001.pt"
 
 
@@ -65,7 +66,7 @@ def test_a_failed_save_leaves_the_older_one(folder, monkeypatch):
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(OSError, match="No space"):
         folder.save(2, {"update": 2})
-    assert folder.load() == {"update": 1}
+    assert folder.load()["update"] == 1
 
 
 @pytest.mark.parametrize("damage", ["empty", "10 bytes", "half", "almost whole", "zeros", "text"])
@@ -78,7 +79,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(folder, damage, caplo
         "zeros": bytes(len(whole)), "text": b"gone with the wind " * 50,
     }[damage])  # fmt: skip
     with pytest.raises(SettingsError, match="no checkpoint"):
-        load_weights_file(folder.newest())
+        WeightsFile.read(folder.newest())
     with caplog.at_level(logging.WARNING):
         assert folder.load()["update"] == 1
     assert "update-000000002.pt cannot be read" in caplog.text
@@ -100,21 +101,21 @@ def test_a_checkpoint_cannot_execute(folder, tmp_path, caplog):
     torch.save({"update": Bomb()}, folder.checkpoints / "update-000000001.pt")
     assert folder.load() is None
     with pytest.raises(SettingsError):
-        load_weights_file(folder.newest())
+        WeightsFile.read(folder.newest())
     assert not (tmp_path / "exploded").exists()
 
 
 def test_weights_come_out_of_a_checkpoint_file(folder, tmp_path):
     path = folder.save(3, {"version": 17, "weights": {"w": np.arange(4, dtype=np.float32)}})
-    version, weights = load_weights_file(path)
-    assert version == 17
-    np.testing.assert_array_equal(weights["w"], np.arange(4))
+    found = WeightsFile.read(path)
+    assert found.version == 17
+    np.testing.assert_array_equal(found.weights["w"], np.arange(4))
     torch.save(torch.zeros(3), tmp_path / "tensor.pt")
     torch.save([1, 2], tmp_path / "list.pt")
     torch.save({"version": 1, "weights": 3}, tmp_path / "number.pt")
     for wrong in ("tensor.pt", "list.pt", "number.pt", "missing.pt"):
         with pytest.raises(SettingsError, match=f"{wrong} is no checkpoint"):
-            load_weights_file(tmp_path / wrong)
+            WeightsFile.read(tmp_path / wrong)
 
 
 def test_start_fresh_moves_the_older_run_aside_also_twice_in_a_second(folder):
@@ -125,7 +126,7 @@ def test_start_fresh_moves_the_older_run_aside_also_twice_in_a_second(folder):
         aside = folder.start_fresh()
         assert not folder.path.exists()
         assert folder.load() is None
-        assert RunFolder(aside).load() == {"update": update}
+        assert RunFolder(aside).load()["update"] == update
         assert aside.parent == folder.path.parent
         asides.append(aside)
     assert len(set(asides)) == 3
@@ -176,6 +177,15 @@ def test_a_conflict_names_both_sides():
         check_agreed("game", agreed, "atari", {})
     with pytest.raises(RunConflict, match=r"run game .* a=1, .* a=2"):
         check_agreed("game", agreed, "counting", {"a": 2})
+
+
+def test_all_settings_that_differ_are_listed_unless_forced():
+    agreed = {"experiment": "counting", "settings": {"a": 1, "b": 2, "c": 3}}
+    with pytest.raises(RunConflict, match=r"with a=1, c=3, this asks for a=5, c=6: .*--fresh.*--force"):
+        check_agreed("game", agreed, "counting", {"a": 5, "b": 2, "c": 6})
+    check_agreed("game", agreed, "counting", {"a": 5}, force=True)
+    with pytest.raises(RunConflict, match="experiment"):
+        check_agreed("game", agreed, "atari", {}, force=True)
 
 
 def test_another_spec_is_a_conflict_that_says_where():

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tinyverse.asked import Asked
     from tinyverse.training import Learning
 
-VERBS = ("play", "train", "eval", "run", "local", "info", "check", "stop", "clear")
+VERBS = ("play", "train", "eval", "export", "run", "local", "info", "check", "stop", "clear")
 GLOBALS = ("server",)
 Command = Callable[..., Any]
 
@@ -39,6 +39,7 @@ EXPERIMENT is a file (atari.py), a module (my.games.pong), or a packaged example
   tinyverse atari.py play -b 8           step 8 games; as often as you like, on as many machines as you like
   tinyverse atari.py train -b 16         learn from what players push
   tinyverse atari.py eval -n 5           whole games: mean ± standard error, and a video in ./records
+  tinyverse atari.py export FILE         the weights as plain safetensors, or as ONNX
   tinyverse catch.py local               play and train in one process, without a server
   tinyverse atari.py info                who does what, and what each waits for
   tinyverse atari.py check | stop | clear
@@ -201,6 +202,9 @@ def learning(function: Command) -> Command:
         click.option("--compile", is_flag=True, help="Compile the network (torch.compile): slow to start; for GPUs."),
         click.option("--profile", is_flag=True, help="Write where the time went to runs/NAME/profile.txt."),
         click.option("--resume/--fresh", default=None, help="Insist on an earlier run, or put it aside [go on if there is one]."),
+        click.option("--force", is_flag=True, help="Go on with other settings than the run was made with."),
+        click.option("--init-from", metavar="FILE", help="Begin a new run with weights of another: a checkpoint or an export."),
+        click.option("--save-replay/--no-save-replay", default=None, help="Keep stored sessions in checkpoints [while they take at most 1 GB]."),
         click.option("--save-every", type=float, default=60.0, show_default=True, metavar="SECONDS", help="Between two checkpoints."),
     ])  # fmt: skip
 
@@ -308,6 +312,13 @@ def local(asked: Asked, wanted: Learning, **options: Any) -> None:
     do_local(asked, wanted, **options)
 
 
+WEIGHTS = click.option(
+    "--weights",
+    metavar="VERSION|FILE|best",
+    help="A kept version, a checkpoint or an export, or the best evaluated [the newest].",
+)
+
+
 @verbs.command(name="eval")
 @common
 @click.option("-n", "games", type=int, default=1, show_default=True, help="Games to play.")
@@ -315,9 +326,16 @@ def local(asked: Asked, wanted: Learning, **options: Any) -> None:
 @click.option("-j", "jobs", type=int, default=1, show_default=True, help="Processes.")
 @click.option("--greedy", is_flag=True, help="The likeliest action instead of a sample.")
 @click.option("--render", is_flag=True, help="Show the first game in a window.")
-@click.option("--weights", metavar="VERSION|FILE", help="A kept version, or a checkpoint file [the newest].")
+@WEIGHTS
 @click.option("--video/--no-video", default=True, show_default=True, help="Film the first game into ./records.")
-@click.option("--every", is_flag=True, help="Go on with each new version.")
+@click.option(
+    "--every",
+    type=float,
+    is_flag=False,
+    flag_value=1.0,
+    metavar="[SECONDS]",
+    help="Go on with the newest weights, at most once in so many seconds [1], and keep the best.",
+)
 @click.option("--device", default="cpu", show_default=True, help="Where to act.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per evaluation.")
 def evaluate(asked: Asked, as_json: bool, **options: Any) -> None:
@@ -346,6 +364,20 @@ def evaluate(asked: Asked, as_json: bool, **options: Any) -> None:
                 print(f"video: {result.video}" if result.video else result.note, flush=True)
 
     do_eval(asked, on_result=show, **options)
+
+
+@verbs.command()
+@common
+@click.argument("file", type=click.Path(path_type=Path))
+@WEIGHTS
+def export(asked: Asked, file: Path, weights: str | None) -> None:
+    """Writes the weights with their settings to FILE.safetensors, or a network that acts to FILE.onnx.
+
+    Example: tinyverse atari.py export pong.safetensors --weights best
+    """
+    from tinyverse.exporting import do_export
+
+    print(do_export(asked, file, weights=weights))
 
 
 @verbs.command()

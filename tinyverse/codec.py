@@ -56,7 +56,7 @@ def encode(
     head += b" " * (-len(head) % 8)  # buffers begin aligned, and wider items come first, so all stay aligned
     if len(head) > MAX_HEADER:
         raise CodecError(f"{len(order)} arrays make a header of {len(head)} bytes; at most {MAX_HEADER} are allowed.")
-    buffers = [
+    buffers: list[Any] = [
         _to_bfloat16(given[name]) if kind == "BF16" else np.ascontiguousarray(given[name], _DTYPES[kind])
         for name, kind in order
     ]

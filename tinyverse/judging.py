@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,16 +16,17 @@ import numpy as np
 
 from tinyverse import loader, machine, monitor
 from tinyverse.asked import RECORDS, Asked, positive, stop_on_signals
-from tinyverse.errors import ServerError, SettingsError, TinyverseError
+from tinyverse.errors import DatabaseError, DatabaseLost, ServerError, SettingsError, TinyverseError
 from tinyverse.evaluator import Evaluation, evaluate, evaluate_in_processes
 from tinyverse.experiment import Experiment
 from tinyverse.player import HEARTBEAT_SECONDS, Player
 from tinyverse.playing import acting, check_device
 from tinyverse.replay import Flow, Replay
-from tinyverse.run import agreed_of, check_agreed, load_weights_file
+from tinyverse.run import agreed_of, check_agreed
 from tinyverse.samplers import sampler_of
 from tinyverse.timing import Ticker
 from tinyverse.weights import decode_weights, encode_weights
+from tinyverse.weights_file import WeightsFile
 
 
 def do_eval(
@@ -37,35 +39,68 @@ def do_eval(
     render: bool = False,
     weights: str | None = None,
     video: bool = True,
-    every: bool = False,
+    every: float | None = None,
     device: str = "cpu",
     on_result: Callable[[Evaluation], None] = lambda result: None,
 ) -> Evaluation | None:
-    """Plays whole games with published weights, or with those of the run's folder; with `every`, each new version."""
+    """Plays whole games with published weights, or with those of the run's folder.
+
+    With `every` it goes on with the newest weights, at most once in so many seconds, until the run is stopped; it logs
+    each score and keeps the best weights in the folder.
+    """
     positive(games=games, at_once=at_once, jobs=jobs)
     check_device(device)
+    if every is not None and not every > 0:
+        raise SettingsError(f"--every {every:g}: give a number of seconds above 0.")
     machine.set_threads(1)
-    result, done = None, -1
+    result, seen = None, Seen()
     with stop_on_signals() as should_stop:
-        while not should_stop():
-            version, arrays, settings = _weights_for(asked, weights, newer_than=done)
-            if version > done:
-                done = version
-                result = _evaluate_version(
-                    asked, version, arrays, settings, games, at_once, jobs, greedy, render, video, device
-                )
+        while not (should_stop() or seen.stopped):
+            began = time.monotonic()
+            try:
+                found = weights_for(asked, weights, seen)
+            except (NoWeights, DatabaseLost) as error:
+                if every is None:
+                    raise
+                found, seen.complaint = None, _say_once(asked, str(error), seen.complaint)
+            if found is not None:
+                seen.version = found.version
+                result = _evaluate(asked, found, games, at_once, jobs, greedy, render, video, device)
+                if every is not None:
+                    _record(asked, found, result)
                 on_result(result)
-            if not every:
+            if every is None:
                 break
-            time.sleep(HEARTBEAT_SECONDS)
+            while time.monotonic() < began + max(every, HEARTBEAT_SECONDS) and not should_stop():
+                time.sleep(min(0.2, HEARTBEAT_SECONDS))
     return result
 
 
-def _evaluate_version(
-    asked: Asked, version: int, arrays: Any, settings: Any, games: int, at_once: int | None, jobs: int,
-    greedy: bool, render: bool, video: bool, device: str,
+@dataclasses.dataclass
+class Seen:
+    """What a look for weights saw the last time."""
+
+    version: int | None = None
+    stops: int | None = None  # how often the run had been asked to stop
+    stopped: bool = False  # it was, meanwhile
+    complaint: str = ""
+
+
+class NoWeights(TinyverseError):
+    """Raised when a run has no weights yet."""
+
+
+def _say_once(asked: Asked, complaint: str, before: str) -> str:
+    if complaint != before:
+        asked.say(f"{complaint} Trying again.")
+    return complaint
+
+
+def _evaluate(
+    asked: Asked, found: WeightsFile, games: int, at_once: int | None, jobs: int, greedy: bool, render: bool,
+    video: bool, device: str,
 ) -> Evaluation:  # fmt: skip
-    film = RECORDS / f"{asked.run}-v{version}.webm" if video and not render else None
+    film = RECORDS / f"{asked.run}-v{found.version}.webm" if video and not render else None
     options: dict[str, Any] = {
         "at_once": at_once or 1,
         "greedy": greedy,
@@ -73,13 +108,13 @@ def _evaluate_version(
         "video": film,
         "render": render,
     }
-    make = functools.partial(_rebuild, asked.experiment, settings)
+    make = functools.partial(rebuild, asked.experiment, found.agreed["settings"])
     if jobs > 1:
-        result = evaluate_in_processes(make, arrays, jobs=jobs, games=games, **options)
+        result = evaluate_in_processes(make, found.weights, jobs=jobs, games=games, **options)
     else:
         experiment = make()
         agent = acting(experiment.agent(), device, "fp32")
-        agent.set_weights(arrays)
+        agent.set_weights(found.weights)
         progress = Ticker(5.0, later=True)
 
         def on_game(done: int, total: float) -> None:
@@ -87,41 +122,85 @@ def _evaluate_version(
                 asked.say(f"{done} of {games} games done, the last returned {total:.2f}")
 
         result = evaluate(experiment, agent, games=games, on_game=on_game, **options)
-    return dataclasses.replace(result, version=version)
+    return dataclasses.replace(result, version=found.version)
 
 
-def _rebuild(experiment: str, settings: Mapping[str, Any]) -> Experiment:
+def _record(asked: Asked, found: WeightsFile, result: Evaluation) -> None:
+    """Keeps the weights if they are the best, and logs the score in the folder and for `info`."""
+    error = None if math.isnan(result.standard_error) else result.standard_error
+    score = {"mean": result.mean, "standard_error": error, "games": len(result.returns)}
+    best = asked.folder.keep_best(found._replace(score=score))
+    row = {
+        "step": found.step, "update": found.update, "version": found.version, "eval/return": result.mean,
+        "eval/standard_error": error, "eval/games": len(result.returns), "eval/length": float(np.mean(result.lengths)),
+        "eval/best": best,
+    }  # fmt: skip
+    asked.folder.log(row)
+    with contextlib.suppress(ServerError, DatabaseError), asked.connected(start=False) as database:
+        database.log_metrics(row)
+
+
+def rebuild(experiment: str, settings: Mapping[str, Any]) -> Experiment:
+    """The experiment with these settings, in this process or another."""
     return loader.build(loader.load_module(experiment), settings)
 
 
-def _weights_for(asked: Asked, weights: str | None, newer_than: int) -> tuple[int, Any, dict[str, Any]]:
-    """(version, arrays, settings) as asked for: a file, a version in the database, the newest, or the folder's."""
-    folder = asked.folder.settings()
-    check_agreed(asked.run, folder, asked.title, asked.given)
+def weights_for(asked: Asked, weights: str | None, seen: Seen) -> WeightsFile | None:
+    """The weights asked for, with all settings resolved: of a file, the best, a version in the database, else the newest
+    there or in the folder. None where they are what was seen last.
+
+    Raises:
+        NoWeights: there are none at all.
+        SettingsError: not those that were asked for.
+    """
+    found = _find(asked, weights, seen)
+    if found is None or found.version == seen.version:
+        return None
+    check_agreed(asked.run, found.agreed, asked.title, asked.given)
+    settings = asked.resolved(found.agreed.get("settings", {}))
+    return found._replace(agreed={"experiment": asked.title, "settings": settings})
+
+
+def _find(asked: Asked, weights: str | None, seen: Seen) -> WeightsFile | None:
+    folder = asked.folder
+    agreed = folder.settings()
+    check_agreed(asked.run, agreed, asked.title, asked.given)
+    if weights == "best" and not folder.best.exists():
+        raise SettingsError(
+            f"run {asked.run} has no best weights in {folder.path}/ yet: tinyverse {asked.experiment} eval --every keeps them."
+        )
     if weights is not None and not weights.isdigit():
-        if not Path(weights).is_file():
+        path = folder.best if weights == "best" else Path(weights)
+        if not path.is_file():
             raise SettingsError(
-                f"--weights {weights} is neither a file here nor the number of a version. Checkpoints lie in {asked.folder.checkpoints}/."
+                f"--weights {weights} is neither a file here nor 'best' nor the number of a version. Checkpoints lie in {folder.checkpoints}/."
             )
-        version, arrays = load_weights_file(Path(weights))
-        return version, arrays, asked.resolved(folder.get("settings", {}))
+        return _agreed(WeightsFile.read(path), agreed)
     needless = () if weights or asked.names_server else (ServerError,)
     with contextlib.suppress(*needless), asked.connected(start=False) as database:
-        meta = database.meta()
-        check_agreed(asked.run, agreed_of(meta), asked.title, asked.given)
-        found = database.get_weights(version=int(weights) if weights else None)
-        if found is not None and meta:
-            return found[0], decode_weights(found[1])[0], asked.resolved(agreed_of(meta)["settings"])
+        state, meta = database.state(), database.meta()
+        seen.stopped = seen.stops is not None and state.stop > seen.stops
+        seen.stops = state.stop
+        if seen.stopped or (weights is None and meta and state.version == seen.version):
+            return None
+        blob = database.get_weights(version=int(weights) if weights else None)
+        if blob is not None and meta:
+            arrays, numbers = decode_weights(blob[1])
+            return WeightsFile(arrays, blob[0], numbers["update"], numbers["step"], agreed_of(meta))
         if weights is not None and meta:
             raise SettingsError(
-                f"run {asked.run} has no version {weights}; the newest is {database.state().version}, and 3 are kept."
+                f"run {asked.run} has no version {weights}; the newest is {state.version}, and 3 are kept."
             )
-    if (checkpoint := asked.folder.newest()) is not None:
-        version, arrays = load_weights_file(checkpoint)
-        return version, arrays, asked.resolved(folder.get("settings", {}))
-    raise TinyverseError(
-        f"run {asked.run} has no weights yet, neither on a server nor in {asked.folder.path}/. Train it first: tinyverse {asked.experiment} train"
+    if (checkpoint := folder.newest()) is not None:
+        return _agreed(WeightsFile.read(checkpoint), agreed)
+    raise NoWeights(
+        f"run {asked.run} has no weights yet, neither on a server nor in {folder.path}/. Train it first: tinyverse {asked.experiment} train"
     )
+
+
+def _agreed(found: WeightsFile, folder: Mapping[str, Any]) -> WeightsFile:
+    """With the folder's settings, where an old checkpoint does not say its own."""
+    return found if found.agreed else found._replace(agreed=folder)
 
 
 def do_check(asked: Asked) -> list[tuple[str, str]]:

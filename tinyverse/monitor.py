@@ -28,12 +28,13 @@ from tinyverse.run import RunFolder
 from tinyverse.timing import Ticker
 
 RECENT = 100  # episodes in a mean return
+ROWS = 300  # of the log, among which the newest evaluation is looked for
 
 
 def gather(database: Database, name: str) -> dict[str, Any]:
     """All that is known of a run. Never builds an environment."""
     meta, state, size = database.meta(), database.state(), database.size()
-    episodes, metrics = database.episodes(RECENT), database.metrics(1)
+    episodes, rows = database.episodes(RECENT), database.metrics(ROWS)
     returns = [episode["return"] for episode in episodes]
     return {
         "run": name,
@@ -45,7 +46,8 @@ def gather(database: Database, name: str) -> dict[str, Any]:
         "reuse": state.delivered / state.inserted if state.inserted else None,
         "mean_return": sum(returns) / len(returns) if returns else None, "episodes": len(returns),
         "workers": [dataclasses.asdict(worker) for worker in sorted(database.workers(), key=lambda worker: worker.id)],
-        "counters": database.counters(), "metrics": metrics[-1] if metrics else {},
+        "counters": database.counters(), "metrics": next((row for row in reversed(rows) if "eval/return" not in row), {}),
+        "evaluation": next((row for row in reversed(rows) if "eval/return" in row), {}),
     }  # fmt: skip
 
 
@@ -54,9 +56,11 @@ def headline(facts: Mapping[str, Any]) -> str:
     if not facts["epoch"]:
         return f"run {facts['run']}: no trainer has created it yet"
     mean = "–" if facts["mean_return"] is None else f"{facts['mean_return']:.2f}"
+    judged = facts["evaluation"]
+    evaluated = f", evaluated {judged['eval/return']:.2f} (best {judged['eval/best']:.2f})" if judged else ""
     return (
         f"{facts['run']} ({facts['experiment']}): return {mean} over the last {facts['episodes']} episodes, "
-        f"{facts['step']:,} steps, update {facts['update']:,}, version {facts['version']}"
+        f"{facts['step']:,} steps, update {facts['update']:,}, version {facts['version']}{evaluated}"
     )
 
 
@@ -131,8 +135,7 @@ class TrainLog:
         self._row, self._folder, self._database = row, folder, database
         self._ticker = Ticker(seconds, later=True)
         self._began = time.monotonic()
-        earlier = folder.metrics()
-        self._seconds_before = earlier[-1].get("seconds", 0.0) if earlier else 0.0
+        self._seconds_before = max((row.get("seconds", 0.0) for row in folder.metrics()), default=0.0)
         self._events: Any = None
 
     def turn(self) -> None:

@@ -7,7 +7,11 @@ indexing. Rows of a session stay together, so a batch is cut as slices of `lengt
 from __future__ import annotations
 
 import dataclasses
+import json
+import secrets
 import threading
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,10 +19,11 @@ import torch
 from tinyverse import nest
 from tinyverse.batch import Batch
 from tinyverse.database import BEGINNING, order
-from tinyverse.errors import SettingsError
+from tinyverse.errors import SettingsError, SpecError
 from tinyverse.ring import Ring
 from tinyverse.samplers import Sampler
 from tinyverse.session import Session, SessionSpec
+from tinyverse.stored_sessions import Sessions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,9 +109,10 @@ class Replay:
         self._written = 0  # sessions so far
         self.newest_delivered = BEGINNING  # position of the newest session that was learned from
         self.lag = 0.0  # mean of the last batch, in updates
-        self._began = False
+        self._began = self._restored = False
         self._random = np.random.default_rng(seed)
         self._lock = threading.Lock()
+        self.series = secrets.token_hex(4)  # within it, a session's number is its own
         self.received = 0
         self._delivered = 0.0
         self.dropped = {"expired": 0, "unused": 0}
@@ -161,10 +167,14 @@ class Replay:
             self._delivered += count * (self.flow.reuse or 1.0)
 
     def restart_books(self, inserted: int) -> None:
-        """After a restart: every session inserted so far is settled, but for what waits for its first delivery."""
+        """After a restart: of the sessions inserted so far, nothing is owed but what a restored memory still owed, and
+        what came in since. All others are settled."""
         with self._lock:
-            self.received = inserted
-            self._delivered = (self.flow.reuse or 1.0) * inserted
+            reuse = self.flow.reuse or 1.0
+            owed = reuse * self.received - self._delivered if self._restored else 0.0
+            self.received, self._restored = inserted, False
+            self._delivered = reuse * inserted - owed
+            self._limit_debt()
 
     def waits_for(self) -> str:
         """Why no batch can be drawn now, in words; "" when one can."""
@@ -192,6 +202,109 @@ class Replay:
             self.lag = float(np.mean(update - self._update[slots]))
             starts = self._random.integers(0, self.spec.length - rows + 1, len(slots))
             return self._cut(slots, starts, rows, burn_in, update)
+
+    # -- over a restart -----------------------------------------------------------------------------------------
+
+    @property
+    def random_state(self) -> str:
+        """Of the generator that draws, as JSON."""
+        return json.dumps(self._random.bit_generator.state)
+
+    @random_state.setter
+    def random_state(self, state: str) -> None:
+        self._random.bit_generator.state = json.loads(state)
+
+    @property
+    def kept_nbytes(self) -> int:
+        """Bytes of the sessions that `state_dict` would give now."""
+        with self._lock:
+            return len(self._kept()) * self._ring.bytes.shape[1]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The books, copied; the bytes of the sessions that they tell of are read by `sessions`, also later."""
+        with self._lock:
+            slots = self._kept()
+            names = ("series", "received", "dropped", "newest_delivered", "_delivered", "_written", "_began")
+            return {
+                "spec": self.spec.to_json(), "size": self.flow.buffer_size, "reuse": self.flow.reuse,
+                "sampler": type(self.sampler).__name__, "sampling": self.sampler.state_dict(),
+                "numbers": self._numbers(slots), "updates": self._update[slots], "counts": self._count[slots],
+                "positions": " ".join(self._position[slot] for slot in slots),
+                **{name: getattr(self, name) for name in names},
+            }  # fmt: skip
+
+    def sessions(self, state: Mapping[str, Any]) -> Sessions:
+        """The sessions that a `state_dict` tells of. They are read piece by piece while others come, so that there is
+        no copy of all; one that was written over before its turn is gone."""
+
+        def read(numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            with self._lock:
+                return self._ring.rows(
+                    numbers % self.flow.buffer_size
+                ), numbers >= self._written - self.flow.buffer_size
+
+        return Sessions(self.series, torch.from_numpy(state["numbers"]), self._ring.bytes.shape[1], read)
+
+    def load_state_dict(self, state: Mapping[str, Any], sessions: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Takes what `state_dict` gave, into an empty memory on any device. One of another size takes the newest; for
+        another sampler, sessions that were delivered are no longer fresh.
+
+        Args:
+            sessions: (numbers [m], bytes [m, width]), as they were stored.
+        Raises:
+            SpecError: the sessions are not this run's.
+        """
+        if state["spec"] != self.spec.to_json():
+            raise SpecError("the stored sessions are of another shape than this experiment's.")
+        size = self.flow.buffer_size
+        numbers = np.asarray(state["numbers"])[-size:]
+        same = state["size"] == size
+        slots = numbers % size if same else np.arange(len(numbers))
+        with self._lock:
+            there = self._put(numbers, slots, sessions)
+            self._filled[slots] = there
+            self._update[slots], self._count[slots] = (
+                np.asarray(state[name])[-size:] for name in ("updates", "counts")
+            )
+            for slot, position in zip(slots, state["positions"].split()[-size:], strict=True):
+                self._position[slot] = position
+            self.series, self._written = (state["series"], state["_written"]) if same else (self.series, len(numbers))
+            self.newest_delivered, self.dropped = state["newest_delivered"], dict(state["dropped"])
+            self.received, self._delivered, self._began = state["received"], state["_delivered"], state["_began"]
+            self._restored = state["reuse"] == self.flow.reuse
+            if state["sampling"] is not None and state["sampler"] == type(self.sampler).__name__:
+                before = (numbers % state["size"])[there].tolist()
+                moved = dict(zip(before, slots[there].tolist(), strict=True))
+                self.sampler.load_state_dict(state["sampling"], moved)
+                return
+            for slot in slots[there].tolist():
+                self.sampler.insert(slot, seen=bool(self._count[slot]))
+
+    def _put(
+        self, numbers: np.ndarray, slots: np.ndarray, sessions: Iterable[tuple[torch.Tensor, torch.Tensor]]
+    ) -> np.ndarray:
+        """Writes those of the sessions that have these numbers [n] into these slots [n]; [n] bool: which were given."""
+        place, there = {number: index for index, number in enumerate(numbers.tolist())}, np.zeros(len(numbers), bool)
+        for given, rows in sessions:
+            places = np.array([place.get(number, -1) for number in given.tolist()])
+            wanted = places >= 0
+            self._ring.put_rows(torch.from_numpy(slots[places[wanted]]), rows[torch.from_numpy(wanted)])
+            there[places[wanted]] = True
+        return there
+
+    def settle(self, position: str) -> None:
+        """What lies up to this position was learned from meanwhile: it is fresh no longer."""
+        with self._lock:
+            for slot in np.flatnonzero(self._filled).tolist():
+                if order(self._position[slot]) <= order(position):
+                    self.sampler.remove(slot)
+                    self.sampler.insert(slot, seen=True)
+
+    def _kept(self) -> np.ndarray:
+        """[n] slots of the sessions that may still be learned from, oldest first."""
+        slots = np.flatnonzero(self._filled)
+        slots = slots[self.sampler.may_come(slots)]
+        return slots[np.argsort(self._numbers(slots))]
 
     def _waits_for(self) -> str:
         flow, kept = self.flow, int(self._filled.sum())

@@ -49,6 +49,16 @@ class Ring:
         with self.reading():
             return self._fields(self.bytes.index_select(0, slots))
 
+    def rows(self, slots: Tensor) -> Tensor:
+        """[n, width] bytes of the sessions in slots [n], a copy on the host. CPU–GPU sync."""
+        with self.reading():
+            return self.bytes.index_select(0, slots.to(self.device)).cpu()
+
+    def put_rows(self, slots: Tensor, rows: Tensor) -> None:
+        """Puts sessions back into slots [n] as `rows` gave them."""
+        with self.reading():  # whatever is written after this waits for it
+            self.bytes.index_copy_(0, slots.to(self.device), rows.to(self.device))
+
     def _fields(self, rows: Tensor) -> dict[str, Tensor]:
         return {name: _field(rows, self._offsets[name], *field) for name, field in self._spec.fields.items()}
 

@@ -1,7 +1,11 @@
 """Run: what everyone in a run has agreed on, and where its trainer keeps it on disk.
 
 The agreement (experiment, settings, session spec) is created by the first trainer; a player adopts it. The folder
-`runs/<name>/` holds settings.json, metrics.jsonl, TensorBoard events and the newest checkpoints.
+`runs/<name>/` holds settings.json, metrics.jsonl, TensorBoard events, the newest checkpoints and the best weights.
+
+    checkpoints/update-000001200.pt     weights, optimizer, counters, random numbers, settings: the newest 3
+    replay/*.rows                       the stored sessions of the newest one, which knows their checksums
+    best.safetensors                    the weights that evaluated best, with their score
 """
 
 from __future__ import annotations
@@ -11,23 +15,23 @@ import itertools
 import json
 import logging
 import os
-import pickle
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from tinyverse.errors import RunConflict, SettingsError
+from tinyverse.errors import RunConflict
 from tinyverse.session import SessionSpec
+from tinyverse.stored_sessions import Sessions, StoredSessions
+from tinyverse.weights_file import UNREADABLE, WeightsFile, plain, write_whole
 
 logger = logging.getLogger(__name__)
 
 FORMAT = "1"
 CHECKPOINTS_KEPT = 3
-UNREADABLE = (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError)  # what torch.load says of damage
 
 
 def agreement(experiment: str, settings: Mapping[str, Any], spec: SessionSpec) -> dict[str, str]:
@@ -51,11 +55,15 @@ def agreed_of(meta: Mapping[str, str]) -> dict[str, Any]:
     return {"experiment": meta["experiment"], "settings": json.loads(meta["settings"])}
 
 
-def check_agreed(name: str, agreed: Mapping[str, Any], experiment: str, given: Mapping[str, Any]) -> None:
+def check_agreed(
+    name: str, agreed: Mapping[str, Any], experiment: str, given: Mapping[str, Any], *, force: bool = False
+) -> None:
     """Whether a worker of `experiment` with the settings in `given` may join the run.
 
+    Args:
+        force: other settings may.
     Raises:
-        RunConflict: another experiment, or a setting that differs; names both.
+        RunConflict: another experiment, or settings that differ; names both sides.
     """
     if not agreed:
         return
@@ -63,12 +71,14 @@ def check_agreed(name: str, agreed: Mapping[str, Any], experiment: str, given: M
         raise RunConflict(
             f"run {name} belongs to the experiment {agreed['experiment']}, this is {experiment}: give this one its own --name."
         )
-    for key, value in json.loads(json.dumps(dict(given), default=str)).items():
-        if agreed["settings"].get(key, value) != value:
-            raise RunConflict(
-                f"run {name} was made with {key}={agreed['settings'][key]}, this asks for {key}={value}: leave it out to join, "
-                "choose another --name, or start anew with train --fresh."
-            )
+    kept, wanted = agreed["settings"], json.loads(json.dumps(dict(given), default=str))
+    others = [key for key, value in wanted.items() if kept.get(key, value) != value]
+    if others and not force:
+        made, asked = (", ".join(f"{key}={settings[key]}" for key in others) for settings in (kept, wanted))
+        raise RunConflict(
+            f"run {name} was made with {made}, this asks for {asked}: leave it out to join, choose another --name, "
+            "start anew with train --fresh, or go on with the new settings with train --force."
+        )
 
 
 def check_spec(name: str, meta: Mapping[str, str], spec: SessionSpec) -> None:
@@ -84,6 +94,10 @@ class RunFolder:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self.checkpoints = self.path / "checkpoints"
+        self.stored = StoredSessions(self.path / "replay")
+        self.best = self.path / "best.safetensors"
+        self._writer: threading.Thread | None = None
+        self._failure = ""  # of the last save; "" where it succeeded
 
     def start_fresh(self) -> Path | None:
         """Moves an older run of the same name aside and returns where to."""
@@ -97,7 +111,7 @@ class RunFolder:
 
     def write_settings(self, settings: Mapping[str, Any]) -> None:
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        _write(self.path / "settings.json", json.dumps(dict(settings), indent=2, default=str).encode())
+        write_whole(self.path / "settings.json", json.dumps(dict(settings), indent=2, default=str).encode())
 
     def settings(self) -> dict[str, Any]:
         """What `write_settings` wrote; {} when there is none."""
@@ -117,19 +131,73 @@ class RunFolder:
                 rows.append(json.loads(line))
         return rows
 
-    def save(self, update: int, contents: Mapping[str, Any]) -> Path:
-        """Writes a checkpoint, whole or not at all, and keeps the newest 3."""
+    def save(
+        self, update: int, contents: Mapping[str, Any], sessions: Sessions | None = None, *, wait: bool = True
+    ) -> Path:
+        """Writes a checkpoint, whole or not at all, and keeps the newest 3; of stored sessions those of the newest.
+
+        A kill at any moment leaves a checkpoint that can be read, and no sessions that are taken for others.
+
+        Args:
+            wait: False: a thread writes, while a copy of `contents` keeps the moment. `finish` waits for it.
+        Raises:
+            OSError: with `wait`, the file could not be written.
+        """
+        self.finish()
+        path, copied = self.checkpoints / f"update-{update:09d}.pt", plain(contents)
+        if wait:
+            self._write(path, copied, sessions)
+            self._failure = ""
+            return path
+
+        def write() -> None:
+            try:
+                self._write(path, copied, sessions)
+                self._failure = ""
+            except Exception as error:
+                self._failure = str(error)
+                logger.warning("%s cannot be written (%s). Training goes on; those before it are whole.", path, error)
+
+        self._writer = threading.Thread(target=write, name="checkpoint")  # no daemon: half a file is of no use
+        self._writer.start()
+        return path
+
+    @property
+    def writing(self) -> bool:
+        """Whether a checkpoint is being written."""
+        return self._writer is not None and self._writer.is_alive()
+
+    def finish(self) -> bool:
+        """Waits until what is being written is on the disk; whether it is."""
+        if self._writer is not None:
+            self._writer.join()
+            self._writer = None
+        return not self._failure
+
+    def _write(self, path: Path, contents: dict[str, Any], sessions: Sessions | None) -> None:
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        path = self.checkpoints / f"update-{update:09d}.pt"
+        contents["sessions"] = self.stored.write(sessions) if sessions else []
         temporary = path.with_suffix(".writing")
-        with temporary.open("wb") as file:
-            torch.save(_plain(contents), file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
+        try:
+            with temporary.open("wb") as file:
+                torch.save(contents, file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.rename(path)
+        finally:
+            temporary.unlink(missing_ok=True)
         for old in self._files()[:-CHECKPOINTS_KEPT]:
             old.unlink()
-        return path
+        self.stored.keep_only(contents["sessions"])
+
+    def keep_best(self, candidate: WeightsFile) -> float:
+        """Keeps these weights if they score above the best so far; returns the best mean return."""
+        best = WeightsFile.read(self.best).score["mean"] if self.best.exists() else None
+        if best is not None and best >= candidate.score["mean"]:
+            return float(best)
+        self.path.mkdir(parents=True, exist_ok=True)
+        candidate.write(self.best)
+        return float(candidate.score["mean"])
 
     def newest(self) -> Path | None:
         """The newest checkpoint's file."""
@@ -146,37 +214,3 @@ class RunFolder:
 
     def _files(self) -> list[Path]:
         return sorted(self.checkpoints.glob("update-*.pt")) if self.checkpoints.exists() else []
-
-
-def load_weights_file(path: Path) -> tuple[int, dict[str, Any]]:
-    """(version, arrays by name) of the weights inside a checkpoint file.
-
-    Raises:
-        SettingsError: it is no checkpoint.
-    """
-    try:
-        contents = torch.load(path, map_location="cpu", weights_only=True)
-        return contents["version"], {name: tensor.numpy() for name, tensor in contents["weights"].items()}
-    except (*UNREADABLE, LookupError, TypeError, AttributeError) as error:
-        raise SettingsError(f"{path} is no checkpoint of a trainer ({type(error).__name__}).") from None
-
-
-def _plain(contents: Any) -> Any:
-    """Arrays as tensors: what `weights_only` reading accepts."""
-
-    def convert(value: Any) -> Any:
-        if isinstance(value, np.ndarray):
-            return torch.from_numpy(value.copy())
-        return value.item() if isinstance(value, np.generic) else value
-
-    if isinstance(contents, Mapping):
-        return {key: _plain(value) for key, value in contents.items()}
-    if isinstance(contents, (list, tuple)):
-        return type(contents)(_plain(value) for value in contents)
-    return convert(contents)
-
-
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(path.name + ".writing")
-    temporary.write_bytes(data)
-    temporary.rename(path)

@@ -9,7 +9,8 @@ Prioritized  what surprised most, most often    DQN, Ape-X, R2D2
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,6 +56,18 @@ class Sampler:
         """Sessions that wait to be delivered for the first time."""
         return 0
 
+    def may_come(self, slots: np.ndarray) -> np.ndarray:
+        """[n] bool: which sessions of filled slots [n] may still be drawn; no others need to be kept over a restart."""
+        return np.ones(len(slots), bool)
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """What it knows of the stored sessions beside which are there, by slot; None: nothing that `insert` would not
+        tell it again."""
+        return None
+
+    def load_state_dict(self, state: Mapping[str, Any], moved: Mapping[int, int]) -> None:
+        """Takes what `state_dict` gave, for the sessions of slots that are in `moved`: old slot -> slot now."""
+
 
 class Fresh(Sampler):
     """Each session once, oldest first."""
@@ -83,6 +96,15 @@ class Fresh(Sampler):
     def pending(self) -> int:
         return len(self._queue)
 
+    def may_come(self, slots: np.ndarray) -> np.ndarray:
+        return np.isin(slots, list(self._queue))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"waiting": list(self._queue)}
+
+    def load_state_dict(self, state: Mapping[str, Any], moved: Mapping[int, int]) -> None:
+        self._queue = deque(moved[slot] for slot in state["waiting"] if slot in moved)
+
 
 class Uniform(Sampler):
     """Any stored session with equal probability; a batch repeats one only if it must."""
@@ -109,6 +131,13 @@ class Uniform(Sampler):
     def draw(self, batch: int, random: np.random.Generator) -> np.ndarray:
         places = random.choice(len(self._slots), batch, replace=batch > len(self._slots))
         return np.array(self._slots)[places]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"slots": list(self._slots)}  # their order decides what a random number means
+
+    def load_state_dict(self, state: Mapping[str, Any], moved: Mapping[int, int]) -> None:
+        self._slots = [moved[slot] for slot in state["slots"] if slot in moved]
+        self._where = {slot: place for place, slot in enumerate(self._slots)}
 
 
 class Mixed(Sampler):
@@ -138,6 +167,13 @@ class Mixed(Sampler):
 
     def pending(self) -> int:
         return self._parts[0].pending()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"parts": [part.state_dict() for part in self._parts]}
+
+    def load_state_dict(self, state: Mapping[str, Any], moved: Mapping[int, int]) -> None:
+        for part, own in zip(self._parts, state["parts"], strict=True):
+            part.load_state_dict(own, moved)
 
     def _fresh_of(self, batch: int) -> int:
         return max(1, round(batch * self.fresh))
@@ -196,6 +232,20 @@ class Prioritized(Sampler):
         powers = torch.where(sound, (priorities + LEAST_PRIORITY) ** self.alpha, before)
         self._tree.set(slots, powers)
         self._highest = torch.maximum(self._highest, powers.max())
+
+    def state_dict(self) -> dict[str, Any]:
+        slots = self._tensor(np.array(sorted(self._filled), np.int64))
+        return {
+            "slots": slots, "priorities": self._tree.get(slots), "highest": self._highest,
+            "new": [slot for slot, filled in self._changed.items() if filled],
+        }  # fmt: skip
+
+    def load_state_dict(self, state: Mapping[str, Any], moved: Mapping[int, int]) -> None:
+        kept = [index for index, slot in enumerate(state["slots"].tolist()) if slot in moved]
+        slots = [moved[state["slots"][index].item()] for index in kept]
+        self._filled, self._changed = set(slots), {moved[slot]: True for slot in state["new"] if slot in moved}
+        self._highest = state["highest"].to(self._device)
+        self._tree.set(self._tensor(np.array(slots, np.int64)), state["priorities"][kept].to(self._device))
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(self._device)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
+from collections.abc import Iterator
 
 from rich.console import Console
 from rich.live import Live
 
 from tinyverse import monitor, redis_server
 from tinyverse.asked import Asked, stop_on_signals
+from tinyverse.database import Database
 from tinyverse.errors import RunConflict
 from tinyverse.redis_database import list_runs
 
@@ -21,7 +24,7 @@ def do_info(asked: Asked, *, watch: bool = False, as_json: bool = False) -> None
         print(json.dumps(runs) if as_json else "\n".join(runs) or "there are no runs on this server")
         return
     console = Console()
-    with asked.connected(start=False) as database:
+    with _known(asked) as database:
         if as_json:
             print(json.dumps(monitor.gather(database, asked.run)))
         elif not watch:
@@ -36,6 +39,21 @@ def do_info(asked: Asked, *, watch: bool = False, as_json: bool = False) -> None
                     time.sleep(1.0)
 
 
+@contextlib.contextmanager
+def _known(asked: Asked) -> Iterator[Database]:
+    """The database of a run that is there, or that somebody waits for.
+
+    Raises:
+        RunConflict: nobody has heard of it; names the runs there are.
+    """
+    with asked.connected(start=False) as database:
+        if not (database.meta() or database.workers()):
+            others = [] if asked.database else redis_runs(asked)
+            there = f"there are {', '.join(others)}" if others else "there is none"
+            raise RunConflict(f"there is no run {asked.run} in the database; {there}. Choose one with --name.")
+        yield database
+
+
 def redis_runs(asked: Asked) -> list[str]:
     """The names of the runs on the server."""
     address = redis_server.find_server(asked.redis, asked.host, asked.port, asked.password, start=False)
@@ -45,7 +63,7 @@ def redis_runs(asked: Asked) -> list[str]:
 
 def do_stop(asked: Asked, *, wait: float = 15.0) -> tuple[int, int]:
     """Asks every worker of the run to leave; returns (how many were there, how many still are after `wait` seconds)."""
-    with asked.connected(start=False) as database:
+    with _known(asked) as database:
         before = len(database.workers())
         database.ask_stop()
         ends = time.monotonic() + wait
@@ -56,7 +74,7 @@ def do_stop(asked: Asked, *, wait: float = 15.0) -> tuple[int, int]:
 
 def do_clear(asked: Asked, *, keep_weights: bool = False, force: bool = False) -> None:
     """Removes the run from the database; its folder stays."""
-    with asked.connected(start=False) as database:
+    with _known(asked) as database:
         workers = database.workers()
         if workers and not force:
             who = ", ".join(f"{worker.role} on {worker.host} (pid {worker.pid})" for worker in workers[:3])

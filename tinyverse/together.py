@@ -10,6 +10,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
+import numpy as np
+
 from tinyverse import machine, monitor, redis_server
 from tinyverse.asked import Asked, positive, stop_on_signals
 from tinyverse.database import MemoryDatabase
@@ -21,6 +23,7 @@ from tinyverse.timing import Ticker
 from tinyverse.trainer import Trainer
 from tinyverse.training import (
     Learning,
+    change_settings,
     check_learning,
     make_trainer,
     or_after,
@@ -48,7 +51,8 @@ def do_local(asked: Asked, learning: Learning, *, games: int | None = None) -> T
                 f"local with {count} games and batches of {batch} would learn from stale sessions; make -b a multiple of --games."
             )
         trainer.join()
-        player = Player(trainer.agent, experiment.pool(count), experiment.unroll_length, seed=asked.fresh_seed())
+        seed = seed_after(asked.fresh_seed(), trainer.update)
+        player = Player(trainer.agent, experiment.pool(count), experiment.unroll_length, seed=seed)
         log = monitor.TrainLog(trainer.row, asked.folder, database)
         saving, made, sequence = Ticker(learning.save_every, later=True), 0, 0
         with (
@@ -73,6 +77,11 @@ def do_local(asked: Asked, learning: Learning, *, games: int | None = None) -> T
                 trainer.leave()
                 log.close()
     return trainer
+
+
+def seed_after(seed: int, update: int) -> int:
+    """The players' seed of a run that goes on: other games than those it began with, and always the same ones."""
+    return seed if update == 0 else int(np.random.SeedSequence([seed, update]).generate_state(1)[0] >> 1)
 
 
 def _learn_what_there_is(trainer: Trainer, updates: int | None, made: int) -> int:
@@ -101,6 +110,8 @@ def do_run(asked: Asked, learning: Learning, *, players: int = 1, games: int | N
         if learning.resume is False:
             start_fresh(asked, database)
             learning = dataclasses.replace(learning, resume=None)
+        if learning.force:
+            change_settings(asked, database)  # before players agree to the old ones
         if own:
             stack.enter_context(_announced(asked.folder, asked.redis or ""))
         crew = stack.enter_context(_Players(asked, players, games))

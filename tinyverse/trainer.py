@@ -18,6 +18,7 @@ import io
 import logging
 import math
 import socket
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
@@ -26,16 +27,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from tinyverse import towers
+from tinyverse import rng, towers
 from tinyverse.agent import Agent, Weights
 from tinyverse.batch import Batch
 from tinyverse.database import BEGINNING, Database, State, order
-from tinyverse.errors import CodecError, DatabaseLost, LeaseLost, SettingsError, SpecError
+from tinyverse.errors import CodecError, DatabaseLost, LeaseLost, RunConflict, SettingsError, SpecError, TinyverseError
 from tinyverse.learner import Learner
 from tinyverse.player import HEARTBEAT_SECONDS, new_worker
 from tinyverse.replay import Replay
 from tinyverse.run import RunFolder
 from tinyverse.samplers import Fresh
+from tinyverse.session import Session
 from tinyverse.timing import Rate, Stages, Waiting
 from tinyverse.weights import decode_weights, encode_weights
 
@@ -44,6 +46,7 @@ logger = logging.getLogger(__name__)
 READ_AT_ONCE = 256  # sessions, fewer if they take more than
 READ_BYTES = 256 << 20
 RECENT = 100  # episodes in the mean return
+REPLAY_SAVED = 10**9  # bytes of stored sessions that a checkpoint holds unless it is told to, or not to
 PLAYERS_KNOWN = 10_000  # whose sequence numbers are remembered, against duplicates
 
 
@@ -64,6 +67,7 @@ class Trainer:
         replay: of this rank's share, see `Flow.shared`.
         meta: the run's agreement; created in the database again if that comes back empty.
         folder: where checkpoints and metrics go; None keeps nothing, as all ranks but 0.
+        save_replay: whether checkpoints hold the stored sessions; None: while these take at most 1 GB.
         precision: "fp32", or "bf16" for autocast.
     """
 
@@ -79,6 +83,7 @@ class Trainer:
         publish_every: int = 10,
         precision: str = "fp32",
         frame_skip: int = 1,
+        save_replay: bool | None = None,
     ) -> None:
         max_lag = replay.flow.max_lag
         if max_lag is not None and max_lag < publish_every - 1:
@@ -94,6 +99,7 @@ class Trainer:
         self.agent, self.learner, self.replay, self.database = agent, learner, replay, database
         self.meta, self.folder = dict(meta), folder
         self.publish_every, self.precision, self.frame_skip = publish_every, precision, frame_skip
+        self.save_replay = save_replay
         self.worker = new_worker("train")
         self.holder = f"{socket.gethostname()}:{self.worker.pid}:{self.worker.id}"
         self.update = self.step_count = 0  # updates made, agent steps received
@@ -109,6 +115,8 @@ class Trainer:
         self._lags: deque[float] = deque(maxlen=100)
         self._position, self._consumed = BEGINNING, BEGINNING  # read so far; learned from so far
         self._furthest = BEGINNING  # that any rank has learned from
+        self._counted = BEGINNING  # whose steps and episodes are in the counters
+        self._taking = threading.Lock()  # a checkpoint holds a session and its place in the stream, or neither
         self._caught_up = False
         self._newest_of: dict[str, int] = {}  # player -> its newest sequence number
         self._drawn: Batch | None = None  # and not learned from yet: another rank has none, or the database is lost
@@ -145,25 +153,51 @@ class Trainer:
         self.publish(self.snapshot())
 
     def _restore(self) -> None:
+        self._read_on_from(self.state.position)
         checkpoint = self.folder.load() if self.folder else None
         if checkpoint is not None:
-            self.learner.load_state_dict(checkpoint["learner"])
-            self.update, self.step_count, self.episodes = (
-                checkpoint["update"],
-                checkpoint["step"],
-                checkpoint["episodes"],
-            )
-            self.returns.extend(checkpoint["returns"])
-            self.version = max(checkpoint["version"], self.state.version)
-            self._checkpointed = self.update
+            self._take_up(checkpoint)
         elif (found := self.database.get_weights()) is not None:  # no folder here: go on from what was published
             weights, numbers = decode_weights(found[1])
             self.agent.set_weights(weights)
             self.version, self.update, self.step_count = found[0], numbers["update"], numbers["step"]
-        self._read_on_from(self.state.position)
+
+    def _take_up(self, checkpoint: Mapping[str, Any]) -> None:
+        try:
+            self.learner.load_state_dict(checkpoint["learner"])
+        except (RuntimeError, ValueError, LookupError, SpecError) as error:  # of torch, of NumPy, of a dict, ours
+            raise RunConflict(
+                f"the checkpoint in {self.folder and self.folder.path}/ does not fit this experiment's network or optimizer "
+                f"({str(error).splitlines()[0]} …). Start anew with --fresh, from its weights with --init-from if they fit."
+            ) from error
+        self.update, self.step_count, self.episodes = (checkpoint[name] for name in ("update", "step", "episodes"))
+        self.returns.extend(checkpoint["returns"])
+        self.version = max(checkpoint["version"], self.state.version)
+        self._checkpointed = self.update
+        if "rng" not in checkpoint:  # of a version before these were kept
+            return
+        self.lengths.extend(checkpoint["lengths"])
+        rng.set_state(checkpoint["rng"])
+        self.replay.random_state = checkpoint["drawing"]
+        same_database = checkpoint["epoch"] == self.state.epoch
+        if same_database:
+            self._counted = checkpoint["position"]
+        if checkpoint["replay"] is None or self.save_replay is False or not self.folder:
+            return
+        try:
+            self.replay.load_state_dict(checkpoint["replay"], self.folder.stored.read(checkpoint["sessions"]))
+        except SpecError as error:
+            logger.warning("%s They are left out.", error)
+            return
+        if not same_database:
+            self.replay.forget_positions()
+            return
+        self._position, self._newest_of = checkpoint["position"], dict(checkpoint["newest_of"])
+        if self.replay.sampler.reuse is not None and order(self._consumed) > order(checkpoint["consumed"]):
+            self.replay.settle(self._consumed)  # updates that were lost had learned from them
 
     def _read_on_from(self, position: str) -> None:
-        self._consumed = self._furthest = position
+        self._consumed = self._furthest = self._counted = position
         if isinstance(self.replay.sampler, Fresh):
             self._position = position  # at most once: what was consumed is not even read
 
@@ -175,30 +209,65 @@ class Trainer:
         if towers.leads():
             torch.save({
                 "learner": self.learner.state_dict(), "update": self.update, "step": self.step_count,
-                "version": self.version, "episodes": self.episodes, "consumed": self._consumed,
+                "version": self.version, "episodes": self.episodes, "consumed": self._consumed, "counted": self._counted,
             }, buffer)  # fmt: skip
         leaders = torch.load(io.BytesIO(towers.from_leader(buffer.getvalue())), map_location="cpu", weights_only=True)
         self.learner.load_state_dict(leaders["learner"])
         self.update, self.step_count, self.episodes = leaders["update"], leaders["step"], leaders["episodes"]
         self.version = leaders["version"]
         self._read_on_from(leaders["consumed"])
+        self._counted = leaders["counted"]
 
     def leave(self) -> None:
         """Saves, and tells the others."""
-        self.save()
-        with contextlib.suppress(DatabaseLost):
-            self.database.release_lease(self.holder)
-            self.database.leave(self.worker.id)
+        try:
+            self.save(wait=True)
+        finally:
+            with contextlib.suppress(DatabaseLost):
+                self.database.release_lease(self.holder)
+                self.database.leave(self.worker.id)
 
-    def save(self) -> None:
-        """Writes a checkpoint unless nothing was learned since the last."""
-        if self.folder is None or self.update == self._checkpointed:
+    def save(self, wait: bool = False) -> None:
+        """Writes a checkpoint unless nothing was learned since the last; beside learning, unless it is to `wait`.
+
+        Raises:
+            TinyverseError: with `wait`, it could not be written.
+        """
+        folder = self.folder
+        if folder is None or (folder.writing and not wait):
             return
-        self.folder.save(self.update, {
-            "learner": self.learner.state_dict(), "weights": dict(self.learner.get_weights()), "update": self.update,
-            "step": self.step_count, "version": self.version, "episodes": self.episodes, "returns": list(self.returns),
-        })  # fmt: skip
+        if not folder.finish():
+            self._checkpointed = -1
+        if self.update == self._checkpointed:
+            return
+        with self.stages("save"):
+            contents = self._contents()
+            sessions = self.replay.sessions(contents["replay"]) if contents["replay"] else None
+            try:
+                folder.save(self.update, contents, sessions, wait=wait)
+            except (OSError, RuntimeError) as error:
+                raise TinyverseError(f"no checkpoint of update {self.update} could be written: {error}.") from error
         self._checkpointed = self.update
+
+    def _contents(self) -> dict[str, Any]:
+        """All that a checkpoint holds, but for the stored sessions themselves."""
+        with self._taking:
+            return {
+                "learner": self.learner.state_dict(), "weights": dict(self.learner.get_weights()), "update": self.update,
+                "step": self.step_count, "version": self.version, "episodes": self.episodes,
+                "returns": list(self.returns), "lengths": list(self.lengths), "meta": self.meta, "rng": rng.get_state(),
+                "epoch": self.state.epoch, "position": self._position, "consumed": self._consumed,
+                "newest_of": dict(self._newest_of), "drawing": self.replay.random_state,
+                "replay": self.replay.state_dict() if self._caught_up and self._keeps_replay() else None,
+            }  # fmt: skip
+
+    def _keeps_replay(self) -> bool:
+        if self.save_replay is None and (nbytes := self.replay.kept_nbytes) > REPLAY_SAVED:
+            logger.warning(
+                "the stored sessions take %.1f GB: checkpoints leave them out, unless --save-replay.", nbytes / 1e9
+            )
+            self.save_replay = False
+        return self.save_replay is not False
 
     # -- learning -----------------------------------------------------------------------------------------------
 
@@ -276,12 +345,17 @@ class Trainer:
         return True
 
     def _take(self, position: str, blob: bytes) -> None:
-        self._position = position
         try:
             session = self.replay.spec.decode(blob)
         except (CodecError, SpecError) as error:
+            self._position = position
             self._reject(str(error))
             return
+        with self._taking:
+            self._position = position
+            self._add(position, session)
+
+    def _add(self, position: str, session: Session) -> None:
         player, sequence = session.metadata.get("player", ""), int(session.metadata["sequence"])
         if sequence <= self._newest_of.get(player, -1):
             self._reject("it came twice")
@@ -294,7 +368,7 @@ class Trainer:
             self.replay.add(session, position=position, update=self.update, seen=seen)
         else:
             self.replay.forget(1)  # another rank's
-        if seen:
+        if order(position) <= order(self._counted):
             return
         steps = int(session.alive.sum())
         self.step_count += steps
@@ -368,7 +442,7 @@ class Trainer:
         if not state.epoch:  # until rank 0 has made it
             return
         self.version = max(self.version, state.version)
-        self._position = self._consumed = self._furthest = BEGINNING
+        self._position = self._consumed = self._furthest = self._counted = BEGINNING
         self.replay.forget_positions()
         self._newest_of.clear()
         self._caught_up = False

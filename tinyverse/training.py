@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tinyverse import loader, machine, monitor, towers
+from tinyverse import loader, machine, monitor, rng, towers
 from tinyverse.agent import Agent
 from tinyverse.asked import Asked, positive, stop_on_signals
 from tinyverse.database import Database
@@ -25,6 +27,7 @@ from tinyverse.replay import Flow, Replay
 from tinyverse.run import agreed_of, agreement, check_agreed, check_spec
 from tinyverse.samplers import sampler_of
 from tinyverse.trainer import Trainer
+from tinyverse.weights_file import WeightsFile
 
 
 @dataclasses.dataclass
@@ -46,7 +49,10 @@ class Learning:
     minutes: float | None = None
     gpus: int | None = None  # ranks on this machine; with device "cpu", on its cores
     resume: bool | None = None  # True: --resume, False: --fresh, None: whatever there is
+    force: bool = False  # go on with other settings than the run was made with
+    init_from: str | None = None  # a file of weights to begin with
     save_every: float = 60.0
+    save_replay: bool | None = None  # whether checkpoints hold the replay; None: while it is small
 
 
 def do_train(asked: Asked, learning: Learning) -> Trainer:
@@ -124,14 +130,18 @@ def make_trainer(asked: Asked, learning: Learning, database: Database) -> tuple[
     if learning.resume and not kept:
         raise SettingsError(f"--resume: there is nothing in {folder.path}/ to go on from. Leave it out to start.")
     for agreed in (agreed_of(meta), kept):
-        check_agreed(asked.run, agreed, asked.title, asked.given)
+        check_agreed(asked.run, agreed, asked.title, asked.given, force=learning.force)
+    if learning.force and change_settings(asked, database):
+        meta = {}
     settings = asked.resolved((agreed_of(meta) or kept).get("settings", {}))
     seed = asked.fresh_seed() + towers.rank()  # each draws others; the weights are rank 0's
-    _seed_everything(seed)
+    rng.seed(seed)
     experiment = loader.build(asked.module, settings)
     agent = experiment.agent()
     if hasattr(agent, "to"):
         agent.to(device=learning.device)
+    if learning.init_from is not None:
+        _begin_from(asked, learning.init_from, agent, goes_on=bool(meta or folder.newest()))
     learner = experiment.learner(agent)
     if learning.compile:
         _compile(agent, learning.device)
@@ -151,6 +161,7 @@ def make_trainer(asked: Asked, learning: Learning, database: Database) -> tuple[
         agent, learner, replay, database, agreement(asked.title, settings, spec), folder=folder if towers.leads() else None,
         publish_every=learning.publish_every or experiment.publish_every,
         precision=precision_of(learning.precision or experiment.precision, learning.device), frame_skip=experiment.frame_skip,
+        save_replay=learning.save_replay if towers.size() == 1 else False,  # each rank has a share, of another size another
     )  # fmt: skip
     if towers.leads():
         folder.write_settings({"experiment": asked.title, "settings": settings, "seed": seed, "argv": sys.argv[1:]})
@@ -169,15 +180,43 @@ def _compile(agent: Agent, device: str) -> None:
     network.compile(mode="reduce-overhead" if device.startswith("cuda") else "default")
 
 
+def _begin_from(asked: Asked, file: str, agent: Agent, goes_on: bool) -> None:
+    """Gives the agent another run's weights, before a learner copies them; a run that goes on has its own."""
+    if goes_on:
+        asked.say(f"run {asked.run} goes on with its own weights; --init-from was for its beginning")
+        return
+    agent.set_weights(WeightsFile.read(Path(file)).weights)
+    asked.say(f"run {asked.run} begins with the weights in {file}")
+
+
 def start_fresh(asked: Asked, database: Database) -> None:
-    trainers = [worker for worker in database.workers() if worker.role == "train"]
-    if trainers:
-        raise RunConflict(
-            f"--fresh: run {asked.run} is being trained on {trainers[0].host} (pid {trainers[0].pid}). Stop that first."
-        )
+    """Puts an earlier run of this name aside."""
+    _refuse_beside_a_trainer(asked, database, "--fresh")
     database.clear()
     if (aside := asked.folder.start_fresh()) is not None:
         asked.say(f"--fresh: the older run is kept in {aside}/")
+
+
+def change_settings(asked: Asked, database: Database) -> bool:
+    """Makes room in the database for an agreement with the settings asked for, if they are others; whether it did.
+
+    Sessions and weights there are of the old one and go too: the run goes on from its checkpoint.
+    """
+    meta, given = database.meta(), json.loads(json.dumps(asked.given, default=str))
+    if not meta or given.items() <= agreed_of(meta)["settings"].items():
+        return False
+    _refuse_beside_a_trainer(asked, database, "--force")
+    if asked.folder.newest() is None:
+        raise RunConflict(f"--force: there is no checkpoint of run {asked.run} in {asked.folder.path}/ to go on from.")
+    database.clear()
+    return True
+
+
+def _refuse_beside_a_trainer(asked: Asked, database: Database, option: str) -> None:
+    if trainers := [worker for worker in database.workers() if worker.role == "train"]:
+        raise RunConflict(
+            f"{option}: run {asked.run} is being trained on {trainers[0].host} (pid {trainers[0].pid}). Stop that first."
+        )
 
 
 def trainer_line(trainer: Trainer) -> str:
@@ -221,19 +260,13 @@ def check_learning(learning: Learning) -> None:
         buffer_size=learning.buffer_size, threads=learning.threads, gpus=learning.gpus,
     )  # fmt: skip
     check_device(learning.device)
+    if learning.force and learning.resume is False:
+        raise SettingsError("--fresh begins anew and --force goes on with other settings: leave one of them out.")
+    if learning.init_from is not None and not Path(learning.init_from).is_file():
+        raise SettingsError(f"--init-from {learning.init_from}: there is no such file.")
 
 
 def cuda_devices() -> int:
     import torch
 
     return torch.cuda.device_count()
-
-
-def _seed_everything(seed: int) -> None:
-    import random
-
-    import torch
-
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from tinyverse import codec
 from tinyverse.agent import Weights
 
 
-def encode_weights(weights: Weights, *, version: int, update: int, step: int, bfloat16: bool = False) -> bytes:
-    """Weights with the version, update and step they belong to; bfloat16 halves the float32 ones."""
+def encode_weights(
+    weights: Weights,
+    *,
+    version: int,
+    update: int,
+    step: int,
+    bfloat16: bool = False,
+    about: Mapping[str, str] | None = None,
+) -> bytes:
+    """Weights with the version, update and step they belong to, and more strings; bfloat16 halves the float32 ones."""
     names = [name for name, array in weights.items() if array.dtype == np.float32] if bfloat16 else []
-    return codec.encode(weights, {"version": str(version), "update": str(update), "step": str(step)}, bfloat16=names)
+    numbers = {"version": str(version), "update": str(update), "step": str(step)}
+    return codec.encode(weights, {**(about or {}), **numbers}, bfloat16=names)
 
 
 def decode_weights(blob: bytes) -> tuple[dict[str, np.ndarray], dict[str, int]]:

@@ -122,7 +122,8 @@ def stack_windows(frames: Tensor, memory: Tensor, first: Tensor) -> Tensor:
     nothing = torch.zeros_like(frames[:1])
     history = torch.cat([memory.transpose(0, 1), frames, nothing])  # row t of `frames` stands at past + t
     rows = torch.arange(steps, device=frames.device)[:, None]
-    oldest = torch.where(first, rows + past, 0).cummax(0).values[..., None]
+    begun = torch.where(first, rows + past, 0)
+    oldest = (begun.cummax(0).values if steps > 1 else begun)[..., None]  # ONNX knows no running maximum
     wanted = rows[..., None] + torch.arange(past + 1, device=frames.device)
     wanted = torch.where(wanted < oldest, past + steps, wanted)  # [T, B, k]
     wanted = wanted * games + torch.arange(games, device=frames.device)[:, None]

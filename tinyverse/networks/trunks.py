@@ -38,7 +38,7 @@ class Identity(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.float() / 255 if x.dtype == torch.uint8 else x.float()
-        return x.reshape(len(x), -1)
+        return x.reshape(x.shape[0], -1)  # an export to ONNX would take len() for a constant
 
 
 class MLP(Identity):

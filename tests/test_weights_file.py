@@ -1,0 +1,57 @@
+"""Weights files: what is written is read, by others too, and what is damaged is refused in one sentence."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+
+from tinyverse.errors import SettingsError
+from tinyverse.run import RunFolder
+from tinyverse.weights_file import WeightsFile, write_whole
+
+WEIGHTS = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array(7, np.int64)}
+
+
+def test_what_is_written_is_read(tmp_path):
+    agreed, score = {"experiment": "game", "settings": {"sizes": [1, 2]}}, {"mean": 1.5, "games": 3}
+    WeightsFile(WEIGHTS, 3, 2, 100, agreed, score).write(tmp_path / "x.safetensors")
+    found = WeightsFile.read(tmp_path / "x.safetensors")
+    assert found[1:] == (3, 2, 100, agreed, score)
+    for name in WEIGHTS:
+        np.testing.assert_array_equal(found.weights[name], WEIGHTS[name])
+
+
+@pytest.mark.parametrize("damage", ["empty", "text", "cut", "plain"])
+def test_what_is_no_file_of_weights_is_refused(tmp_path, damage):
+    from safetensors.numpy import save
+
+    path = tmp_path / "x.safetensors"
+    WeightsFile(WEIGHTS, 3).write(path)
+    whole = path.read_bytes()
+    path.write_bytes({"empty": b"", "text": b"weights, honestly", "cut": whole[:-1], "plain": save(WEIGHTS)}[damage])
+    with pytest.raises(SettingsError, match=r"x\.safetensors is no checkpoint of a trainer and no file of weights"):
+        WeightsFile.read(path)
+
+
+def test_a_failed_write_leaves_the_older_file(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_whole(path, b"old")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_whole(path, b"new")
+    assert path.read_bytes() == b"old" and [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_best_stays_until_it_is_beaten(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    kept = []
+    for version, mean in enumerate([1.0, 3.0, 2.0, 3.0, 4.0]):
+        best = folder.keep_best(WeightsFile(WEIGHTS, version, score={"mean": mean}))
+        kept.append((WeightsFile.read(folder.best).version, best))
+    assert kept == [(0, 1.0), (1, 3.0), (1, 3.0), (1, 3.0), (4, 4.0)]
