@@ -5,6 +5,7 @@
     ├── SpecError           a session that does not look like this run's sessions
     ├── SettingsError       options that are wrong, or that cannot work together
     ├── ExperimentError     the experiment module cannot be used as it stands
+    ├── NoWeights           nothing was learned in this run yet
     ├── ServerError         no database server could be found or started
     ├── RankLost            another process of the same trainer is gone
     └── DatabaseError       the database answered no
@@ -34,6 +35,10 @@ class SettingsError(TinyverseError):
 
 class ExperimentError(TinyverseError):
     """Raised when an experiment module, its environment or its agent cannot be used."""
+
+
+class NoWeights(TinyverseError):
+    """Raised when a run has no weights yet, neither in the database nor on disk."""
 
 
 class ServerError(TinyverseError):

@@ -16,7 +16,7 @@ import numpy as np
 
 from tinyverse import loader, machine, monitor
 from tinyverse.asked import RECORDS, Asked, positive, stop_on_signals
-from tinyverse.errors import DatabaseError, DatabaseLost, ServerError, SettingsError, TinyverseError
+from tinyverse.errors import DatabaseError, DatabaseLost, NoWeights, ServerError, SettingsError, TinyverseError
 from tinyverse.evaluator import Evaluation, evaluate, evaluate_in_processes
 from tinyverse.experiment import Experiment
 from tinyverse.player import HEARTBEAT_SECONDS, Player
@@ -84,10 +84,6 @@ class Seen:
     stops: int | None = None  # how often the run had been asked to stop
     stopped: bool = False  # it was, meanwhile
     complaint: str = ""
-
-
-class NoWeights(TinyverseError):
-    """Raised when a run has no weights yet."""
 
 
 def _say_once(asked: Asked, complaint: str, before: str) -> str:

@@ -239,9 +239,8 @@ class Replay:
 
         def read(numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             with self._lock:
-                return self._ring.rows(
-                    numbers % self.flow.buffer_size
-                ), numbers >= self._written - self.flow.buffer_size
+                there = numbers >= self._written - self.flow.buffer_size
+                return self._ring.rows(numbers % self.flow.buffer_size), there
 
         return Sessions(self.series, torch.from_numpy(state["numbers"]), self._ring.bytes.shape[1], read)
 

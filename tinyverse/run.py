@@ -176,7 +176,8 @@ class RunFolder:
 
     def _write(self, path: Path, contents: dict[str, Any], sessions: Sessions | None) -> None:
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        contents["sessions"] = self.stored.write(sessions) if sessions else []
+        if sessions is not None:
+            contents["sessions"] = self.stored.write(sessions)
         temporary = path.with_suffix(".writing")
         try:
             with temporary.open("wb") as file:
@@ -188,7 +189,7 @@ class RunFolder:
             temporary.unlink(missing_ok=True)
         for old in self._files()[:-CHECKPOINTS_KEPT]:
             old.unlink()
-        self.stored.keep_only(contents["sessions"])
+        self.stored.keep_only(contents.get("sessions", []))
 
     def keep_best(self, candidate: WeightsFile) -> float:
         """Keeps these weights if they score above the best so far; returns the best mean return."""
