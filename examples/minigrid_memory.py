@@ -1,0 +1,77 @@
+"""MiniGrid Memory: look at an object, walk down a hallway, and turn to where its like lies. Only memory knows where.
+
+    pip install 'tinyverse[minigrid]'
+    tinyverse minigrid_memory.py local
+    tinyverse minigrid_memory.py local --name forgetful -o memory=none
+
+The agent sees a few cells before it. The object lies at the hallway's beginning and can no longer be seen at its end, so
+without memory every choice there is a guess.
+"""
+
+import gymnasium as gym
+import torch
+from torch import nn
+from torch.nn import functional
+
+from tinyverse import Experiment, TorchAgent
+from tinyverse.algorithms import PPO
+from tinyverse.errors import ExperimentError, SettingsError
+from tinyverse.networks import GRU, LSTM, MLP, Attention, ModularNetwork
+
+BODIES = {"lstm": lambda: LSTM(64), "gru": lambda: GRU(64), "attention": lambda: Attention(64), "none": lambda: None}
+
+
+class Cells(nn.Module):
+    """A trunk for MiniGrid's images: each cell's object, colour and state, each one-hot, then an MLP."""
+
+    kinds = (11, 6, 4)
+
+    def build(self, shape):
+        self.mlp = MLP(64)
+        return self.mlp.build((shape[0] * shape[1] * sum(self.kinds),))
+
+    def forward(self, images):  # [N, view, view, 3] bytes
+        parts = [functional.one_hot(images[..., i].long(), kinds) for i, kinds in enumerate(self.kinds)]
+        return self.mlp(torch.cat(parts, -1).float())
+
+
+def make_experiment(
+    env_id="MiniGrid-MemoryS11-v0",
+    memory="lstm",
+    view=7,
+    learning_rate=1e-3,
+    entropy_cost=0.01,
+    discount=0.99,
+    unroll_length=64,
+    games=32,
+):
+    if memory not in BODIES:
+        raise SettingsError(f"memory={memory!r} is unknown. Use one of {', '.join(BODIES)}.")
+
+    def make_env(evaluation=False, render_mode=None):
+        try:
+            import minigrid  # noqa: F401 (registers the ids)
+            from minigrid.wrappers import ImgObsWrapper
+        except ModuleNotFoundError as error:
+            raise ExperimentError(
+                f"{env_id} needs {error.name}, which is not installed: pip install minigrid"
+            ) from None
+        env = ImgObsWrapper(gym.make(env_id, render_mode=render_mode, agent_view_size=view))
+        walk = gym.spaces.Discrete(3)  # left, right, forward; there is nothing to take or to open
+        return gym.wrappers.TransformAction(env, lambda action: action, walk)
+
+    def make_agent(observation_space, action_space):
+        return TorchAgent(ModularNetwork(observation_space, action_space, trunk=Cells(), body=BODIES[memory]()))
+
+    def make_learner(agent):
+        return PPO(agent, learning_rate=learning_rate, entropy_cost=entropy_cost, discount=discount)
+
+    return Experiment(
+        make_env=make_env,
+        make_agent=make_agent,
+        make_learner=make_learner,
+        unroll_length=unroll_length,
+        games=games,
+        batch=games,
+        publish_every=1,
+    )
