@@ -16,9 +16,14 @@ from torch.nn import functional
 from tinyverse import Experiment, TorchAgent
 from tinyverse.algorithms import PPO
 from tinyverse.errors import ExperimentError, SettingsError
-from tinyverse.networks import GRU, LSTM, MLP, Attention, ModularNetwork
+from tinyverse.networks import GRU, LSTM, MLP, Attention, ModularNetwork, Stack
 
-BODIES = {"lstm": lambda: LSTM(64), "gru": lambda: GRU(64), "attention": lambda: Attention(64), "none": lambda: None}
+BODIES = {
+    "lstm": lambda: Stack(LSTM(128), MLP(128)),
+    "gru": lambda: Stack(GRU(128), MLP(128)),
+    "attention": lambda: Attention(128),
+    "none": lambda: MLP(128),
+}
 
 
 class Cells(nn.Module):
@@ -27,7 +32,7 @@ class Cells(nn.Module):
     kinds = (11, 6, 4)
 
     def build(self, shape):
-        self.mlp = MLP(64)
+        self.mlp = MLP(128)
         return self.mlp.build((shape[0] * shape[1] * sum(self.kinds),))
 
     def forward(self, images):  # [N, view, view, 3] bytes
@@ -36,12 +41,12 @@ class Cells(nn.Module):
 
 
 def make_experiment(
-    env_id="MiniGrid-MemoryS11-v0",
+    env_id="MiniGrid-MemoryS7-v0",
     memory="lstm",
-    view=7,
+    view=3,
     learning_rate=1e-3,
-    entropy_cost=0.01,
-    discount=0.99,
+    entropy_cost=0.02,
+    discount=0.997,
     unroll_length=64,
     games=32,
 ):
@@ -64,7 +69,7 @@ def make_experiment(
         return TorchAgent(ModularNetwork(observation_space, action_space, trunk=Cells(), body=BODIES[memory]()))
 
     def make_learner(agent):
-        return PPO(agent, learning_rate=learning_rate, entropy_cost=entropy_cost, discount=discount)
+        return PPO(agent, learning_rate=learning_rate, entropy_cost=entropy_cost, discount=discount, minibatches=2)
 
     return Experiment(
         make_env=make_env,
