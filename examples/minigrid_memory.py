@@ -26,6 +26,15 @@ BODIES = {
 }
 
 
+class Beside(gym.Wrapper):
+    """Every episode begins beside the object, which is then in view; MiniGrid begins it anywhere in the hallway."""
+
+    def reset(self, **options):
+        info, world = self.env.reset(**options)[1], self.unwrapped
+        world.agent_pos = (1, world.height // 2)
+        return world.gen_obs(), info
+
+
 class Cells(nn.Module):
     """A trunk for MiniGrid's images: each cell's object, colour and state, each one-hot, then an MLP."""
 
@@ -44,11 +53,12 @@ def make_experiment(
     env_id="MiniGrid-MemoryS7-v0",
     memory="lstm",
     view=3,
-    learning_rate=1e-3,
-    entropy_cost=0.02,
+    anywhere=False,
+    learning_rate=2e-3,
+    entropy_cost=0.05,
     discount=0.997,
-    unroll_length=64,
-    games=32,
+    unroll_length=32,
+    games=64,
 ):
     if memory not in BODIES:
         raise SettingsError(f"memory={memory!r} is unknown. Use one of {', '.join(BODIES)}.")
@@ -61,7 +71,8 @@ def make_experiment(
             raise ExperimentError(
                 f"{env_id} needs {error.name}, which is not installed: pip install minigrid"
             ) from None
-        env = ImgObsWrapper(gym.make(env_id, render_mode=render_mode, agent_view_size=view))
+        env = gym.make(env_id, render_mode=render_mode, agent_view_size=view)
+        env = ImgObsWrapper(env if anywhere else Beside(env))
         walk = gym.spaces.Discrete(3)  # left, right, forward; there is nothing to take or to open
         return gym.wrappers.TransformAction(env, lambda action: action, walk)
 
@@ -69,7 +80,7 @@ def make_experiment(
         return TorchAgent(ModularNetwork(observation_space, action_space, trunk=Cells(), body=BODIES[memory]()))
 
     def make_learner(agent):
-        return PPO(agent, learning_rate=learning_rate, entropy_cost=entropy_cost, discount=discount, minibatches=2)
+        return PPO(agent, learning_rate=learning_rate, entropy_cost=entropy_cost, discount=discount, value_cost=1.0)
 
     return Experiment(
         make_env=make_env,
