@@ -1,6 +1,6 @@
 """Doom from its screen (ViZDoom): find the monster and shoot it; or another of its scenarios.
 
-    pip install 'tinyverse[vizdoom]'
+    pip install -e '.[vizdoom]'
     tinyverse doom.py run --players 2
     tinyverse doom.py run --players 2 --name center -o env_id=VizdoomDefendCenter-v1
     tinyverse doom.py eval -n 10

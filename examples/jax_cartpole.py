@@ -1,11 +1,13 @@
 """PPO on CartPole in JAX: another framework's agent and learner under the same players and the same trainer.
 
-    pip install 'tinyverse[jax]'
+    pip install -e '.[jax]'
     tinyverse jax_cartpole.py local
     tinyverse jax_cartpole.py run --players 1
 
 All that tinyverse asks is NumPy at the door: `act` gives arrays, `train_step` gets a batch that `batch.numpy()` turns
 into arrays, weights are arrays by name. Inside, everything is functions that JAX compiles once.
+
+A mean return of 500 over 100 episodes after 126,000 steps, 41 s (seed 1; 2 cores shared with other work; `local`).
 """
 
 from functools import partial

@@ -1,6 +1,6 @@
 """LunarLander: set a lander down between two flags, with its feet first. PPO, with rewards of −100 to 100 as they are.
 
-    pip install 'tinyverse[box2d]'
+    pip install -e '.[box2d]'
     tinyverse lunarlander.py local
     tinyverse lunarlander.py eval -n 20 --greedy
 

@@ -1,6 +1,6 @@
 """MiniGrid Memory: look at an object, walk down a hallway, and turn to where its like lies. Only memory knows where.
 
-    pip install 'tinyverse[minigrid]'
+    pip install -e '.[minigrid]'
     tinyverse minigrid_memory.py local
     tinyverse minigrid_memory.py local --name forgetful -o memory=none
 
@@ -21,7 +21,7 @@ from tinyverse.networks import GRU, LSTM, MLP, Attention, ModularNetwork, Stack
 BODIES = {
     "lstm": lambda: Stack(LSTM(128), MLP(128)),
     "gru": lambda: Stack(GRU(128), MLP(128)),
-    "attention": lambda: Attention(128),
+    "attention": lambda: Stack(Attention(64, heads=2, memory=16), MLP(128)),
     "none": lambda: MLP(128),
 }
 
