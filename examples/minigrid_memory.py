@@ -1,11 +1,18 @@
 """MiniGrid Memory: look at an object, walk down a hallway, and turn to where its like lies. Only memory knows where.
 
     pip install -e '.[minigrid]'
-    tinyverse minigrid_memory.py local
-    tinyverse minigrid_memory.py local --name forgetful -o memory=none
+    tinyverse minigrid_memory.py local -n 150
+    tinyverse minigrid_memory.py local -n 150 --name forgetful -o memory=none
 
 The agent sees a few cells before it. The object lies at the hallway's beginning and can no longer be seen at its end, so
-without memory every choice there is a guess.
+without memory every choice there is a guess. The reward is 0 for the wrong one, and 1 less a little for every step.
+
+With attention: a mean return of 0.97 over 100 episodes after 139,000 steps, 3 minutes, and 200 of 200 games right after
+193,000; without memory 0.50 still after 368,000 (seed 1; 2 cores shared with other work). What is remembered must be
+compared with what is seen, like or unlike, which no single number tells: that takes hundreds of updates of chance
+first. An LSTM had not found it after 250,000 steps, nor attention where episodes begin anywhere (`-o anywhere=true`).
+
+The view is 3 × 3 cells. With MiniGrid's usual 7 × 7, both ends of so short a hallway can be seen from its middle.
 """
 
 import gymnasium as gym
@@ -51,11 +58,12 @@ class Cells(nn.Module):
 
 def make_experiment(
     env_id="MiniGrid-MemoryS7-v0",
-    memory="lstm",
+    memory="attention",
     view=3,
     anywhere=False,
     learning_rate=2e-3,
-    entropy_cost=0.05,
+    total_updates=150,
+    entropy_cost=0.03,
     discount=0.997,
     unroll_length=32,
     games=64,
@@ -80,7 +88,14 @@ def make_experiment(
         return TorchAgent(ModularNetwork(observation_space, action_space, trunk=Cells(), body=BODIES[memory]()))
 
     def make_learner(agent):
-        return PPO(agent, learning_rate=learning_rate, entropy_cost=entropy_cost, discount=discount, value_cost=1.0)
+        return PPO(
+            agent,
+            learning_rate=learning_rate,
+            total_updates=total_updates,
+            entropy_cost=entropy_cost,
+            discount=discount,
+            value_cost=1.0,
+        )
 
     return Experiment(
         make_env=make_env,

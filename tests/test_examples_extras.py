@@ -172,3 +172,20 @@ def test_jax_learns_nothing_from_rows_that_did_not_happen() -> None:
 def test_jax_balances_the_pole() -> None:
     pytest.importorskip("jax")
     assert learned("jax_cartpole", 300).mean > 475
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_memory_tells_where_to_turn() -> None:
+    pytest.importorskip("minigrid")
+    with_memory, without = (
+        learned("minigrid_memory", 120, games=100, greedy=False, memory=memory) for memory in ("attention", "none")
+    )
+    assert np.mean(np.array(with_memory.returns) > 0) >= 0.9 and np.mean(np.array(without.returns) > 0) < 0.65
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_lander_lands() -> None:
+    pytest.importorskip("Box2D")
+    assert learned("lunarlander", 350).mean > 200
