@@ -5,8 +5,8 @@
     tinyverse lunarlander.py eval -n 20 --greedy
 
 A mean return of 200 over 100 episodes after 489,000 steps, 4 minutes, and 254 after 719,000, 7 minutes; then `eval
---greedy -n 20`: 262 ± 5 (`local`, seed 1; 2 cores shared with other work). Rewards are divided by the deviation of returns in learning (`return_scale`),
-so values are of about the size 1.
+--greedy -n 20`: 262 ± 5 (`local`, seed 1; 2 cores shared with other work). In learning, rewards are divided by the
+deviation of returns (`return_scale`), so values are of about the size 1.
 """
 
 import gymnasium as gym

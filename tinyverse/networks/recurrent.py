@@ -35,7 +35,7 @@ class LSTM(Stage):
         inputs = Identity().build(shape)
         self.lstm: Any = NormalizedLSTM(inputs, self.size) if self.layer_norm else nn.LSTM(inputs, self.size)
         orthogonal(self.lstm, gain=1.0)
-        biases = self.lstm.norm_ih.bias if self.layer_norm else self.lstm.bias_ih_l0  # input, forget, cell, output
+        biases: Any = self.lstm.norm_ih.bias if self.layer_norm else self.lstm.bias_ih_l0  # input, forget, cell, output
         nn.init.ones_(biases[self.size : 2 * self.size])
         return self.size
 
