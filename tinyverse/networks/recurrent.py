@@ -35,8 +35,8 @@ class LSTM(Stage):
         inputs = Identity().build(shape)
         self.lstm: Any = NormalizedLSTM(inputs, self.size) if self.layer_norm else nn.LSTM(inputs, self.size)
         orthogonal(self.lstm, gain=1.0)
-        biases: Any = self.lstm.norm_ih.bias if self.layer_norm else self.lstm.bias_ih_l0  # input, forget, cell, output
-        nn.init.ones_(biases[self.size : 2 * self.size])
+        biases = dict(self.lstm.named_parameters())["norm_ih.bias" if self.layer_norm else "bias_ih_l0"]
+        nn.init.ones_(biases[self.size : 2 * self.size])  # input, forget, cell, output
         return self.size
 
     def initial_memory(self, n: int, device: torch.device) -> nest.Tree:
