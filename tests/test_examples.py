@@ -21,6 +21,9 @@ from tinyverse.together import do_local
 from tinyverse.training import Learning
 
 CHECKOUT = Path(__file__).parent.parent
+NEEDS = {
+    "atari": "ale_py", "doom": "vizdoom", "jax": "jax", "lunarlander": "Box2D", "minigrid": "minigrid", "mujoco": "mujoco"
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -31,9 +34,9 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("name", sorted(loader.examples()))
 def test_each_example_passes_check(name: str) -> None:
-    pytest.importorskip(
-        "ale_py" if name.startswith("atari") else "mujoco" if name.startswith("mujoco") else "tinyverse"
-    )
+    for example, package in NEEDS.items():
+        if name.startswith(example):
+            pytest.importorskip(package)
     rows = dict(do_check(Asked(name, seed=1)))
     assert rows["experiment"].startswith("{") and "weights" in rows["agent"]
     assert {"games", "playing", "encoding", "decoding", "learner", "an update", "weights"} <= set(rows)

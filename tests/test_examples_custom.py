@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from tinyverse import loader
+from tinyverse.algorithms import A2C, PPO
 from tinyverse.asked import Asked
 from tinyverse.cli import main
-from tinyverse.errors import ExperimentError
+from tinyverse.errors import ExperimentError, SettingsError
 from tinyverse.evaluator import Evaluation, evaluate
 from tinyverse.experiment import Experiment
 from tinyverse.together import do_local
@@ -87,6 +88,14 @@ def test_without_mujoco_it_says_what_to_install(missing: str, monkeypatch: pytes
         built(Asked("mujoco_sac")).spaces()
 
 
+def test_acrobot_knows_its_algorithms() -> None:
+    for algorithm in (PPO, A2C):
+        experiment = built(Asked("acrobot", settings={"algorithm": algorithm.__name__.lower()}))
+        assert isinstance(experiment.learner(experiment.agent()), algorithm)
+    with pytest.raises(SettingsError, match="'dqn' is unknown. Use ppo or a2c"):
+        built(Asked("acrobot", settings={"algorithm": "dqn"}))
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_pendulum_swings_up_within_8000_steps() -> None:
@@ -97,3 +106,10 @@ def test_pendulum_swings_up_within_8000_steps() -> None:
 @pytest.mark.timeout(600)
 def test_acrobot_is_learned() -> None:
     assert learned("acrobot", 150).mean > -110
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_acrobot_is_learned_by_a2c() -> None:
+    settings = {"algorithm": "a2c", "unroll_length": "32", "entropy_cost": "0.01"}
+    assert learned("acrobot", 600, **settings).mean > -110

@@ -5,11 +5,12 @@ import copy
 import numpy as np
 import pytest
 import torch
+from chains import LENGTH, agent_of, play
 from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinyverse.algorithms.a2c import A2C
+from tinyverse.algorithms import A2C, PPO, VTrace
 from tinyverse.errors import SpecError
 from tinyverse.networks import LSTM, MLP, ModularNetwork, Window
 from tinyverse.normalizers import Moments, Normalized, ReturnScale
@@ -145,3 +146,51 @@ def test_rewards_of_any_size_become_the_same():
     torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
     nothing = ReturnScale(0.9)(torch.zeros(3, 2), torch.ones(3, 2), torch.zeros(3, 2))
     assert torch.equal(nothing, torch.zeros(3, 2))
+
+
+SCALING = [
+    (A2C, {"learning_rate": 0.01, "optimizer": "adam"}),
+    (PPO, {"learning_rate": 3e-3, "minibatches": 2}),
+    (VTrace, {"learning_rate": 0.01, "optimizer": "adam", "reward_clip": None, "max_grad_norm": 1.0}),
+]
+
+
+@pytest.mark.parametrize(("algorithm", "options"), SCALING)
+def test_a_learner_that_scales_does_the_same_whatever_the_game_counts_in(algorithm, options):
+    """Thousandths or thousands: the update, to the digit, and without the option another one."""
+    losses = []
+    for size, scale in [(1e-2, True), (1e3, True), (1e3, False)]:
+        agent = agent_of()
+        learner, batch = algorithm(agent, return_scale=scale, **options), play(agent, 16, 20)
+        batch.rewards = batch.rewards * size
+        torch.manual_seed(0)
+        metrics = learner.train_step(batch)
+        losses.append(metrics["loss/total"].item())
+        assert ("value/return_scale" in metrics) == scale
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3) and losses[2] != pytest.approx(losses[1], rel=0.5)
+
+
+@pytest.mark.parametrize(("algorithm", "options"), SCALING)
+def test_a_learner_that_scales_learns_from_rewards_of_a_thousand(algorithm, options):
+    agent = agent_of()
+    learner = algorithm(agent, return_scale=True, entropy_cost=0.003, **options)
+    for _ in range(80):
+        batch = play(agent, 16, 20)
+        batch.rewards = batch.rewards * 1000
+        learner.train_step(batch)
+    after = play(agent, 16, 20)
+    assert after.rewards.sum() / after.alive.sum() > 0.9 / LENGTH
+
+
+@pytest.mark.parametrize("algorithm", [A2C, PPO, VTrace])
+def test_rewards_are_clipped_then_scaled_by_what_returns_deviate_and_that_is_saved(algorithm):
+    learner, batch = algorithm(agent_of(), return_scale=True, reward_clip=500.0), play(agent_of(), 16, 20)
+    batch.rewards = batch.rewards * 1000
+    scaled = learner.rewards(batch)
+    deviation = learner.return_scale.moments.deviation
+    torch.testing.assert_close(scaled, (batch.rewards.clamp(max=500) / deviation).clamp(-10, 10))
+    assert 50 < deviation < 500
+    other = algorithm(agent_of(), return_scale=True)
+    other.load_state_dict(learner.state_dict())
+    assert other.return_scale.moments.deviation == deviation
+    assert "return_scale" not in algorithm(agent_of()).state_dict()

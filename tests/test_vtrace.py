@@ -188,6 +188,7 @@ def test_settings_change_the_update(agent, batch):
         "reward_clip": None,
         "normalize_advantages": True,
         "surrogate_clip": 0.1,
+        "return_scale": True,
     }.items():
         base[name] = VTrace(agent, **{name: setting}).loss(batch)[0].item()
     assert len(set(base.values())) == len(base)

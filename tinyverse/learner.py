@@ -18,6 +18,7 @@ from tinyverse import towers
 from tinyverse.agent import Agent, Weights
 from tinyverse.batch import Batch
 from tinyverse.errors import SettingsError
+from tinyverse.normalizers import ReturnScale
 from tinyverse.torch_agent import TorchAgent
 
 Metrics = Mapping[str, float | Tensor]
@@ -137,7 +138,14 @@ class Optimizer:
 
 
 class TorchLearner(Learner):
-    """A learner with one agent and one optimizer; a subclass adds `train_step`."""
+    """A learner with one agent and one optimizer; a subclass adds `train_step`.
+
+    Attributes:
+        reward_clip, return_scale: what `rewards` does, where not None.
+    """
+
+    reward_clip: float | None = None
+    return_scale: ReturnScale | None = None
 
     towered = True
 
@@ -148,15 +156,24 @@ class TorchLearner(Learner):
     def device(self) -> torch.device:
         return self.agent.device
 
+    def rewards(self, batch: Batch) -> Tensor:
+        """[T, B] as learning sees them: clipped, then scaled. Each call counts the batch's returns for the scale."""
+        clip = float("inf") if self.reward_clip is None else self.reward_clip
+        rewards = batch.rewards.clamp(-clip, clip)
+        return rewards if self.return_scale is None else self.return_scale(rewards, batch.traces, batch.mask)
+
     def get_weights(self) -> Weights:
         return self.agent.get_weights()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"network": self.agent.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+        scale = {} if self.return_scale is None else {"return_scale": self.return_scale.state_dict()}
+        return {"network": self.agent.network.state_dict(), "optimizer": self.optimizer.state_dict()} | scale
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.agent.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.return_scale is not None and "return_scale" in state:
+            self.return_scale.load_state_dict(state["return_scale"])
 
 
 class _FunctionLearner(Learner):

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from torch import Tensor
 
 from tinyverse import losses, nest, returns
@@ -78,12 +75,6 @@ class A2C(TorchLearner):
         loss, metrics = self.loss(batch, self.rewards(batch))
         return {**metrics, "grad_norm": self.optimizer.step(loss)}
 
-    def rewards(self, batch: Batch) -> Tensor:
-        """[T, B] as learning sees them: clipped, then scaled."""
-        clip = float("inf") if self.reward_clip is None else self.reward_clip
-        rewards = batch.rewards.clamp(-clip, clip)
-        return rewards if self.return_scale is None else self.return_scale(rewards, batch.traces, batch.mask)
-
     def loss(self, batch: Batch, rewards: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss to descend from, and metrics as 0-d tensors without gradient."""
         network, mask = self.agent.network, batch.mask
@@ -119,12 +110,3 @@ class A2C(TorchLearner):
         if self.n_step is not None:
             return returns.n_step(*rows, self.n_step)
         return returns.lambda_returns(*rows, self.lambda_)
-
-    def state_dict(self) -> dict[str, Any]:
-        scale = {} if self.return_scale is None else {"return_scale": self.return_scale.state_dict()}
-        return super().state_dict() | scale
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        super().load_state_dict(state)
-        if self.return_scale is not None and "return_scale" in state:
-            self.return_scale.load_state_dict(state["return_scale"])

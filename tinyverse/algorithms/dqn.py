@@ -85,8 +85,7 @@ class DQN(TorchLearner):
         with torch.no_grad():
             target = self._q_of_rows(self.target, batch)
         rows = slice(batch.burn_in, None)
-        clip = float("inf") if self.reward_clip is None else self.reward_clip
-        rewards, discounts = batch.rewards[rows].clamp(-clip, clip), batch.discounts(self.discount)[rows]
+        rewards, discounts = self.rewards(batch)[rows], batch.discounts(self.discount)[rows]
         chooser = online if self.double else target
         targets = returns.double_q(rewards, discounts, batch.traces[rows], chooser, target, self.n, squash=self.squash)
         actions = batch.actions[rows].long() - self.agent.start

@@ -12,6 +12,7 @@ from tinyverse import losses, nest, returns
 from tinyverse.batch import Batch
 from tinyverse.errors import SettingsError
 from tinyverse.learner import Metrics, Optimizer, TorchLearner
+from tinyverse.normalizers import ReturnScale
 from tinyverse.torch_agent import TorchAgent
 
 
@@ -41,7 +42,8 @@ class PPO(TorchLearner):
         clip: ε.
         value_clip: V may leave its old value by this much, as OpenAI's own code has it; None: by any.
         normalize_advantages: to mean 0 and deviation 1 over the batch.
-        reward_clip: rewards are clipped to ± this; None leaves them.
+        return_scale: divide rewards by the running deviation of returns, see `ReturnScale`.
+        reward_clip: rewards are clipped to ± this, before they are scaled; None leaves them.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class PPO(TorchLearner):
         value_cost: float = 0.5,
         entropy_cost: float = 0.01,
         normalize_advantages: bool = True,
+        return_scale: bool = False,
         reward_clip: float | None = None,
         max_grad_norm: float | None = 0.5,
         optimizer: str = "adam",
@@ -80,6 +83,7 @@ class PPO(TorchLearner):
         self.clip, self.value_clip = clip, value_clip
         self.value_cost, self.entropy_cost = value_cost, entropy_cost
         self.normalize_advantages = normalize_advantages
+        self.return_scale = ReturnScale(discount).to(agent.device) if return_scale else None
 
     def train_step(self, batch: Batch) -> Metrics:
         sessions = batch.rewards.shape[1]
@@ -91,14 +95,14 @@ class PPO(TorchLearner):
                 loss, metrics = self.loss(*(whole if self.minibatches == 1 else _columns(whole, part)))
                 norm = self.optimizer.step(loss)
         explained = losses.explained_variance(whole.values, whole.targets, batch.mask)
-        return {**metrics(), "grad_norm": norm, "value/explained_variance": explained}
+        scale = {} if self.return_scale is None else {"value/return_scale": self.return_scale.moments.deviation}
+        return {**metrics(), "grad_norm": norm, "value/explained_variance": explained, **scale}
 
     @torch.no_grad()
     def estimates(self, batch: Batch) -> Estimates:
         """What is made once of the values before the first epoch."""
         outputs, _ = self.agent.network(batch.observations, batch.initial_memory, batch.first)
-        clip = float("inf") if self.reward_clip is None else self.reward_clip
-        rewards, values = batch.rewards.clamp(-clip, clip), outputs.values.float()
+        rewards, values = self.rewards(batch), outputs.values.float()
         advantages = returns.gae(rewards, batch.discounts(self.discount), batch.traces, values, self.lambda_)
         targets = values[:-1] + advantages
         if self.normalize_advantages:

@@ -7,6 +7,7 @@ from torch import Tensor
 from tinyverse import losses, nest, returns
 from tinyverse.batch import Batch
 from tinyverse.learner import Metrics, Optimizer, TorchLearner
+from tinyverse.normalizers import ReturnScale
 from tinyverse.torch_agent import TorchAgent
 
 
@@ -26,7 +27,8 @@ class VTrace(TorchLearner):
         clip_rho, clip_pg_rho, lambda_: see `returns.vtrace`.
         surrogate_clip: instead of the plain policy gradient, PPO's clipped surrogate with this ε (Schulman et al. 2017,
             eq. 7) on the V-trace advantages: steps stay small, so sessions can be learned from several times.
-        reward_clip: rewards are clipped to ± this; None leaves them.
+        reward_clip: rewards are clipped to ± this, before they are scaled; None leaves them.
+        return_scale: divide rewards by the running deviation of returns, see `ReturnScale`.
         normalize_advantages: to mean 0 and deviation 1 over the batch.
     """
 
@@ -43,6 +45,7 @@ class VTrace(TorchLearner):
         lambda_: float = 1.0,
         surrogate_clip: float | None = None,
         reward_clip: float | None = 1.0,
+        return_scale: bool = False,
         normalize_advantages: bool = False,
         max_grad_norm: float | None = 40.0,
         optimizer: str = "rmsprop",
@@ -60,6 +63,7 @@ class VTrace(TorchLearner):
         self.value_cost, self.entropy_cost = value_cost, entropy_cost
         self.clips = {"clip_rho": clip_rho, "clip_pg_rho": clip_pg_rho, "lambda_": lambda_}
         self.normalize_advantages, self.surrogate_clip = normalize_advantages, surrogate_clip
+        self.return_scale = ReturnScale(discount).to(agent.device) if return_scale else None
 
     def train_step(self, batch: Batch) -> Metrics:
         loss, metrics = self.loss(batch)
@@ -74,10 +78,8 @@ class VTrace(TorchLearner):
         log_probs, entropies = policy.log_prob(batch.actions), policy.entropy()
         log_rhos = log_probs - batch.extras["behaviour_log_prob"]
 
-        clip = float("inf") if self.reward_clip is None else self.reward_clip
-        rewards, discounts = batch.rewards.clamp(-clip, clip), batch.discounts(self.discount)
         targets, advantages, unweighted = returns.vtrace(
-            log_rhos, rewards, discounts, batch.traces, values, **self.clips
+            log_rhos, self.rewards(batch), batch.discounts(self.discount), batch.traces, values, **self.clips
         )
         if self.surrogate_clip is not None:
             advantages = unweighted  # the surrogate has the ratio in it
@@ -102,4 +104,6 @@ class VTrace(TorchLearner):
             "vtrace/mean_rho": losses.masked_mean(log_rhos.exp().clamp(max=self.clips["clip_rho"]), mask),
             "value/explained_variance": losses.explained_variance(values[:-1], targets, mask),
         }
+        if self.return_scale is not None:
+            metrics["value/return_scale"] = self.return_scale.moments.deviation
         return loss, {name: metric.detach() for name, metric in metrics.items()}

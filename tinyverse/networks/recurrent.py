@@ -19,6 +19,9 @@ State = dict[str, Tensor]  # [B, size] each
 class LSTM(Stage):
     """Long short-term memory (Hochreiter & Schmidhuber 1997); its memory is {"h", "c"}, each [B, size] float32.
 
+    Biases begin at 0, that of the forget gate at 1 (Jozefowicz et al. 2015, section 2.2): what was seen ten rows ago is
+    then still a twentieth of the cell, not a thousandth, and can be learned from.
+
     Args:
         size: of the state, and of the features.
         layer_norm: normalise gates and cell (Ba et al. 2016, eq. 20-22); a row at a time, so learning is slower.
@@ -32,6 +35,8 @@ class LSTM(Stage):
         inputs = Identity().build(shape)
         self.lstm: Any = NormalizedLSTM(inputs, self.size) if self.layer_norm else nn.LSTM(inputs, self.size)
         orthogonal(self.lstm, gain=1.0)
+        biases = dict(self.lstm.named_parameters())["norm_ih.bias" if self.layer_norm else "bias_ih_l0"]
+        nn.init.ones_(biases[self.size : 2 * self.size])  # input, forget, cell, output
         return self.size
 
     def initial_memory(self, n: int, device: torch.device) -> nest.Tree:
