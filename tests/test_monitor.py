@@ -18,6 +18,7 @@ from tinyverse.run import RunFolder, agreement
 KEYS = {
     "run", "experiment", "settings", "epoch", "version", "update", "step", "inserted", "delivered", "sessions", "bytes",
     "capacity", "reuse", "mean_return", "episodes", "workers", "counters", "metrics",
+    "human_sessions", "human_return",
 }  # fmt: skip
 WORKER_KEYS = {
     "id", "role", "host", "pid", "games", "steps", "steps_per_second", "version", "lag", "sessions", "dropped", "uptime",

@@ -98,7 +98,7 @@ def test_mixed_waits_for_fresh_ones_only():
 def test_mixed_draws_the_rest_uniformly():
     counts, generator, sampler = np.zeros(10), random(3), filled(Mixed(0.5), 10, seen=set(range(10)))
     for _ in range(1000):
-        sampler._parts[0].insert(0)
+        sampler._fresh.insert(0)
         np.add.at(counts, sampler.draw(2, generator)[1:], 1)
     assert ((counts - 100) ** 2 / 100).sum() < 27.9
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tinyverse.asked import Asked
     from tinyverse.training import Learning
 
-VERBS = ("play", "train", "eval", "run", "local", "info", "check", "stop", "clear")
+VERBS = ("play", "train", "eval", "run", "local", "info", "check", "sessions", "stop", "clear")
 GLOBALS = ("server",)
 Command = Callable[..., Any]
 
@@ -41,6 +41,7 @@ EXPERIMENT is a file (atari.py), a module (my.games.pong), or a packaged example
   tinyverse atari.py eval -n 5           whole games: mean ± standard error, and a video in ./records
   tinyverse catch.py local               play and train in one process, without a server
   tinyverse atari.py info                who does what, and what each waits for
+  tinyverse atari.py sessions ls         what was played: show ID, video ID, export FILE, import FILE
   tinyverse atari.py check | stop | clear
   tinyverse server start | stop | status
   tinyverse info                         the runs on the server
@@ -243,6 +244,8 @@ def verbs() -> None:
 )
 @click.option("--device", default="cpu", show_default=True, help="Where to act.")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), help="Of acting [the experiment's].")
+@click.option("--human", is_flag=True, help="You play, in a window; the experiment or its environment names the keys.")
+@click.option("--fps", type=float, help="Steps a second of --human [the environment's].")
 def play(asked: Asked, **options: Any) -> None:
     """Steps a batch of games and pushes sessions.
 
@@ -400,6 +403,92 @@ def clear(asked: Asked, yes: bool, keep_weights: bool, force: bool, stop_server:
     print(f"removed the {what} of run {asked.run}")
     if stop_server and redis_server.stop():
         print("stopped the local server")
+
+
+@verbs.group()
+def sessions() -> None:
+    """The stored sessions: as a list, a table, a film, or files.
+
+    Example: tinyverse atari.py sessions ls
+    """
+
+
+ID = click.argument("key", metavar="[ID]", required=False)
+
+
+@sessions.command(name="ls")
+@common
+@click.option("-n", "limit", type=int, default=20, show_default=True, help="How many of the newest to look at.")
+@click.option("--human", is_flag=True, help="Of these, only what people played.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON list.")
+def sessions_ls(asked: Asked, **options: Any) -> None:
+    """The newest sessions, a line each.
+
+    Example: tinyverse atari.py sessions ls -n 50
+    """
+    from tinyverse.looking import do_list
+
+    do_list(asked, **options)
+
+
+@sessions.command(name="show")
+@common
+@ID
+@click.option(
+    "--values", is_flag=True, help="Ask the experiment's agent, with the newest weights, for value and entropy."
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def sessions_show(asked: Asked, key: str | None, **options: Any) -> None:
+    """A session, the newest if no ID is given, step by step.
+
+    Example: tinyverse atari.py sessions show 1700000000000-0
+    """
+    from tinyverse.looking import do_show
+
+    do_show(asked, key, **options)
+
+
+@sessions.command(name="video")
+@common
+@ID
+@click.option("--fps", type=float, default=15.0, show_default=True, help="Steps a second.")
+def sessions_video(asked: Asked, key: str | None, fps: float) -> None:
+    """A film of what the agent saw, into ./records.
+
+    Example: tinyverse atari.py sessions video 1700000000000-0
+    """
+    from tinyverse.looking import do_film
+
+    print(f"video: {do_film(asked, key, fps=fps)}")
+
+
+@sessions.command(name="export")
+@common
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("-n", "limit", type=int, help="Of the newest so many [all].")
+@click.option("--human", is_flag=True, help="Only what people played.")
+def sessions_export(asked: Asked, file: Path, **options: Any) -> None:
+    """Stored sessions as files: FILE.json, and shards of safetensors beside it.
+
+    Example: tinyverse atari.py sessions export demos.json --human
+    """
+    from tinyverse.looking import do_export
+
+    found = do_export(asked, file, **options)
+    print(f"{len(found):,} sessions in {len(found.shards)} shards: {found.path}")
+
+
+@sessions.command(name="import")
+@common
+@click.argument("file", type=click.Path(path_type=Path))
+def sessions_import(asked: Asked, file: Path) -> None:
+    """Pushes exported sessions into the run, if all of them fit it.
+
+    Example: tinyverse atari.py sessions import demos.json
+    """
+    from tinyverse.looking import do_import
+
+    print(f"{do_import(asked, file):,} sessions imported into run {asked.run}")
 
 
 @verbs.group()

@@ -72,7 +72,7 @@ class Worker:
     """What a worker says of itself in each heartbeat."""
 
     id: str
-    role: str  # play, train, eval
+    role: str  # play, human, train, eval
     host: str = ""
     pid: int = 0
     games: int = 0
@@ -138,6 +138,15 @@ class Database(abc.ABC):
         Waits up to `wait` seconds for the first one. A position that was trimmed away reads from the oldest kept; it
         is good for one epoch.
         """
+
+    def newest(self, limit: int) -> list[tuple[str, bytes]]:
+        """The newest `limit` sessions, oldest first. A database that need not read all for it overrides this."""
+        found: deque[tuple[str, bytes]] = deque(maxlen=limit)
+        after = BEGINNING
+        while entries := self.read(after, 64)[0]:
+            found.extend(entries)
+            after = entries[-1][0]
+        return list(found)
 
     # -- weights ------------------------------------------------------------------------------------------------
 

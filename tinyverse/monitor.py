@@ -34,7 +34,9 @@ def gather(database: Database, name: str) -> dict[str, Any]:
     """All that is known of a run. Never builds an environment."""
     meta, state, size = database.meta(), database.state(), database.size()
     episodes, metrics = database.episodes(RECENT), database.metrics(1)
-    returns = [episode["return"] for episode in episodes]
+    returns = [episode["return"] for episode in episodes if not episode.get("human")]
+    human = [episode["return"] for episode in episodes if episode.get("human")]
+    counters = database.counters()
     return {
         "run": name,
         "experiment": meta.get("experiment"),
@@ -45,7 +47,8 @@ def gather(database: Database, name: str) -> dict[str, Any]:
         "reuse": state.delivered / state.inserted if state.inserted else None,
         "mean_return": sum(returns) / len(returns) if returns else None, "episodes": len(returns),
         "workers": [dataclasses.asdict(worker) for worker in sorted(database.workers(), key=lambda worker: worker.id)],
-        "counters": database.counters(), "metrics": metrics[-1] if metrics else {},
+        "human_sessions": counters.pop("human", 0), "human_return": sum(human) / len(human) if human else None,
+        "counters": counters, "metrics": metrics[-1] if metrics else {},
     }  # fmt: skip
 
 
@@ -77,6 +80,9 @@ def panel(facts: Mapping[str, Any]) -> RenderableType:
         table.add_row(*_cells(worker))
     rejected = facts["counters"].get("rejected", 0)
     buffer += f", {rejected:,} sessions rejected" if rejected else ""
+    if facts["human_sessions"]:
+        mean = "" if facts["human_return"] is None else f", return {facts['human_return']:.2f}"
+        buffer += f", {facts['human_sessions']:,} sessions played by people{mean}"
     nobody = [] if facts["workers"] else [Text("nobody is at work", style="yellow")]
     return Group(Text(headline(facts), style="bold"), Text(buffer), table, *nobody)
 

@@ -68,11 +68,11 @@ class Rollout:
     def num_games(self) -> int:
         return len(self.episodes)
 
-    def sessions(self, player: str, sequence: int) -> list[Session]:
-        """One session per game; `sequence` numbers the first of them."""
-        return [self._session(game, player, sequence + game) for game in range(self.num_games)]
+    def sessions(self, player: str, sequence: int, **marks: str) -> list[Session]:
+        """One session per game; `sequence` numbers the first of them, `marks` join their metadata."""
+        return [self._session(game, player, sequence + game, marks) for game in range(self.num_games)]
 
-    def _session(self, game: int, player: str, sequence: int) -> Session:
+    def _session(self, game: int, player: str, sequence: int, marks: dict[str, str]) -> Session:
         def column(leaf: np.ndarray) -> np.ndarray:
             return leaf[:, game]
 
@@ -83,7 +83,7 @@ class Rollout:
             initial_memory=nest.map(lambda leaf: leaf[game], self.initial_memory),
             metadata={
                 "player": player, "sequence": str(sequence), "version": str(self.version), "update": str(self.update),
-                "returns": json.dumps(returns), "lengths": json.dumps(lengths),
+                "returns": json.dumps(returns), "lengths": json.dumps(lengths), **marks,
             },
         )  # fmt: skip
 
@@ -266,17 +266,23 @@ class Courier(threading.Thread):
         except queue.Empty:
             rollout = None
         if rollout is not None:
-            sessions = rollout.sessions(self.worker.id, self._sequence)
+            human = self.worker.role == "human"
+            marks = {"human": "1"} if human else {}
+            sessions = rollout.sessions(self.worker.id, self._sequence, **marks)
             blobs = [session.encode() for session in sessions]
             self._sequence += len(blobs)
             ended = [episode for session in sessions for episode in session.episodes]
-            episodes = [{"return": total, "length": length, "version": rollout.version} for total, length in ended]
+            row = {"version": rollout.version, **({"human": True} if human else {})}
+            episodes = [{"return": total, "length": length, **row} for total, length in ended]
         for part in _parts(blobs):
             self._send(part, episodes)
             episodes = []
         if rollout is not None:
             self._rollouts.task_done()
             self.worker.sessions += len(blobs)
+            if human:
+                with contextlib.suppress(DatabaseLost):
+                    self.database.count(human=len(blobs))
         self._fetch()
 
     def _send(self, blobs: list[bytes], episodes: list[dict[str, Any]]) -> None:

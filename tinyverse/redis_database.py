@@ -183,6 +183,11 @@ class RedisDatabase(Database):
             with errors(self._url):
                 self._client.xread({sessions: after}, count=1, block=max(1, int(1000 * min(left, BLOCK))))
 
+    def newest(self, limit: int) -> list[tuple[str, bytes]]:
+        with errors(self._url):
+            entries = self._client.xrevrange(self._keys.sessions, count=limit)
+        return [(key.decode(), fields[b"s"]) for key, fields in reversed(entries)]
+
     def put_weights(self, blob: bytes, version: int, *, holder: str, update: int = 0, step: int = 0) -> None:
         _check_size(len(blob), f"Weights version {version}")
         keys, checksum = self._keys, xxhash.xxh3_64_hexdigest(blob)

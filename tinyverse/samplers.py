@@ -2,7 +2,7 @@
 
 Fresh        each session once, in order        on-policy, IMPALA
 Uniform      any session, again and again       replay
-Mixed        part fresh, the rest uniform       IMPALA with replay
+Mixed        part fresh, part people's, the rest uniform    IMPALA with replay or with demonstrations
 Prioritized  what surprised most, most often    DQN, Ape-X, R2D2
 """
 
@@ -28,13 +28,22 @@ class Sampler:
     def prepare(self, size: int, device: torch.device) -> None:
         """A replay of so many slots on this device begins to use the sampler."""
 
-    def insert(self, slot: int, seen: bool = False) -> None:
-        """A session was written into `slot`; `seen` if it was delivered before a restart and is no longer fresh."""
+    def insert(self, slot: int, seen: bool = False, human: bool = False) -> None:
+        """A session was written into `slot`.
+
+        Args:
+            seen: it was delivered before a restart and is no longer fresh.
+            human: a person played it.
+        """
         raise NotImplementedError
 
     def remove(self, slot: int) -> None:
         """The session in `slot` is gone."""
         raise NotImplementedError
+
+    def keeps(self, slot: int) -> bool:
+        """Whether the session in `slot` is to outlive younger ones; never true of all slots."""
+        return False
 
     def missing(self, batch: int) -> int:
         """How many sessions are missing before a batch can be drawn; 0 when it can."""
@@ -64,7 +73,7 @@ class Fresh(Sampler):
     def __init__(self) -> None:
         self._queue: deque[int] = deque()
 
-    def insert(self, slot: int, seen: bool = False) -> None:
+    def insert(self, slot: int, seen: bool = False, human: bool = False) -> None:
         if not seen:
             self._queue.append(slot)
 
@@ -91,7 +100,13 @@ class Uniform(Sampler):
         self._slots: list[int] = []
         self._where: dict[int, int] = {}
 
-    def insert(self, slot: int, seen: bool = False) -> None:
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def __contains__(self, slot: int) -> bool:
+        return slot in self._where
+
+    def insert(self, slot: int, seen: bool = False, human: bool = False) -> None:
         self._where[slot] = len(self._slots)
         self._slots.append(slot)
 
@@ -112,32 +127,52 @@ class Uniform(Sampler):
 
 
 class Mixed(Sampler):
-    """A share of `fresh` sessions, each once and in order, the rest drawn uniformly from all that are stored."""
+    """A share of `fresh` sessions, each once and in order, a share that people played, the rest drawn uniformly of all.
 
-    def __init__(self, fresh: float = 0.5) -> None:
-        if not 0 < fresh < 1:
-            raise SettingsError(f"Mixed(fresh={fresh}) makes no sense; give a share between 0 and 1, such as 0.5.")
-        self.fresh = fresh
+    Where `human` is a share, as large a part of the memory is theirs: people are slow, and what they showed would be
+    written over within seconds. Their sessions are then never fresh, so that they do not take the players' place, and
+    while there are none, the uniform part is larger by theirs.
+    """
+
+    def __init__(self, fresh: float = 0.5, human: float = 0.0) -> None:
+        if not (0 < fresh < 1 and 0 <= human < 1 and fresh + human <= 1):
+            raise SettingsError(
+                f"Mixed(fresh={fresh}, human={human}) makes no sense; give shares between 0 and 1 that leave some to the "
+                "others, such as 0.5 and 0.25."
+            )
+        self.fresh, self.human = fresh, human
         self.reuse = 1 / fresh
-        self._parts: tuple[Sampler, Sampler] = (Fresh(), Uniform())
+        self._reserved = 0  # slots
+        self._fresh, self._all, self._people = Fresh(), Uniform(), Uniform()
 
-    def insert(self, slot: int, seen: bool = False) -> None:
-        for part in self._parts:
-            part.insert(slot, seen)
+    def prepare(self, size: int, device: torch.device) -> None:
+        self._reserved = int(self.human * size)
+
+    def insert(self, slot: int, seen: bool = False, human: bool = False) -> None:
+        self._all.insert(slot)
+        if human and self.human:
+            self._people.insert(slot)
+        else:
+            self._fresh.insert(slot, seen)
 
     def remove(self, slot: int) -> None:
-        for part in self._parts:
+        for part in (self._fresh, self._all, self._people):
             part.remove(slot)
 
+    def keeps(self, slot: int) -> bool:
+        return slot in self._people and len(self._people) <= self._reserved
+
     def missing(self, batch: int) -> int:
-        return self._parts[0].missing(self._fresh_of(batch))
+        return self._fresh.missing(self._fresh_of(batch))
 
     def draw(self, batch: int, random: np.random.Generator) -> np.ndarray:
         new = self._fresh_of(batch)
-        return np.concatenate([self._parts[0].draw(new, random), self._parts[1].draw(batch - new, random)])
+        shown = min(round(batch * self.human), batch - new) if len(self._people) else 0
+        parts = ((self._fresh, new), (self._people, shown), (self._all, batch - new - shown))
+        return np.concatenate([part.draw(count, random) for part, count in parts if count])
 
     def pending(self) -> int:
-        return self._parts[0].pending()
+        return self._fresh.pending()
 
     def _fresh_of(self, batch: int) -> int:
         return max(1, round(batch * self.fresh))
@@ -165,7 +200,7 @@ class Prioritized(Sampler):
         self._filled: set[int] = set()
         self._changed: dict[int, bool] = {}  # slot -> filled; all that came and went since the last draw
 
-    def insert(self, slot: int, seen: bool = False) -> None:
+    def insert(self, slot: int, seen: bool = False, human: bool = False) -> None:
         self._filled.add(slot)
         self._changed[slot] = True
 
