@@ -22,6 +22,7 @@ FLOORS = {
         "trainer",
         "loop",
         "evaluator",
+        "explain",
         "monitor",
         "plot",
     ],

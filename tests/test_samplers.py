@@ -98,14 +98,14 @@ def test_mixed_waits_for_fresh_ones_only():
 def test_mixed_draws_the_rest_uniformly():
     counts, generator, sampler = np.zeros(10), random(3), filled(Mixed(0.5), 10, seen=set(range(10)))
     for _ in range(1000):
-        sampler._fresh.insert(0)
+        sampler._parts[0].insert(0)
         np.add.at(counts, sampler.draw(2, generator)[1:], 1)
     assert ((counts - 100) ** 2 / 100).sum() < 27.9
 
 
 @pytest.mark.parametrize("fresh", [0, 1, -0.5, 2, float("nan")])
 def test_shares_that_make_no_sense_are_refused(fresh):
-    with pytest.raises(SettingsError, match="share between 0 and 1"):
+    with pytest.raises(SettingsError, match="shares between 0 and 1"):
         Mixed(fresh)
 
 

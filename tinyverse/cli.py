@@ -341,15 +341,16 @@ def evaluate(asked: Asked, as_json: bool, **options: Any) -> None:
 @verbs.command()
 @common
 @click.option("--watch", is_flag=True, help="Draw it anew each second.")
+@click.option("--errors", is_flag=True, help="The last errors that ended a worker, with their tracebacks.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def info(asked: Asked, watch: bool, as_json: bool) -> None:
+def info(asked: Asked, **options: Any) -> None:
     """Who does what, and what each waits for. Without an experiment: the runs on the server.
 
     Example: tinyverse atari.py info --watch
     """
     from tinyverse.tidying import do_info
 
-    do_info(asked, watch=watch, as_json=as_json)
+    do_info(asked, **options)
 
 
 @verbs.command()

@@ -29,6 +29,7 @@ from tinyverse.errors import LeaseLost
 BEGINNING = "0-0"  # a read position before every session
 WEIGHTS_KEPT = 3
 LOG_KEPT = 10_000  # rows of each of the two short logs: episodes and metrics
+ERRORS_KEPT = 100  # with their tracebacks
 STALE_AFTER = 15.0  # seconds without a heartbeat after which a worker counts as gone
 LEASE_SECONDS = 10.0
 REPORTED = ("update", "step", "delivered", "reuse", "allowance", "capacity", "position")  # of State, by the trainer
@@ -80,6 +81,10 @@ class Worker:
     steps_per_second: float = 0.0
     version: int = -1
     lag: float = 0.0  # in updates, mean over recent sessions
+    frame_skip: int = 1  # frames per step
+    stages: dict[str, float] = dataclasses.field(
+        default_factory=dict
+    )  # share of a player's time, 0 … 1, by what it does
     sessions: int = 0
     dropped: int = 0
     uptime: float = 0.0  # seconds
@@ -210,6 +215,13 @@ class Database(abc.ABC):
     def metrics(self, limit: int = 100) -> list[dict[str, Any]]:
         """The newest rows of the trainer's log, oldest first."""
 
+    def log_error(self, row: Mapping[str, Any]) -> None:  # noqa: B027
+        """Keeps what ended a worker: role, host, pid, error, traceback. A database may leave it out."""
+
+    def errors(self, limit: int = 10) -> list[dict[str, Any]]:
+        """The newest errors logged, oldest first."""
+        return []
+
     @abc.abstractmethod
     def size(self) -> dict[str, int]:
         """`sessions` kept and the `bytes` they take (an estimate)."""
@@ -236,6 +248,7 @@ class MemoryDatabase(Database):
         self._counters: dict[str, int] = {}
         self._episodes: deque[dict[str, Any]] = deque(maxlen=LOG_KEPT)
         self._metrics: deque[dict[str, Any]] = deque(maxlen=LOG_KEPT)
+        self._errors: deque[dict[str, Any]] = deque(maxlen=ERRORS_KEPT)
 
     def create(self, meta: Mapping[str, str]) -> dict[str, str]:
         with self._changed:
@@ -347,6 +360,14 @@ class MemoryDatabase(Database):
     def metrics(self, limit: int = 100) -> list[dict[str, Any]]:
         with self._changed:
             return list(self._metrics)[-limit:] if limit > 0 else []
+
+    def log_error(self, row: Mapping[str, Any]) -> None:
+        with self._changed:
+            self._errors.append(dict(row))
+
+    def errors(self, limit: int = 10) -> list[dict[str, Any]]:
+        with self._changed:
+            return list(self._errors)[-limit:] if limit > 0 else []
 
     def size(self) -> dict[str, int]:
         with self._changed:

@@ -28,12 +28,13 @@ from tinyverse.database import Database, Worker
 from tinyverse.envs.pool import Pool
 from tinyverse.errors import CodecError, DatabaseError, DatabaseLost, SpecError
 from tinyverse.session import Session
-from tinyverse.timing import Rate, Stages, Waiting
+from tinyverse.timing import Rate, Stages, Ticker, Waiting
 from tinyverse.weights import decode_weights
 
 logger = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 1.0
+STAGES_SECONDS = 5.0  # over which the shares of a player's time are taken
 RETRY_SECONDS = 0.5
 SEEDS_APART = 1 << 20  # between the two pools of a player
 CLOSING_SECONDS = 5.0  # that a closing courier goes on trying
@@ -334,6 +335,7 @@ def play(
 ) -> int:
     """Plays until `batches` are pushed, the run is stopped, or `should_stop`; returns the batches played."""
     stop_count, epoch, played = courier.state.stop, courier.epoch, 0
+    stages = Ticker(STAGES_SECONDS)
     while (batches is None or played < batches) and not should_stop() and courier.state.stop <= stop_count:
         stop_count = min(stop_count, courier.state.stop)  # a server that came back empty counts from 0 again
         if courier.failure is not None:
@@ -358,6 +360,8 @@ def play(
             player.version,
         )
         worker.lag = max(0, courier.state.update - player.update)
+        if stages.due():
+            worker.stages = player.stages.take()
         while not courier.offer(rollout, timeout=0.0 if realtime else 0.2):
             if realtime:
                 worker.dropped += rollout.num_games

@@ -52,7 +52,7 @@ def do_play(
             agent, spare = person.plays(agent), person.plays(spare)
         pools = [person.pool] if person else _pools(experiment, games or experiment.games, cores)
         player = Player(agent, pools, experiment.unroll_length, seed=asked.fresh_seed())
-        worker = new_worker("human" if human else "play", games=player.num_games)
+        worker = new_worker("human" if human else "play", games=player.num_games, frame_skip=experiment.frame_skip)
         courier = Courier(database, worker, spare)
         courier.start()
         asked.say(f"playing {player.num_games} game{'s' * (player.num_games > 1)} of run {asked.run}")
@@ -73,6 +73,7 @@ def do_play(
             asked.say("the window was closed; what was not yet a whole session is not pushed")
         except BaseException as error:
             worker.error = f"{type(error).__name__}: {error}"  # stays in `info` until the heartbeat is stale
+            monitor.log_error(database, worker, error)
             courier.close()
             raise
         finally:
@@ -111,7 +112,7 @@ def _await_run(asked: Asked, database: Database, should_stop: Callable[[], bool]
 
 
 def _player_line(player: Player, courier: Courier) -> str:
-    shares = ", ".join(f"{name} {share:.0%}" for name, share in player.stages.take().items())
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in courier.worker.stages.items())
     waits = f", waits for {courier.waiting.reason}" if courier.waiting.reason else ""
     return (
         f"play: {player.rate.per_second():,.0f} steps/s, {player.rate.total:,} steps, version {player.version}, "

@@ -143,36 +143,40 @@ class Mixed(Sampler):
         self.fresh, self.human = fresh, human
         self.reuse = 1 / fresh
         self._reserved = 0  # slots
-        self._fresh, self._all, self._people = Fresh(), Uniform(), Uniform()
+        self._parts = Fresh(), Uniform(), Uniform()  # the players' new ones, all that are stored, and the people's
 
     def prepare(self, size: int, device: torch.device) -> None:
         self._reserved = int(self.human * size)
 
     def insert(self, slot: int, seen: bool = False, human: bool = False) -> None:
-        self._all.insert(slot)
+        fresh, stored, people = self._parts
+        stored.insert(slot)
         if human and self.human:
-            self._people.insert(slot)
+            people.insert(slot)
         else:
-            self._fresh.insert(slot, seen)
+            fresh.insert(slot, seen)
 
     def remove(self, slot: int) -> None:
-        for part in (self._fresh, self._all, self._people):
+        for part in self._parts:
             part.remove(slot)
 
     def keeps(self, slot: int) -> bool:
-        return slot in self._people and len(self._people) <= self._reserved
+        people = self._parts[2]
+        return slot in people and len(people) <= self._reserved
 
     def missing(self, batch: int) -> int:
-        return self._fresh.missing(self._fresh_of(batch))
+        return self._parts[0].missing(self._fresh_of(batch))
 
     def draw(self, batch: int, random: np.random.Generator) -> np.ndarray:
         new = self._fresh_of(batch)
-        shown = min(round(batch * self.human), batch - new) if len(self._people) else 0
-        parts = ((self._fresh, new), (self._people, shown), (self._all, batch - new - shown))
-        return np.concatenate([part.draw(count, random) for part, count in parts if count])
+        shown = min(round(batch * self.human), batch - new) if len(self._parts[2]) else 0
+        counts = new, batch - new - shown, shown
+        return np.concatenate(
+            [part.draw(count, random) for part, count in zip(self._parts, counts, strict=True) if count]
+        )
 
     def pending(self) -> int:
-        return self._fresh.pending()
+        return self._parts[0].pending()
 
     def _fresh_of(self, batch: int) -> int:
         return max(1, round(batch * self.fresh))
