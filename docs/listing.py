@@ -26,7 +26,7 @@ FLOORS = {
         "monitor",
         "plot",
     ],
-    "door": ["asked", "playing", "training", "together", "judging", "tidying", "looking", "cli", "demo"],
+    "door": ["asked", "playing", "training", "together", "judging", "tidying", "looking", "doctor", "cli", "demo"],
 }
 
 

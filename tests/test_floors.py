@@ -18,7 +18,7 @@ FLOORS = {
     "memory": "sum_tree samplers batch ring replay weights",
     "learning": "torch_agent q_agent learner algorithms.* algorithms",
     "people": "envs.pool envs.* envs experiment loader archive run player human trainer loop evaluator explain monitor plot",
-    "door": "__init__ asked playing training together judging tidying looking demo cli __main__",
+    "door": "__init__ asked playing training together judging tidying looking doctor demo cli __main__",
 }
 ROOMS = [room for floor in FLOORS.values() for room in floor.split()]
 MODULES = {

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tinyverse.asked import Asked
     from tinyverse.training import Learning
 
-VERBS = ("play", "train", "eval", "run", "local", "info", "check", "sessions", "stop", "clear")
+VERBS = ("play", "train", "eval", "run", "local", "info", "check", "sessions", "doctor", "stop", "clear")
 GLOBALS = ("server",)
 Command = Callable[..., Any]
 
@@ -45,6 +45,7 @@ EXPERIMENT is a file (atari.py), a module (my.games.pong), or a packaged example
   tinyverse atari.py check | stop | clear
   tinyverse server start | stop | status
   tinyverse info                         the runs on the server
+  tinyverse doctor                       is everything here as it should be?
 
 Add --help after a verb for its options.
 """
@@ -104,7 +105,7 @@ def _sort_out(words: list[str]) -> tuple[str, list[str]]:
         sys.exit(0)
     if words[0].startswith("-"):
         raise click.UsageError(f"options belong behind the verb: tinyverse EXPERIMENT VERB {words[0]} …")
-    if words[0] in GLOBALS or (words[0] == "info" and (len(words) == 1 or words[1].startswith("-"))):
+    if words[0] in GLOBALS or (words[0] in ("info", "doctor") and (len(words) == 1 or words[1].startswith("-"))):
         return "", words
     if words[0] in VERBS:
         if len(words) > 1 and not words[1].startswith("-"):  # the first two words swapped
@@ -404,6 +405,30 @@ def clear(asked: Asked, yes: bool, keep_weights: bool, force: bool, stop_server:
     print(f"removed the {what} of run {asked.run}")
     if stop_server and redis_server.stop():
         print("stopped the local server")
+
+
+@verbs.command()
+@common
+@click.option("--json", "as_json", is_flag=True, help="One JSON list.")
+def doctor(asked: Asked, as_json: bool) -> int:
+    """Looks at Python, torch, this machine, the server and, if one is named, the experiment. Exits 1 after a warning.
+
+    Example: tinyverse atari.py doctor
+    """
+    from tinyverse.doctor import do_doctor
+
+    findings = []
+    for finding in do_doctor(asked):
+        findings.append(finding)
+        if not as_json:
+            print(finding, flush=True)
+    if as_json:
+        print(
+            json.dumps(
+                [{"what": each.what, "ok": each.ok, "said": each.said, "advice": each.advice} for each in findings]
+            )
+        )
+    return 0 if all(finding.ok for finding in findings) else 1
 
 
 @verbs.group()

@@ -5,6 +5,7 @@
     ├── SpecError           a session that does not look like this run's sessions
     ├── SettingsError       options that are wrong, or that cannot work together
     ├── ExperimentError     the experiment module cannot be used as it stands
+    ├── WindowClosed        a person who plays has closed the window
     ├── ServerError         no database server could be found or started
     └── DatabaseError       the database answered no
         ├── DatabaseLost    it did not answer at all; trying again may help
@@ -33,6 +34,10 @@ class SettingsError(TinyverseError):
 
 class ExperimentError(TinyverseError):
     """Raised when an experiment module, its environment or its agent cannot be used."""
+
+
+class WindowClosed(TinyverseError):
+    """Raised where a person's next action is wanted, but they have left; what they had not finished is not pushed."""
 
 
 class ServerError(TinyverseError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -116,7 +117,7 @@ def sparkline(values: Sequence[float], width: int = CURVE) -> str:
     """
     count = min(width, len(values))
     cuts = [round(number * len(values) / count) for number in range(count + 1)]
-    means = [sum(values[a:b]) / (b - a) for a, b in zip(cuts, cuts[1:])]
+    means = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(cuts)]
     least, span = min(means), max(means) - min(means)
     return "".join(BARS[round((mean - least) / span * (len(BARS) - 1)) if span else 0] for mean in means)
 

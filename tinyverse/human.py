@@ -20,16 +20,12 @@ from tinyverse import nest
 from tinyverse.agent import Agent, Weights
 from tinyverse.envs.pool import GamePool
 from tinyverse.envs.video import picture
-from tinyverse.errors import ExperimentError, SettingsError
+from tinyverse.errors import ExperimentError, SettingsError, WindowClosed
 from tinyverse.experiment import Experiment
 
 FPS = 30.0  # steps a second, where the environment says nothing of its frames
 UNLIKELY = -40.0  # logit of the actions that a person did not take: e^-40 is nothing in float32
 LATE = 5  # steps behind the clock after which it starts anew instead of racing
-
-
-class WindowClosed(Exception):
-    """Raised when the person has closed the window; what they had not finished is not pushed."""
 
 
 class Person:

@@ -11,9 +11,9 @@ from tinyverse.agent import Agent
 from tinyverse.asked import Asked, positive, stop_on_signals
 from tinyverse.database import Database
 from tinyverse.envs.pool import Pool
-from tinyverse.errors import DatabaseError, SettingsError
+from tinyverse.errors import DatabaseError, SettingsError, WindowClosed
 from tinyverse.experiment import Experiment
-from tinyverse.human import Person, WindowClosed
+from tinyverse.human import Person
 from tinyverse.player import HEARTBEAT_SECONDS, Courier, Player, new_worker, play
 from tinyverse.run import agreed_of, check_agreed, check_spec
 

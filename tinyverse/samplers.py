@@ -100,10 +100,13 @@ class Uniform(Sampler):
         self._slots: list[int] = []
         self._where: dict[int, int] = {}
 
-    def __len__(self) -> int:
+    @property
+    def count(self) -> int:
+        """Sessions to draw from."""
         return len(self._slots)
 
-    def __contains__(self, slot: int) -> bool:
+    def has(self, slot: int) -> bool:
+        """Whether the session in `slot` is one of them."""
         return slot in self._where
 
     def insert(self, slot: int, seen: bool = False, human: bool = False) -> None:
@@ -162,14 +165,14 @@ class Mixed(Sampler):
 
     def keeps(self, slot: int) -> bool:
         people = self._parts[2]
-        return slot in people and len(people) <= self._reserved
+        return people.has(slot) and people.count <= self._reserved
 
     def missing(self, batch: int) -> int:
         return self._parts[0].missing(self._fresh_of(batch))
 
     def draw(self, batch: int, random: np.random.Generator) -> np.ndarray:
         new = self._fresh_of(batch)
-        shown = min(round(batch * self.human), batch - new) if len(self._parts[2]) else 0
+        shown = min(round(batch * self.human), batch - new) if self._parts[2].count else 0
         counts = new, batch - new - shown, shown
         return np.concatenate(
             [part.draw(count, random) for part, count in zip(self._parts, counts, strict=True) if count]
