@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -48,15 +49,22 @@ class Desk:
         self.env = {**os.environ, "DISPLAY": display, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"}
         self.env.pop("SDL_VIDEODRIVER", None)
         self.url, self.run, self.folder = url, run, folder
-        self.processes: list[subprocess.Popen[str]] = []
+        self.processes: list[subprocess.Popen[bytes]] = []
 
-    def start(self, *words: str, **env: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "tinyverse", *words, "--redis", self.url, "--name", self.run]
-        process = subprocess.Popen(
-            command, cwd=self.folder, env={**self.env, **env}, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
+    def start(self, *words: str) -> subprocess.Popen[bytes]:
+        game = str(CHECKOUT / "examples" / "catch.py")
+        command = [sys.executable, "-m", "tinyverse", game, *words, "--redis", self.url, "--name", self.run]
+        with (self.folder / f"{len(self.processes)}.out").open("w") as out:
+            process = subprocess.Popen(command, cwd=self.folder, env=self.env, stdout=out, stderr=subprocess.STDOUT)
         self.processes.append(process)
         return process
+
+    def end(self, process: subprocess.Popen[bytes], code: int = 0) -> str:
+        """What it said, once it has ended."""
+        returned = process.wait(60)
+        said = (self.folder / f"{self.processes.index(process)}.out").read_text()
+        assert returned == code, said
+        return said
 
     def hands(self, *words: str) -> str:
         return subprocess.run(
@@ -66,7 +74,7 @@ class Desk:
 
 @pytest.fixture
 def desk(display: str, redis_url: str, tmp_path: Path) -> Iterator[Desk]:
-    found = Desk(display, redis_url, f"desk-{os.getpid()}", tmp_path)
+    found = Desk(display, redis_url, f"desk-{secrets.token_hex(4)}", tmp_path)
     yield found
     for process in found.processes:
         process.kill()
@@ -75,10 +83,10 @@ def desk(display: str, redis_url: str, tmp_path: Path) -> Iterator[Desk]:
 
 def test_a_person_plays_and_their_sessions_are_their_own(desk):
     database = RedisDatabase(desk.url, desk.run)
-    desk.start("catch", "train")
+    desk.start("train")
     until(lambda: database.state().version >= 0, 60)
-    person = desk.start("catch", "play", "--human", "--fps", "20")
-    window = until(lambda: desk.hands("search", "--name", f"^{desk.run}: left, right"), 60)
+    person = desk.start("play", "--human", "--fps", "20")
+    window = until(lambda: desk.hands("search", "--pid", str(person.pid)), 60)
     desk.hands("windowfocus", "--sync", window)
 
     def sessions():
@@ -108,23 +116,20 @@ def test_a_person_plays_and_their_sessions_are_their_own(desk):
     assert all(each.human and not each.extras["behaviour_log_prob"].any() for each in sessions())
 
     desk.hands("key", "Escape")
-    _, said = person.communicate(timeout=20)
-    assert person.returncode == 0 and "the window was closed" in said
+    assert "the window was closed" in desk.end(person)
     until(lambda: all(worker.role == "train" for worker in database.workers()))
 
-    listed = desk.start("catch", "sessions", "ls", "--json")
-    rows = json.loads(listed.communicate(timeout=60)[0])
+    rows = json.loads(desk.end(desk.start("sessions", "ls", "--json")))
     assert len(rows) >= 7 and all(row["human"] for row in rows)
-    shown = desk.start("catch", "sessions", "show", rows[0]["id"], "--values", "--json")
-    values = [row["value"] for row in json.loads(shown.communicate(timeout=60)[0])["rows"]]
+    shown = json.loads(desk.end(desk.start("sessions", "show", rows[0]["id"], "--values", "--json")))
+    values = [row["value"] for row in shown["rows"]]
     assert len(values) == 9 and all(isinstance(value, float) for value in values)
 
 
 def test_without_a_screen_it_is_said_so(desk):
     database = RedisDatabase(desk.url, desk.run)
-    desk.start("catch", "train")
+    desk.start("train")
     until(lambda: database.state().version >= 0, 60)
     del desk.env["DISPLAY"]
-    person = desk.start("catch", "play", "--human")
-    _, said = person.communicate(timeout=60)
-    assert person.returncode == 2 and "no window can be opened here" in said
+    person = desk.start("play", "--human")
+    assert "no window can be opened here" in desk.end(person, 2)

@@ -155,6 +155,8 @@ def _server(asked: Asked) -> Iterator[Finding]:
         version = ".".join(map(str, numbers))
         yield Finding("server", f"none runs yet; the first command that needs one starts {path}, version {version}")
         yield from _holes(version, path)
+        with redis_server.private_server() as trial:
+            yield _speed(trial.url)
         return
     with redis_server.errors(address.url), redis_server.connect(address.url) as client:
         local, version = redis_server.status() if address.source == "running" else None, ""

@@ -11,6 +11,7 @@ from tinyverse.database import State
 from tinyverse.errors import TinyverseError
 from tinyverse.session import SessionSpec
 
+PLAYS = ("play", "human")
 BARS = "▁▂▃▄▅▆▇█"
 CURVE = 40  # points of the sparkline, at most
 IDLE = 0.2  # share of its time from which on a side counts as waiting
@@ -25,7 +26,7 @@ def more(
 ) -> dict[str, Any]:
     """What `monitor.gather` adds to its plain facts."""
     workers = facts["workers"]
-    players = [worker for worker in workers if worker["role"] in ("play", "human")]
+    players = [worker for worker in workers if worker["role"] in PLAYS]
     steps = sum(worker["steps_per_second"] for worker in players)
     spec = _spec(meta)
     per_second = steps / spec.length if spec else None
@@ -80,7 +81,7 @@ def bottleneck(facts: Mapping[str, Any]) -> str:
     if not facts["epoch"]:
         return "no trainer has created the run; start one"
     trainers = [worker for worker in facts["workers"] if worker["role"] == "train"]
-    players = [worker for worker in facts["workers"] if worker["role"] == "play"]
+    players = [worker for worker in facts["workers"] if worker["role"] in PLAYS]
     if not trainers:
         return "no trainer is at work; start one"
     if not players:
