@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 from tinyverse import archive, codec, looking
 from tinyverse.asked import Asked
-from tinyverse.database import MemoryDatabase, Worker
+from tinyverse.database import Worker
 from tinyverse.envs.pool import GamePool
 from tinyverse.errors import CodecError, DatabaseError, SettingsError, SpecError
 from tinyverse.player import Player
@@ -252,9 +252,3 @@ def test_an_import_comes_in_bounded_parts_and_waits_for_a_trainer_at_work(redis_
     other.leave("train-1")  # nobody to wait for
     pushes.join(10)
     assert other.state().inserted == 8
-
-
-def test_a_database_of_ones_own_gives_its_newest_too():
-    database = MemoryDatabase()
-    database.append([bytes([number]) for number in range(150)])
-    assert [blob[0] for _, blob in database.newest(3)] == [147, 148, 149]
