@@ -63,6 +63,7 @@ def test_the_list_has_a_line_per_session_and_nothing_is_written(redis_url, capsy
     assert [row["id"] for row in rows] == [key for key, _ in before[2][-3:]]
     looking.do_list(asked, human=True)
     text = capsys.readouterr().out
+    assert all(row["id"] in text for row in rows[::2])  # whole, for copying
     assert "cannot be read" in text and "6 sessions of run" in text
     looking.do_show(asked, rows[0]["id"])
     assert everything(database) == before

@@ -132,7 +132,10 @@ def _memory() -> Iterator[Finding]:
 
 
 def _codec() -> Iterator[Finding]:
-    arrays = {"image": np.zeros((65, 84, 84), np.uint8), "number": np.linspace(0, 1, 1000, dtype=np.float32)}
+    arrays: dict[str, np.ndarray] = {
+        "image": np.zeros((65, 84, 84), np.uint8),
+        "number": np.linspace(0, 1, 1000, dtype=np.float32),
+    }
     began = time.perf_counter()
     blob = codec.compress(codec.encode(arrays, {"who": "doctor"}))
     back, metadata = codec.decode(codec.decompress(blob))
@@ -189,7 +192,7 @@ def _holes(version: str, path: str = "") -> Iterator[Finding]:
     numbers = tuple(int(part) for part in version.split(".") if part.isdigit())
     if len(numbers) < 3:
         return
-    mended = MENDED.get(numbers[:2])
+    mended = MENDED.get((numbers[0], numbers[1]))
     if numbers < redis_server.OLDEST:
         yield Finding("holes", f"{version} is older than 6.2", "Install a newer server.")
     elif mended is not None and numbers[2] < mended:
@@ -215,7 +218,7 @@ def _rights(client: redis.Redis) -> Finding:
 
 def _clock(client: redis.Redis) -> Finding:
     began = time.time()
-    seconds, microseconds = client.time()  # type: ignore[misc]
+    seconds, microseconds = client.time()
     now = time.time()
     skew = seconds + 1e-6 * microseconds - (began + now) / 2
     advice = "Nothing in a run depends on it, but dates in logs differ: set both by NTP." if abs(skew) > SKEW else ""

@@ -33,7 +33,7 @@ class Person:
 
     Args:
         title: of the window.
-        fps: steps a second; None: the environment's `render_fps` by the experiment's frame skip, else 30.
+        fps: steps a second; None: the environment's `render_fps`, else 30.
     Raises:
         ExperimentError: there is nothing to be seen, or the keys are no actions of the game.
         SettingsError: pygame or a screen is missing.
@@ -42,8 +42,7 @@ class Person:
     def __init__(self, experiment: Experiment, title: str, fps: float | None = None) -> None:
         self.pool = GamePool(self._make(experiment), 1, realtime=True)
         self.keys = bindings(experiment.keys, self._env, self.pool.action_space)
-        metadata = getattr(self._env, "metadata", None) or {}
-        fps = fps or (metadata.get("render_fps") or FPS * experiment.frame_skip) / experiment.frame_skip
+        fps = fps or (getattr(self._env, "metadata", None) or {}).get("render_fps") or FPS
         names = sorted({name for keys in self.keys for name in keys})
         self.window = Window(f"{title}: {', '.join(names)}; Escape ends", fps)
         self.window.check(names)
@@ -118,7 +117,7 @@ def bindings(keys: Mapping[str, Any] | None, env: Any, action_space: Any) -> dic
         ExperimentError: neither names any, or one is no action of the space.
     """
     if keys is None:
-        named = getattr(getattr(env, "unwrapped", env), "get_keys_to_action", dict)()
+        named: Mapping[Any, Any] = getattr(getattr(env, "unwrapped", env), "get_keys_to_action", dict)()
         keys = {"+".join(_key_name(key) for key in combination): action for combination, action in named.items()}
     if not keys:
         raise ExperimentError(
@@ -126,7 +125,9 @@ def bindings(keys: Mapping[str, Any] | None, env: Any, action_space: Any) -> dic
             'keys={"left": 0, "right": 1}, and "" for no key at all.'
         )
     nothing = nest.of_space(action_space, lambda space: getattr(space, "start", np.zeros(space.shape, space.dtype)))
-    found = {frozenset(): _fitted("", nothing, action_space)} if "" not in keys else {}
+    found: dict[frozenset[str], Any] = {}
+    if "" not in keys:
+        found[frozenset()] = _fitted("", nothing, action_space)
     for combination, action in keys.items():
         names = frozenset(name.strip() for name in combination.split("+")) if combination else frozenset[str]()
         found[names] = _fitted(combination, action, action_space)
@@ -164,7 +165,8 @@ class Window:
         self._pygame, self._tick, self._next = _pygame(), 1 / fps, 0.0
         self._pressed: set[str] = set()  # since the last step, however shortly
         self._down: set[str] = set()
-        self._title, self._screen = title, None
+        self._title = title
+        self._screen: Any = None
 
     def check(self, names: Iterable[str]) -> None:
         """Raises ExperimentError where there is no key of such a name."""

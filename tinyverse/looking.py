@@ -258,7 +258,7 @@ def _entropy(logits: np.ndarray) -> np.ndarray:
     shifted = logits - logits.max(-1, keepdims=True)
     weights = np.exp(shifted)
     total = weights.sum(-1)
-    return np.log(total) - (weights * shifted).sum(-1) / total
+    return np.maximum(np.log(total) - (weights * shifted).sum(-1) / total, 0.0)
 
 
 def _at(column: np.ndarray | None, t: int) -> float | None:
@@ -268,7 +268,9 @@ def _at(column: np.ndarray | None, t: int) -> float | None:
 def _table(names: tuple[str, ...], rows: list[list[Any]]) -> RenderableType:
     table = Table(box=None, pad_edge=False)
     for name in names:
-        table.add_column(name.replace("_", "-"), justify="left" if name in ("id", "player", "end") else "right")
+        left, whole = name in ("id", "player", "end"), name == "id"  # an id is copied, so it must not be cut
+        longest = max((len(str(row[0])) for row in rows), default=0) if whole else 0
+        table.add_column(name.replace("_", "-"), justify="left" if left else "right", min_width=longest, no_wrap=whole)
     for row in rows:
         table.add_row(*(escape(_cell(name, value)) for name, value in zip(names, row, strict=True)))
     return table
