@@ -1,4 +1,4 @@
-"""Installs tinyverse: `pip install .`, with `[atari]` for the Atari games, `[mujoco]` for its robots, `[dev]` for the tests, `[all]` for both."""
+"""Installs tinyverse: `pip install .`, with `[atari]` for the Atari games, `[mujoco]` for its robots, `[human]` to play oneself, `[dev]` for the tests, `[all]` for both."""
 
 from pathlib import Path
 

@@ -227,6 +227,15 @@ def test_a_player_waits_at_the_allowance_and_goes_on_when_sessions_are_delivered
     courier.close()
 
 
+def test_heartbeats_say_what_a_players_time_goes_into(database):
+    publish(database, 0)
+    player, courier = a_player(database, games=2)
+    with playing(player, courier):
+        (stages,) = until(lambda: [worker.stages for worker in database.workers() if worker.stages])
+    courier.close()
+    assert set(stages) == {"environment", "act"} and 0 < sum(stages.values()) <= 1
+
+
 def test_sessions_on_their_way_count_against_the_allowance(database):
     database.report(allowance=2.0, reuse=1.0)
     publish(database, 0)

@@ -508,7 +508,7 @@ def sessions_export(asked: Asked, file: Path, **options: Any) -> None:
 @common
 @click.argument("file", type=click.Path(path_type=Path))
 def sessions_import(asked: Asked, file: Path) -> None:
-    """Pushes exported sessions into the run, if all of them fit it.
+    """Pushes exported sessions into the run, if all of them fit it. What its trainer has had already it passes over.
 
     Example: tinyverse atari.py sessions import demos.json
     """

@@ -82,9 +82,7 @@ class Worker:
     version: int = -1
     lag: float = 0.0  # in updates, mean over recent sessions
     frame_skip: int = 1  # frames per step
-    stages: dict[str, float] = dataclasses.field(
-        default_factory=dict
-    )  # share of a player's time, 0 … 1, by what it does
+    stages: dict[str, float] = dataclasses.field(default_factory=dict)  # share of a player's time (0 … 1) in each
     sessions: int = 0
     dropped: int = 0
     uptime: float = 0.0  # seconds

@@ -90,13 +90,10 @@ def panel(facts: Mapping[str, Any]) -> RenderableType:
         mean = "" if facts["human_return"] is None else f", return {facts['human_return']:.2f}"
         buffer += f", {facts['human_sessions']:,} sessions played by people{mean}"
     nobody = [] if facts["workers"] else [Text("nobody is at work", style="yellow")]
-    errors = (
-        [Text(f"{len(facts['errors'])} errors; the last: {facts['errors'][-1]['error'][:200]} (info --errors)")]
-        if facts["errors"]
-        else []
-    )
-    said = [Text(line) for line in explain.lines(facts)]
-    return Group(Text(headline(facts), style="bold"), Text(buffer), table, *nobody, *said, *errors)
+    said = explain.lines(facts)
+    if failed := facts["errors"]:
+        said.append(f"{len(failed)} errors; the last: {failed[-1]['error'][:200]} (info --errors)")
+    return Group(Text(headline(facts), style="bold"), Text(buffer), table, *nobody, *map(Text, said))
 
 
 def errors(facts: Mapping[str, Any]) -> RenderableType:

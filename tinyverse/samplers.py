@@ -2,7 +2,7 @@
 
 Fresh        each session once, in order        on-policy, IMPALA
 Uniform      any session, again and again       replay
-Mixed        part fresh, part people's, the rest uniform    IMPALA with replay or with demonstrations
+Mixed        part fresh, the rest uniform       IMPALA with replay, or with what people played
 Prioritized  what surprised most, most often    DQN, Ape-X, R2D2
 """
 
