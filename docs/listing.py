@@ -7,7 +7,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- listing -->\n", "<!-- end of listing -->\n"
 FLOORS = {
     "words": ["errors", "nest", "codec", "timing", "machine"],
-    "things": ["session", "agent", "returns", "losses", "networks", "normalizers"],
+    "things": ["session", "agent", "returns", "towers", "losses", "networks", "normalizers"],
     "meeting place": ["database", "redis_server", "redis_database"],
     "memory": ["sum_tree", "samplers", "batch", "ring", "replay", "weights"],
     "learning": ["torch_agent", "q_agent", "learner", "algorithms"],

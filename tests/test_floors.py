@@ -11,7 +11,7 @@ PACKAGE = Path(tinyverse.__file__).parent
 
 FLOORS = {
     "words": "errors nest codec timing machine",
-    "things": "agent session returns losses networks.norms networks.trunks networks.convs networks.resnets "
+    "things": "agent session returns towers losses networks.norms networks.trunks networks.convs networks.resnets "
     "networks.bodies networks.recurrent networks.attention networks.heads networks.modular networks.squashed "
     "networks normalizers",
     "meeting": "database redis_server redis_database",

@@ -185,6 +185,7 @@ def learning(function: Command) -> Command:
 
         fields = Learning.__dataclass_fields__
         given = {name: options.pop(name) for name in list(options) if name in fields}
+        given["device"] = given["device"] or ("cuda" if given.get("gpus") else "cpu")
         return function(asked, Learning(**given), **options)
 
     return _decorated(wrapped, [
@@ -196,7 +197,7 @@ def learning(function: Command) -> Command:
         click.option("--reuse", type=float, help="How often a session is learned from, on average; players wait for it."),
         click.option("--max-lag", type=int, help="Drop sessions older than this many updates."),
         click.option("--min-sessions", type=int, help="Sessions in memory before learning begins."),
-        click.option("--device", default="cpu", show_default=True, help="Where to learn: cpu, cuda, cuda:1."),
+        click.option("--device", help="Where to learn: cpu, cuda, cuda:1 [cpu; with --gpus cuda]."),
         click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), help="Of the arithmetic [the experiment's]."),
         click.option("--threads", type=int, help="Threads of torch [the cores less the players]."),
         click.option("--compile", is_flag=True, help="Compile the network (torch.compile): slow to start; for GPUs."),
@@ -260,14 +261,26 @@ def play(asked: Asked, **options: Any) -> None:
 @verbs.command()
 @common
 @learning
+@click.option(
+    "--gpus",
+    "--ranks",
+    "gpus",
+    type=int,
+    metavar="N",
+    help="Learn as N processes on this machine, each on a GPU of its own, or with --device cpu on its cores; they share the batch.",
+)
 def train(asked: Asked, wanted: Learning) -> None:
     """Learns from pushed sessions and publishes weights.
 
     Example: tinyverse atari.py train -b 16 -o learning_rate=3e-4
     """
-    from tinyverse.training import do_train
+    from tinyverse import towers
+    from tinyverse.training import do_train, launch
 
-    do_train(asked, wanted)
+    if wanted.gpus is not None and not towers.launched():
+        launch(asked, wanted, wanted.gpus, sys.argv[1:])
+    else:
+        do_train(asked, wanted)
 
 
 @verbs.command()

@@ -78,15 +78,14 @@ def decode(blob: bytes, *, max_bytes: int = MAX_BYTES) -> tuple[dict[str, np.nda
         raise CodecError(f"the header claims {length} bytes; {min(MAX_HEADER, len(blob) - 8)} are possible.")
     metadata, layout = _split(bytes(blob[8 : 8 + length]))
     entries, size = _parse_layout(layout, max_bytes)
-    body = memoryview(blob)[8 + length :]
-    if size != len(body):
-        raise CodecError(f"the arrays take {size} bytes, but {len(body)} follow the header.")
+    start = 8 + length
+    if size != len(blob) - start:
+        raise CodecError(f"the arrays take {size} bytes, but {len(blob) - start} follow the header.")
     arrays = {}
     for name, kind, shape, begin, end in entries:
-        part = body[begin:end]
-        if kind == "BOOL" and bytes(part).strip(b"\0\1"):
+        if kind == "BOOL" and bytes(blob[start + begin : start + end]).strip(b"\0\1"):
             raise CodecError(f"{name} holds booleans that are neither 0 nor 1.")
-        array = np.frombuffer(part, _DTYPES[kind]).reshape(shape)
+        array = np.ndarray(shape, _DTYPES[kind], blob, start + begin)
         arrays[name] = _from_bfloat16(array) if kind == "BF16" else array
     return arrays, metadata
 

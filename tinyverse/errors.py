@@ -7,6 +7,7 @@
     ├── ExperimentError     the experiment module cannot be used as it stands
     ├── WindowClosed        a person who plays has closed the window
     ├── ServerError         no database server could be found or started
+    ├── RankLost            another process of the same trainer is gone
     └── DatabaseError       the database answered no
         ├── DatabaseLost    it did not answer at all; trying again may help
         ├── LeaseLost       another trainer publishes for this run now
@@ -42,6 +43,10 @@ class WindowClosed(TinyverseError):
 
 class ServerError(TinyverseError):
     """Raised when no database server could be found or started."""
+
+
+class RankLost(TinyverseError):
+    """Raised when another rank of this trainer is gone, in the middle of what all do together."""
 
 
 class DatabaseError(TinyverseError):

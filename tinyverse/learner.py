@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tinyverse import towers
 from tinyverse.agent import Agent, Weights
 from tinyverse.batch import Batch
 from tinyverse.errors import SettingsError
@@ -28,10 +29,13 @@ class Learner:
     Attributes:
         length: rows of the slices it wants to learn from, at random places of sessions; None: whole sessions.
         burn_in: rows before those, which only warm up memory. With `length=None` they begin the session.
+        towered: whether `train_step` makes the same of its rank's share on every rank, as all do whose gradients pass an
+            `Optimizer`; only then may there be several ranks.
     """
 
     length: int | None = None
     burn_in: int = 0
+    towered: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -70,12 +74,12 @@ class Optimizer:
         max_grad_norm: the gradient is scaled down to this L2 norm; None never.
         total_updates: the learning rate falls in a line to 0 over so many updates; None: constant.
     Attributes:
-        reduce: called with the parameters between gradient and clipping, where ranks average their gradients.
+        reduce: called with the parameters between gradient and clipping: `towers.average_gradients`.
     Raises:
         SettingsError: no such optimizer.
     """
 
-    reduce: Callable[[list[nn.Parameter]], None] | None = None
+    reduce: Callable[[list[nn.Parameter]], None] = staticmethod(towers.average_gradients)
 
     def __init__(
         self,
@@ -96,8 +100,7 @@ class Optimizer:
         for parameter in self.parameters:
             parameter.grad = None
         loss.backward()
-        if self.reduce is not None:
-            self.reduce(self.parameters)
+        self.reduce(self.parameters)
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         norm = torch.stack(torch._foreach_norm(gradients)).norm()
         if self.max_grad_norm is not None:
@@ -135,6 +138,8 @@ class Optimizer:
 
 class TorchLearner(Learner):
     """A learner with one agent and one optimizer; a subclass adds `train_step`."""
+
+    towered = True
 
     def __init__(self, agent: TorchAgent, optimizer: Optimizer) -> None:
         self.agent, self.optimizer = agent, optimizer

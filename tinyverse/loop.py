@@ -13,6 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
+from tinyverse import towers
 from tinyverse.errors import DatabaseLost, LeaseLost
 from tinyverse.player import HEARTBEAT_SECONDS, RETRY_SECONDS
 from tinyverse.timing import Ticker
@@ -86,6 +87,9 @@ class Herald(threading.Thread):
 
     def _tell(self) -> None:
         trainer = self.trainer
+        if not towers.leads():
+            trainer.beat()
+            return
         if not trainer.database.acquire_lease(trainer.holder):
             raise LeaseLost("another trainer has taken over this run, so this one ends. Its checkpoint is kept.")
         while self._snapshots:
@@ -107,6 +111,8 @@ def train(
 ) -> int:
     """Trains until `updates` are made, the run is stopped, or `should_stop`; returns the updates made.
 
+    Ranks call this together and end in the same turn: what stops one, or fails in one, ends all.
+
     Args:
         save_every: seconds between two checkpoints; there is one more at the end.
         on_turn: called after every update, and ten times a second while waiting.
@@ -116,21 +122,26 @@ def train(
     herald.start()
     made, stop_count, saving = 0, trainer.state.stop, Ticker(save_every, later=True)
     try:
-        while (updates is None or made < updates) and not should_stop() and trainer.state.stop <= stop_count:
+        while updates is None or made < updates:
+            failed = feeder.failure is not None or herald.failure is not None
+            if towers.anywhere(failed or should_stop() or trainer.state.stop > stop_count):
+                break
             stop_count = min(stop_count, trainer.state.stop)  # a server that came back empty counts from 0 again
-            _raise_failure(feeder, herald)
             if trainer.step():
                 made += 1
             else:
                 feeder.fed.wait(0.1)
                 feeder.fed.clear()
-            if trainer.must_publish or (trainer.waiting.reason == "" and trainer.update % trainer.publish_every == 0):
+            due = trainer.must_publish or (trainer.waiting.reason == "" and trainer.update % trainer.publish_every == 0)
+            if due and towers.leads():
                 trainer.must_publish = False
                 herald.offer(trainer.snapshot())
             if saving.due():
                 trainer.save()
             on_turn()
-        herald.offer(trainer.snapshot())
+        _raise_failure(feeder, herald)
+        if towers.leads():
+            herald.offer(trainer.snapshot())
     finally:
         feeder.closing.set()
         herald.close()

@@ -1,7 +1,7 @@
 """Losses: what is to be made small, each as a masked *sum*, so that slices and ranks of any size add up.
 
 `mask` is [T, B] and 0 on rows that did not happen; importance weights go into it (`batch.mask * batch.weights`).
-Divide by the number of rows once, at the end, where a mean is wanted. Targets and advantages are constants here.
+Divide by `count` once, at the end, where a mean is wanted. Targets and advantages are constants here.
 """
 
 from __future__ import annotations
@@ -10,21 +10,34 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from tinyverse import towers
+
 
 def masked_sum(terms: Tensor, mask: Tensor) -> Tensor:
     """Σ mask · terms: [T, B] and [T, B] to a scalar."""
     return (terms * mask).sum()
 
 
+def count(mask: Tensor) -> Tensor:
+    """Σ mask, and at least 1: what a loss is divided by, 0-d.
+
+    Of several ranks it is the mean over them. They average their gradients, and Σ over a rank's rows / `count` averages
+    to the mean over the rows of all.
+    """
+    return towers.total(mask.sum()).clamp(min=1) / towers.size()
+
+
 def masked_mean(terms: Tensor, mask: Tensor) -> Tensor:
-    """Σ mask · terms / Σ mask, and 0 where nothing counts."""
+    """Σ mask · terms / Σ mask, and 0 where nothing counts; for metrics, of this rank's rows alone."""
     return masked_sum(terms, mask) / mask.sum().clamp(min=1)
 
 
 def normalize(advantages: Tensor, mask: Tensor) -> Tensor:
-    """Advantages [T, B] shifted and scaled to mean 0 and deviation 1 over the rows that count."""
-    centred = advantages - masked_mean(advantages, mask)
-    return centred / (masked_mean(centred.square(), mask).sqrt() + 1e-8)
+    """Advantages [T, B] shifted and scaled to mean 0 and deviation 1 over the rows that count, of all ranks."""
+    rows = count(mask)
+    centred = advantages - towers.mean(masked_sum(advantages, mask)) / rows
+    deviation = (towers.mean(masked_sum(centred.square(), mask)) / rows).sqrt()
+    return centred / (deviation + 1e-8)
 
 
 def policy_gradient(log_probs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:

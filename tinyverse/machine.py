@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import site
 import sys
 import threading
 from pathlib import Path
@@ -55,6 +56,14 @@ def yield_to_others() -> None:
 def cores() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def python_path() -> dict[str, str]:
+    """The environment in which a new process finds this package where it lies, if it is not installed."""
+    home = str(Path(__file__).parents[1])
+    if home in site.getsitepackages():
+        return {}
+    return {"PYTHONPATH": os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))}
 
 
 def has_bfloat16() -> bool:

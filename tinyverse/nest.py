@@ -44,7 +44,9 @@ def unflatten(leaves: Mapping[str, Any], name: str) -> Tree:
     if name in leaves:
         return leaves[name]
     start = name + "."
-    inside = {key[len(start) :].split(".", 1)[0] for key in leaves if key.startswith(start)}
+    inside = {key[len(start) :].partition(".")[0] for key in leaves if key.startswith(start)}
+    if not inside:
+        return ()
     if all(key.isdigit() for key in inside):
         return tuple(unflatten(leaves, f"{name}.{key}") for key in sorted(inside, key=int))
     return {key: unflatten(leaves, f"{name}.{key}") for key in sorted(inside)}

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tinyverse import towers
 from tinyverse.errors import SpecError
 from tinyverse.networks import FeedForward
 
@@ -40,7 +41,7 @@ class Moments(nn.Module):
 
     @torch.no_grad()
     def update(self, rows: Tensor, mask: Tensor | None = None) -> None:
-        """Counts rows [N, *shape]; those where `mask` [N] is 0 did not happen.
+        """Counts rows [N, *shape], of all ranks; those where `mask` [N] is 0 did not happen.
 
         Raises:
             SpecError: rows of another shape.
@@ -50,9 +51,9 @@ class Moments(nn.Module):
         rows = rows.double()
         share = torch.ones(len(rows), device=rows.device) if mask is None else mask
         share = share.double().reshape(-1, *[1] * (rows.ndim - 1))
-        number = share.sum()
-        mean = (rows * share).sum(0) / number.clamp(min=1)
-        squares = ((rows - mean).square() * share).sum(0)
+        number = towers.total(share.sum())
+        mean = towers.total((rows * share).sum(0)) / number.clamp(min=1)
+        squares = towers.total(((rows - mean).square() * share).sum(0))
         total, delta = self.count + number, mean - self.mean
         safe = total.clamp(min=1)
         squares = squares + self.variance * self.count + delta.square() * self.count * number / safe

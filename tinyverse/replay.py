@@ -65,6 +65,19 @@ class Flow:
             return None
         return max((max(self.min_sessions, self.batch) + self.batch) * self.reuse, self.batch)
 
+    def shared(self, ranks: int) -> Flow:
+        """What each of so many ranks does of this.
+
+        Raises:
+            SettingsError: the batch cannot be shared evenly.
+        """
+        if self.batch % ranks:
+            raise SettingsError(
+                f"a batch of {self.batch} sessions cannot be shared evenly by {ranks} ranks; make -b a multiple of {ranks}."
+            )
+        kept, needed = -(-self.buffer_size // ranks), -(-self.min_sessions // ranks)  # rounded up
+        return dataclasses.replace(self, batch=self.batch // ranks, buffer_size=kept, min_sessions=needed)
+
 
 class Replay:
     """A ring of sessions on a device, and the books of who was delivered how often.
@@ -108,6 +121,11 @@ class Replay:
         if self.sampler.reuse is not None:  # whatever does not wait for its first delivery is settled
             return self.sampler.reuse * (self.received - self.sampler.pending())
         return self._delivered
+
+    @property
+    def debt(self) -> float:
+        """Deliveries owed to the sessions received so far; below 0 where nothing bounds the reuse."""
+        return self.received * (self.flow.reuse or 1.0) - self.delivered
 
     @property
     def nbytes(self) -> int:

@@ -6,11 +6,9 @@ import contextlib
 import dataclasses
 import json
 import os
-import site
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 from tinyverse import machine, monitor, redis_server
 from tinyverse.asked import Asked, positive, stop_on_signals
@@ -121,7 +119,7 @@ class _Players:
         place = {
             "TINYVERSE_REDIS_URL": asked.server(start=True),
             "TINYVERSE_PARENT": str(os.getpid()),
-            **_python_path(),
+            **machine.python_path(),
         }
         self._processes = [
             subprocess.Popen(words + seed, env={**os.environ, **place}, start_new_session=True) for seed in seeds
@@ -146,14 +144,6 @@ class _Players:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-
-
-def _python_path() -> dict[str, str]:
-    """The environment in which a new process finds this package where it lies, if it is not installed."""
-    home = str(Path(__file__).parents[1])
-    if home in site.getsitepackages():
-        return {}
-    return {"PYTHONPATH": os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))}
 
 
 @contextlib.contextmanager

@@ -89,7 +89,7 @@ class TorchAgent(Agent):
         _check(own, weights)
         with torch.no_grad():
             for name, tensor in own.items():
-                tensor.copy_(_readable(weights[name]))
+                _fill(tensor, weights[name])
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return _readable(array).to(self.device, non_blocking=True)
@@ -99,6 +99,14 @@ def _readable(array: np.ndarray) -> Tensor:
     """A tensor over the array's memory; a copy where the array is read-only, which torch would warn of."""
     array = np.asarray(array)
     return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
+def _fill(tensor: Tensor, array: np.ndarray) -> None:
+    """Writes an array into a tensor; on a CPU by NumPy, which reads what came from a network without a copy."""
+    if tensor.device.type == "cpu" and tensor.dtype is not torch.bfloat16:
+        np.copyto(tensor.numpy(), array, casting="same_kind")
+    else:
+        tensor.copy_(_readable(array))
 
 
 def _array(tensor: Tensor) -> np.ndarray:

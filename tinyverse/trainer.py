@@ -5,11 +5,16 @@
     publish()   weights ──▶ database
 
 `loop.train` calls these from three threads, `local` one after the other. The trainer knows no algorithm. Its checkpoint is the truth: the database may be lost at any time.
+
+Of several ranks (see `towers`) each reads every session, and so knows all that was played, but keeps only its own share.
+They step together or wait together. Rank 0 alone speaks for them. The position it reports is the furthest of any rank:
+so after a restart none learns again from what it had, though the others lose what they had not come to yet.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import math
 import socket
@@ -21,6 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from tinyverse import towers
 from tinyverse.agent import Agent, Weights
 from tinyverse.batch import Batch
 from tinyverse.database import BEGINNING, Database, State, order
@@ -55,8 +61,9 @@ class Trainer:
 
     Args:
         agent: the learner's; takes the published weights where there is no checkpoint.
+        replay: of this rank's share, see `Flow.shared`.
         meta: the run's agreement; created in the database again if that comes back empty.
-        folder: where checkpoints and metrics go; None keeps nothing.
+        folder: where checkpoints and metrics go; None keeps nothing, as all ranks but 0.
         precision: "fp32", or "bf16" for autocast.
     """
 
@@ -79,6 +86,11 @@ class Trainer:
                 f"max_lag {max_lag} with weights published every {publish_every} updates: all sessions would soon be too old. "
                 f"Publish more often (-s {max_lag + 1}) or allow more lag (--max-lag {publish_every - 1})."
             )
+        if towers.size() > 1 and not learner.towered:
+            raise SettingsError(
+                f"{type(learner).__name__} cannot learn on {towers.size()} ranks: it does not average over them. Use a "
+                "TorchLearner, whose optimizer does, or train without --gpus."
+            )
         self.agent, self.learner, self.replay, self.database = agent, learner, replay, database
         self.meta, self.folder = dict(meta), folder
         self.publish_every, self.precision, self.frame_skip = publish_every, precision, frame_skip
@@ -96,9 +108,11 @@ class Trainer:
         self.state = State()
         self._lags: deque[float] = deque(maxlen=100)
         self._position, self._consumed = BEGINNING, BEGINNING  # read so far; learned from so far
+        self._furthest = BEGINNING  # that any rank has learned from
         self._caught_up = False
         self._newest_of: dict[str, int] = {}  # player -> its newest sequence number
-        self._unreported: Batch | None = None  # drawn, but the database could not be told yet
+        self._drawn: Batch | None = None  # and not learned from yet: another rank has none, or the database is lost
+        self._owed_elsewhere = 0.0  # deliveries, to the shares of the other ranks
         self._uncounted: Counter[str] = Counter()  # rejections the database does not know of yet
         self._checkpointed = -1
         self._began = time.monotonic()
@@ -109,10 +123,15 @@ class Trainer:
     def join(self, *, should_stop: Callable[[], bool] = lambda: False) -> None:
         """Creates or joins the run, takes the lease (waiting for another trainer's), restores, publishes.
 
+        Of several ranks only rank 0 does; the others call this after it, and all of them then `level`.
+
         Raises:
             SettingsError: it was asked to stop while it waited for another trainer's lease.
         """
         self.meta = self.database.create(self.meta)
+        if not towers.leads():
+            self.state = self.database.state()
+            return
         stop_count = self.database.state().stop
         while not self.database.acquire_lease(self.holder):
             self.waiting.set("another trainer, which publishes for this run")
@@ -141,9 +160,28 @@ class Trainer:
             weights, numbers = decode_weights(found[1])
             self.agent.set_weights(weights)
             self.version, self.update, self.step_count = found[0], numbers["update"], numbers["step"]
-        self._consumed = self.state.position
+        self._read_on_from(self.state.position)
+
+    def _read_on_from(self, position: str) -> None:
+        self._consumed = self._furthest = position
         if isinstance(self.replay.sampler, Fresh):
-            self._position = self._consumed  # at most once: what was consumed is not even read
+            self._position = position  # at most once: what was consumed is not even read
+
+    def level(self) -> None:
+        """Every rank takes over what rank 0 has learned so far. Does nothing where there is only one."""
+        if towers.size() == 1:
+            return
+        buffer = io.BytesIO()
+        if towers.leads():
+            torch.save({
+                "learner": self.learner.state_dict(), "update": self.update, "step": self.step_count,
+                "version": self.version, "episodes": self.episodes, "consumed": self._consumed,
+            }, buffer)  # fmt: skip
+        leaders = torch.load(io.BytesIO(towers.from_leader(buffer.getvalue())), map_location="cpu", weights_only=True)
+        self.learner.load_state_dict(leaders["learner"])
+        self.update, self.step_count, self.episodes = leaders["update"], leaders["step"], leaders["episodes"]
+        self.version = leaders["version"]
+        self._read_on_from(leaders["consumed"])
 
     def leave(self) -> None:
         """Saves, and tells the others."""
@@ -183,24 +221,13 @@ class Trainer:
         return len(entries)
 
     def step(self) -> bool:
-        """One update, if data allows; else False, and `waiting` says why."""
-        if not self._caught_up:
-            self.waiting.set("the stored sessions to be read")
-            return False
-        with self.stages("sample"):
-            length, burn_in = self.learner.length, self.learner.burn_in
-            batch = self._unreported or self.replay.sample(self.update, length=length, burn_in=burn_in)
-        if batch is None:
-            self.waiting.set(self.replay.waits_for())
-            return False
-        self._consumed = max(self._consumed, self.replay.newest_delivered, key=order)
-        try:
-            self.report()  # before the update: a session is never learned from twice by accident
-        except DatabaseLost as error:
-            self._unreported, self.worker.error = batch, str(error)
-            self.waiting.set("the database")
-            return False
-        self._unreported = None
+        """One update, if data allows on every rank; else False, and `waiting` says why."""
+        self._drawn = self._drawn or self._draw()
+        with self.stages("agree"):
+            if not (self._all_have_drawn() and self._consumption_is_known()):
+                return False
+        batch, self._drawn = self._drawn, None
+        assert batch is not None
         self.waiting.set("")
         with self.stages("update"), self._autocast():
             self.metrics = self.learner.train_step(batch)
@@ -209,6 +236,43 @@ class Trainer:
         self._lags.append(self.replay.lag)
         self.update += 1
         self.update_rate.add(1)
+        return True
+
+    def _draw(self) -> Batch | None:
+        if not self._caught_up:
+            self.waiting.set("the stored sessions to be read")
+            return None
+        with self.stages("sample"):
+            length, burn_in = self.learner.length, self.learner.burn_in
+            batch = self.replay.sample(self.update, length=length, burn_in=burn_in)
+        if batch is None:
+            self.waiting.set(self.replay.waits_for())
+        self._consumed = max(self._consumed, self.replay.newest_delivered, key=order)
+        return batch
+
+    def _all_have_drawn(self) -> bool:
+        """Whether every rank has a batch. Collective; brings everyone's books along."""
+        ranks = towers.exchange(self._drawn is not None, self.replay.debt, *order(self._consumed))
+        ready, debts = [row[0] for row in ranks], [row[1] for row in ranks]
+        # players are held back only when the poorest rank has enough, or it would wait for ever
+        owed = sum(debts) if self.replay.flow.reuse is None else len(debts) * min(debts)
+        self._owed_elsewhere = owed - debts[towers.rank()]
+        self._furthest = max(("-".join(str(int(part)) for part in row[2:]) for row in ranks), key=order)
+        if self._drawn is not None and not all(ready):
+            self.waiting.set(f"rank {ready.index(0)}, which waits for sessions of its own")
+        return all(ready)
+
+    def _consumption_is_known(self) -> bool:
+        """Tells the database, before the update: a session is never learned from twice by accident. Collective."""
+        lost = False
+        if towers.leads():
+            try:
+                self.report()
+            except DatabaseLost as error:
+                lost, self.worker.error = True, str(error)
+        if towers.anywhere(lost):
+            self.waiting.set("the database")
+            return False
         return True
 
     def _take(self, position: str, blob: bytes) -> None:
@@ -226,7 +290,10 @@ class Trainer:
         while len(self._newest_of) > PLAYERS_KNOWN:
             del self._newest_of[next(iter(self._newest_of))]
         seen = order(position) <= order(self._consumed)  # before a restart
-        self.replay.add(session, position=position, update=self.update, seen=seen)
+        if towers.is_mine(player, sequence):
+            self.replay.add(session, position=position, update=self.update, seen=seen)
+        else:
+            self.replay.forget(1)  # another rank's
         if seen:
             return
         steps = int(session.alive.sum())
@@ -271,42 +338,51 @@ class Trainer:
                 raise
 
     def report(self) -> None:
-        """The numbers by which players know whether to go on, and how data is used."""
-        flow = self.replay.flow
-        delivered = {"delivered": self.replay.delivered} if self._caught_up else {}  # else the database knows better
+        """The numbers by which players know whether to go on, and how data is used; of all ranks together."""
+        flow, ranks = self.replay.flow, towers.size()
+        delivered = {"delivered": self.delivered} if self._caught_up else {}  # else the database knows better
         self.database.report(
-            **delivered, position=self._consumed, update=self.update, step=self.step_count,
-            reuse=flow.reuse or 1.0, allowance=flow.allowance, capacity=flow.buffer_size,
+            **delivered, position=self._furthest, update=self.update, step=self.step_count, reuse=flow.reuse or 1.0,
+            allowance=flow.allowance and flow.allowance * ranks, capacity=flow.buffer_size * ranks,
         )  # fmt: skip
 
     def beat(self) -> State:
         """A heartbeat, and what was rejected since the last."""
         worker = self.worker
-        if self._uncounted:
+        if self._uncounted and towers.leads():  # every rank rejects the same
             counts, self._uncounted = self._uncounted, Counter()
             self.database.count(**counts)
         worker.uptime = time.monotonic() - self._began
         worker.steps, worker.steps_per_second = self.step_count, self.step_rate.per_second()
-        worker.version, worker.lag = self.version, self.lag
+        worker.version, worker.lag = self.version if towers.leads() else self.state.version, self.lag
         worker.waits_for, worker.waits_seconds = self.waiting.reason, self.waiting.seconds
         return self.database.beat(worker)
 
     def _rejoin(self) -> None:
         """The run vanished (an empty server, a `clear`): makes it again; the training loop publishes when it can."""
-        logger.warning("the run is gone from the database; publishing it again.")
-        self.database.create({key: value for key, value in self.meta.items() if key != "epoch"})
-        self.database.acquire_lease(self.holder)
+        if towers.leads():
+            logger.warning("the run is gone from the database; publishing it again.")
+            self.database.create({key: value for key, value in self.meta.items() if key != "epoch"})
+            self.database.acquire_lease(self.holder)
         state = self.database.state()
+        if not state.epoch:  # until rank 0 has made it
+            return
         self.version = max(self.version, state.version)
-        self._position = self._consumed = BEGINNING
+        self._position = self._consumed = self._furthest = BEGINNING
         self.replay.forget_positions()
         self._newest_of.clear()
         self._caught_up = False
-        self.report()
-        self.must_publish = True
+        if towers.leads():
+            self.report()
+            self.must_publish = True
         self.state = state  # last: had the database been lost on the way, all of it is done again
 
     # -- numbers ------------------------------------------------------------------------------------------------
+
+    @property
+    def delivered(self) -> float:
+        """Deliveries so far by all ranks, as the players' allowance counts them."""
+        return self.replay.delivered - self._owed_elsewhere
 
     @property
     def lag(self) -> float:
@@ -325,7 +401,7 @@ class Trainer:
             "play/length": float(np.mean(self.lengths)) if self.lengths else None,
             "play/episodes": self.episodes, "play/steps_per_second": self.step_rate.per_second(),
             "train/updates_per_second": self.update_rate.per_second(),
-            "replay/sessions": len(replay), "replay/bytes_per_session": replay.nbytes // replay.flow.buffer_size, "replay/lag": self.lag, "replay/reuse": replay.delivered / received,
+            "replay/sessions": len(replay), "replay/bytes_per_session": replay.nbytes // replay.flow.buffer_size, "replay/lag": self.lag, "replay/reuse": self.delivered / received,
             "replay/rejected": sum(self.rejected.values()), **{f"replay/{name}": n for name, n in replay.dropped.items()},
             **{f"time/{name}": share for name, share in self.stages.take().items()},
             **losses,

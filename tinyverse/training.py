@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from tinyverse import loader, machine, monitor
+from tinyverse import loader, machine, monitor, towers
 from tinyverse.agent import Agent
 from tinyverse.asked import Asked, positive, stop_on_signals
 from tinyverse.database import Database
-from tinyverse.errors import RunConflict, SettingsError
+from tinyverse.errors import DatabaseLost, RankLost, RunConflict, SettingsError, TinyverseError
 from tinyverse.experiment import Experiment
 from tinyverse.loop import train
 from tinyverse.playing import check_device, precision_of
@@ -44,16 +44,39 @@ class Learning:
     compile: bool = False
     profile: bool = False
     minutes: float | None = None
+    gpus: int | None = None  # ranks on this machine; with device "cpu", on its cores
     resume: bool | None = None  # True: --resume, False: --fresh, None: whatever there is
     save_every: float = 60.0
 
 
 def do_train(asked: Asked, learning: Learning) -> Trainer:
-    """Learns from what players push, and publishes."""
-    check_learning(learning)
-    asked.load()
-    with asked.connected() as database, stop_on_signals() as should_stop:
-        return train_run(asked, learning, database, should_stop)
+    """Learns from what players push, and publishes; as one of several ranks where a launcher started it."""
+    try:
+        with towers.joined(learning.device) as device:
+            again = towers.restarted() or not towers.leads()  # --fresh and --resume were for rank 0, and for once
+            learning = dataclasses.replace(learning, device=device, resume=None if again else learning.resume)
+            asked = dataclasses.replace(asked, quiet=asked.quiet or not towers.leads())
+            check_learning(learning)
+            asked.load()
+            with asked.connected() as database, stop_on_signals() as should_stop:
+                return train_run(asked, learning, database, should_stop)
+    except (RankLost, DatabaseLost):
+        raise
+    except TinyverseError:
+        towers.give_up()
+        raise
+
+
+def launch(asked: Asked, learning: Learning, ranks: int, words: list[str]) -> None:
+    """Starts the command `words` as so many ranks on this machine, and again from the checkpoint where one dies."""
+    check_learning(dataclasses.replace(learning, device="cpu"))  # this process needs no GPU
+    asked.load()  # what is wrong is said once, and before anything is started
+    if learning.device != "cpu" and (there := cuda_devices()) < ranks:
+        raise SettingsError(f"--gpus {ranks}: this machine has {there}. Give fewer, or --device cpu for its cores.")
+    if url := asked.server(start=True):
+        os.environ["TINYVERSE_REDIS_URL"] = url  # one server for all; its password is seen by nobody here
+    os.environ.update(machine.python_path())
+    towers.launch(words, ranks)
 
 
 def train_run(
@@ -63,20 +86,23 @@ def train_run(
     should_stop: Callable[[], bool],
     show: Callable[[dict[str, Any]], Any] | None = None,
 ) -> Trainer:
-    machine.set_threads(learning.threads or max(1, machine.cores() - 1))
+    machine.set_threads(learning.threads or max(1, (machine.cores() - 1) // towers.neighbours()))
     should_stop = or_after(learning.minutes, should_stop)
-    trainer, _ = make_trainer(asked, learning, database)
-    trainer.join(should_stop=should_stop)
-    log = monitor.TrainLog(trainer.row, asked.folder, database)
+    with towers.leader_first():
+        trainer, _ = make_trainer(asked, learning, database)
+        trainer.join(should_stop=should_stop)
+    trainer.level()
+    log = monitor.TrainLog(trainer.row, asked.folder, database) if towers.leads() else None
     asked.say(f"training run {asked.run} from update {trainer.update:,}, into {asked.folder.path}/")
     render = (lambda: show(monitor.gather(database, asked.run))) if show else None
     with (
-        profiled(asked, learning.profile),
+        profiled(asked, learning.profile and towers.leads()),
         monitor.Progress(lambda: trainer_line(trainer), render, quiet=asked.quiet) as progress,
     ):
 
         def turn() -> None:
-            log.turn()
+            if log:
+                log.turn()
             progress.turn()
 
         try:
@@ -87,7 +113,8 @@ def train_run(
             monitor.log_error(database, trainer.worker, error)
             raise
         finally:
-            log.close()
+            if log:
+                log.close()
     return trainer
 
 
@@ -96,13 +123,13 @@ def make_trainer(asked: Asked, learning: Learning, database: Database) -> tuple[
     folder = asked.folder
     if learning.resume is False:
         start_fresh(asked, database)
-    meta, kept = database.meta(), folder.settings()
+    meta, kept = database.meta(), folder.settings() if towers.leads() else {}
     if learning.resume and not kept:
         raise SettingsError(f"--resume: there is nothing in {folder.path}/ to go on from. Leave it out to start.")
     for agreed in (agreed_of(meta), kept):
         check_agreed(asked.run, agreed, asked.title, asked.given)
     settings = asked.resolved((agreed_of(meta) or kept).get("settings", {}))
-    seed = asked.fresh_seed()
+    seed = asked.fresh_seed() + towers.rank()  # each draws others; the weights are rank 0's
     _seed_everything(seed)
     experiment = loader.build(asked.module, settings)
     agent = experiment.agent()
@@ -121,14 +148,15 @@ def make_trainer(asked: Asked, learning: Learning, database: Database) -> tuple[
         reuse=experiment.reuse if learning.reuse is None else learning.reuse,
         max_lag=experiment.max_lag if learning.max_lag is None else learning.max_lag,
         min_sessions=experiment.min_sessions if learning.min_sessions is None else learning.min_sessions,
-    )
+    ).shared(towers.size())
     replay = Replay(spec, flow, sampler, device=learning.device, seed=seed)
     trainer = Trainer(
-        agent, learner, replay, database, agreement(asked.title, settings, spec), folder=folder,
+        agent, learner, replay, database, agreement(asked.title, settings, spec), folder=folder if towers.leads() else None,
         publish_every=learning.publish_every or experiment.publish_every,
         precision=precision_of(learning.precision or experiment.precision, learning.device), frame_skip=experiment.frame_skip,
     )  # fmt: skip
-    folder.write_settings({"experiment": asked.title, "settings": settings, "seed": seed, "argv": sys.argv[1:]})
+    if towers.leads():
+        folder.write_settings({"experiment": asked.title, "settings": settings, "seed": seed, "argv": sys.argv[1:]})
     return trainer, experiment
 
 
@@ -193,9 +221,15 @@ def or_after(minutes: float | None, should_stop: Callable[[], bool]) -> Callable
 def check_learning(learning: Learning) -> None:
     positive(
         batch=learning.batch, updates=learning.updates, publish_every=learning.publish_every,
-        buffer_size=learning.buffer_size, threads=learning.threads,
+        buffer_size=learning.buffer_size, threads=learning.threads, gpus=learning.gpus,
     )  # fmt: skip
     check_device(learning.device)
+
+
+def cuda_devices() -> int:
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def _seed_everything(seed: int) -> None:

@@ -95,7 +95,7 @@ class A2C(TorchLearner):
         if self.normalize_advantages:
             advantages = losses.normalize(advantages, mask)
 
-        weights, rows = mask * batch.weights, mask.sum().clamp(min=1)
+        weights, rows = mask * batch.weights, losses.count(mask)
         policy_loss = losses.policy_gradient(policy.log_prob(batch.actions), advantages, weights) / rows
         value_loss = losses.value(values[:-1], targets, weights) / rows
         entropy_loss = losses.entropy(entropies, weights) / rows

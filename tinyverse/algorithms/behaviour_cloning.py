@@ -60,7 +60,7 @@ class BehaviourCloning(TorchLearner):
         network, mask = self.agent.network, self.mask(batch)
         outputs, _ = network(batch.observations, batch.initial_memory, batch.first)
         policy = network.distribution(nest.map(lambda rows: rows[:-1], outputs.policy))
-        weights, rows, entropies = mask * batch.weights, mask.sum().clamp(min=1), policy.entropy()
+        weights, rows, entropies = mask * batch.weights, losses.count(mask), policy.entropy()
         imitation = -losses.masked_sum(policy.log_prob(batch.actions), weights) / rows
         loss = imitation + self.entropy_cost * losses.entropy(entropies, weights) / rows
         metrics = {

@@ -93,7 +93,7 @@ class DQN(TorchLearner):
         chosen = online[:-1].gather(-1, actions[..., None])[..., 0]
 
         mask = batch.mask[rows]
-        loss = losses.huber(chosen, targets, mask * batch.weights) / mask.sum().clamp(min=1)
+        loss = losses.huber(chosen, targets, mask * batch.weights) / losses.count(mask)
         errors, chosen = (targets - chosen).detach(), chosen.detach()
         return loss, {
             "loss/total": loss.detach(),

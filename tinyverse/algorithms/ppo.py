@@ -116,7 +116,7 @@ class PPO(TorchLearner):
         log_rhos = policy.log_prob(batch.actions) - batch.extras["behaviour_log_prob"]
         clip = self.clip * self.optimizer.remaining
 
-        share = mask / mask.sum().clamp(min=1)  # of a row in the mean
+        share = mask / losses.count(mask)  # of a row in the mean
         policy_loss = losses.clipped_policy_gradient(log_rhos, advantages, share, clip, bound=None)
         value_loss = losses.clipped_value(values, old_values, targets, share, self.value_clip)
         loss = policy_loss + self.value_cost * value_loss

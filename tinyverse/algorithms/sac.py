@@ -58,6 +58,8 @@ class SAC(Learner):
         SettingsError: the agent's network is no `SquashedActor`, or a number is out of its range.
     """
 
+    towered = True
+
     def __init__(
         self,
         agent: TorchAgent,
@@ -140,7 +142,7 @@ class SAC(Learner):
             actions=self.agent.network.unit(batch.actions),
             rewards=batch.rewards * self.reward_scale,
             discounts=batch.discounts(self.discount),
-            share=batch.mask * batch.weights / batch.mask.sum().clamp(min=1),
+            share=batch.mask * batch.weights / losses.count(batch.mask),
         )
 
     def critic_loss(self, rows: Rows) -> tuple[Tensor, dict[str, Tensor]]:

@@ -84,7 +84,7 @@ class VTrace(TorchLearner):
         if self.normalize_advantages:
             advantages = losses.normalize(advantages, mask)
 
-        weights, rows = mask * batch.weights, mask.sum().clamp(min=1)
+        weights, rows = mask * batch.weights, losses.count(mask)
         if self.surrogate_clip is None:
             policy_loss = losses.policy_gradient(log_probs, advantages, weights) / rows
         else:
