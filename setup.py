@@ -5,6 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ATARI = ["ale-py>=0.11"]  # GPL-2.0, therefore only as an extra; ROMs are inside
+HUMAN = ["pygame-ce>=2.5"]  # a window and a keyboard
 MUJOCO = ["gymnasium[mujoco]>=1.1"]
 ONNX = ["onnx>=1.16", "onnxruntime>=1.18"]  # to export, and to run what was exported
 BOX2D = ["gymnasium[box2d]>=1.1"]
@@ -44,6 +45,7 @@ setup(
     ],
     extras_require={
         "atari": ATARI,
+        "human": HUMAN,
         "mujoco": MUJOCO,
         "onnx": ONNX,
         "box2d": BOX2D,
@@ -51,7 +53,7 @@ setup(
         "vizdoom": VIZDOOM,
         "jax": JAX,
         "dev": DEV,
-        "all": [*ATARI, *MINIGRID, *(f'{package}; python_version < "3.14"' for package in BOX2D), *DEV],
+        "all": [*ATARI, *HUMAN, *MINIGRID, *(f'{package}; python_version < "3.14"' for package in BOX2D), *DEV],
     },
     entry_points={"console_scripts": ["tinyverse = tinyverse.cli:main"]},
 )

@@ -57,4 +57,5 @@ def make_experiment(learning_rate=3e-3, entropy_cost=0.02, unroll_length=9, game
     return Experiment(
         make_env=make_env, make_agent=make_agent, make_learner=make_learner,
         unroll_length=unroll_length, games=games, batch=games, publish_every=1,
+        keys={"left": 0, "": 1, "right": 2},
     )  # fmt: skip

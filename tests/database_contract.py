@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tinyverse.database import BEGINNING, LOG_KEPT, WEIGHTS_KEPT, Database, State, Worker, new_holder
+from tinyverse.database import BEGINNING, ERRORS_KEPT, LOG_KEPT, WEIGHTS_KEPT, Database, State, Worker, new_holder
 from tinyverse.errors import LeaseLost
 
 HERE = socket.gethostname()
@@ -76,7 +76,7 @@ class DatabaseContract:
         assert database.meta() == {} and database.counters() == {}
         assert database.read(BEGINNING, 10) == ([], State())
         assert database.get_weights() is None and database.get_weights(version=0) is None
-        assert database.workers() == database.episodes() == database.metrics() == []
+        assert database.workers() == database.episodes() == database.metrics() == database.errors() == []
         assert database.size() == {"sessions": 0, "bytes": 0}
 
     def test_the_first_creator_wins(self, database: Database) -> None:
@@ -109,7 +109,7 @@ class DatabaseContract:
         assert database.state() == State(epoch=epoch, version=4, update=5, step=6, capacity=3, stop=1)
         assert database.get_weights() == (4, b"four") and database.meta() == meta
         assert read_all(database) == [] and database.counters() == {}
-        assert database.workers() == database.episodes() == database.metrics() == []
+        assert database.workers() == database.episodes() == database.metrics() == database.errors() == []
         database.put_weights(b"five", 5, holder=ME)
 
     def fill(self, database: Database) -> str:
@@ -121,6 +121,7 @@ class DatabaseContract:
         database.put_weights(b"four", 4, holder=ME, update=5, step=6)
         database.count(rejected=1)
         database.log_metrics({"loss": 1.0})
+        database.log_error({"error": "no"})
         database.ask_stop()
         return epoch
 
@@ -366,6 +367,18 @@ class DatabaseContract:
             database.log_metrics({"loss/policy": number * 0.1, "update": number})
         assert database.metrics() == [{"loss/policy": number * 0.1, "update": number} for number in range(3)]
         assert [row["update"] for row in database.metrics(limit=2)] == [1, 2] and database.metrics(limit=0) == []
+
+    def test_the_newest_sessions(self, database: Database) -> None:
+        assert database.newest(3) == []
+        database.append([bytes([number]) for number in range(150)])
+        entries = database.read("0-0", 1000)[0]
+        assert database.newest(3) == entries[-3:] and database.newest(1000) == entries
+
+    def test_errors(self, database: Database) -> None:
+        for number in range(ERRORS_KEPT + 5):
+            database.log_error({"error": f"ü {number}", "traceback": "a\nb"})
+        assert [row["error"] for row in database.errors(2)] == [f"ü {ERRORS_KEPT + 3}", f"ü {ERRORS_KEPT + 4}"]
+        assert len(database.errors(1000)) == ERRORS_KEPT and database.errors(0) == []
 
     def test_the_logs_are_bounded(self, database: Database) -> None:
         database.append([], episodes=[{"n": number} for number in range(LOG_KEPT + 3)])

@@ -172,3 +172,10 @@ def test_without_ale_py_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "ale_py", None)
     with pytest.raises(ExperimentError, match=re.escape('pip install "tinyverse[atari]"')):
         atari_pool("pong", 1)
+
+
+def test_people_play_with_arrows_and_space():
+    keys = atari_env("breakout").get_keys_to_action()
+    assert keys == {(): 0, ("space",): 1, ("right",): 2, ("left",): 3}
+    every = atari_env("pong", full_action_space=True).get_keys_to_action()
+    assert len(every) == 18 and ("up", "left", "space") in every

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from tinyverse import cli, judging, playing, redis_server, tidying, together, training
+from tinyverse import cli, judging, looking, playing, redis_server, tidying, together, training
 from tinyverse.evaluator import Evaluation
 from tinyverse.weights_file import WeightsFile
 
@@ -127,10 +127,13 @@ def swap_with_spy(monkeypatch: pytest.MonkeyPatch, where: Any, name: str, return
 # -- words ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("verb", cli.VERBS)
+SESSIONS = [f"sessions {verb}" for verb in ("ls", "show", "video", "export", "import")]
+
+
+@pytest.mark.parametrize("verb", [verb for verb in cli.VERBS if verb != "sessions"] + SESSIONS)
 def test_help_of_every_verb_has_an_example(tinyverse: Tinyverse, verb: str) -> None:
     for word in ("--help", "-h"):
-        said = tinyverse("catch", verb, word)
+        said = tinyverse("catch", *verb.split(), word)
         assert said.code == 0 and not said.err
         assert "Example: tinyverse " in said.out and f" {verb}" in said.out
         for option in ("--redis", "--host", "--port", "--password", "--database", "--name", "--key-prefix", "--seed",
@@ -139,12 +142,13 @@ def test_help_of_every_verb_has_an_example(tinyverse: Tinyverse, verb: str) -> N
 
 
 OPTIONS = {
-    "play": "-b -n -s --cores --device --precision",
+    "play": "-b -n -s --cores --device --precision --human --fps",
     "train": "-b -n -s --buffer-size --reuse --max-lag --min-sessions --device --precision --threads --compile --profile --resume --fresh",
     "eval": "-n -b -j --greedy --render --weights --video --no-video --every --device --json",
     "run": "--players --games -b -n -s --buffer-size --reuse --resume --fresh",
     "local": "--games -b -n -s --buffer-size --reuse --resume --fresh",
-    "info": "--watch --json",
+    "info": "--watch --errors --json",
+    "doctor": "--json",
     "clear": "--yes --keep-weights --force --stop",
 }  # fmt: skip
 
@@ -165,6 +169,41 @@ def test_help_names_every_verb_and_example(tinyverse: Tinyverse) -> None:
     assert tinyverse().code == 2
     assert tinyverse("--version").out.startswith("tinyverse 0.")
     assert tinyverse("server", "--help").code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "function", "given", "options"),
+    [
+        (["ls", "-n", 5, "--human", "--json"], "do_list", [], {"limit": 5, "human": True, "as_json": True}),
+        (["show", "1-0", "--values"], "do_show", ["1-0"], {"values": True, "as_json": False}),
+        (["show"], "do_show", [None], {"values": False, "as_json": False}),
+        (["video", "1-0", "--fps", 5], "do_film", ["1-0"], {"fps": 5.0}),
+        (["import", "a.json"], "do_import", [Path("a.json")], {}),
+    ],
+)
+def test_sessions_hands_on_what_was_asked(
+    tinyverse: Tinyverse,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[Any],
+    function: str,
+    given: list[Any],
+    options: Any,
+) -> None:
+    calls = swap_with_spy(monkeypatch, looking, function, 7)
+    assert tinyverse("catch", "sessions", *words).code == 0
+    (((asked, *rest), named),) = calls
+    assert (asked.experiment, rest, named) == ("catch", given, options)
+
+
+def test_sessions_are_exported_and_imported_by_the_command(run: Tinyverse, tinyverse: Tinyverse) -> None:
+    run("train", "--minutes", 0, "-q")
+    run("play", "-n", 2, "-b", 3, "-q")
+    name = ["--name", run.name]  # type: ignore[attr-defined]
+    assert tinyverse("catch", "sessions", "export", "a.json", *name).out == "6 sessions in 1 shards: a.json\n"
+    assert "6 sessions imported into run" in tinyverse("catch", "sessions", "import", "a.json", *name).out
+    assert len(json.loads(tinyverse("catch", "sessions", "ls", "--json", *name).out)) == 12
+    assert "--human" in tinyverse("catch", "play", "--human", "-b", 2, *name).err
+    assert tinyverse("catch", "play", "--fps", 5, *name).code == 2
 
 
 @pytest.mark.parametrize("words", [["play", "catch"], ["catch", "play"]])

@@ -18,10 +18,12 @@ from tinyverse.run import RunFolder, agreement
 KEYS = {
     "run", "experiment", "settings", "epoch", "version", "update", "step", "inserted", "delivered", "sessions", "bytes",
     "capacity", "reuse", "mean_return", "episodes", "workers", "counters", "metrics", "evaluation",
+    "human_sessions", "human_return", "errors", "reuse_wanted", "compression", "steps_per_second", "frames_per_second",
+    "sessions_per_second", "curve", "waits", "bottleneck",
 }  # fmt: skip
 WORKER_KEYS = {
     "id", "role", "host", "pid", "games", "steps", "steps_per_second", "version", "lag", "sessions", "dropped", "uptime",
-    "waits_for", "waits_seconds", "error", "seen",
+    "waits_for", "waits_seconds", "error", "seen", "frame_skip", "stages",
 }  # fmt: skip
 
 

@@ -215,7 +215,7 @@ def test_a_player_waits_at_the_allowance_and_goes_on_when_sessions_are_delivered
     player, courier = a_player(database, games=2)
     with playing(player, courier):
         until(lambda: any("deliveries behind" in w.waits_for for w in database.workers()))
-        assert database.state().inserted == 8  # begun at a debt of 6, which is allowed
+        until(lambda: database.state().inserted == 8)  # begun at a debt of 6, which is allowed
         assert courier.may_play() is False
         database.report(delivered=2)
         until(lambda: database.state().inserted == 10)
@@ -225,6 +225,15 @@ def test_a_player_waits_at_the_allowance_and_goes_on_when_sessions_are_delivered
         until(lambda: any("deliveries behind" in w.waits_for for w in database.workers()))
         assert database.state().inserted == 18
     courier.close()
+
+
+def test_heartbeats_say_what_a_players_time_goes_into(database):
+    publish(database, 0)
+    player, courier = a_player(database, games=2)
+    with playing(player, courier):
+        (stages,) = until(lambda: [worker.stages for worker in database.workers() if worker.stages])
+    courier.close()
+    assert set(stages) == {"environment", "act"} and 0 < sum(stages.values()) <= 1
 
 
 def test_sessions_on_their_way_count_against_the_allowance(database):

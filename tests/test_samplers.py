@@ -105,7 +105,7 @@ def test_mixed_draws_the_rest_uniformly():
 
 @pytest.mark.parametrize("fresh", [0, 1, -0.5, 2, float("nan")])
 def test_shares_that_make_no_sense_are_refused(fresh):
-    with pytest.raises(SettingsError, match="share between 0 and 1"):
+    with pytest.raises(SettingsError, match="shares between 0 and 1"):
         Mixed(fresh)
 
 

@@ -31,6 +31,7 @@ class Batch:
     lag: torch.Tensor  # [B] updates since the weights that played the slice
     slots: torch.Tensor  # [B] the sessions' numbers in the replay, whose slots they go round; priorities go back by it
     burn_in: int = 0
+    human: torch.Tensor | None = None  # [B] bool: a person played the slice; None: nobody knows
 
     @functools.cached_property
     def first(self) -> torch.Tensor:
@@ -53,10 +54,11 @@ class Batch:
         """The slices at these places."""
 
         def cut(name: str) -> nest.Tree:
-            leading = name in ("initial_memory", "weights", "lag", "slots")  # [B, …]; the others are [T, B, …]
+            leading = name in ("initial_memory", "weights", "lag", "slots", "human")  # [B, …]; the others are [T, B, …]
             return nest.map(lambda leaf: leaf[which] if leading else leaf[:, which], getattr(self, name))
 
-        names = [field.name for field in dataclasses.fields(self) if field.name != "burn_in"]
+        names = {field.name for field in dataclasses.fields(self)} - {"burn_in"}
+        names -= set() if self.human is not None else {"human"}
         return dataclasses.replace(self, **{name: cut(name) for name in names})
 
     def discounts(self, discount: float) -> torch.Tensor:

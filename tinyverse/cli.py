@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tinyverse.asked import Asked
     from tinyverse.training import Learning
 
-VERBS = ("play", "train", "eval", "export", "run", "local", "info", "check", "stop", "clear")
+VERBS = ("play", "train", "eval", "export", "run", "local", "info", "check", "sessions", "doctor", "stop", "clear")
 GLOBALS = ("server",)
 Command = Callable[..., Any]
 
@@ -42,9 +42,11 @@ EXPERIMENT is a file (atari.py), a module (my.games.pong), or a packaged example
   tinyverse atari.py export FILE         the weights as plain safetensors, or as ONNX
   tinyverse catch.py local               play and train in one process, without a server
   tinyverse atari.py info                who does what, and what each waits for
+  tinyverse atari.py sessions ls         what was played: show ID, video ID, export FILE, import FILE
   tinyverse atari.py check | stop | clear
   tinyverse server start | stop | status
   tinyverse info                         the runs on the server
+  tinyverse doctor                       is everything here as it should be?
 
 Add --help after a verb for its options.
 """
@@ -104,7 +106,7 @@ def _sort_out(words: list[str]) -> tuple[str, list[str]]:
         sys.exit(0)
     if words[0].startswith("-"):
         raise click.UsageError(f"options belong behind the verb: tinyverse EXPERIMENT VERB {words[0]} …")
-    if words[0] in GLOBALS or (words[0] == "info" and (len(words) == 1 or words[1].startswith("-"))):
+    if words[0] in GLOBALS or (words[0] in ("info", "doctor") and (len(words) == 1 or words[1].startswith("-"))):
         return "", words
     if words[0] in VERBS:
         if len(words) > 1 and not words[1].startswith("-"):  # the first two words swapped
@@ -248,6 +250,8 @@ def verbs() -> None:
 )
 @click.option("--device", default="cpu", show_default=True, help="Where to act.")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), help="Of acting [the experiment's].")
+@click.option("--human", is_flag=True, help="You play, in a window; the experiment or its environment names the keys.")
+@click.option("--fps", type=float, help="Steps a second of --human [the environment's].")
 def play(asked: Asked, **options: Any) -> None:
     """Steps a batch of games and pushes sessions.
 
@@ -383,15 +387,16 @@ def export(asked: Asked, file: Path, weights: str | None) -> None:
 @verbs.command()
 @common
 @click.option("--watch", is_flag=True, help="Draw it anew each second.")
+@click.option("--errors", is_flag=True, help="The last errors that ended a worker, with their tracebacks.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def info(asked: Asked, watch: bool, as_json: bool) -> None:
+def info(asked: Asked, **options: Any) -> None:
     """Who does what, and what each waits for. Without an experiment: the runs on the server.
 
     Example: tinyverse atari.py info --watch
     """
     from tinyverse.tidying import do_info
 
-    do_info(asked, watch=watch, as_json=as_json)
+    do_info(asked, **options)
 
 
 @verbs.command()
@@ -445,6 +450,116 @@ def clear(asked: Asked, yes: bool, keep_weights: bool, force: bool, stop_server:
     print(f"removed the {what} of run {asked.run}")
     if stop_server and redis_server.stop():
         print("stopped the local server")
+
+
+@verbs.command()
+@common
+@click.option("--json", "as_json", is_flag=True, help="One JSON list.")
+def doctor(asked: Asked, as_json: bool) -> int:
+    """Looks at Python, torch, this machine, the server and, if one is named, the experiment. Exits 1 after a warning.
+
+    Example: tinyverse atari.py doctor
+    """
+    from tinyverse.doctor import do_doctor
+
+    findings = []
+    for finding in do_doctor(asked):
+        findings.append(finding)
+        if not as_json:
+            print(finding, flush=True)
+    if as_json:
+        print(
+            json.dumps(
+                [{"what": each.what, "ok": each.ok, "said": each.said, "advice": each.advice} for each in findings]
+            )
+        )
+    return 0 if all(finding.ok for finding in findings) else 1
+
+
+@verbs.group()
+def sessions() -> None:
+    """The stored sessions: as a list, a table, a film, or files.
+
+    Example: tinyverse atari.py sessions ls
+    """
+
+
+ID = click.argument("key", metavar="[ID]", required=False)
+
+
+@sessions.command(name="ls")
+@common
+@click.option("-n", "limit", type=int, default=20, show_default=True, help="How many of the newest to look at.")
+@click.option("--human", is_flag=True, help="Of these, only what people played.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON list.")
+def sessions_ls(asked: Asked, **options: Any) -> None:
+    """The newest sessions, a line each.
+
+    Example: tinyverse atari.py sessions ls -n 50
+    """
+    from tinyverse.looking import do_list
+
+    do_list(asked, **options)
+
+
+@sessions.command(name="show")
+@common
+@ID
+@click.option(
+    "--values", is_flag=True, help="Ask the experiment's agent, with the newest weights, for value and entropy."
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def sessions_show(asked: Asked, key: str | None, **options: Any) -> None:
+    """A session, the newest if no ID is given, step by step.
+
+    Example: tinyverse atari.py sessions show 1700000000000-0
+    """
+    from tinyverse.looking import do_show
+
+    do_show(asked, key, **options)
+
+
+@sessions.command(name="video")
+@common
+@ID
+@click.option("--fps", type=float, default=15.0, show_default=True, help="Steps a second.")
+def sessions_video(asked: Asked, key: str | None, fps: float) -> None:
+    """A film of what the agent saw, into ./records.
+
+    Example: tinyverse atari.py sessions video 1700000000000-0
+    """
+    from tinyverse.looking import do_film
+
+    print(f"video: {do_film(asked, key, fps=fps)}")
+
+
+@sessions.command(name="export")
+@common
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("-n", "limit", type=int, help="Of the newest so many [all].")
+@click.option("--human", is_flag=True, help="Only what people played.")
+def sessions_export(asked: Asked, file: Path, **options: Any) -> None:
+    """Stored sessions as files: FILE.json, and shards of safetensors beside it.
+
+    Example: tinyverse atari.py sessions export demos.json --human
+    """
+    from tinyverse.looking import do_export
+
+    found = do_export(asked, file, **options)
+    print(f"{len(found):,} sessions in {len(found.shards)} shards: {found.path}")
+
+
+@sessions.command(name="import")
+@common
+@click.argument("file", type=click.Path(path_type=Path))
+def sessions_import(asked: Asked, file: Path) -> None:
+    """Pushes exported sessions into the run, if all of them fit it. What its trainer has had already it passes over.
+
+    Example: tinyverse atari.py sessions import demos.json
+    """
+    from tinyverse.looking import do_import
+
+    print(f"{do_import(asked, file):,} sessions imported into run {asked.run}")
 
 
 @verbs.group()

@@ -29,6 +29,7 @@ from tinyverse.errors import LeaseLost
 BEGINNING = "0-0"  # a read position before every session
 WEIGHTS_KEPT = 3
 LOG_KEPT = 10_000  # rows of each of the two short logs: episodes and metrics
+ERRORS_KEPT = 100  # with their tracebacks
 STALE_AFTER = 15.0  # seconds without a heartbeat after which a worker counts as gone
 LEASE_SECONDS = 10.0
 REPORTED = ("update", "step", "delivered", "reuse", "allowance", "capacity", "position")  # of State, by the trainer
@@ -72,7 +73,7 @@ class Worker:
     """What a worker says of itself in each heartbeat."""
 
     id: str
-    role: str  # play, train, eval
+    role: str  # play, human, train, eval
     host: str = ""
     pid: int = 0
     games: int = 0
@@ -80,6 +81,8 @@ class Worker:
     steps_per_second: float = 0.0
     version: int = -1
     lag: float = 0.0  # in updates, mean over recent sessions
+    frame_skip: int = 1  # frames per step
+    stages: dict[str, float] = dataclasses.field(default_factory=dict)  # share of a player's time (0 … 1) in each
     sessions: int = 0
     dropped: int = 0
     uptime: float = 0.0  # seconds
@@ -138,6 +141,15 @@ class Database(abc.ABC):
         Waits up to `wait` seconds for the first one. A position that was trimmed away reads from the oldest kept; it
         is good for one epoch.
         """
+
+    def newest(self, limit: int) -> list[tuple[str, bytes]]:
+        """The newest `limit` sessions, oldest first. A database that need not read all for it overrides this."""
+        found: deque[tuple[str, bytes]] = deque(maxlen=limit)
+        after = BEGINNING
+        while entries := self.read(after, 64)[0]:
+            found.extend(entries)
+            after = entries[-1][0]
+        return list(found)
 
     # -- weights ------------------------------------------------------------------------------------------------
 
@@ -201,6 +213,13 @@ class Database(abc.ABC):
     def metrics(self, limit: int = 100) -> list[dict[str, Any]]:
         """The newest rows of the trainer's log, oldest first."""
 
+    def log_error(self, row: Mapping[str, Any]) -> None:  # noqa: B027
+        """Keeps what ended a worker: role, host, pid, error, traceback. A database may leave it out."""
+
+    def errors(self, limit: int = 10) -> list[dict[str, Any]]:
+        """The newest errors logged, oldest first."""
+        return []
+
     @abc.abstractmethod
     def size(self) -> dict[str, int]:
         """`sessions` kept and the `bytes` they take (an estimate)."""
@@ -227,6 +246,7 @@ class MemoryDatabase(Database):
         self._counters: dict[str, int] = {}
         self._episodes: deque[dict[str, Any]] = deque(maxlen=LOG_KEPT)
         self._metrics: deque[dict[str, Any]] = deque(maxlen=LOG_KEPT)
+        self._errors: deque[dict[str, Any]] = deque(maxlen=ERRORS_KEPT)
 
     def create(self, meta: Mapping[str, str]) -> dict[str, str]:
         with self._changed:
@@ -338,6 +358,14 @@ class MemoryDatabase(Database):
     def metrics(self, limit: int = 100) -> list[dict[str, Any]]:
         with self._changed:
             return list(self._metrics)[-limit:] if limit > 0 else []
+
+    def log_error(self, row: Mapping[str, Any]) -> None:
+        with self._changed:
+            self._errors.append(dict(row))
+
+    def errors(self, limit: int = 10) -> list[dict[str, Any]]:
+        with self._changed:
+            return list(self._errors)[-limit:] if limit > 0 else []
 
     def size(self) -> dict[str, int]:
         with self._changed:

@@ -6,6 +6,7 @@
     ├── SettingsError       options that are wrong, or that cannot work together
     ├── ExperimentError     the experiment module cannot be used as it stands
     ├── NoWeights           nothing was learned in this run yet
+    ├── WindowClosed        a person who plays has closed the window
     ├── ServerError         no database server could be found or started
     ├── RankLost            another process of the same trainer is gone
     └── DatabaseError       the database answered no
@@ -39,6 +40,10 @@ class ExperimentError(TinyverseError):
 
 class NoWeights(TinyverseError):
     """Raised when a run has no weights yet, neither in the database nor on disk."""
+
+
+class WindowClosed(TinyverseError):
+    """Raised where a person's next action is wanted, but they have left; what they had not finished is not pushed."""
 
 
 class ServerError(TinyverseError):

@@ -18,7 +18,7 @@ import numpy as np
 from tinyverse import nest
 from tinyverse.agent import Agent, Weights
 from tinyverse.envs.pool import Pool, pool_of
-from tinyverse.envs.video import VideoWriter
+from tinyverse.envs.video import VideoWriter, picture
 from tinyverse.errors import ExperimentError
 from tinyverse.experiment import Experiment
 from tinyverse.machine import set_threads
@@ -183,7 +183,7 @@ class _Camera:
         if not self._open:
             return
         try:
-            frame = self._frame(observations)
+            frame = picture(observations, self._env)
             if frame is None:
                 self._open, self.note = (
                     False,
@@ -205,12 +205,3 @@ class _Camera:
 
     def cut(self) -> None:
         self._open = False
-
-    def _frame(self, observations: nest.Tree) -> np.ndarray | None:
-        if self._env is not None and getattr(self._env, "render_mode", None) == "rgb_array":
-            return np.asarray(self._env.render())
-        for leaf in nest.leaves(observations):
-            if leaf.dtype == np.uint8 and leaf.ndim in (3, 4):
-                frame = leaf[0]
-                return frame[-1] if frame.ndim == 3 and frame.shape[-1] not in (1, 3) else frame
-        return None

@@ -31,6 +31,8 @@ class Experiment:
     make_pool(num_games)            instead of it, or beside it: a native vector environment for playing; an argument
                                     `num_threads` is passed if it takes one: cores to step on (`play --cores`)
     make_agent(observation_space, action_space)     an Agent
+    keys                            for `play --human`: {"left": 0, "right+space": 3, …, "": what no key means}; keys by
+                                    pygame's names, actions as the environment takes them
     make_learner(agent)             a Learner; or train_step(agent, batch) -> metrics, which gets one around it
 
     and how data is used, each with a command-line option of its name that overrides it:
@@ -48,6 +50,7 @@ class Experiment:
     publish_every: int = 10  # updates between two publications
     precision: str = "fp32"  # or "bf16", or "auto": bf16 where the device multiplies it itself
     frame_skip: int = 1  # environment frames per step, for display only
+    keys: Mapping[str, Any] | None = None  # None: those the environment names (`get_keys_to_action`)
     realtime: bool = False  # the environment's clock does not wait for the trainer
 
     make_pool: Callable[[int], Any] | None = None

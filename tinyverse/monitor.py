@@ -13,6 +13,7 @@ import dataclasses
 import json
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,7 +23,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from tinyverse.database import Database
+from tinyverse import explain
+from tinyverse.database import Database, Worker
 from tinyverse.errors import DatabaseError
 from tinyverse.run import RunFolder
 from tinyverse.timing import Ticker
@@ -35,8 +37,11 @@ def gather(database: Database, name: str) -> dict[str, Any]:
     """All that is known of a run. Never builds an environment."""
     meta, state, size = database.meta(), database.state(), database.size()
     episodes, rows = database.episodes(RECENT), database.metrics(ROWS)
-    returns = [episode["return"] for episode in episodes]
-    return {
+    metrics = [row for row in rows if "eval/return" not in row]
+    returns = [episode["return"] for episode in episodes if not episode.get("human")]
+    human = [episode["return"] for episode in episodes if episode.get("human")]
+    counters = database.counters()
+    facts = {
         "run": name,
         "experiment": meta.get("experiment"),
         "settings": json.loads(meta["settings"]) if meta else {},
@@ -46,9 +51,12 @@ def gather(database: Database, name: str) -> dict[str, Any]:
         "reuse": state.delivered / state.inserted if state.inserted else None,
         "mean_return": sum(returns) / len(returns) if returns else None, "episodes": len(returns),
         "workers": [dataclasses.asdict(worker) for worker in sorted(database.workers(), key=lambda worker: worker.id)],
-        "counters": database.counters(), "metrics": next((row for row in reversed(rows) if "eval/return" not in row), {}),
+        "human_sessions": counters.pop("human", 0), "human_return": sum(human) / len(human) if human else None,
+        "counters": counters, "metrics": metrics[-1] if metrics else {},
         "evaluation": next((row for row in reversed(rows) if "eval/return" in row), {}),
+        "errors": database.errors(),
     }  # fmt: skip
+    return facts | explain.more(facts, state, meta, metrics)
 
 
 def headline(facts: Mapping[str, Any]) -> str:
@@ -73,7 +81,9 @@ def panel(facts: Mapping[str, Any]) -> RenderableType:
         there = facts["metrics"].get("replay/bytes_per_session")
         in_memory = f", {size(there)} in the trainer's memory" if there else ""
         buffer += f" ({size(facts['bytes'] / facts['sessions'])} a session{in_memory})"
-    buffer += f", reuse {reuse}"
+        buffer += f", compressed {facts['compression']:.1f} times" if facts["compression"] else ""
+    wanted = "" if facts["reuse_wanted"] is None else f" of {facts['reuse_wanted']:g} wanted"
+    buffer += f", reuse {reuse}{wanted}"
     table = Table(box=None, pad_edge=False)
     for column, justify in _COLUMNS:
         table.add_column(column, justify="right" if justify == "right" else "left")
@@ -81,8 +91,23 @@ def panel(facts: Mapping[str, Any]) -> RenderableType:
         table.add_row(*_cells(worker))
     rejected = facts["counters"].get("rejected", 0)
     buffer += f", {rejected:,} sessions rejected" if rejected else ""
+    if facts["human_sessions"]:
+        mean = "" if facts["human_return"] is None else f", return {facts['human_return']:.2f}"
+        buffer += f", {facts['human_sessions']:,} sessions played by people{mean}"
     nobody = [] if facts["workers"] else [Text("nobody is at work", style="yellow")]
-    return Group(Text(headline(facts), style="bold"), Text(buffer), table, *nobody)
+    said = explain.lines(facts)
+    if failed := facts["errors"]:
+        said.append(f"{len(failed)} errors; the last: {failed[-1]['error'][:200]} (info --errors)")
+    return Group(Text(headline(facts), style="bold"), Text(buffer), table, *nobody, *map(Text, said))
+
+
+def errors(facts: Mapping[str, Any]) -> RenderableType:
+    """The last errors with their tracebacks."""
+    rows = [
+        Text(f"{row['when']} {row['role']} on {row['host']} (pid {row['pid']})\n{row['traceback']}")
+        for row in facts["errors"]
+    ]
+    return Group(*rows) if rows else Text("no worker has ended with an error")
 
 
 _COLUMNS = (
@@ -123,6 +148,18 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f}s"
     minutes = int(seconds // 60)
     return f"{minutes}m{int(seconds % 60):02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
+
+
+def log_error(database: Database, worker: Worker, error: BaseException) -> None:
+    """Leaves what ended a worker in the database, for `info --errors`."""
+    if isinstance(error, (KeyboardInterrupt, SystemExit)):
+        return
+    row = {
+        "role": worker.role, "host": worker.host, "pid": worker.pid, "when": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
+        "error": f"{type(error).__name__}: {error}"[:1000], "traceback": "".join(traceback.format_exception(error))[-10_000:],
+    }  # fmt: skip
+    with contextlib.suppress(DatabaseError):  # it is raised here all the same
+        database.log_error(row)
 
 
 class TrainLog:

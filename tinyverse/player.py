@@ -28,12 +28,13 @@ from tinyverse.database import Database, Worker
 from tinyverse.envs.pool import Pool
 from tinyverse.errors import CodecError, DatabaseError, DatabaseLost, SpecError
 from tinyverse.session import Session
-from tinyverse.timing import Rate, Stages, Waiting
+from tinyverse.timing import Rate, Stages, Ticker, Waiting
 from tinyverse.weights import decode_weights
 
 logger = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 1.0
+STAGES_SECONDS = 5.0  # over which the shares of a player's time are taken
 RETRY_SECONDS = 0.5
 SEEDS_APART = 1 << 20  # between the two pools of a player
 CLOSING_SECONDS = 5.0  # that a closing courier goes on trying
@@ -68,11 +69,11 @@ class Rollout:
     def num_games(self) -> int:
         return len(self.episodes)
 
-    def sessions(self, player: str, sequence: int) -> list[Session]:
-        """One session per game; `sequence` numbers the first of them."""
-        return [self._session(game, player, sequence + game) for game in range(self.num_games)]
+    def sessions(self, player: str, sequence: int, **marks: str) -> list[Session]:
+        """One session per game; `sequence` numbers the first of them, `marks` join their metadata."""
+        return [self._session(game, player, sequence + game, marks) for game in range(self.num_games)]
 
-    def _session(self, game: int, player: str, sequence: int) -> Session:
+    def _session(self, game: int, player: str, sequence: int, marks: dict[str, str]) -> Session:
         def column(leaf: np.ndarray) -> np.ndarray:
             return leaf[:, game]
 
@@ -83,7 +84,7 @@ class Rollout:
             initial_memory=nest.map(lambda leaf: leaf[game], self.initial_memory),
             metadata={
                 "player": player, "sequence": str(sequence), "version": str(self.version), "update": str(self.update),
-                "returns": json.dumps(returns), "lengths": json.dumps(lengths),
+                "returns": json.dumps(returns), "lengths": json.dumps(lengths), **marks,
             },
         )  # fmt: skip
 
@@ -266,17 +267,23 @@ class Courier(threading.Thread):
         except queue.Empty:
             rollout = None
         if rollout is not None:
-            sessions = rollout.sessions(self.worker.id, self._sequence)
+            human = self.worker.role == "human"
+            marks = {"human": "1"} if human else {}
+            sessions = rollout.sessions(self.worker.id, self._sequence, **marks)
             blobs = [session.encode() for session in sessions]
             self._sequence += len(blobs)
             ended = [episode for session in sessions for episode in session.episodes]
-            episodes = [{"return": total, "length": length, "version": rollout.version} for total, length in ended]
+            row = {"version": rollout.version, **({"human": True} if human else {})}
+            episodes = [{"return": total, "length": length, **row} for total, length in ended]
         for part in _parts(blobs):
             self._send(part, episodes)
             episodes = []
         if rollout is not None:
             self._rollouts.task_done()
             self.worker.sessions += len(blobs)
+            if human:
+                with contextlib.suppress(DatabaseLost):
+                    self.database.count(human=len(blobs))
         self._fetch()
 
     def _send(self, blobs: list[bytes], episodes: list[dict[str, Any]]) -> None:
@@ -328,6 +335,7 @@ def play(
 ) -> int:
     """Plays until `batches` are pushed, the run is stopped, or `should_stop`; returns the batches played."""
     stop_count, epoch, played = courier.state.stop, courier.epoch, 0
+    stages = Ticker(STAGES_SECONDS)
     while (batches is None or played < batches) and not should_stop() and courier.state.stop <= stop_count:
         stop_count = min(stop_count, courier.state.stop)  # a server that came back empty counts from 0 again
         if courier.failure is not None:
@@ -352,6 +360,8 @@ def play(
             player.version,
         )
         worker.lag = max(0, courier.state.update - player.update)
+        if stages.due():
+            worker.stages = player.stages.take()
         while not courier.offer(rollout, timeout=0.0 if realtime else 0.2):
             if realtime:
                 worker.dropped += rollout.num_games

@@ -11,8 +11,9 @@ from tinyverse.agent import Agent
 from tinyverse.asked import Asked, positive, stop_on_signals
 from tinyverse.database import Database
 from tinyverse.envs.pool import Pool
-from tinyverse.errors import DatabaseError, SettingsError
+from tinyverse.errors import DatabaseError, SettingsError, WindowClosed
 from tinyverse.experiment import Experiment
+from tinyverse.human import Person
 from tinyverse.player import HEARTBEAT_SECONDS, Courier, Player, new_worker, play
 from tinyverse.run import agreed_of, check_agreed, check_spec
 
@@ -26,9 +27,15 @@ def do_play(
     cores: int = 1,
     device: str = "cpu",
     precision: str | None = None,
+    human: bool = False,
+    fps: float | None = None,
 ) -> int:
-    """Steps games and pushes sessions; returns the batches pushed."""
+    """Steps games and pushes sessions; returns the batches pushed. With `human`, a person plays one game in a window."""
     positive(games=games, batches=batches, sync_every=sync_every, cores=cores)
+    if human and ((games or 1) > 1 or cores > 1):
+        raise SettingsError("a person plays one game: leave out -b and --cores with --human.")
+    if fps is not None and not (human and 0 < fps <= 1000):
+        raise SettingsError(f"--fps {fps:g} is for --human, and between 0 and 1000 steps a second.")
     check_device(device)
     asked.load()
     with asked.connected() as database, stop_on_signals() as should_stop:
@@ -40,24 +47,39 @@ def do_play(
         experiment = loader.build(asked.module, settings)
         agent, spare = (acting(experiment.agent(), device, precision or experiment.precision) for _ in range(2))
         check_spec(asked.run, meta, experiment.spec(agent))
-        pools = _pools(experiment, games or experiment.games, cores)
+        person = Person(experiment, asked.run, fps) if human else None
+        if person is not None:
+            agent, spare = person.plays(agent), person.plays(spare)
+        pools = [person.pool] if person else _pools(experiment, games or experiment.games, cores)
         player = Player(agent, pools, experiment.unroll_length, seed=asked.fresh_seed())
-        worker = new_worker("play", games=player.num_games)
+        worker = new_worker("human" if human else "play", games=player.num_games, frame_skip=experiment.frame_skip)
         courier = Courier(database, worker, spare)
         courier.start()
         asked.say(f"playing {player.num_games} game{'s' * (player.num_games > 1)} of run {asked.run}")
         try:
             with monitor.Progress(lambda: _player_line(player, courier), quiet=asked.quiet) as progress:
+
+                def on_batch() -> None:
+                    progress.turn()
+                    if person is not None:
+                        person.window.look()
+
                 played = play(
                     player, courier, batches=batches, sync_every=sync_every, realtime=pools[0].realtime or experiment.realtime,
-                    should_stop=should_stop, on_batch=progress.turn,
+                    should_stop=lambda: should_stop() or (person is not None and person.window.closed), on_batch=on_batch,
                 )  # fmt: skip
+        except WindowClosed:
+            played = worker.sessions
+            asked.say("the window was closed; what was not yet a whole session is not pushed")
         except BaseException as error:
             worker.error = f"{type(error).__name__}: {error}"  # stays in `info` until the heartbeat is stale
+            monitor.log_error(database, worker, error)
             courier.close()
             raise
         finally:
             player.close()
+            if person is not None:
+                person.window.close()
         courier.close()
         if courier.failure is not None:
             raise courier.failure
@@ -90,7 +112,7 @@ def _await_run(asked: Asked, database: Database, should_stop: Callable[[], bool]
 
 
 def _player_line(player: Player, courier: Courier) -> str:
-    shares = ", ".join(f"{name} {share:.0%}" for name, share in player.stages.take().items())
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in courier.worker.stages.items())
     waits = f", waits for {courier.waiting.reason}" if courier.waiting.reason else ""
     return (
         f"play: {player.rate.per_second():,.0f} steps/s, {player.rate.total:,} steps, version {player.version}, "

@@ -21,6 +21,7 @@ import redis
 import xxhash
 
 from tinyverse.database import (
+    ERRORS_KEPT,
     KEPT_BY_CLEAR,
     LEASE_SECONDS,
     LOG_KEPT,
@@ -73,6 +74,7 @@ class Keys:
         self.stat = f"{self._prefix}stat"  # hash: State's numbers and position, the counters, bytes ever appended
         self.episodes = f"{self._prefix}episodes"  # stream of JSON
         self.metrics = f"{self._prefix}metrics"  # stream of JSON
+        self.errors = f"{self._prefix}errors"  # stream of JSON
 
     def weights(self, version: int) -> str:
         """str: the weights of one version; never written twice."""
@@ -137,7 +139,7 @@ class RedisDatabase(Database):
             versions = _checksums(pipe.hgetall(keys.current))
             gone = [name for name in pipe.hgetall(keys.stat) if name.decode() not in KEPT_BY_CLEAR]
             pipe.multi()
-            pipe.unlink(keys.heartbeats, keys.episodes, keys.metrics)
+            pipe.unlink(keys.heartbeats, keys.episodes, keys.metrics, keys.errors)
             pipe.xtrim(keys.sessions, maxlen=0, approximate=False)  # not unlinked: its ids go on growing in this epoch
             if not keep_weights:
                 pipe.unlink(keys.sessions, keys.meta, keys.current, keys.lease, keys.stat, *map(keys.weights, versions))
@@ -182,6 +184,11 @@ class RedisDatabase(Database):
                 return [(key.decode(), fields[b"s"]) for key, fields in entries], state
             with errors(self._url):
                 self._client.xread({sessions: after}, count=1, block=max(1, int(1000 * min(left, BLOCK))))
+
+    def newest(self, limit: int) -> list[tuple[str, bytes]]:
+        with errors(self._url):
+            entries = self._client.xrevrange(self._keys.sessions, count=limit)
+        return [(key.decode(), fields[b"s"]) for key, fields in reversed(entries)]
 
     def put_weights(self, blob: bytes, version: int, *, holder: str, update: int = 0, step: int = 0) -> None:
         _check_size(len(blob), f"Weights version {version}")
@@ -292,6 +299,13 @@ class RedisDatabase(Database):
 
     def metrics(self, limit: int = 100) -> list[dict[str, Any]]:
         return self._newest(self._keys.metrics, limit)
+
+    def log_error(self, row: Mapping[str, Any]) -> None:
+        with errors(self._url):
+            self._client.xadd(self._keys.errors, {"row": _to_json(row)}, maxlen=ERRORS_KEPT, approximate=False)
+
+    def errors(self, limit: int = 10) -> list[dict[str, Any]]:
+        return self._newest(self._keys.errors, limit)
 
     def size(self) -> dict[str, int]:
         """`sessions` kept, and `bytes`: as many times the mean size of all sessions so far."""

@@ -104,6 +104,7 @@ class Replay:
         self._ring = Ring(spec, size, self.device)
         self._filled = np.zeros(size, bool)
         self._update = np.zeros(size, np.int64)  # of the trainer, when the weights that played the session were made
+        self._human = np.zeros(size, bool)
         self._count = np.zeros(size, np.int64)  # deliveries so far
         self._position = [BEGINNING] * size
         self._written = 0  # sessions so far
@@ -149,15 +150,16 @@ class Replay:
         arrays = session.arrays()
         with self._lock:
             self.received += 1
-            if self.flow.max_lag is not None and update - made_at > self.flow.max_lag:
+            if self.flow.max_lag is not None and update - made_at > self.flow.max_lag and not session.human:
                 self._delivered += self.flow.reuse or 1.0
                 self.dropped["expired"] += 1
                 return
-            slot = self._written % self.flow.buffer_size
+            while self.sampler.keeps(slot := self._written % self.flow.buffer_size):
+                self._written += 1
             self._written += 1
             self._write(slot, arrays)
-            self._update[slot], self._position[slot] = made_at, position
-            self.sampler.insert(slot, seen)
+            self._update[slot], self._position[slot], self._human[slot] = made_at, position, session.human
+            self.sampler.insert(slot, seen, session.human)
             self._limit_debt()
 
     def forget(self, count: int) -> None:
@@ -345,7 +347,8 @@ class Replay:
     def _expire(self, update: int) -> None:
         if self.flow.max_lag is None:
             return
-        for slot in np.flatnonzero(self._filled & (self._update < update - self.flow.max_lag)):
+        too_old = (self._update < update - self.flow.max_lag) & ~self._human  # what a person did does not age
+        for slot in np.flatnonzero(self._filled & too_old):
             self.dropped["expired"] += 1
             self._filled[slot] = False
             self.sampler.remove(int(slot))
@@ -380,6 +383,7 @@ class Replay:
             lag=torch.from_numpy(update - self._update[slots]).to(self.device),
             slots=torch.from_numpy(self._numbers(slots)).to(self.device, non_blocking=True),
             burn_in=burn_in,
+            human=torch.from_numpy(self._human[slots]).to(self.device, non_blocking=True),
         )
 
     def _slices(self, index: torch.Tensor, start: torch.Tensor, rows: int) -> dict[str, torch.Tensor]:

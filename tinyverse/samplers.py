@@ -2,7 +2,7 @@
 
 Fresh        each session once, in order        on-policy, IMPALA
 Uniform      any session, again and again       replay
-Mixed        part fresh, the rest uniform       IMPALA with replay
+Mixed        part fresh, the rest uniform       IMPALA with replay, or with what people played
 Prioritized  what surprised most, most often    DQN, Ape-X, R2D2
 """
 
@@ -29,13 +29,22 @@ class Sampler:
     def prepare(self, size: int, device: torch.device) -> None:
         """A replay of so many slots on this device begins to use the sampler."""
 
-    def insert(self, slot: int, seen: bool = False) -> None:
-        """A session was written into `slot`; `seen` if it was delivered before a restart and is no longer fresh."""
+    def insert(self, slot: int, seen: bool = False, human: bool = False) -> None:
+        """A session was written into `slot`.
+
+        Args:
+            seen: it was delivered before a restart and is no longer fresh.
+            human: a person played it.
+        """
         raise NotImplementedError
 
     def remove(self, slot: int) -> None:
         """The session in `slot` is gone."""
         raise NotImplementedError
+
+    def keeps(self, slot: int) -> bool:
+        """Whether the session in `slot` is to outlive younger ones; never true of all slots."""
+        return False
 
     def missing(self, batch: int) -> int:
         """How many sessions are missing before a batch can be drawn; 0 when it can."""
@@ -77,7 +86,7 @@ class Fresh(Sampler):
     def __init__(self) -> None:
         self._queue: deque[int] = deque()
 
-    def insert(self, slot: int, seen: bool = False) -> None:
+    def insert(self, slot: int, seen: bool = False, human: bool = False) -> None:
         if not seen:
             self._queue.append(slot)
 
@@ -113,7 +122,16 @@ class Uniform(Sampler):
         self._slots: list[int] = []
         self._where: dict[int, int] = {}
 
-    def insert(self, slot: int, seen: bool = False) -> None:
+    @property
+    def count(self) -> int:
+        """Sessions to draw from."""
+        return len(self._slots)
+
+    def has(self, slot: int) -> bool:
+        """Whether the session in `slot` is one of them."""
+        return slot in self._where
+
+    def insert(self, slot: int, seen: bool = False, human: bool = False) -> None:
         self._where[slot] = len(self._slots)
         self._slots.append(slot)
 
@@ -141,29 +159,53 @@ class Uniform(Sampler):
 
 
 class Mixed(Sampler):
-    """A share of `fresh` sessions, each once and in order, the rest drawn uniformly from all that are stored."""
+    """A share of `fresh` sessions, each once and in order, a share that people played, the rest drawn uniformly of all.
 
-    def __init__(self, fresh: float = 0.5) -> None:
-        if not 0 < fresh < 1:
-            raise SettingsError(f"Mixed(fresh={fresh}) makes no sense; give a share between 0 and 1, such as 0.5.")
-        self.fresh = fresh
+    Where `human` is a share, as large a part of the memory is theirs: people are slow, and what they showed would be
+    written over within seconds. Their sessions are then never fresh, so that they do not take the players' place, and
+    while there are none, the uniform part is larger by theirs.
+    """
+
+    def __init__(self, fresh: float = 0.5, human: float = 0.0) -> None:
+        if not (0 < fresh < 1 and 0 <= human < 1 and fresh + human <= 1):
+            raise SettingsError(
+                f"Mixed(fresh={fresh}, human={human}) makes no sense; give shares between 0 and 1 that leave some to the "
+                "others, such as 0.5 and 0.25."
+            )
+        self.fresh, self.human = fresh, human
         self.reuse = 1 / fresh
-        self._parts: tuple[Sampler, Sampler] = (Fresh(), Uniform())
+        self._reserved = 0  # slots
+        self._parts = Fresh(), Uniform(), Uniform()  # the players' new ones, all that are stored, and the people's
 
-    def insert(self, slot: int, seen: bool = False) -> None:
-        for part in self._parts:
-            part.insert(slot, seen)
+    def prepare(self, size: int, device: torch.device) -> None:
+        self._reserved = int(self.human * size)
+
+    def insert(self, slot: int, seen: bool = False, human: bool = False) -> None:
+        fresh, stored, people = self._parts
+        stored.insert(slot)
+        if human and self.human:
+            people.insert(slot)
+        else:
+            fresh.insert(slot, seen)
 
     def remove(self, slot: int) -> None:
         for part in self._parts:
             part.remove(slot)
+
+    def keeps(self, slot: int) -> bool:
+        people = self._parts[2]
+        return people.has(slot) and people.count <= self._reserved
 
     def missing(self, batch: int) -> int:
         return self._parts[0].missing(self._fresh_of(batch))
 
     def draw(self, batch: int, random: np.random.Generator) -> np.ndarray:
         new = self._fresh_of(batch)
-        return np.concatenate([self._parts[0].draw(new, random), self._parts[1].draw(batch - new, random)])
+        shown = min(round(batch * self.human), batch - new) if self._parts[2].count else 0
+        counts = new, batch - new - shown, shown
+        return np.concatenate(
+            [part.draw(count, random) for part, count in zip(self._parts, counts, strict=True) if count]
+        )
 
     def pending(self) -> int:
         return self._parts[0].pending()
@@ -201,7 +243,7 @@ class Prioritized(Sampler):
         self._filled: set[int] = set()
         self._changed: dict[int, bool] = {}  # slot -> filled; all that came and went since the last draw
 
-    def insert(self, slot: int, seen: bool = False) -> None:
+    def insert(self, slot: int, seen: bool = False, human: bool = False) -> None:
         self._filled.add(slot)
         self._changed[slot] = True
 

@@ -43,7 +43,7 @@ class Session:
     extras: dict[str, np.ndarray]  # [T, …] float32, named by the agent
     metadata: dict[str, str] = dataclasses.field(default_factory=dict)
     # player, sequence: who pushed it and as which; version, update: the weights that played it;
-    # returns, lengths: JSON lists of the episodes that ended in it
+    # returns, lengths: JSON lists of the episodes that ended in it; human: "1" where a person played
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Every leaf by its dotted name."""
@@ -57,6 +57,11 @@ class Session:
     def encode(self) -> bytes:
         """Bytes for the wire: safetensors, compressed where it pays."""
         return codec.compress(codec.encode(self.arrays(), self.metadata))
+
+    @property
+    def human(self) -> bool:
+        """Whether a person played it (`play --human`)."""
+        return self.metadata.get("human") == "1"
 
     @property
     def episodes(self) -> list[tuple[float, int]]:

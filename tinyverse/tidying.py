@@ -17,7 +17,7 @@ from tinyverse.errors import RunConflict
 from tinyverse.redis_database import list_runs
 
 
-def do_info(asked: Asked, *, watch: bool = False, as_json: bool = False) -> None:
+def do_info(asked: Asked, *, watch: bool = False, as_json: bool = False, errors: bool = False) -> None:
     """Prints what is known of the run, or the names of all runs. Builds nothing, imports no experiment."""
     if not asked.experiment and not asked.name:
         runs = redis_runs(asked)
@@ -27,6 +27,8 @@ def do_info(asked: Asked, *, watch: bool = False, as_json: bool = False) -> None
     with _known(asked) as database:
         if as_json:
             print(json.dumps(monitor.gather(database, asked.run)))
+        elif errors:
+            console.print(monitor.errors(monitor.gather(database, asked.run)))
         elif not watch:
             console.print(monitor.panel(monitor.gather(database, asked.run)))
         else:

@@ -373,7 +373,7 @@ class Trainer:
         steps = int(session.alive.sum())
         self.step_count += steps
         self.step_rate.add(steps)
-        for total, length in session.episodes:
+        for total, length in () if session.human else session.episodes:  # the curve is the agent's
             self.returns.append(total)
             self.lengths.append(length)
             self.episodes += 1

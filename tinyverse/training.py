@@ -115,6 +115,9 @@ def train_run(
             train(
                 trainer, updates=learning.updates, save_every=learning.save_every, should_stop=should_stop, on_turn=turn
             )
+        except Exception as error:
+            monitor.log_error(database, trainer.worker, error)
+            raise
         finally:
             if log:
                 log.close()

@@ -154,6 +154,12 @@ class AtariGame(gymnasium.Env):
     def render(self) -> np.ndarray | None:
         return self.ale.getScreenRGB() if self.render_mode == "rgb_array" else None
 
+    def get_keys_to_action(self) -> dict[tuple[str, ...], int]:
+        """{keys pressed together: action}, for people: arrows and space."""
+        keys = {"UP": "up", "DOWN": "down", "LEFT": "left", "RIGHT": "right", "FIRE": "space"}
+        names = [action.name for action in self._actions]  # UPRIGHTFIRE
+        return {tuple(key for word, key in keys.items() if word in name): index for index, name in enumerate(names)}
+
     def _begin(self, noops: int) -> None:
         fire = self._fire in self._actions
         for frame in range(max(noops, fire)):

@@ -11,6 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from tinyverse import nest
 from tinyverse.errors import TinyverseError
 
 WATCHABLE = 320  # pixels of the longer side below which a frame is enlarged
@@ -99,6 +100,23 @@ def _without_stderr() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
+
+
+def picture(observations: nest.Tree, env: Any = None) -> np.ndarray | None:
+    """What the first game looks like: what `env` renders, or what the agent sees where that is an image; else None.
+
+    Args:
+        observations: [n, …] per leaf; an image is uint8 [n, H, W], [n, H, W, 1 or 3] or [n, C, H, W].
+    """
+    if getattr(env, "render_mode", None) == "rgb_array":
+        return np.asarray(env.render())
+    for leaf in nest.leaves(observations):
+        if leaf.dtype == np.uint8 and leaf.ndim in (3, 4):
+            frame = leaf[0]
+            if frame.ndim == 2 or frame.shape[-1] in (1, 3):
+                return frame
+            return frame.transpose(1, 2, 0) if len(frame) == 3 else frame[-1]  # of a stack, the newest
+    return None
 
 
 def _checked(frame: Any) -> np.ndarray:
