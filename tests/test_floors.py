@@ -17,7 +17,7 @@ FLOORS = {
     "meeting": "database redis_server redis_database",
     "memory": "sum_tree samplers batch ring replay weights",
     "learning": "torch_agent q_agent learner algorithms.* algorithms",
-    "people": "envs.pool envs.* envs experiment loader run player trainer loop evaluator monitor plot",
+    "people": "envs.arrays envs.dialects envs.mending envs.pool envs.parallel envs.accept envs.workers envs.* envs experiment loader run player trainer loop evaluator monitor plot",
     "door": "__init__ asked playing training together judging tidying demo cli __main__",
 }
 ROOMS = [room for floor in FLOORS.values() for room in floor.split()]

@@ -20,7 +20,7 @@ KEYS = {
     "capacity", "reuse", "mean_return", "episodes", "workers", "counters", "metrics",
 }  # fmt: skip
 WORKER_KEYS = {
-    "id", "role", "host", "pid", "games", "steps", "steps_per_second", "version", "lag", "sessions", "dropped", "uptime",
+    "id", "role", "host", "pid", "games", "steps", "steps_per_second", "version", "lag", "sessions", "dropped", "faults", "uptime",
     "waits_for", "waits_seconds", "error", "seen",
 }  # fmt: skip
 

@@ -81,7 +81,8 @@ class Worker:
     version: int = -1
     lag: float = 0.0  # in updates, mean over recent sessions
     sessions: int = 0
-    dropped: int = 0
+    dropped: int = 0  # sessions that a real-time player could not wait to push
+    faults: int = 0  # games that failed and were built anew
     uptime: float = 0.0  # seconds
     waits_for: str = ""
     waits_seconds: float = 0.0

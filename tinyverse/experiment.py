@@ -17,7 +17,8 @@ from typing import Any
 import gymnasium
 
 from tinyverse.agent import Agent
-from tinyverse.envs.pool import Pool, pool_of
+from tinyverse.envs.accept import pool_of
+from tinyverse.envs.pool import Pool
 from tinyverse.errors import ExperimentError
 from tinyverse.learner import Learner, learner_of
 from tinyverse.samplers import Sampler
@@ -92,14 +93,17 @@ class Experiment:
         with _readable():
             return _call_with(self.make_env, evaluation=evaluation, render_mode=render_mode)
 
-    def pool(self, num_games: int, cores: int = 1) -> Pool:
-        """`num_games` games for playing, stepped on so many cores where they can."""
+    def pool(self, num_games: int, cores: int = 1, *, mend: bool = False) -> Pool:
+        """`num_games` games for playing, stepped on so many cores where they can; with `mend`, what fails is built anew."""
         make_pool = self.make_pool
         if make_pool is not None and _takes(make_pool, "num_threads"):
             make_pool = functools.partial(make_pool, num_threads=cores)  # type: ignore[call-arg]
-        with _readable():
-            made = self.env if make_pool is None else _call("make_pool", make_pool, num_games=num_games)
-        pool = pool_of(made, num_games)
+
+        def make() -> Any:
+            with _readable():
+                return self.env() if make_pool is None else _call("make_pool", make_pool, num_games=num_games)
+
+        pool = pool_of(make, num_games, realtime=self.realtime, mend=mend)
         self._spaces = (pool.observation_space, pool.action_space)
         return pool
 

@@ -171,11 +171,11 @@ class _Lane:
         step, columns = self.pool.receive(), self.columns
         alive = ~self._ended
         rollout.rewards[t, columns], rollout.alive[t, columns] = step.rewards, alive
-        rollout.terminated[t, columns], rollout.truncated[t, columns] = step.terminated, step.truncated
+        rollout.terminated[t, columns], rollout.truncated[t, columns] = step.terminated & alive, step.truncated & alive
         self.observations, self._first = step.observations, self._ended
         self._ended = step.terminated | step.truncated
         self._return, self._length = (self._return + step.rewards) * alive, (self._length + 1) * alive
-        for game in np.flatnonzero(self._ended):
+        for game in np.flatnonzero(self._ended & alive):
             ended = (float(self._return[game]), int(self._length[game]))
             rollout.episodes[columns.start + game].append(ended)
 
@@ -351,6 +351,9 @@ def play(
             player.rate.per_second(),
             player.version,
         )
+        if (faults := sum(pool.faults for pool in player.pools)) > worker.faults:
+            worker.error = max(player.pools, key=lambda pool: pool.faults).fault
+        worker.faults = faults
         worker.lag = max(0, courier.state.update - player.update)
         while not courier.offer(rollout, timeout=0.0 if realtime else 0.2):
             if realtime:
