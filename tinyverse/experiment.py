@@ -101,9 +101,10 @@ class Experiment:
 
         def make() -> Any:
             with _readable():
-                return self.env() if make_pool is None else _call("make_pool", make_pool, num_games=num_games)
+                return _call("make_pool", make_pool, num_games=num_games)
 
-        pool = pool_of(make, num_games, realtime=self.realtime, mend=mend)
+        made, remake = (self.env, None) if make_pool is None else (make(), make)
+        pool = pool_of(made, num_games, realtime=self.realtime, mend=mend, remake=remake)
         self._spaces = (pool.observation_space, pool.action_space)
         return pool
 

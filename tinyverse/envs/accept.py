@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from gymnasium.vector import VectorEnv
@@ -12,18 +13,27 @@ from tinyverse.envs.pool import GamePool, Pool, VectorPool, check_count
 from tinyverse.errors import ExperimentError
 
 
-def pool_of(thing: Any, num_games: int, *, realtime: bool = False, mend: bool = False) -> Pool:
+def pool_of(
+    thing: Any,
+    num_games: int,
+    *,
+    realtime: bool = False,
+    mend: bool = False,
+    remake: Callable[[], Any] | None = None,
+) -> Pool:
     """A pool of `num_games` games of a Pool, a VectorEnv, or a function that makes either or a single environment.
 
     Args:
-        mend: build anew what fails, instead of raising; a Pool, or a VectorEnv that is not made by a function, raises.
+        mend: build anew what fails, instead of raising; a Pool of your own raises all the same.
+        remake: makes another VectorEnv in place of one that fails; without it `thing` does, if it is a function.
     Raises:
         ExperimentError: it is none of these, or has another number of games.
     """
     check_count(num_games)
     made = thing() if callable(thing) else thing
+    remake = remake or (thing if callable(thing) else None)
     if isinstance(made, VectorEnv):
-        made = VectorPool(made, remake=thing if mend and callable(thing) else None)
+        made = VectorPool(made, remake=remake if mend else None)
     if isinstance(made, Pool):
         made.realtime = made.realtime or realtime
         return _counted(made, num_games)

@@ -14,11 +14,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import faulthandler
+import itertools
 import multiprocessing
 import os
 import signal
 import struct
-import sys
 import tempfile
 import threading
 import time
@@ -79,8 +79,7 @@ class WorkerPool(Pool):
         self._seeds = np.random.SeedSequence().spawn(workers)
         edges = np.linspace(0, num_games, workers + 1).astype(int).tolist()
         self._workers = [
-            _Worker(context, _Task(make, slice(*games), layout, memory), shared)
-            for games in zip(edges, edges[1:], strict=False)
+            _Worker(context, _Task(make, slice(*games), layout, memory), shared) for games in itertools.pairwise(edges)
         ]
         self._needs_reset = [True] * workers
         with self._closing_on_error():
@@ -241,7 +240,7 @@ class _Worker:
     def start(self) -> None:
         self.connection, theirs = self._context.Pipe()
         self._process = self._context.Process(
-            target=_work, args=(self.task, self._shared, theirs, self._last_words.name, sys.path), daemon=True
+            target=_work, args=(self.task, self._shared, theirs, self._last_words.name), daemon=True
         )
         try:
             self._process.start()
@@ -318,10 +317,9 @@ class _Worker:
         return f"the worker of {names} (pid {self._process.pid})"
 
 
-def _work(task: _Task, shared: Any, connection: Connection, last_words: str, path: list[str]) -> None:
+def _work(task: _Task, shared: Any, connection: Connection, last_words: str) -> None:
     """A worker process, from beginning to end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the player ends its workers
-    sys.path[:] = path
     threading.Thread(target=_end_with_parent, daemon=True).start()
     file = open(last_words, "w", encoding="utf-8")  # noqa: SIM115
     faulthandler.enable(file)
