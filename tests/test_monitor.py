@@ -83,6 +83,13 @@ def test_the_panel_fits_80_columns_and_takes_words_as_they_are(database):
     assert "[bold]KeyError[/]" in shown(monitor.panel(monitor.gather(database, "game")), width=200)
 
 
+def test_what_was_lost_is_shown(database):
+    database.beat(Worker("play-3", "play", "host", 19, dropped=1200, faults=2))
+    text = shown(monitor.panel(monitor.gather(database, "game")), width=200)
+    assert "1,200 sessions dropped; 2 games rebuilt" in text
+    assert text.count("dropped") == text.count("rebuilt") == 1
+
+
 @pytest.mark.parametrize(
     "nasty", ["[/]", "[red", "[/red]", "\\[x]", "a\\", "[link=x]y", "\x1b[31m", "日本語", "x" * 500]
 )

@@ -46,7 +46,7 @@ def play_until_back(pool: Pool, steps: int = 4000) -> tuple[np.ndarray, ...]:
         step = pool.step(np.zeros(pool.num_games, int))
         seen.append(step.observations.copy())
         rest.append([np.array(part) for part in step[1:]])
-        if len(rest) > 60 and pool.faults and not (rest[-1][2] & rest[-2][2]).any():
+        if len(rest) > 60 and pool.faults and not any(pool._needs_reset):  # type: ignore[attr-defined]
             break
         time.sleep(0.002)
     rewards, terminated, truncated = (np.stack(column) for column in zip(*rest, strict=True))

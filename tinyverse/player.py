@@ -355,7 +355,8 @@ def play(
             worker.error = max(player.pools, key=lambda pool: pool.faults).fault
         worker.faults = faults
         worker.lag = max(0, courier.state.update - player.update)
-        while not courier.offer(rollout, timeout=0.0 if realtime else 0.2):
+        of_no_version = player.version < 0  # played on in real time, with weights of before the server was emptied
+        while of_no_version or not courier.offer(rollout, timeout=0.0 if realtime else 0.2):
             if realtime:
                 worker.dropped += rollout.num_games
                 break
@@ -369,7 +370,7 @@ def play(
 
 
 def _reason(player: Player, courier: Courier, realtime: bool) -> str:
-    if player.version < 0:
+    if player.version < 0 and not (realtime and player.rate.total):  # what has begun in real time cannot wait
         return "a trainer's weights"
     if not realtime and not courier.may_play():
         return f"the trainer, which is {courier.state.debt:.0f} deliveries behind"

@@ -16,7 +16,7 @@ from tinyverse.envs.pool import Pool
 from tinyverse.envs.workers import WorkerPool
 from tinyverse.errors import DatabaseError, SettingsError
 from tinyverse.experiment import Experiment
-from tinyverse.player import HEARTBEAT_SECONDS, Courier, Player, new_worker, play
+from tinyverse.player import HEARTBEAT_SECONDS, SEEDS_APART, Courier, Player, new_worker, play
 from tinyverse.run import agreed_of, check_agreed, check_spec
 
 
@@ -57,6 +57,7 @@ def do_play(
         experiment = loader.build(asked.module, settings)
         agent, spare = (acting(experiment.agent(), device, precision or experiment.precision) for _ in range(2))
         check_spec(asked.run, meta, experiment.spec(agent))
+        seed = asked.fresh_seed()
         if step_timeout or worker_memory:
             workers = workers or 1  # what hangs or leaks can only be ended with the process it is in
         if workers:
@@ -64,8 +65,8 @@ def do_play(
             limits = {"step_timeout": step_timeout, "memory": worker_memory and worker_memory << 20}
             pools = _worker_pools(make, experiment, games or experiment.games, workers, cores, limits)
         else:
-            pools = _pools(experiment, games or experiment.games, cores)
-        player = Player(agent, pools, experiment.unroll_length, seed=asked.fresh_seed())
+            pools = _pools(experiment, games or experiment.games, cores, seed)
+        player = Player(agent, pools, experiment.unroll_length, seed=seed)
         worker = new_worker("play", games=player.num_games)
         courier = Courier(database, worker, spare)
         courier.start()
@@ -90,9 +91,10 @@ def do_play(
         return played
 
 
-def _pools(experiment: Experiment, games: int, cores: int) -> list[Pool]:
+def _pools(experiment: Experiment, games: int, cores: int, seed: int) -> list[Pool]:
     """One pool; on several cores two halves, of which one is stepped while the agent acts in the other."""
-    return [experiment.pool(count, cores, mend=True) for count in _halves(games, cores)]
+    halves = enumerate(_halves(games, cores))
+    return [experiment.pool(count, cores, seed=seed + SEEDS_APART * half, mend=True) for half, count in halves]
 
 
 def _worker_pools(

@@ -361,6 +361,7 @@ def _built(task: _Task) -> Pool:
 
 def _serve(task: _Task, pool: Pool, views: _Views, connection: Connection) -> None:
     games, faults, count = task.games, 0, 0
+    results: list[Any]
     while True:
         try:
             what, buffer, seed = ORDER.unpack(connection.recv_bytes())
@@ -369,7 +370,7 @@ def _serve(task: _Task, pool: Pool, views: _Views, connection: Connection) -> No
         if what == b"C":
             return
         if what == b"R":
-            observations, results = pool.reset(seed), (0.0, False, False)
+            observations, results = pool.reset(seed), [0.0, False, False]
         else:
             # copies: a game may keep its actions, and these are overwritten
             observations, *results = pool.step(nest.map(lambda leaf: np.array(leaf[games]), views.actions))
