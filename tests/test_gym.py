@@ -35,7 +35,6 @@ def test_games_of_gym_0_26_play(gym: Any, name: str) -> None:
         actions = rng.integers(0, 2, shape) if pool.action_space.dtype.kind == "i" else rng.random(shape)
         step = pool.step(actions)
         assert not (step.rewards[ended].any() or (step.terminated | step.truncated)[ended].any())
-        assert not (step.terminated & step.truncated).any()
         ended = step.terminated | step.truncated
         ends, cuts = ends + int(ended.sum()), cuts + int(step.truncated.sum())
     assert ends > 8 and (cuts > 0 or name in ("CartPole-v1", "FrozenLake-v1"))
