@@ -94,9 +94,13 @@ def way_of(url: str | None, seconds: float, frozen: int = 0) -> measure.Way:
             courier.start()
             while courier.state.version < 0:
                 time.sleep(0.1)
-            ends = time.monotonic() + seconds
             with freezing(frozen, seconds):
-                play(player, courier, realtime=True, should_stop=lambda: time.monotonic() > ends)
+                play(
+                    player,
+                    courier,
+                    realtime=True,
+                    should_stop=lambda: bool(clock.acted) and time.perf_counter() > clock.acted[0] + seconds,
+                )
             dropped = courier.worker.dropped
             courier.close()
             database.close()

@@ -266,7 +266,7 @@ def test_play_steps_games_in_processes_of_their_own(run: Tinyverse, monkeypatch:
     assert info(run)["inserted"] == 6
     run("play", "-n", 1, "-b", 3, "--workers", 2, "--cores", 2, "-q")
     run("play", "-n", 1, "--step-timeout", 20, "--worker-memory", 4000, "-q")
-    assert calls == [(3, 2, None, None), (2, 1, None, None), (1, 1, None, None), (1, 1, 20.0, 4000 << 20)]
+    assert calls == [(3, 2, None, None), (2, 1, None, None), (1, 1, None, None), (32, 1, 20.0, 4000 << 20)]
 
 
 @pytest.mark.parametrize(("option", "value"), [("--workers", -1), ("--step-timeout", 0), ("--worker-memory", 0)])
