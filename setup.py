@@ -1,4 +1,4 @@
-"""Installs tinyverse: `pip install .`, with extras such as `[atari]`; `[dev]` for the tests, `[all]` for what is always tested."""
+"""Installs tinyverse: `pip install .`, with extras for games (docs/environments.md), `[dev]` for the tests, `[all]` for most."""
 
 from pathlib import Path
 
@@ -12,6 +12,10 @@ BOX2D = ["gymnasium[box2d]>=1.1"]
 MINIGRID = ["minigrid>=3.0"]
 VIZDOOM = ["vizdoom>=1.3"]  # 40 MB
 JAX = ["jax>=0.4.30", "optax>=0.2.3"]  # 125 MB
+GYM = ["gym==0.26.2"]  # the last one; unmaintained, but its games go on
+ENVPOOL = ["envpool>=1.2"]  # 740 MB installed
+PETTINGZOO = ["pettingzoo>=1.24"]
+DM_CONTROL = ["dm_control>=1.0", "mujoco<4"]  # dm_control 1.0.50 does not run with mujoco 4
 DEV = [
     "hypothesis>=6.100", "matplotlib>=3.8", "mypy>=1.10", "psutil>=5.9", "pytest>=8", "pytest-timeout>=2.3", "ruff>=0.6",
     "safetensors>=0.4",
@@ -47,13 +51,25 @@ setup(
         "atari": ATARI,
         "human": HUMAN,
         "mujoco": MUJOCO,
+        "gym": GYM,
+        "envpool": ENVPOOL,
+        "pettingzoo": PETTINGZOO,
+        "dm_control": DM_CONTROL,
         "onnx": ONNX,
         "box2d": BOX2D,
         "minigrid": MINIGRID,
         "vizdoom": VIZDOOM,
         "jax": JAX,
         "dev": DEV,
-        "all": [*ATARI, *HUMAN, *MINIGRID, *(f'{package}; python_version < "3.14"' for package in BOX2D), *DEV],
+        "all": [
+            *ATARI,
+            *HUMAN,
+            *MINIGRID,
+            *GYM,
+            *PETTINGZOO,
+            *DEV,
+            *(f'{package}; python_version < "3.14"' for package in BOX2D),
+        ],
     },
     entry_points={"console_scripts": ["tinyverse = tinyverse.cli:main"]},
 )

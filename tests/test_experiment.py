@@ -186,6 +186,20 @@ def test_a_pool_that_can_use_cores_is_told_how_many() -> None:
     assert asked == [(2, 4), (3, 1)]
 
 
+def test_a_pool_that_is_seeded_when_it_is_built_gets_a_seed() -> None:
+    seeds: list[int] = []
+
+    def make_pool(num_games: int, seed: int) -> GamePool:
+        seeds.append(seed)
+        return GamePool(CountingEnv, num_games)
+
+    experiment = by_parts(make_pool=make_pool)
+    experiment.pool(2, seed=5)
+    experiment.pool(2)
+    experiment.pool(2)
+    assert seeds[0] == 5 and len(set(seeds)) == 3
+
+
 def test_train_step_gets_a_learner_around_it() -> None:
     def train_step(agent: Any, batch: Any) -> dict[str, Any]:
         return {"loss/sum": np.float32(batch), "agent": agent}

@@ -22,7 +22,7 @@ KEYS = {
     "sessions_per_second", "curve", "waits", "bottleneck",
 }  # fmt: skip
 WORKER_KEYS = {
-    "id", "role", "host", "pid", "games", "steps", "steps_per_second", "version", "lag", "sessions", "dropped", "uptime",
+    "id", "role", "host", "pid", "games", "steps", "steps_per_second", "version", "lag", "sessions", "dropped", "faults", "uptime",
     "waits_for", "waits_seconds", "error", "seen", "frame_skip", "stages",
 }  # fmt: skip
 
@@ -83,6 +83,13 @@ def test_the_panel_fits_80_columns_and_takes_words_as_they_are(database):
     for word in ("counting", "return 2.50", "version 3", "4 of 50", "reuse 1.50", "1,234", "trainer"):
         assert word in text
     assert "[bold]KeyError[/]" in shown(monitor.panel(monitor.gather(database, "game")), width=200)
+
+
+def test_what_was_lost_is_shown(database):
+    database.beat(Worker("play-3", "play", "host", 19, dropped=1200, faults=2))
+    text = shown(monitor.panel(monitor.gather(database, "game")), width=200)
+    assert "1,200 sessions dropped; 2 games rebuilt" in text
+    assert text.count("dropped") == text.count("rebuilt") == 1
 
 
 @pytest.mark.parametrize(

@@ -374,6 +374,24 @@ def test_a_new_epoch_means_to_wait_for_its_weights(database):
     courier.close()
 
 
+def test_realtime_plays_on_after_a_new_epoch_but_pushes_nothing_of_the_old_one(database):
+    publish(database, 8)
+    player, courier = a_player(database)
+    with playing(player, courier, realtime=True):
+        until(lambda: database.state().inserted > 20)
+        database.clear()
+        until(lambda: player.version == -1)
+        dropped, steps = courier.worker.dropped, player.rate.total
+        until(lambda: player.rate.total > steps + 20 * LENGTH)  # although there are no weights
+        assert courier.worker.dropped > dropped and courier.waiting.reason == ""
+        database.create(agreement("counting", {}, a_spec()))
+        database.acquire_lease(HOLDER)
+        publish(database, 1)
+        until(lambda: any(session.metadata["version"] == "1" for session in sessions_of(database)))
+    courier.close()
+    assert {session.metadata["version"] for session in sessions_of(database)} <= {"1", "8"}
+
+
 def test_an_emptied_server_is_no_stop_and_a_later_stop_is_one(database):
     database.ask_stop()
     publish(database, 0)

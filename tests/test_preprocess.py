@@ -9,7 +9,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from tinyverse.agent import RandomAgent
-from tinyverse.envs.pool import pool_of
+from tinyverse.envs import pool_of
 from tinyverse.envs.preprocess import (
     Cast,
     ChannelsFirst,

@@ -242,8 +242,8 @@ def test_a_sampler_of_the_users_own_is_told_again(tmp_path, sessions):
         def __init__(self):
             self.told = []
 
-        def insert(self, slot, seen=False):
-            self.told.append((slot, seen))
+        def insert(self, slot, seen=False, human=False):
+            self.told.append((slot, seen, human))
 
         def remove(self, slot):
             pass
@@ -252,17 +252,20 @@ def test_a_sampler_of_the_users_own_is_told_again(tmp_path, sessions):
             return max(0, batch - len(self.told))
 
         def draw(self, batch, random):
-            return np.array([slot for slot, _ in self.told[-batch:]])
+            return np.array([slot for slot, *_ in self.told[-batch:]])
 
     spec, flow = a_spec(), Flow(batch=2, buffer_size=8, reuse=None)
     first, second = Replay(spec, flow, Newest()), Replay(spec, flow, Newest())
+    sessions[1].metadata["human"] = "1"
     for session in sessions[:5]:
         first.add(session)
     first.sample()
     state = first.state_dict()
     given = first.sessions(state)
     second.load_state_dict(state, [(given.numbers, given.read(given.numbers)[0])])
-    assert second.sampler.told == [(0, False), (1, False), (2, False), (3, True), (4, True)]
+    played = [(0, False, False), (1, False, True), (2, False, False), (3, True, False), (4, True, False)]
+    assert second.sampler.told == played
+    assert second.sample().human.tolist() == [False, False]
 
 
 # -- the files ------------------------------------------------------------------------------------------------------

@@ -138,10 +138,12 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def positive(**numbers: int | None) -> None:
+def positive(**numbers: float | None) -> None:
+    """Raises SettingsError for a count less than 1, or a fraction that is not above 0."""
     for name, number in numbers.items():
-        if number is not None and number < 1:
-            raise SettingsError(f"{name.replace('_', ' ')} is {number}; it must be at least 1.")
+        if number is not None and (number <= 0 or (isinstance(number, int) and number < 1)):
+            least = "at least 1" if isinstance(number, int) else "more than 0"
+            raise SettingsError(f"{name.replace('_', ' ')} is {number}; it must be {least}.")
 
 
 def _server_of_a_running_run(folder: RunFolder) -> str | None:

@@ -248,6 +248,13 @@ def verbs() -> None:
 @click.option(
     "--cores", type=int, default=1, show_default=True, help="With 2 or more, games are stepped while the agent acts."
 )
+@click.option(
+    "--workers", type=int, default=0, help="Processes that step the games, where stepping is heavy Python [none]."
+)
+@click.option(
+    "--step-timeout", type=float, metavar="SECONDS", help="Kill and replace a worker whose step takes longer."
+)
+@click.option("--worker-memory", type=int, metavar="MIB", help="Replace a worker that grows beyond.")
 @click.option("--device", default="cpu", show_default=True, help="Where to act.")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), help="Of acting [the experiment's].")
 @click.option("--human", is_flag=True, help="You play, in a window; the experiment or its environment names the keys.")

@@ -84,7 +84,8 @@ class Worker:
     frame_skip: int = 1  # frames per step
     stages: dict[str, float] = dataclasses.field(default_factory=dict)  # share of a player's time (0 … 1) in each
     sessions: int = 0
-    dropped: int = 0
+    dropped: int = 0  # sessions that a real-time player could not wait to push
+    faults: int = 0  # games that failed and were built anew
     uptime: float = 0.0  # seconds
     waits_for: str = ""
     waits_seconds: float = 0.0

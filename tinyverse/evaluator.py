@@ -17,7 +17,8 @@ import numpy as np
 
 from tinyverse import nest
 from tinyverse.agent import Agent, Weights
-from tinyverse.envs.pool import Pool, pool_of
+from tinyverse.envs.accept import pool_of
+from tinyverse.envs.pool import Pool
 from tinyverse.envs.video import VideoWriter, picture
 from tinyverse.errors import ExperimentError
 from tinyverse.experiment import Experiment
@@ -75,6 +76,7 @@ def evaluate(
     began, seats = time.monotonic(), max(1, min(at_once, games))
     envs: list[Any] = []
     pool = _pool(experiment, seats, envs, "human" if render else "rgb_array" if video else None)
+    seats = pool.num_games  # of several agents in one world there are always all
     quota = [games // seats + (seat < games % seats) for seat in range(seats)]
     returns: list[list[float]] = [[] for _ in quota]
     lengths: list[list[int]] = [[] for _ in quota]
@@ -93,7 +95,7 @@ def evaluate(
             observations, ended = step.observations, step.terminated | step.truncated
             total, length = (total + step.rewards) * alive, (length + 1) * alive
             camera.shoot(observations)
-            for seat in np.flatnonzero(ended | (length >= MAX_STEPS)):
+            for seat in np.flatnonzero((ended & alive) | (length >= MAX_STEPS)):
                 if seat == 0:
                     camera.cut()
                 if len(returns[seat]) < quota[seat]:

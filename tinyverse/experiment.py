@@ -11,13 +11,16 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import itertools
+import secrets
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import gymnasium
 
 from tinyverse.agent import Agent
-from tinyverse.envs.pool import Pool, pool_of
+from tinyverse.envs.accept import pool_of
+from tinyverse.envs.pool import Pool
 from tinyverse.errors import ExperimentError
 from tinyverse.learner import Learner, learner_of
 from tinyverse.samplers import Sampler
@@ -28,8 +31,9 @@ class Experiment:
     """Everything of yours that tinyverse calls. Give the parts as arguments, or override them in a subclass.
 
     make_env(evaluation=False)      one environment; further arguments `render_mode` are passed if it takes them
-    make_pool(num_games)            instead of it, or beside it: a native vector environment for playing; an argument
-                                    `num_threads` is passed if it takes one: cores to step on (`play --cores`)
+    make_pool(num_games)            instead of it, or beside it: a native vector environment for playing; an arguments
+                                    `num_threads`, cores to step on (`play --cores`), and `seed`, for environments that
+                                    are seeded when they are built (envpool), are passed if it takes them
     make_agent(observation_space, action_space)     an Agent
     keys                            for `play --human`: {"left": 0, "right+space": 3, …, "": what no key means}; keys by
                                     pygame's names, actions as the environment takes them
@@ -95,14 +99,22 @@ class Experiment:
         with _readable():
             return _call_with(self.make_env, evaluation=evaluation, render_mode=render_mode)
 
-    def pool(self, num_games: int, cores: int = 1) -> Pool:
-        """`num_games` games for playing, stepped on so many cores where they can."""
-        make_pool = self.make_pool
+    def pool(self, num_games: int, cores: int = 1, *, seed: int | None = None, mend: bool = False) -> Pool:
+        """`num_games` games for playing, stepped on so many cores where they can; with `mend`, what fails is built anew."""
+        seeds = itertools.count(secrets.randbits(30) if seed is None else seed)
+        make_pool: Callable[..., Any] | None = self.make_pool
         if make_pool is not None and _takes(make_pool, "num_threads"):
-            make_pool = functools.partial(make_pool, num_threads=cores)  # type: ignore[call-arg]
-        with _readable():
-            made = self.env if make_pool is None else _call("make_pool", make_pool, num_games=num_games)
-        pool = pool_of(made, num_games)
+            make_pool = functools.partial(make_pool, num_threads=cores)
+        takes_seed = make_pool is not None and _takes(make_pool, "seed")
+
+        def make() -> Any:
+            assert make_pool is not None
+            seeded = functools.partial(make_pool, seed=next(seeds)) if takes_seed else make_pool
+            with _readable():
+                return _call("make_pool", seeded, num_games=num_games)
+
+        made, remake = (self.env, None) if make_pool is None else (make(), make)
+        pool = pool_of(made, num_games, realtime=self.realtime, mend=mend, remake=remake)
         self._spaces = (pool.observation_space, pool.action_space)
         return pool
 

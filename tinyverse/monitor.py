@@ -116,12 +116,16 @@ _COLUMNS = (
 )  # fmt: skip
 
 
+_LOST = {"dropped": "sessions dropped", "faults": "games rebuilt"}
+
+
 def _cells(worker: Mapping[str, Any]) -> list[str]:
     waits = f"{worker['waits_for']} ({worker['waits_seconds']:.0f} s)" if worker["waits_for"] else ""
+    lost = [f"{worker[name]:,} {what}" for name, what in _LOST.items() if worker[name]]
     late = f" [silent for {worker['seen']:.0f} s]" if worker["seen"] > 5 else ""
     return [
         escape(worker["role"]), escape(worker["host"]), str(worker["pid"]), f"{worker['steps_per_second']:,.0f}", str(worker["version"]),
-        f"{worker['lag']:.1f}", duration(worker["uptime"]), escape(waits + late), escape(worker["error"].split("\n")[-1][:80]),
+        f"{worker['lag']:.1f}", duration(worker["uptime"]), escape("; ".join(filter(None, [waits + late, *lost]))), escape(worker["error"].split("\n")[-1][:80]),
     ]  # fmt: skip
 
 

@@ -172,11 +172,11 @@ class _Lane:
         step, columns = self.pool.receive(), self.columns
         alive = ~self._ended
         rollout.rewards[t, columns], rollout.alive[t, columns] = step.rewards, alive
-        rollout.terminated[t, columns], rollout.truncated[t, columns] = step.terminated, step.truncated
+        rollout.terminated[t, columns], rollout.truncated[t, columns] = step.terminated & alive, step.truncated & alive
         self.observations, self._first = step.observations, self._ended
         self._ended = step.terminated | step.truncated
         self._return, self._length = (self._return + step.rewards) * alive, (self._length + 1) * alive
-        for game in np.flatnonzero(self._ended):
+        for game in np.flatnonzero(self._ended & alive):
             ended = (float(self._return[game]), int(self._length[game]))
             rollout.episodes[columns.start + game].append(ended)
 
@@ -359,10 +359,14 @@ def play(
             player.rate.per_second(),
             player.version,
         )
+        if (faults := sum(pool.faults for pool in player.pools)) > worker.faults:
+            worker.error = max(player.pools, key=lambda pool: pool.faults).fault
+        worker.faults = faults
         worker.lag = max(0, courier.state.update - player.update)
         if stages.due():
             worker.stages = player.stages.take()
-        while not courier.offer(rollout, timeout=0.0 if realtime else 0.2):
+        of_no_version = player.version < 0  # played on in real time, with weights of before the server was emptied
+        while of_no_version or not courier.offer(rollout, timeout=0.0 if realtime else 0.2):
             if realtime:
                 worker.dropped += rollout.num_games
                 break
@@ -376,7 +380,7 @@ def play(
 
 
 def _reason(player: Player, courier: Courier, realtime: bool) -> str:
-    if player.version < 0:
+    if player.version < 0 and not (realtime and player.rate.total):  # what has begun in real time cannot wait
         return "a trainer's weights"
     if not realtime and not courier.may_play():
         return f"the trainer, which is {courier.state.debt:.0f} deliveries behind"

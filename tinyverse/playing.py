@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from tinyverse import loader, machine, monitor
 from tinyverse.agent import Agent
 from tinyverse.asked import Asked, positive, stop_on_signals
 from tinyverse.database import Database
 from tinyverse.envs.pool import Pool
+from tinyverse.envs.workers import WorkerPool
 from tinyverse.errors import DatabaseError, SettingsError, WindowClosed
 from tinyverse.experiment import Experiment
 from tinyverse.human import Person
-from tinyverse.player import HEARTBEAT_SECONDS, Courier, Player, new_worker, play
+from tinyverse.player import HEARTBEAT_SECONDS, SEEDS_APART, Courier, Player, new_worker, play
 from tinyverse.run import agreed_of, check_agreed, check_spec
 
 
@@ -25,15 +28,35 @@ def do_play(
     batches: int | None = None,
     sync_every: int = 1,
     cores: int = 1,
+    workers: int = 0,
+    step_timeout: float | None = None,
+    worker_memory: int | None = None,
     device: str = "cpu",
     precision: str | None = None,
     human: bool = False,
     fps: float | None = None,
 ) -> int:
-    """Steps games and pushes sessions; returns the batches pushed. With `human`, a person plays one game in a window."""
-    positive(games=games, batches=batches, sync_every=sync_every, cores=cores)
-    if human and ((games or 1) > 1 or cores > 1):
-        raise SettingsError("a person plays one game: leave out -b and --cores with --human.")
+    """Steps games and pushes sessions; returns the batches pushed.
+
+    Args:
+        workers: processes that step the games; 0: this one, or one more where a limit below needs it.
+        step_timeout: seconds that a step may take; a worker that takes longer is killed and replaced.
+        worker_memory: MiB that a worker may grow to.
+        human: a person plays one game in a window.
+        fps: steps a second then; None: the environment's own.
+    """
+    positive(
+        games=games, batches=batches, sync_every=sync_every, cores=cores, step_timeout=step_timeout,
+        worker_memory=worker_memory,
+    )  # fmt: skip
+    if workers < 0:
+        raise SettingsError(f"workers is {workers}; it must be at least 1, or 0 for none.")
+    if step_timeout or worker_memory:
+        workers = workers or 1  # what hangs or leaks can only be ended with the process it is in
+    if human and ((games or 1) > 1 or cores > 1 or workers):
+        raise SettingsError(
+            "a person plays one game: leave out -b, --cores, --workers, --step-timeout and --worker-memory with --human."
+        )
     if fps is not None and not (human and 0 < fps <= 1000):
         raise SettingsError(f"--fps {fps:g} is for --human, and between 0 and 1000 steps a second.")
     check_device(device)
@@ -47,11 +70,18 @@ def do_play(
         experiment = loader.build(asked.module, settings)
         agent, spare = (acting(experiment.agent(), device, precision or experiment.precision) for _ in range(2))
         check_spec(asked.run, meta, experiment.spec(agent))
+        seed = asked.fresh_seed()
         person = Person(experiment, asked.run, fps) if human else None
         if person is not None:
             agent, spare = person.plays(agent), person.plays(spare)
-        pools = [person.pool] if person else _pools(experiment, games or experiment.games, cores)
-        player = Player(agent, pools, experiment.unroll_length, seed=asked.fresh_seed())
+            pools: list[Pool] = [person.pool]
+        elif workers:
+            make = functools.partial(games_of, asked.experiment, settings)
+            limits = {"step_timeout": step_timeout, "memory": worker_memory and worker_memory << 20}
+            pools = _worker_pools(make, experiment, games or experiment.games, workers, cores, limits)
+        else:
+            pools = _pools(experiment, games or experiment.games, cores, seed)
+        player = Player(agent, pools, experiment.unroll_length, seed=seed)
         worker = new_worker("human" if human else "play", games=player.num_games, frame_skip=experiment.frame_skip)
         courier = Courier(database, worker, spare)
         courier.start()
@@ -88,10 +118,31 @@ def do_play(
         return played
 
 
-def _pools(experiment: Experiment, games: int, cores: int) -> list[Pool]:
+def _pools(experiment: Experiment, games: int, cores: int, seed: int) -> list[Pool]:
     """One pool; on several cores two halves, of which one is stepped while the agent acts in the other."""
-    halves = [games] if min(games, cores) == 1 else [games - games // 2, games // 2]
-    return [experiment.pool(count, cores) for count in halves]
+    halves = enumerate(_halves(games, cores))
+    return [experiment.pool(count, cores, seed=seed + SEEDS_APART * half, mend=True) for half, count in halves]
+
+
+def _worker_pools(
+    make: Callable[[int], Pool], experiment: Experiment, games: int, workers: int, cores: int, limits: Mapping[str, Any]
+) -> list[Pool]:
+    """As `_pools`, stepped by so many processes; of several, each half has its own."""
+    counts = _halves(games, min(cores, workers))
+    shares = [workers] if len(counts) == 1 else _halves(workers, 2)
+    pools: list[Pool] = []
+    for count, share in zip(counts, shares, strict=True):
+        pools.append(WorkerPool(make, count, share, experiment.spaces(), realtime=experiment.realtime, **limits))
+    return pools
+
+
+def _halves(count: int, among: int) -> list[int]:
+    return [count] if min(count, among) == 1 else [count - count // 2, count // 2]
+
+
+def games_of(name: str, settings: Mapping[str, Any], num_games: int) -> Pool:
+    """Games of an experiment in a process of their own: what crosses is its name and settings, never a closure."""
+    return loader.build(loader.load_module(name), settings).pool(num_games, mend=True)
 
 
 def _await_run(asked: Asked, database: Database, should_stop: Callable[[], bool]) -> dict[str, str]:

@@ -231,6 +231,7 @@ class Replay:
                 "spec": self.spec.to_json(), "size": self.flow.buffer_size, "reuse": self.flow.reuse,
                 "sampler": type(self.sampler).__name__, "sampling": self.sampler.state_dict(),
                 "numbers": self._numbers(slots), "updates": self._update[slots], "counts": self._count[slots],
+                "human": self._human[slots],
                 "positions": " ".join(self._position[slot] for slot in slots),
                 **{name: getattr(self, name) for name in names},
             }  # fmt: skip
@@ -264,9 +265,8 @@ class Replay:
         with self._lock:
             there = self._put(numbers, slots, sessions)
             self._filled[slots] = there
-            self._update[slots], self._count[slots] = (
-                np.asarray(state[name])[-size:] for name in ("updates", "counts")
-            )
+            for kept, name in ((self._update, "updates"), (self._count, "counts"), (self._human, "human")):
+                kept[slots] = np.asarray(state[name])[-size:]
             for slot, position in zip(slots, state["positions"].split()[-size:], strict=True):
                 self._position[slot] = position
             self.series, self._written = (state["series"], state["_written"]) if same else (self.series, len(numbers))
@@ -279,7 +279,7 @@ class Replay:
                 self.sampler.load_state_dict(state["sampling"], moved)
                 return
             for slot in slots[there].tolist():
-                self.sampler.insert(slot, seen=bool(self._count[slot]))
+                self.sampler.insert(slot, bool(self._count[slot]), bool(self._human[slot]))
 
     def _put(
         self, numbers: np.ndarray, slots: np.ndarray, sessions: Iterable[tuple[torch.Tensor, torch.Tensor]]

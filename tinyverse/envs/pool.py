@@ -7,13 +7,16 @@ the flags are False and the observation is the new episode's first.
     observations   o1   o2   o3   p0   p1     o3 is the last of its episode, p0 the first of the next
     rewards        r    r    r    0    r
     terminated     –    –    ✓    –    –      (or truncated)
+
+A game whose reset must wait (it is built anew, or others of its match still play) is truncated again in each row until
+it has been made: a row after an end never counts, whatever it says.
 """
 
 from __future__ import annotations
 
 import abc
-import dataclasses
-import inspect
+import contextlib
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,6 +24,9 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from tinyverse import nest
+from tinyverse.envs.arrays import Array, Door, blank, fit, fit_leaf, number_of, spec_of, unlike
+from tinyverse.envs.dialects import four, game_of, reset, space_of
+from tinyverse.envs.mending import RUNNING, Mender
 from tinyverse.errors import ExperimentError, SpecError
 
 HALVES = (("send", "recv"), ("step_async", "step_wait"))  # how vector environments call the halves of a step
@@ -42,12 +48,15 @@ class Pool(abc.ABC):
         num_games: B.
         observation_space, action_space: the Gymnasium spaces of one game.
         realtime: whether the games go on without waiting for an action, so that whoever plays must not block.
+        faults, fault: how often games failed and were built anew, and the newest traceback.
     """
 
     num_games: int
     observation_space: Any
     action_space: Any
     realtime: bool = False
+    faults: int = 0
+    fault: str = ""
 
     @abc.abstractmethod
     def reset(self, seed: int | None = None) -> nest.Tree:
@@ -79,55 +88,158 @@ class Pool(abc.ABC):
 
 
 class GamePool(Pool):
-    """Single environments, stepped one by one in this process. They may speak Gymnasium or the old gym."""
+    """Single environments, stepped one by one in this process, whatever they speak (`dialects`).
 
-    def __init__(self, make_env: Callable[[], Any], num_games: int, *, realtime: bool = False) -> None:
-        _check_count(num_games)
-        self._envs = [_checked(make_env()) for _ in range(num_games)]
+    With `mend`, a game that raises, or returns what its spaces do not say, is built anew (`mending`); else it raises.
+    """
+
+    def __init__(
+        self, make_env: Callable[[], Any], num_games: int, *, realtime: bool = False, mend: bool = False
+    ) -> None:
+        check_count(num_games)
+        self._make = make_env
+        self._envs: list[Any] = [game_of(make_env()) for _ in range(num_games)]  # None: to be built anew
         self.num_games, self.realtime = num_games, realtime
-        self.observation_space, self.action_space = self._envs[0].observation_space, self._envs[0].action_space
-        self._spec = _spec(self.observation_space, ())
-        self._observations = nest.map(lambda leaf: np.zeros((num_games, *leaf.shape), leaf.dtype), self._spec)
-        self._door = _Door(self.action_space, num_games)
+        spaces = self._envs[0].observation_space, self._envs[0].action_space
+        self.observation_space, self.action_space = map(space_of, spaces)
+        self._spec = spec_of(self.observation_space, ())
+        # two, in turn: the row of a game that fails is taken from the step before
+        self._observations, self._before = (blank(self._spec, num_games) for _ in range(2))
+        self._floats, self._floats_before = _floats(self._observations), _floats(self._before)
+        self._door = Door(self.action_space, num_games)
         self._rewards = np.zeros(num_games, np.float32)
         self._terminated, self._truncated = np.zeros(num_games, bool), np.zeros(num_games, bool)
         self._ended = [False] * num_games
+        self._mender = Mender(num_games, "game") if mend else None
+        self._missing = 0  # games that are to be built anew
+        self._seeds: list[np.random.SeedSequence] = []
+        self._step_count = 0
 
     def reset(self, seed: int | None = None) -> nest.Tree:
-        for game, sequence in enumerate(np.random.SeedSequence(seed).spawn(self.num_games)):
-            self._begin(game, _as_int(sequence))
+        self._seeds = np.random.SeedSequence(seed).spawn(self.num_games)
+        for game in range(self.num_games):
+            self._first_reset(game)
         self._ended = [False] * self.num_games
         return self._observations
 
     def step(self, actions: nest.Tree) -> Step:
         columns = self._door.columns(actions)
-        rows = [self._begin(game) if ended else self._step(game, columns) for game, ended in enumerate(self._ended)]
-        self._rewards[:], self._terminated[:], self._truncated[:] = zip(*rows, strict=True)
+        if self._missing == self.num_games and self._mender is not None:
+            self._mender.wait(list(range(self.num_games)))
+        self._step_count += 1
+        self._observations, self._before = self._before, self._observations
+        self._floats, self._floats_before = self._floats_before, self._floats
+        rewards, terminated, truncated = zip(*[self._row(game, columns) for game in range(self.num_games)], strict=True)
+        self._rewards[:], self._terminated[:], self._truncated[:] = rewards, terminated, truncated
+        if not math.isfinite(sum(rewards)) or _has_nan(self._floats):
+            self._lose_spoilt_rows()
         self._ended = (self._terminated | self._truncated).tolist()
         return Step(self._observations, self._rewards, self._terminated, self._truncated)
 
     def close(self) -> None:
         for env in self._envs:
-            env.close()
+            if env is not None:
+                env.close()
 
-    def _begin(self, game: int, seed: int | None = None) -> tuple[float, bool, bool]:
-        self._store(game, _reset(self._envs[game], self._spec, seed))
-        return 0.0, False, False
+    def _row(self, game: int, columns: nest.Tree) -> tuple[float, bool, bool]:
+        """Reward and flags of a game's next row, whose observation is stored."""
+        try:
+            return self._begin(game) if self._ended[game] else self._step(game, columns)
+        except Exception as error:
+            if self._mender is None:
+                raise
+            return self._lose(game, error)
 
     def _step(self, game: int, columns: nest.Tree) -> tuple[float, bool, bool]:
         result = self._envs[game].step(nest.map(lambda column: column[game], columns))
-        observation, reward, terminated, truncated = _four(result)
+        observation, reward, terminated, truncated = four(result)
         self._store(game, observation)
-        return _number(reward), terminated, truncated
+        return number_of(reward), terminated, truncated
+
+    def _begin(self, game: int) -> tuple[float, bool, bool]:
+        if self._envs[game] is not None:
+            self._store(game, reset(self._envs[game], self._spec, None))
+            if self._mender is not None:
+                self._mender.sound(game)
+            return 0.0, False, False
+        assert self._mender is not None
+        if self._mender.seconds(game):
+            self._repeat(game)
+            return 0.0, False, True  # over as before, for the reset has yet to be made
+        self._build(game)
+        self._mender.rebuilt(game, step=self._step_count)
+        self._store(game, reset(self._envs[game], self._spec, self._next_seed(game)))
+        return 0.0, False, False
+
+    def _first_reset(self, game: int) -> None:
+        """Of a game that must begin: there is nothing to show of it before."""
+        while True:
+            try:
+                if self._envs[game] is None:
+                    self._build(game)
+                self._store(game, reset(self._envs[game], self._spec, as_int(self._seeds[game])))
+                if self._is_spoilt(game):
+                    raise _nan("observation")
+                return
+            except Exception as error:
+                if self._mender is None:
+                    raise
+                self._lose(game, error)
+                if self._mender.running(game) >= RUNNING:
+                    raise
+                self._mender.wait([game])
+
+    def _next_seed(self, game: int) -> int | None:
+        return as_int(self._seeds[game].spawn(1)[0]) if self._seeds else None
+
+    def _build(self, game: int) -> None:
+        env = game_of(self._make())
+        if spec_of(space_of(env.observation_space), ()) != self._spec:
+            raise SpecError(
+                f"make_env gave an environment with the observation_space {env.observation_space}, "
+                f"the one before had {self.observation_space}. It must give one kind of game."
+            )
+        self._envs[game] = env
+        self._missing -= 1
+
+    def _lose(self, game: int, error: Exception) -> tuple[float, bool, bool]:
+        """Closes a game that failed; its row shows what it showed last, and is the last of its episode."""
+        assert self._mender is not None
+        env, self._envs[game] = self._envs[game], None
+        self._missing += env is not None
+        with contextlib.suppress(Exception):  # it is broken: what it says while it is closed helps nobody
+            env.close()
+        self._repeat(game)
+        self._mender.failed(game, error, step=self._step_count)
+        self.faults, self.fault = self._mender.faults, self._mender.fault
+        return 0.0, False, True
+
+    def _lose_spoilt_rows(self) -> None:
+        for game in range(self.num_games):
+            spoilt = self._is_spoilt(game)
+            if spoilt or not math.isfinite(self._rewards[game]):
+                error = _nan("observation" if spoilt else "reward")
+                if self._mender is None:
+                    raise error
+                self._rewards[game], self._terminated[game], self._truncated[game] = self._lose(game, error)
+
+    def _is_spoilt(self, game: int) -> bool:
+        return any(np.isnan(leaf[game]).any() for leaf in nest.leaves(self._observations) if leaf.dtype.kind == "f")
+
+    def _repeat(self, game: int) -> None:
+        nest.map(lambda now, before: now.__setitem__(game, before[game]), self._observations, self._before)
 
     def _store(self, game: int, observation: nest.Tree) -> None:
-        def store(wanted: _Array, batch: np.ndarray, part: Any) -> None:
-            batch[game] = _fit_leaf(wanted, part)
+        def store(wanted: Array, batch: np.ndarray, part: Any) -> None:
+            batch[game] = fit_leaf(wanted, part)
 
         try:
-            nest.map(store, self._spec, self._observations, observation)
+            if isinstance(self._spec, Array):  # what most games are, without the way through a tree
+                self._observations[game] = fit_leaf(self._spec, observation)
+            else:
+                nest.map(store, self._spec, self._observations, observation)
         except (LookupError, TypeError, ValueError):
-            raise _unlike(observation) from None
+            raise unlike(observation) from None
 
 
 class VectorPool(Pool):
@@ -135,23 +247,37 @@ class VectorPool(Pool):
 
     A DISABLED one steps all its games at once and none that is over, so a game is reset twice: before the step, which
     lets it be stepped, and after, which undoes that step. Each episode costs one reset and one step more.
+
+    With `remake`, one that fails is built anew, which ends the episodes of all its games; else it raises.
     """
 
-    def __init__(self, env: VectorEnv, *, realtime: bool = False) -> None:
-        self._resets = _autoreset(env) is AutoresetMode.DISABLED
-        self._env, self.num_games, self.realtime = env, env.num_envs, realtime
+    def __init__(
+        self, env: VectorEnv, *, realtime: bool = False, remake: Callable[[], VectorEnv] | None = None
+    ) -> None:
+        self.num_games, self.realtime = env.num_envs, realtime
+        self._take(env)
         self.observation_space, self.action_space = env.single_observation_space, env.single_action_space
-        self._spec = _spec(self.observation_space, (self.num_games,))
-        self._door = _Door(self.action_space, self.num_games)
+        self._spec = spec_of(self.observation_space, (self.num_games,))
+        self._door = Door(self.action_space, self.num_games)
+        self._remake, self._mender = remake, Mender(1, "vector environment")
+        self._seeds = np.random.SeedSequence()
+        self._step_count = 0
+
+    def _take(self, env: VectorEnv) -> None:
+        self._env: VectorEnv | None = env
+        self._resets = _autoreset(env) is AutoresetMode.DISABLED
         self._ended = np.zeros(self.num_games, bool)
+        self._failure: Exception | None = None
         # of the class: a wrapper passes such names on to the environment inside, past what it does itself
         halves = [names for names in HALVES if hasattr(type(env), names[0]) and not self._resets]
         self._halves = tuple(getattr(env, name) for name in halves[0]) if halves else None
 
     def reset(self, seed: int | None = None) -> nest.Tree:
+        self._seeds = np.random.SeedSequence(seed)
         self._ended = np.zeros(self.num_games, bool)
         # hashed, because vector environments seed their games seed, seed + 1 …: neighbouring players would share games
-        return _fit(self._spec, self._env.reset(seed=_as_int(np.random.SeedSequence(seed)))[0])
+        self._last = self._checked(self._need().reset(seed=as_int(self._seeds))[0])
+        return self._last
 
     def step(self, actions: nest.Tree) -> Step:
         self.send(actions)
@@ -159,174 +285,88 @@ class VectorPool(Pool):
 
     def send(self, actions: nest.Tree) -> None:
         self._sent = self._door.arrays(actions)
-        if self._halves is not None:
-            self._halves[0](self._sent)
+        if self._halves is not None and self._env is not None:
+            try:
+                self._halves[0](self._sent)
+            except Exception as error:
+                if self._remake is None:
+                    raise
+                self._failure = error
 
     def receive(self) -> Step:
+        self._step_count += 1
+        try:
+            step = self._received() if self._env is not None else self._begun_anew()
+        except Exception as error:
+            if self._remake is None:
+                raise
+            return self._lost(error)
+        self._last, self._ended = step.observations, step.terminated | step.truncated
+        return step
+
+    def close(self) -> None:
+        if self._env is not None:
+            self._env.close()
+
+    def _received(self) -> Step:
+        if self._failure is not None:
+            raise self._failure
         again = self._resets and bool(self._ended.any())
         if again:
             self._reset_ended()
-        result = self._env.step(self._sent) if self._halves is None else self._halves[1]()
+        result = self._need().step(self._sent) if self._halves is None else self._halves[1]()
         observations, rewards, terminated, truncated, _ = result
         rewards = np.array(rewards, np.float32)
         terminated, truncated = np.array(terminated, bool), np.array(truncated, bool)
         if again:
             observations = self._reset_ended()
             rewards[self._ended], terminated[self._ended], truncated[self._ended] = 0.0, False, False
-        self._ended = terminated | truncated
-        return Step(_fit(self._spec, observations), rewards, terminated, truncated)
-
-    def close(self) -> None:
-        self._env.close()
+        if not np.isfinite(rewards).all():
+            raise _nan("reward")
+        return Step(self._checked(observations), rewards, terminated, truncated)
 
     def _reset_ended(self) -> nest.Tree:
-        return self._env.reset(options={"reset_mask": self._ended.copy()})[0]
+        return self._need().reset(options={"reset_mask": self._ended.copy()})[0]
+
+    def _checked(self, observations: nest.Tree) -> nest.Tree:
+        fitting = fit(self._spec, observations)
+        if _has_nan(_floats(fitting)):
+            raise _nan("observation")
+        return fitting
+
+    def _need(self) -> VectorEnv:
+        assert self._env is not None
+        return self._env
+
+    def _begun_anew(self) -> Step:
+        assert self._remake is not None
+        self._mender.wait([0])
+        self._take(self._remake())
+        self._mender.rebuilt(0, step=self._step_count)
+        observations = self._checked(self._need().reset(seed=as_int(self._seeds.spawn(1)[0]))[0])
+        nobody = np.zeros(self.num_games, bool)
+        return Step(observations, np.zeros(self.num_games, np.float32), nobody, nobody.copy())
+
+    def _lost(self, error: Exception) -> Step:
+        """Closes what failed; its rows show what they showed last, and are the last of their episodes."""
+        env, self._env = self._env, None
+        with contextlib.suppress(Exception):  # it is broken: what it says while it is closed helps nobody
+            if env is not None:
+                env.close()
+        self._mender.failed(0, error, step=self._step_count)
+        self.faults, self.fault = self._mender.faults, self._mender.fault
+        everybody = np.ones(self.num_games, bool)
+        return Step(self._last, np.zeros(self.num_games, np.float32), ~everybody, everybody)
 
 
-def pool_of(thing: Any, num_games: int, *, realtime: bool = False) -> Pool:
-    """A pool of `num_games` games of a Pool, a VectorEnv, or a function that makes either or a single environment.
-
-    Raises:
-        ExperimentError: it is none of these, or has another number of games.
-    """
-    _check_count(num_games)
-    made = thing() if callable(thing) else thing
-    if isinstance(made, VectorEnv):
-        made = VectorPool(made)
-    if isinstance(made, Pool):
-        made.realtime = made.realtime or realtime
-        return _counted(made, num_games)
-    if not callable(thing):
-        raise ExperimentError(
-            f"got {_article(thing)}, wanted a function that makes an environment, or a Gymnasium VectorEnv."
-        )
-    first = [made]
-    return GamePool(lambda: first.pop() if first else thing(), num_games, realtime=realtime)
+def check_count(num_games: int) -> None:
+    if num_games < 1:
+        raise ExperimentError(f"got {num_games} games, wanted 1 or more.")
 
 
-class _Door:
-    """Brings actions [B, …] to the shape, dtype and bounds of a space."""
-
-    def __init__(self, space: Any, num_games: int) -> None:
-        self._spaces = nest.of_space(space, lambda leaf: leaf)
-        self._num_games = num_games
-        _spec(space, ())
-
-    def arrays(self, actions: nest.Tree) -> nest.Tree:
-        """One array [B, …] per leaf, as a VectorEnv takes them."""
-        try:
-            return nest.map(self._leaf, self._spaces, actions)
-        except (LookupError, TypeError, ValueError) as error:
-            raise SpecError(
-                f"the agent's actions are not built like the action space {self._spaces}: {error!r}."
-            ) from None
-
-    def columns(self, actions: nest.Tree) -> nest.Tree:
-        """One sequence of B per leaf, whose elements single environments take: int for Discrete."""
-        return nest.map(
-            lambda space, leaf: leaf.tolist() if _is_discrete(space) else leaf, self._spaces, self.arrays(actions)
-        )
-
-    def _leaf(self, space: Any, actions: Any) -> np.ndarray:
-        array, shape = np.asarray(actions), (self._num_games, *space.shape)
-        if array.shape != shape or not np.can_cast(array.dtype, space.dtype, "same_kind"):
-            raise SpecError(
-                f"the agent's actions are {array.dtype}{list(array.shape)}, the games want {space.dtype}{list(shape)}."
-            )
-        if hasattr(space, "low") and hasattr(space, "high"):
-            array = np.clip(array, space.low, space.high)
-        return array.astype(space.dtype, copy=False)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Array:
-    """Shape and dtype of one leaf."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-
-    def __str__(self) -> str:
-        return f"{self.dtype}{list(self.shape)}"
-
-
-def _spec(space: Any, batch: tuple[int, ...]) -> nest.Tree:
-    """The arrays of a space, with `batch` axes before them."""
-
-    def leaf(part: Any) -> _Array:
-        dtype = getattr(part, "dtype", None)
-        if getattr(part, "shape", None) is None or dtype is None or np.dtype(dtype).kind not in "biuf":
-            raise ExperimentError(
-                f"{part} holds no arrays of numbers. Wrap the environment so that its spaces are Box, Discrete, Dict …"
-            )
-        return _Array(batch + tuple(part.shape), np.dtype(dtype))
-
-    return nest.of_space(space, leaf)
-
-
-def _fit(spec: nest.Tree, observation: nest.Tree) -> nest.Tree:
-    """The observation as arrays; a SpecError if they differ from `spec`."""
-    try:
-        return nest.map(_fit_leaf, spec, observation)
-    except (LookupError, TypeError, ValueError):
-        raise _unlike(observation) from None
-
-
-def _fit_leaf(wanted: _Array, part: Any) -> np.ndarray:
-    array = np.asarray(part)
-    if array.shape == wanted.shape and array.dtype == wanted.dtype:
-        return array
-    if array.shape == wanted.shape and np.can_cast(array.dtype, wanted.dtype, "same_kind"):
-        return array.astype(wanted.dtype)  # float64 where float32 was declared: common, and harmless
-    got = _Array(array.shape, array.dtype)
-    raise SpecError(f"the environment's observation is {got}, its observation_space is {wanted}. Change one of them.")
-
-
-def _unlike(observation: nest.Tree) -> SpecError:
-    return SpecError(
-        f"the environment's observation is {_article(observation)} that is not built like its observation_space: "
-        "wanted arrays, for a Dict a dict with its keys, for a Tuple a tuple of its length."
-    )
-
-
-def _number(reward: Any) -> float:
-    if isinstance(reward, (float, int)) or not np.ndim(reward):
-        return float(reward)
-    raise SpecError(f"the environment's reward has shape {list(np.shape(reward))}, wanted one number. Return a float.")
-
-
-def _reset(env: Any, spec: nest.Tree, seed: int | None) -> nest.Tree:
-    """The first observation of an episode, from Gymnasium's reset or old gym's."""
-    if seed is None:
-        result = env.reset()
-    elif _takes_seed(env):
-        result = env.reset(seed=seed)
-    else:
-        env.seed(seed)
-        result = env.reset()
-    pair = isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)
-    return result[0] if pair and not _is_like(spec, result) else result
-
-
-def _takes_seed(env: Any) -> bool:
-    parameters = inspect.signature(getattr(env, "unwrapped", env).reset).parameters.values()
-    return any(p.name == "seed" or p.kind is p.VAR_KEYWORD for p in parameters) or not hasattr(env, "seed")
-
-
-def _is_like(spec: nest.Tree, thing: Any) -> bool:
-    """Whether an (observation, info) pair could as well be an observation of a Tuple space."""
-    try:
-        return isinstance(spec, tuple) and _fit(spec, thing) is not None
-    except SpecError:
-        return False
-
-
-def _four(result: Any) -> tuple[nest.Tree, Any, bool, bool]:
-    """Observation, reward, terminated and truncated, from Gymnasium's step or old gym's."""
-    if len(result) == 5:
-        return result[:4]
-    observation, reward, done, info = result
-    truncated = bool(done and info.get("TimeLimit.truncated", False))
-    return observation, reward, bool(done and not truncated), truncated
+def as_int(sequence: np.random.SeedSequence) -> int:
+    """A seed for an environment."""
+    return int(sequence.generate_state(1)[0]) >> 2  # room below 2^31 for seed + 1, seed + 2 …
 
 
 def _autoreset(env: VectorEnv) -> AutoresetMode:
@@ -350,39 +390,21 @@ def _autoreset(env: VectorEnv) -> AutoresetMode:
     return AutoresetMode(mode)
 
 
-def _checked(env: Any) -> Any:
-    if all(hasattr(env, name) for name in ("reset", "step", "observation_space", "action_space")):
-        return env
-    raise ExperimentError(
-        f"make_env gave {_article(env)}, wanted a gymnasium.Env (reset, step, observation_space, action_space)."
-    )
-
-
-def _counted(pool: Pool, num_games: int) -> Pool:
-    if pool.num_games != num_games:
-        raise ExperimentError(
-            f"got {pool.num_games} games, wanted {num_games}: build the vector environment with num_envs={num_games}."
-        )
-    return pool
-
-
-def _check_count(num_games: int) -> None:
-    if num_games < 1:
-        raise ExperimentError(f"got {num_games} games, wanted 1 or more.")
-
-
-def _is_discrete(space: Any) -> bool:
-    return hasattr(space, "n") and space.shape == ()
-
-
-def _as_int(sequence: np.random.SeedSequence) -> int:
-    return int(sequence.generate_state(1)[0]) >> 2  # room below 2^31 for seed + 1, seed + 2 …
-
-
 def _name(env: Any) -> str:
     return type(env.unwrapped).__name__
 
 
-def _article(thing: Any) -> str:
-    name = type(thing).__name__
-    return "None" if thing is None else f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
+def _floats(observations: nest.Tree) -> list[np.ndarray]:
+    """The leaves of floats, flat."""
+    return [leaf.reshape(-1) for leaf in nest.leaves(observations) if leaf.dtype.kind == "f"]
+
+
+def _has_nan(floats: list[np.ndarray]) -> bool:
+    """A sum of squares is NaN only where a term is: one pass, and no array of answers."""
+    return any(math.isnan(leaf.dot(leaf)) for leaf in floats)
+
+
+def _nan(what: str) -> SpecError:
+    return SpecError(
+        f"the environment's {what} is not a number (NaN or infinite). A network that sees one never recovers."
+    )

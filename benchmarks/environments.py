@@ -1,0 +1,222 @@
+"""Environments: what each kind gives raw, and through a player that pushes to a real server.
+
+    python benchmarks/environments.py [--json] [--smoke] [--repeats N] [--write]
+
+ours     `Player` and `Courier`, as `tinyverse play` runs them, in steps per second
+limit    the bare environments stepped in a loop with actions drawn before, reset when they end
+
+`--write` puts the table into docs/environments.md. What is not installed is left out.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.util
+import itertools
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import measure
+
+from tinyverse import machine
+
+machine.prepare()
+
+import gymnasium  # noqa: E402
+import numpy as np  # noqa: E402
+
+from tinyverse import nest  # noqa: E402
+from tinyverse.agent import Agent  # noqa: E402
+from tinyverse.envs import Pool, pool_of  # noqa: E402
+from tinyverse.player import Courier, Player, new_worker, play  # noqa: E402
+from tinyverse.redis_database import RedisDatabase  # noqa: E402
+from tinyverse.redis_server import private_server  # noqa: E402
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "environments.md"
+BEGIN, END = "<!-- environments -->\n", "<!-- end of environments -->\n"
+STEPS, GAMES = 20, 16
+
+
+def _old_gym() -> Any:
+    import gym
+
+    return gym.make("CartPole-v1", disable_env_checker=True)
+
+
+def _minigrid() -> Any:
+    import minigrid
+
+    gymnasium.register_envs(minigrid)
+    return minigrid.wrappers.ImgObsWrapper(gymnasium.make("MiniGrid-Empty-8x8-v0"))
+
+
+def _dm_control() -> Any:
+    from dm_control import suite
+
+    return suite.load("cartpole", "swingup")
+
+
+def _agents() -> Any:
+    from pettingzoo.classic import rps_v2
+
+    return rps_v2.parallel_env()
+
+
+def _envpool() -> Any:
+    import envpool
+
+    return envpool.make("CartPole-v1", env_type="gymnasium", num_envs=GAMES)
+
+
+def _atari() -> Any:
+    from tinyverse.envs.atari import atari_pool
+
+    return atari_pool("pong", GAMES)
+
+
+def _vector() -> Any:
+    return gymnasium.make_vec("CartPole-v1", num_envs=GAMES, vectorization_mode="vector_entry_point")
+
+
+# name, extra, the package it needs, what makes one environment (or all of them)
+ENVIRONMENTS: list[tuple[str, str, str, Callable[[], Any]]] = [
+    ("Gymnasium CartPole-v1", "", "gymnasium", lambda: gymnasium.make("CartPole-v1")),
+    ("Gymnasium CartPole-v1, vector", "", "gymnasium", _vector),
+    ("Gymnasium HalfCheetah-v5", "mujoco", "mujoco", lambda: gymnasium.make("HalfCheetah-v5")),
+    ("old gym 0.26.2 CartPole-v1", "gym", "gym", _old_gym),
+    ("MiniGrid-Empty-8x8-v0", "minigrid", "minigrid", _minigrid),
+    ("Atari Pong, vector", "atari", "ale_py", _atari),
+    ("envpool CartPole-v1", "envpool", "envpool", _envpool),
+    ("PettingZoo rps_v2", "pettingzoo", "pettingzoo", _agents),
+    ("dm_control cartpole swingup", "dm_control", "dm_control", _dm_control),
+]
+
+
+class Drawn(Agent):
+    """Takes actions that were drawn before, so that the cost of an agent is not measured."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._choices = itertools.cycle(drawn(pool))
+
+    def act(self, observations: Any, memory: Any, first: np.ndarray, greedy: bool = False) -> tuple[Any, Any, dict]:
+        return next(self._choices), memory, {}
+
+
+def drawn(pool: Pool) -> list[nest.Tree]:
+    """Actions of all games, [B, …] per leaf."""
+    samples = ([pool.action_space.sample() for _ in range(pool.num_games)] for _ in range(64))
+    return [nest.map(lambda *leaves: np.stack(leaves), *actions) for actions in samples]
+
+
+def main() -> None:
+    write = "--write" in sys.argv and not sys.argv.remove("--write")
+    spaces: dict[str, tuple[Any, Any]] = {}
+    with measure.session("environments", __doc__) as bench, private_server() as server:
+        for number, (name, _, package, make) in enumerate(ENVIRONMENTS):
+            if importlib.util.find_spec(package) is None:
+                continue
+            try:
+                pool = pool_of(make, GAMES)
+            except (
+                ImportError,
+                AttributeError,
+                gymnasium.error.Error,
+            ) as error:  # installed, but not with what is here
+                print(f"{name} cannot be built: {error}", file=sys.stderr)
+                continue
+            spaces[name] = (pool.observation_space, pool.action_space)
+            seconds = bench.seconds(5.0)
+            ways = {
+                "ours": played(server.url, f"environment-{number}", pool, seconds),
+                "limit": raw(make, pool, seconds),
+            }
+            bench.compare(name, ways)
+            pool.close()
+    if write and not bench.smoke:
+        rows = {row.what: row for row in bench.rows}
+        before, _, rest = PAGE.read_text().partition(BEGIN)
+        PAGE.write_text(before + BEGIN + table(rows, spaces) + END + rest.partition(END)[2])
+
+
+def played(url: str, run: str, pool: Pool, seconds: float) -> measure.Way:
+    """Steps played and pushed per second."""
+    agents = [Drawn(pool) for _ in range(2)]
+    database = RedisDatabase(url, run)
+    database.create({})
+    database.report(capacity=1000)
+    player = Player(agents[0], pool, STEPS)
+    player.version = 0
+
+    def way() -> float:
+        courier = Courier(database, new_worker("play", games=pool.num_games), agents[1])
+        courier.start()
+        rate = measure.rate_of(lambda: play(player, courier, batches=2) * pool.num_games * STEPS, seconds)
+        courier.close()
+        return rate
+
+    return way
+
+
+def raw(make: Callable[[], Any], pool: Pool, seconds: float) -> measure.Way:
+    """Steps of the bare environments per second, as whoever wrote them would step them."""
+    first = make()
+    vector = isinstance(first, (gymnasium.vector.VectorEnv, Pool))
+    space = pool.action_space
+    if vector:
+        choices = itertools.cycle(drawn(pool))
+        first.reset()
+
+        def step() -> float:
+            first.step(next(choices))
+            return pool.num_games
+    elif hasattr(first, "possible_agents"):
+        choices = itertools.cycle([{agent: space.sample() for agent in first.possible_agents} for _ in range(64)])
+        first.reset()
+
+        def step() -> float:
+            if not first.agents:
+                first.reset()
+            first.step(next(choices))
+            return len(first.possible_agents)
+    else:
+        choices = itertools.cycle([space.sample() for _ in range(64)])
+        first.reset()
+
+        def step() -> float:
+            result = first.step(next(choices))
+            if result.last() if hasattr(result, "last") else result[2] or result[3]:
+                first.reset()
+            return 1
+
+    return lambda: measure.rate_of(step, seconds)
+
+
+def table(rows: dict[str, measure.Row], spaces: dict[str, tuple[Any, Any]]) -> str:
+    lines = [f"{datetime.date.today()}, {measure.MACHINE}, {GAMES} games\n"]
+    lines += ["| environment | extra | observations | actions | raw, steps/s | through `play` | ratio |"]
+    lines += ["|---|---|---|---|---:|---:|---:|"]
+    for name, extra, *_ in ENVIRONMENTS:
+        if name not in rows:
+            lines.append(f"| {name} | `{extra}` | | | not measured here | | |")
+            continue
+        row, (observations, actions) = rows[name], spaces[name]
+        raw_rate, ours = (measure.number(statistics.median(row.rates[way])) for way in ("limit", "ours"))
+        lines.append(
+            f"| {name} | {f'`{extra}`' if extra else ''} | {_short(observations)} | {_short(actions)} | {raw_rate} "
+            f"| {ours} | {row.ratio('limit'):.2f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _short(space: Any) -> str:
+    """A space in a few characters: bounds are left out."""
+    if hasattr(space, "spaces"):
+        return type(space).__name__ + str(nest.of_space(space, _short)).replace("'", "")
+    return f"{type(space).__name__}({getattr(space, 'n', None) or ', '.join(map(str, [*space.shape, space.dtype]))})"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""Real time: does an environment with a clock of its own ever wait for the database, or for weights?
+
+    python benchmarks/realtime.py [--json] [--smoke] [--repeats N]
+
+A game at 30 Hz shows frames of noise, which do not compress, to the network of 2015 (6.7 MB). What is told is the 99th
+percentile of the gaps between two actions, as actions per second.
+
+ours     `play --realtime`'s loop: sessions pushed to a real server, new weights every second from another process; in
+         the second row the server is frozen (SIGSTOP) for a third of the time
+limit    the same loop without a server
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from typing import Any
+
+import measure
+
+from tinyverse import machine
+
+machine.prepare()
+
+import gymnasium  # noqa: E402
+import numpy as np  # noqa: E402
+
+from tinyverse import TorchAgent  # noqa: E402
+from tinyverse.envs import GamePool  # noqa: E402
+from tinyverse.networks import ModularNetwork, NatureConv, Window  # noqa: E402
+from tinyverse.player import Courier, Player, new_worker, play  # noqa: E402
+from tinyverse.redis_database import RedisDatabase  # noqa: E402
+from tinyverse.redis_server import private_server  # noqa: E402
+from tinyverse.weights import encode_weights  # noqa: E402
+
+HERTZ, STEPS = 30, 20
+WANTED = 1 / 1.1  # a tenth of the period
+
+
+class Clock(gymnasium.Env):
+    """Shows a frame at each tick, whether or not somebody has acted; remembers when it was acted in."""
+
+    observation_space = gymnasium.spaces.Box(0, 255, (1, 84, 84), np.uint8)
+    action_space = gymnasium.spaces.Discrete(6)
+
+    def __init__(self) -> None:
+        self.acted: list[float] = []
+        self._frames = np.random.default_rng(0).integers(0, 256, (16, 1, 84, 84), np.uint8)
+        self._tick = 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        return self._frames[0], {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        now = time.perf_counter()
+        self.acted.append(now)
+        self._tick = int(now * HERTZ) + 1  # a tick that was missed is gone
+        time.sleep(max(0.0, self._tick / HERTZ - time.perf_counter()))
+        return self._frames[self._tick % 16], 0.0, False, False, {}
+
+
+def main() -> None:
+    with measure.session("realtime", __doc__) as bench, private_server() as server:
+        machine.set_threads(1)
+        seconds = max(bench.seconds(15.0), 1.0)
+        limit = way_of(None, seconds)
+        for what, frozen in (("30 Hz", 0), (f"30 Hz, server frozen {seconds / 3:.0f} s of {seconds:.0f}", server.pid)):
+            with publishing(server.url):
+                ours = way_of(server.url, seconds, frozen)
+                bench.compare(
+                    what, {"ours": ours, "limit": limit}, unit="actions/s, 99th percentile", at_least={"limit": WANTED}
+                )
+
+
+def way_of(url: str | None, seconds: float, frozen: int = 0) -> measure.Way:
+    """99 of 100 gaps between actions are shorter than one over this; `frozen` is a process to stop meanwhile."""
+    agents = [agent() for _ in range(2)]
+
+    def way() -> float:
+        clock = Clock()
+        player = Player(agents[0], GamePool(lambda: clock, 1, realtime=True), STEPS)
+        if url is None:
+            ends = time.monotonic() + seconds
+            while time.monotonic() < ends:
+                player.play()
+        else:
+            database = RedisDatabase(url, "realtime")
+            courier = Courier(database, new_worker("play", games=1), agents[1])
+            courier.start()
+            while courier.state.version < 0:
+                time.sleep(0.1)
+            with freezing(frozen, seconds):
+                play(
+                    player,
+                    courier,
+                    realtime=True,
+                    should_stop=lambda: bool(clock.acted) and time.perf_counter() > clock.acted[0] + seconds,
+                )
+            dropped = courier.worker.dropped
+            courier.close()
+            database.close()
+            if dropped:
+                print(f"{dropped} sessions dropped", file=sys.stderr)
+        gaps = np.diff(clock.acted[3:])
+        return 1 / float(np.quantile(gaps, 0.99)) if len(gaps) else float("nan")
+
+    return way
+
+
+def agent() -> TorchAgent:
+    return TorchAgent(ModularNetwork(Clock.observation_space, Clock.action_space, trunk=Window(4, NatureConv())))
+
+
+@contextlib.contextmanager
+def freezing(process: int, seconds: float) -> Any:
+    """Stops a process for the second third of so many seconds."""
+    timers = [
+        threading.Timer(seconds * part / 3, os.kill, (process, number))
+        for part, number in ((1, signal.SIGSTOP), (2, signal.SIGCONT))
+    ]
+    for timer in timers if process else []:
+        timer.start()
+    try:
+        yield
+    finally:
+        for timer in timers if process else []:
+            timer.join()
+
+
+@contextlib.contextmanager
+def publishing(url: str) -> Any:
+    """Another process that publishes weights every second, as a trainer does."""
+    process = multiprocessing.get_context("spawn").Process(target=publish, args=(url,), daemon=True)
+    process.start()
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.join()
+
+
+def publish(url: str) -> None:
+    machine.set_threads(1)
+    database, weights, version = RedisDatabase(url, "realtime"), agent().get_weights(), 0
+    database.create({})
+    database.report(capacity=1000)
+    holder = f"{os.uname().nodename}:{os.getpid()}:benchmark"
+    while True:
+        with contextlib.suppress(Exception):  # the server is frozen now and then
+            if database.acquire_lease(holder):
+                version = max(version, database.state().version) + 1
+                blob = encode_weights(weights, version=version, update=version, step=0)
+                database.put_weights(blob, version, holder=holder, update=version, step=0)
+        time.sleep(1.0)
+
+
+if __name__ == "__main__":
+    main()
