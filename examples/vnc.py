@@ -89,4 +89,3 @@ def make_experiment(rate=20.0, games=4, learning_rate=1e-3, epsilon=0.3, reuse=1
         publish_every=10,
         realtime=True,
     )
-

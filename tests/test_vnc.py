@@ -48,7 +48,13 @@ class Time:
 def test_ticks_lie_on_a_grid_and_what_comes_late_has_missed_them(monkeypatch: pytest.MonkeyPatch) -> None:
     now = Time(monkeypatch)
     clock = vnc.Clock(20.0)
-    for late, tick, missed in [(0.0, 100.05, 0), (0.049, 100.1, 0), (0.06, 100.16, 0), (0.03, 100.2, 0), (0.32, 100.52, 5)]:
+    for late, tick, missed in [
+        (0.0, 100.05, 0),
+        (0.049, 100.1, 0),
+        (0.06, 100.16, 0),
+        (0.03, 100.2, 0),
+        (0.32, 100.52, 5),
+    ]:
         now.now += late
         clock.wait()
         assert now.now == pytest.approx(tick) and clock.missed == missed
@@ -89,7 +95,9 @@ class TestTheGame:
 
     pytestmark = browser
 
-    def test_chance_scores_and_the_game_goes_on_without_us(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_chance_scores_and_the_game_goes_on_without_us(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.chdir(tmp_path)
         experiment = loader.build(loader.load_module("vnc"), {"games": 2})
         pool = experiment.pool(2)
@@ -104,7 +112,7 @@ class TestTheGame:
                 assert set(step.rewards.tolist()) <= {-1.0, 0.0, 1.0}
                 returns += total[step.terminated].tolist()
                 total[step.terminated] = 0.0
-            assert len(returns) >= 4 and -10 <= min(returns) and max(returns) < 10 and len(set(returns)) > 1
+            assert len(returns) >= 4 and min(returns) >= -10 and max(returns) < 10 and len(set(returns)) > 1
             assert step.observations.max() > 200 and not np.array_equal(before, step.observations)
             missed = pool.clock.missed
             time.sleep(1.0)

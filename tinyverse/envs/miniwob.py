@@ -74,7 +74,7 @@ class MiniWobEnv(gymnasium.Env):
             chosen["available_actions"] = spaces.MultiBinary(num_elements)
         self.observation_space = spaces.Dict(chosen)
         self.num_elements, self.num_words, self.size = num_elements, num_words, size
-        self.action_space = spaces.Discrete(num_elements) if by == "elements" else spaces.MultiDiscrete(grid)
+        self.action_space = spaces.Discrete(num_elements) if by == "elements" else spaces.MultiDiscrete(list(grid))
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
@@ -145,7 +145,9 @@ def _browser(task: str, grid: tuple[int, int]) -> Any:
             f'{task} needs {error.name}, which is not installed: pip install "tinyverse[browser]"'
         ) from None
     if not task.startswith("flight.") and not (HTML_DIR / "miniwob" / f"{task}.html").exists():
-        raise ExperimentError(f'there is no task {task!r}; they are spelled like "click-test-2", see miniwob.farama.org.')
+        raise ExperimentError(
+            f'there is no task {task!r}; they are spelled like "click-test-2", see miniwob.farama.org.'
+        )
     for variable, program in PROGRAMS.items():
         found = os.environ.get(variable) or shutil.which(program)
         if not found:

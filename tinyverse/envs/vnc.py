@@ -15,6 +15,7 @@ import importlib.util
 import itertools
 import logging
 import math
+import re
 import shutil
 import subprocess
 import tempfile
@@ -65,7 +66,9 @@ class Desktop:
     def __init__(self, command: Sequence[str], width: int, height: int) -> None:
         for program in ("Xtigervnc", command[0]):
             if not shutil.which(program):
-                raise ExperimentError(f"{program} is not installed: apt-get install tigervnc-standalone-server chromium")
+                raise ExperimentError(
+                    f"{program} is not installed: apt-get install tigervnc-standalone-server chromium"
+                )
         self._stack = contextlib.ExitStack()
         self.folder = self._stack.enter_context(
             tempfile.TemporaryDirectory(prefix="tv", dir="/tmp", ignore_cleanup_errors=True)
@@ -284,7 +287,6 @@ class _Hands:
         self._desktop = where() if callable(where) else None
         self.address = self._desktop.address if self._desktop is not None else str(where)
         self._held: tuple[str, ...] = ()
-        self._at = (0, 0)
         self._client = api.connect(self.address, password, Factory, timeout=SECONDS)
         self._call = lambda function: threads.blockingCallFromThread(reactor, function)
         try:
@@ -302,14 +304,15 @@ class _Hands:
 
         def act() -> None:
             protocol = self._client.protocol
-            for word in [word for word in words if word.startswith("@")]:
-                protocol.mouseMove(*_position(word))
-            for word, down in [(word, False) for word in held if word not in words] + [
-                (word, True) for word in words if word not in held
-            ]:
+            for word in words:
+                if place := _position(word):
+                    protocol.mouseMove(*place)
+            changes = [(word, False) for word in held if word not in words]
+            changes += [(word, True) for word in words if word not in held]
+            for word, down in changes:
                 if word.startswith("button"):
                     (protocol.mouseDown if down else protocol.mouseUp)(int(word[6:]))
-                elif not word.startswith("@"):
+                elif not _position(word):
                     (protocol.keyDown if down else protocol.keyUp)(word)
 
         self._check()
@@ -337,8 +340,8 @@ def _chord(words: str) -> tuple[str, ...]:
     from vncdotool.keys import KEYMAP
 
     for word in words.split():
-        button = word in ("button1", "button2", "button3")
-        if not (len(word) == 1 or word in KEYMAP or button or (word.startswith("@") and _position(word))):
+        known = len(word) == 1 or word in KEYMAP or word in ("button1", "button2", "button3")
+        if not (known or _position(word)):
             raise ExperimentError(
                 f"{word!r} in the chord {words!r} is no key, button or position. Keys are single letters and "
                 f'{", ".join(itertools.islice(KEYMAP, 8))} …; buttons are "button1" to "button3"; positions "@120,80".'
@@ -346,9 +349,10 @@ def _chord(words: str) -> tuple[str, ...]:
     return tuple(words.split())
 
 
-def _position(word: str) -> tuple[int, ...] | None:
-    parts = word[1:].split(",")
-    return tuple(map(int, parts)) if len(parts) == 2 and all(part.isdecimal() for part in parts) else None
+def _position(word: str) -> tuple[int, ...]:
+    """(x, y) of "@120,80"; () of any other word."""
+    found = re.fullmatch(r"@(\d+),(\d+)", word)
+    return tuple(map(int, found.groups())) if found else ()
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
