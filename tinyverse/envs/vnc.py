@@ -292,9 +292,11 @@ class _Hands:
         try:
             self._client.refreshScreen()  # returns with the first one
         except Exception as error:
-            self.close()
+            # said here, and not once more by twisted; `disconnect` would wait for a connection
+            reactor.callFromThread(self._client.factory.deferred.addErrback, lambda failure: None)
+            self._stop()
             raise ExperimentError(
-                f"no VNC server can be used at {self.address}: {error or type(error).__name__}. Start one there, or "
+                f"no VNC server can be used at {self.address}: {str(error).rstrip('.') or type(error).__name__}. Start one there, or "
                 'give another address, as "host::5900".'
             ) from None
 
@@ -327,6 +329,9 @@ class _Hands:
     def close(self) -> None:
         with contextlib.suppress(Exception):
             self._client.disconnect()
+        self._stop()
+
+    def _stop(self) -> None:
         if self._desktop is not None:
             self._desktop.close()
 
