@@ -86,7 +86,7 @@ def test_building_connects_to_nothing_and_a_missing_server_is_named() -> None:
 
 def test_a_program_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(ExperimentError, match="Xtigervnc is not installed: apt-get install tigervnc"):
+    with pytest.raises(ExperimentError, match="Xtigervnc is not installed; on Debian: apt-get install tigervnc"):
         vnc.Desktop(["chromium"], 160, 160)
 
 

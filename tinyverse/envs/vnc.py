@@ -15,6 +15,7 @@ import importlib.util
 import itertools
 import logging
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -34,7 +35,7 @@ from tinyverse.errors import ExperimentError
 
 Region = tuple[int, int, int, int]  # x, y, width, height in pixels of the screen
 SECONDS = 20.0  # that a server may take to answer, and a program to begin an episode
-ALONE_SECONDS = 30  # after which a server that nobody is connected to ends, so that nothing outlives a killed player
+ALONE_SECONDS = 30  # after which a server that nobody is connected to ends, so that no process outlives a killed player
 
 
 class Clock:
@@ -64,11 +65,9 @@ class Desktop:
     """
 
     def __init__(self, command: Sequence[str], width: int, height: int) -> None:
-        for program in ("Xtigervnc", command[0]):
+        for program, package in [("Xtigervnc", "tigervnc-standalone-server"), (command[0], command[0])]:
             if not shutil.which(program):
-                raise ExperimentError(
-                    f"{program} is not installed: apt-get install tigervnc-standalone-server chromium"
-                )
+                raise ExperimentError(f"{program} is not installed; on Debian: apt-get install {package}")
         self._stack = contextlib.ExitStack()
         self.folder = self._stack.enter_context(
             tempfile.TemporaryDirectory(prefix="tv", dir="/tmp", ignore_cleanup_errors=True)
@@ -77,7 +76,8 @@ class Desktop:
         try:
             display = self._server(width, height)
             words = [word.replace("{folder}", self.folder) for word in command]
-            self._start(words, "program", {"DISPLAY": f":{display}", "HOME": self.folder, "PATH": "/usr/bin:/bin"})
+            # no more of our environment than it needs: there may be passwords in it
+            self._start(words, "program", {"DISPLAY": f":{display}", "HOME": self.folder, "PATH": os.environ["PATH"]})
         except BaseException:
             self.close()
             raise
