@@ -2,12 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test test-all lint bench bench-report peers clean
+.PHONY: help demo test test-all test-starcraft lint bench bench-report peers clean
 
 help:
 	@echo "make demo      play and train Pong here, then a video in records/ and a curve"
 	@echo "make test      the tests that fit into a few minutes"
 	@echo "make test-all  all of them"
+	@echo "make test-starcraft  pysc2's mock of StarCraft II, in .venv-starcraft"
 	@echo "make lint      ruff and mypy"
 	@echo "make bench     the benchmarks, printed; bench-report writes them into docs/performance.md"
 	@echo "make peers     environments of the libraries that the benchmarks compare with (3 GB)"
@@ -31,6 +32,16 @@ test-all: .venv/ready
 	$(BIN)/python -m pytest -q -m 'not gpu'
 	$(BIN)/python -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' && $(BIN)/python -m pytest -q -m gpu || echo "no GPU here: gpu tests not run"
 
+# pysc2 wants the protobuf of 2022: its packages lie before those of .venv
+.venv-starcraft/ready: .venv/ready docs/starcraft.txt
+	@$(BIN)/python -m venv .venv-starcraft
+	@.venv-starcraft/bin/pip install --quiet --disable-pip-version-check --no-deps -r docs/starcraft.txt
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$(.venv-starcraft/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/main.pth"
+	@touch .venv-starcraft/ready
+
+test-starcraft: .venv-starcraft/ready
+	PYTHONPATH=. .venv-starcraft/bin/python -m pytest -q tests/test_starcraft.py
+
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -48,4 +59,4 @@ peers:
 	benchmarks/peers.sh
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-starcraft build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

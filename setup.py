@@ -16,6 +16,7 @@ GYM = ["gym==0.26.2"]  # the last one; unmaintained, but its games go on
 ENVPOOL = ["envpool>=1.2"]  # 740 MB installed
 PETTINGZOO = ["pettingzoo>=1.24"]
 DM_CONTROL = ["dm_control>=1.0", "mujoco<4"]  # dm_control 1.0.50 does not run with mujoco 4
+BROWSER = ["miniwob>=1.1", "vncdotool>=1.3"]  # beside Debian's chromium, chromium-driver and tigervnc-standalone-server
 DEV = [
     "hypothesis>=6.100", "matplotlib>=3.8", "mypy>=1.10", "psutil>=5.9", "pytest>=8", "pytest-timeout>=2.3", "ruff>=0.6",
     "safetensors>=0.4",
@@ -31,7 +32,7 @@ setup(
     python_requires=">=3.11",
     packages=[*find_packages(include=["tinyverse", "tinyverse.*"]), "tinyverse_examples"],
     package_dir={"tinyverse_examples": "examples"},
-    package_data={"tinyverse": ["py.typed"]},
+    package_data={"tinyverse": ["py.typed"], "tinyverse_examples": ["*.html"]},
     install_requires=[
         "click>=8.1",
         "gymnasium>=1.1",
@@ -60,6 +61,7 @@ setup(
         "minigrid": MINIGRID,
         "vizdoom": VIZDOOM,
         "jax": JAX,
+        "browser": BROWSER,
         "dev": DEV,
         "all": [
             *ATARI,

@@ -32,7 +32,8 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(sys, "path", list(sys.path))
 
 
-@pytest.mark.parametrize("name", sorted(loader.examples()))
+# those that need programs of their own are checked by the tests of their environments
+@pytest.mark.parametrize("name", sorted(set(loader.examples()) - {"vnc", "miniwob_tasks", "starcraft"}))
 def test_each_example_passes_check(name: str) -> None:
     for example, package in NEEDS.items():
         if name.startswith(example):

@@ -1,0 +1,43 @@
+"""MiniWoB++: tasks on web pages, told in words. Here: click the one of two buttons that the task names.
+
+    apt-get install chromium chromium-driver
+    pip install -e '.[browser]'
+    tinyverse miniwob_tasks.py run --players 1 --minutes 3
+    tinyverse miniwob_tasks.py local -o task=click-button --minutes 5
+    tinyverse miniwob_tasks.py eval -n 20 --no-video
+
+Each episode of this task is one click. Chance is right half of the time, a mean reward of 0; the best is 1. With
+`-o by=coordinates` any place of the page can be clicked, which is played but, in minutes, not learned.
+"""
+
+from tinyverse import Experiment, TorchAgent
+from tinyverse.algorithms import VTrace
+from tinyverse.envs.miniwob import MiniWobEnv
+from tinyverse.networks import ModularNetwork
+
+
+def make_experiment(task="click-test-2", by="elements", learning_rate=2e-3, entropy_cost=0.02, games=2):
+    def make_env(evaluation=False):
+        return MiniWobEnv(task, by=by)
+
+    def make_agent(observation_space, action_space):
+        return TorchAgent(ModularNetwork(observation_space, action_space))
+
+    def make_learner(agent):
+        return VTrace(
+            agent, learning_rate=learning_rate, entropy_cost=entropy_cost, surrogate_clip=0.2, optimizer="adam"
+        )
+
+    return Experiment(
+        make_env=make_env,
+        make_agent=make_agent,
+        make_learner=make_learner,
+        unroll_length=8,
+        games=games,
+        batch=8,
+        sampler="uniform",
+        reuse=4,
+        buffer_size=32,
+        publish_every=1,
+        realtime=True,
+    )
