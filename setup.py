@@ -55,7 +55,7 @@ setup(
         "gym": GYM,
         "envpool": ENVPOOL,
         "pettingzoo": PETTINGZOO,
-        "dm_control": DM_CONTROL,
+        "dm-control": DM_CONTROL,
         "onnx": ONNX,
         "box2d": BOX2D,
         "minigrid": MINIGRID,

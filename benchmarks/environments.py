@@ -91,7 +91,7 @@ ENVIRONMENTS: list[tuple[str, str, str, Callable[[], Any]]] = [
     ("Atari Pong, vector", "atari", "ale_py", _atari),
     ("envpool CartPole-v1", "envpool", "envpool", _envpool),
     ("PettingZoo rps_v2", "pettingzoo", "pettingzoo", _agents),
-    ("dm_control cartpole swingup", "dm_control", "dm_control", _dm_control),
+    ("dm_control cartpole swingup", "dm-control", "dm_control", _dm_control),
 ]
 
 
