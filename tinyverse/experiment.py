@@ -31,7 +31,7 @@ class Experiment:
     """Everything of yours that tinyverse calls. Give the parts as arguments, or override them in a subclass.
 
     make_env(evaluation=False)      one environment; further arguments `render_mode` are passed if it takes them
-    make_pool(num_games)            instead of it, or beside it: a native vector environment for playing; an arguments
+    make_pool(num_games)            instead of it, or beside it: a native vector environment for playing; the arguments
                                     `num_threads`, cores to step on (`play --cores`), and `seed`, for environments that
                                     are seeded when they are built (envpool), are passed if it takes them
     make_agent(observation_space, action_space)     an Agent
@@ -101,7 +101,7 @@ class Experiment:
 
     def pool(self, num_games: int, cores: int = 1, *, seed: int | None = None, mend: bool = False) -> Pool:
         """`num_games` games for playing, stepped on so many cores where they can; with `mend`, what fails is built anew."""
-        seeds = itertools.count(secrets.randbits(30) if seed is None else seed)
+        seeds = itertools.count(secrets.randbits(30) if seed is None else seed % (1 << 30))
         make_pool: Callable[..., Any] | None = self.make_pool
         if make_pool is not None and _takes(make_pool, "num_threads"):
             make_pool = functools.partial(make_pool, num_threads=cores)
