@@ -199,7 +199,7 @@ def test_sessions_are_exported_and_imported_by_the_command(run: Tinyverse, tinyv
     run("train", "--minutes", 0, "-q")
     run("play", "-n", 2, "-b", 3, "-q")
     name = ["--name", run.name]  # type: ignore[attr-defined]
-    assert tinyverse("catch", "sessions", "export", "a.json", *name).out == "6 sessions in 1 shards: a.json\n"
+    assert tinyverse("catch", "sessions", "export", "a.json", *name).out == "6 sessions, shards: 1, index: a.json\n"
     assert "6 sessions imported into run" in tinyverse("catch", "sessions", "import", "a.json", *name).out
     assert len(json.loads(tinyverse("catch", "sessions", "ls", "--json", *name).out)) == 12
     assert "--human" in tinyverse("catch", "play", "--human", "-b", 2, *name).err

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -12,8 +14,8 @@ from people import LENGTH, a_run, a_trainer, until
 from tinyverse import TorchAgent, monitor
 from tinyverse.algorithms import BehaviourCloning, VTrace
 from tinyverse.envs.pool import GamePool
-from tinyverse.errors import ExperimentError, SettingsError
-from tinyverse.human import Human, bindings
+from tinyverse.errors import ExperimentError, SettingsError, WindowClosed
+from tinyverse.human import Human, Window, bindings
 from tinyverse.networks import MLP, ModularNetwork
 from tinyverse.player import Courier, Player, new_worker
 from tinyverse.replay import Flow, Replay
@@ -140,6 +142,32 @@ def test_the_environment_may_name_the_keys():
 def test_keys_that_are_no_actions_are_named(keys, space, says):
     with pytest.raises(ExperimentError, match=says):
         bindings(keys, None, space)
+
+
+# -- the window ------------------------------------------------------------------------------------------------------
+
+
+def test_the_window_keeps_the_pace_and_misses_no_key(monkeypatch):
+    pygame = pytest.importorskip("pygame")
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    window = Window("game", 50)
+    with pytest.raises(ExperimentError, match="there is no key 'jump'"):
+        window.check(["left", "jump"])
+    window.show(np.zeros((10, 5), np.uint8))
+    window.wait()
+    for kind in (pygame.KEYDOWN, pygame.KEYUP):
+        pygame.event.post(pygame.event.Event(kind, key=pygame.K_LEFT))
+    pygame.event.post(pygame.event.Event(pygame.KEYDOWN, key=pygame.K_SPACE))
+    assert window.wait() == {"left", "space"} and window.wait() == {"space"}
+    began = time.monotonic()
+    for _ in range(10):
+        window.show(np.zeros((10, 5, 3), np.uint8))
+        window.wait()
+    assert 0.17 < time.monotonic() - began < 2.0  # 10 steps at 50 a second
+    pygame.event.post(pygame.event.Event(pygame.KEYDOWN, key=pygame.K_ESCAPE))
+    with pytest.raises(WindowClosed):
+        window.wait()
+    window.close()
 
 
 # -- on the way ------------------------------------------------------------------------------------------------------

@@ -553,7 +553,7 @@ def sessions_export(asked: Asked, file: Path, **options: Any) -> None:
     from tinyverse.looking import do_export
 
     found = do_export(asked, file, **options)
-    print(f"{len(found):,} sessions in {len(found.shards)} shards: {found.path}")
+    print(f"{len(found):,} sessions, shards: {len(found.shards)}, index: {found.path}")
 
 
 @sessions.command(name="import")
