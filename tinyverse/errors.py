@@ -8,6 +8,7 @@
     ├── NoWeights           nothing was learned in this run yet
     ├── WindowClosed        a person who plays has closed the window
     ├── ServerError         no database server could be found or started
+    ├── NotANumber          a trainer has learned something that is no number
     ├── RankLost            another process of the same trainer is gone
     └── DatabaseError       the database answered no
         ├── DatabaseLost    it did not answer at all; trying again may help
@@ -48,6 +49,10 @@ class WindowClosed(TinyverseError):
 
 class ServerError(TinyverseError):
     """Raised when no database server could be found or started."""
+
+
+class NotANumber(TinyverseError):
+    """Raised when losses, gradients or weights are NaN or infinite; nothing of it was published or saved."""
 
 
 class RankLost(TinyverseError):

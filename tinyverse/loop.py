@@ -135,13 +135,14 @@ def train(
             due = trainer.must_publish or (trainer.waiting.reason == "" and trainer.update % trainer.publish_every == 0)
             if due and towers.leads():
                 trainer.must_publish = False
-                herald.offer(trainer.snapshot())
+                _offer(herald, trainer)
             if saving.due():
                 trainer.save()
             on_turn()
         _raise_failure(feeder, herald)
+        trainer.check()
         if towers.leads():
-            herald.offer(trainer.snapshot())
+            _offer(herald, trainer)
     finally:
         feeder.closing.set()
         herald.close()
@@ -149,6 +150,11 @@ def train(
         trainer.leave()
     _raise_failure(feeder, herald)  # of the last publication too
     return made
+
+
+def _offer(herald: Herald, trainer: Trainer) -> None:
+    if (snapshot := trainer.snapshot()) is not None:  # None: the next step says what is wrong
+        herald.offer(snapshot)
 
 
 def _raise_failure(*threads: Feeder | Herald) -> None:

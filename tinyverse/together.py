@@ -72,6 +72,7 @@ def do_local(asked: Asked, learning: Learning, *, games: int | None = None) -> T
                     progress.turn()
                     if saving.due():
                         trainer.save()
+                trainer.check()
             finally:
                 player.close()
                 trainer.leave()

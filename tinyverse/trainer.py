@@ -31,7 +31,17 @@ from tinyverse import rng, towers
 from tinyverse.agent import Agent, Weights
 from tinyverse.batch import Batch
 from tinyverse.database import BEGINNING, Database, State, order
-from tinyverse.errors import CodecError, DatabaseLost, LeaseLost, RunConflict, SettingsError, SpecError, TinyverseError
+from tinyverse.errors import (
+    CodecError,
+    DatabaseLost,
+    LeaseLost,
+    NotANumber,
+    RunConflict,
+    SettingsError,
+    SpecError,
+    TinyverseError,
+)
+from tinyverse.guard import Guard
 from tinyverse.learner import Learner
 from tinyverse.player import HEARTBEAT_SECONDS, new_worker
 from tinyverse.replay import Replay
@@ -48,6 +58,7 @@ READ_BYTES = 256 << 20
 RECENT = 100  # episodes in the mean return
 REPLAY_SAVED = 10**9  # bytes of stored sessions that a checkpoint holds unless it is told to, or not to
 PLAYERS_KNOWN = 10_000  # whose sequence numbers are remembered, against duplicates
+ROLLBACKS = 3  # to one and the same checkpoint; then training stops
 
 
 class Snapshot(NamedTuple):
@@ -69,6 +80,7 @@ class Trainer:
         folder: where checkpoints and metrics go; None keeps nothing, as all ranks but 0.
         save_replay: whether checkpoints hold the stored sessions; None: while these take at most 1 GB.
         precision: "fp32", or "bf16" for autocast.
+        on_nan: "stop", or "rollback" to the last good checkpoint in `folder`.
     """
 
     def __init__(
@@ -84,6 +96,7 @@ class Trainer:
         precision: str = "fp32",
         frame_skip: int = 1,
         save_replay: bool | None = None,
+        on_nan: str = "stop",
     ) -> None:
         max_lag = replay.flow.max_lag
         if max_lag is not None and max_lag < publish_every - 1:
@@ -100,6 +113,9 @@ class Trainer:
         self.meta, self.folder = dict(meta), folder
         self.publish_every, self.precision, self.frame_skip = publish_every, precision, frame_skip
         self.save_replay = save_replay
+        self.guard = Guard(on_nan)
+        if on_nan == "rollback" and folder is None and towers.leads():
+            raise SettingsError("on_nan='rollback' wants a folder with checkpoints to go back to.")
         self.worker = new_worker("train")
         self.holder = f"{socket.gethostname()}:{self.worker.pid}:{self.worker.id}"
         self.update = self.step_count = 0  # updates made, agent steps received
@@ -123,8 +139,10 @@ class Trainer:
         self._owed_elsewhere = 0.0  # deliveries, to the shares of the other ranks
         self._uncounted: Counter[str] = Counter()  # rejections the database does not know of yet
         self._checkpointed = -1
+        self._rolled_back = (-1, 0)  # to which update's checkpoint, how often
         self._began = time.monotonic()
         self.must_publish = False
+        self.rollbacks = 0  # after NaN
 
     # -- coming and going ---------------------------------------------------------------------------------------
 
@@ -150,7 +168,11 @@ class Trainer:
         self.state = self.database.state()
         self._restore()
         self.report()
-        self.publish(self.snapshot())
+        if (snapshot := self.snapshot()) is None:
+            raise NotANumber("the weights to begin with hold NaN or infinity. Begin with others, or anew with --fresh.")
+        self.publish(snapshot)
+        if self.guard.on_nan == "rollback" and self.folder and self.folder.newest() is None:
+            self.save(wait=True)
 
     def _restore(self) -> None:
         self._read_on_from(self.state.position)
@@ -205,13 +227,10 @@ class Trainer:
         """Every rank takes over what rank 0 has learned so far. Does nothing where there is only one."""
         if towers.size() == 1:
             return
-        buffer = io.BytesIO()
-        if towers.leads():
-            torch.save({
-                "learner": self.learner.state_dict(), "update": self.update, "step": self.step_count,
-                "version": self.version, "episodes": self.episodes, "consumed": self._consumed, "counted": self._counted,
-            }, buffer)  # fmt: skip
-        leaders = torch.load(io.BytesIO(towers.from_leader(buffer.getvalue())), map_location="cpu", weights_only=True)
+        leaders = _from_leader({
+            "learner": self.learner.state_dict(), "update": self.update, "step": self.step_count,
+            "version": self.version, "episodes": self.episodes, "consumed": self._consumed, "counted": self._counted,
+        })  # fmt: skip
         self.learner.load_state_dict(leaders["learner"])
         self.update, self.step_count, self.episodes = leaders["update"], leaders["step"], leaders["episodes"]
         self.version = leaders["version"]
@@ -228,7 +247,8 @@ class Trainer:
                 self.database.leave(self.worker.id)
 
     def save(self, wait: bool = False) -> None:
-        """Writes a checkpoint unless nothing was learned since the last; beside learning, unless it is to `wait`.
+        """Writes a checkpoint unless nothing was learned since the last, or NaN was; beside learning, unless it is to
+        `wait`.
 
         Raises:
             TinyverseError: with `wait`, it could not be written.
@@ -242,6 +262,8 @@ class Trainer:
             return
         with self.stages("save"):
             contents = self._contents()
+            if not self.guard.passes(self.update, contents["weights"]):
+                return
             sessions = self.replay.sessions(contents["replay"]) if contents["replay"] else None
             try:
                 folder.save(self.update, contents, sessions, wait=wait)
@@ -305,7 +327,44 @@ class Trainer:
         self._lags.append(self.replay.lag)
         self.update += 1
         self.update_rate.add(1)
+        self.guard.note(self.update, batch, self.metrics)
         return True
+
+    def check(self) -> None:
+        """Looks whether the newest updates were sound. Collective; to be called before what was learned is the last.
+
+        Raises:
+            NotANumber: they were not, and are not to be rolled back.
+        """
+        if towers.anywhere(self.guard.is_spoilt(wait=True)):
+            self._recover()
+
+    def _recover(self) -> None:
+        """After NaN: stops, or takes the learner's state from the last checkpoint; counters and versions go on."""
+        spoilt, kept = self.guard.spoilt, ""
+        names = ", ".join(spoilt.names) if spoilt else "another rank"
+        if spoilt and self.folder and spoilt.batch:
+            kept = f" The batch is kept in {spoilt.write(self.folder.path)}."
+        what = f"update {spoilt.update if spoilt else self.update} learned what is no number ({names}).{kept}"
+        last = None
+        if self.folder and self.guard.on_nan == "rollback":
+            self.folder.finish()
+            last = self.folder.load()
+        update, times = _from_leader({"update": last["update"] if last else -1})["update"], self._rolled_back[1] + 1
+        self._rolled_back = (update, times if update == self._rolled_back[0] else 1)
+        if update < 0 or self._rolled_back[1] > ROLLBACKS:
+            tried = f" It did so after each of {ROLLBACKS} rollbacks to update {update}." if update >= 0 else ""
+            raise NotANumber(
+                f"{what}{tried} Nothing of it was published or saved. Lower the learning rate, clip rewards or gradients, "
+                "and start again: training goes on from the last checkpoint."
+            )
+        logger.warning("%s Going back to the checkpoint of update %d.", what, update)
+        self.learner.load_state_dict(_from_leader({"learner": last["learner"] if last else None})["learner"])
+        if spoilt and spoilt.batch:
+            self.replay.discard(spoilt.batch.slots)
+        self.guard.forget()
+        self.rollbacks += 1
+        self.must_publish = True
 
     def _draw(self) -> Batch | None:
         if not self._caught_up:
@@ -321,14 +380,19 @@ class Trainer:
 
     def _all_have_drawn(self) -> bool:
         """Whether every rank has a batch. Collective; brings everyone's books along."""
-        ranks = towers.exchange(self._drawn is not None, self.replay.debt, *order(self._consumed))
-        ready, debts = [row[0] for row in ranks], [row[1] for row in ranks]
+        ranks = towers.exchange(
+            self._drawn is not None, self.guard.is_spoilt(), self.replay.debt, *order(self._consumed)
+        )
+        ready, debts = [row[0] for row in ranks], [row[2] for row in ranks]
         # players are held back only when the poorest rank has enough, or it would wait for ever
         owed = sum(debts) if self.replay.flow.reuse is None else len(debts) * min(debts)
         self._owed_elsewhere = owed - debts[towers.rank()]
-        self._furthest = max(("-".join(str(int(part)) for part in row[2:]) for row in ranks), key=order)
+        self._furthest = max(("-".join(str(int(part)) for part in row[3:]) for row in ranks), key=order)
         if self._drawn is not None and not all(ready):
             self.waiting.set(f"rank {ready.index(0)}, which waits for sessions of its own")
+        if any(row[1] for row in ranks):
+            self._recover()
+            return False
         return all(ready)
 
     def _consumption_is_known(self) -> bool:
@@ -392,10 +456,13 @@ class Trainer:
 
     # -- telling the others -------------------------------------------------------------------------------------
 
-    def snapshot(self) -> Snapshot:
-        """The weights of now under the next version. Call it between updates, not during one."""
+    def snapshot(self) -> Snapshot | None:
+        """The weights of now under the next version; None if they are no numbers. Not to be called during an update."""
+        weights = self.learner.get_weights()
+        if not self.guard.passes(self.update, weights):
+            return None
         self.version += 1
-        return Snapshot(self.version, self.update, self.step_count, self.learner.get_weights())
+        return Snapshot(self.version, self.update, self.step_count, weights)
 
     def publish(self, snapshot: Snapshot) -> None:
         """Players see version and weights change together. May be called again where it is unknown whether it arrived.
@@ -480,6 +547,16 @@ class Trainer:
             **{f"time/{name}": share for name, share in self.stages.take().items()},
             **losses,
         }  # fmt: skip
+
+
+def _from_leader(contents: Mapping[str, Any]) -> dict[str, Any]:
+    """What rank 0 gives, on every rank. Nothing in it is executed."""
+    if towers.size() == 1:
+        return dict(contents)
+    buffer = io.BytesIO()
+    if towers.leads():
+        torch.save(dict(contents), buffer)
+    return torch.load(io.BytesIO(towers.from_leader(buffer.getvalue())), map_location="cpu", weights_only=True)
 
 
 def _number(value: Any) -> float | None:
