@@ -311,7 +311,9 @@ class DatabaseContract:
         assert [found.id for found in database.workers()] == ["p-1"]
 
     def test_a_heartbeat_carries_everything(self, database: Database) -> None:
-        worker = Worker("p-1", "play", "höst", 12, 3, 4, 5.5, 6, 0.5, 7, 8, 9.5, "sessions", 1.5, "none")
+        worker = Worker(
+            "p-1", "play", "höst", 12, 3, 4, 5.5, 6, 0.5, 7, {"act": 0.5}, 8, 9, 10, 9.5, "sessions", 1.5, "none"
+        )  # fmt: skip
         database.beat(worker)
         found = database.workers()[0]
         found.seen = 0.0

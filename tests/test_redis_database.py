@@ -208,7 +208,7 @@ def test_the_keys() -> None:
     assert keys.sessions == "tv:{pong-1.a_B}:sessions" and keys.weights(7) == "tv:{pong-1.a_B}:w:7"
     assert {name: key.removeprefix("tv:{pong-1.a_B}:") for name, key in vars(keys).items() if name[0] != "_"} == {
         "meta": "meta", "sessions": "sessions", "current": "w:cur", "heartbeats": "hb", "lease": "lease", "stat": "stat",
-        "episodes": "episodes", "metrics": "metrics", "errors": "errors",
+        "tally": "tally", "episodes": "episodes", "metrics": "metrics", "errors": "errors",
     }  # fmt: skip
 
 
@@ -221,7 +221,7 @@ def test_names_that_runs_may_not_have(run: str) -> None:
 def test_a_cleared_run_leaves_no_key(redis_server: Server, database: RedisDatabase) -> None:
     DatabaseContract().fill(database)
     with connect(redis_server.admin_url) as admin:
-        assert len(admin.keys(f"tv:{{{database.run}}}:*")) == 10
+        assert len(admin.keys(f"tv:{{{database.run}}}:*")) == 11
         database.clear()
         assert admin.keys(f"*{database.run}*") == []
 

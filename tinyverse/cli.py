@@ -598,6 +598,24 @@ def server_start(listen: str | None, max_memory: int | None) -> None:
         print(f"others reach it with TINYVERSE_REDIS_URL={started.tcp_url}")
 
 
+@server.command(name="users")
+@click.argument("run")
+@click.option(
+    "--redis",
+    metavar="URL",
+    help="A server of your own, with a user who may make others; better in TINYVERSE_REDIS_URL.",
+)
+def server_users(run: str, redis: str | None) -> None:
+    """Makes three users for a run: a player, a trainer, and a viewer who only reads. Again: new passwords.
+
+    Example: tinyverse server users pong
+    """
+    from tinyverse import access
+
+    for role, url in access.make_users(run, redis).items():
+        print(f"{role:<8} TINYVERSE_REDIS_URL={url}")
+
+
 @server.command(name="stop")
 def server_stop() -> None:
     """Stops it; what it holds is gone."""

@@ -7,10 +7,11 @@ the server's: a client knows how far its own steady clock is from it, because ev
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import importlib
 import json
 import logging
+import math
 import re
 import secrets
 import time
@@ -20,6 +21,7 @@ from typing import Any, TypeVar
 import redis
 import xxhash
 
+from tinyverse.codec import UNSEALED, WRONG_SEAL
 from tinyverse.database import (
     ERRORS_KEPT,
     KEPT_BY_CLEAR,
@@ -34,21 +36,22 @@ from tinyverse.database import (
     check_report,
     holder_is_dead,
 )
-from tinyverse.errors import DatabaseError, SettingsError
+from tinyverse.errors import CodecError, DatabaseError, SettingsError
 from tinyverse.redis_server import PREFIX, connect, errors
+from tinyverse.seal import Seal, seal_of
 
 log = logging.getLogger(__name__)
 
 LARGEST = 256 << 20  # bytes in one request; the local server cuts the line at more
 BLOCK = 1.0  # seconds a read waits on the server at a time, well below the client's timeout
-COUNTER = "count:"  # what a counter's field in `stat` begins with
+COUNTER = "count:"  # what a counter's field in `tally` begins with
 WEIGHTS_TRIES = 5
 _STAT: dict[str, Callable[[str], Any]] = {
-    "update": int, "step": int, "inserted": int, "delivered": float, "reuse": float,
+    "update": int, "step": int, "delivered": float, "reuse": float,
     "allowance": lambda text: float(text) if text else None, "capacity": int, "stop": int, "position": str,
 }  # fmt: skip
 T = TypeVar("T")
-_WORKER = {field.name for field in dataclasses.fields(Worker)}
+_WORKER = {name: type(value) for name, value in vars(Worker("", "")).items()}
 
 
 class Keys:
@@ -71,7 +74,8 @@ class Keys:
         self.current = f"{self._prefix}w:cur"  # hash: version, update, step; xxh3:<v> of each version kept
         self.heartbeats = f"{self._prefix}hb"  # hash: worker id -> JSON
         self.lease = f"{self._prefix}lease"  # str with a time to live: who publishes
-        self.stat = f"{self._prefix}stat"  # hash: State's numbers and position, the counters, bytes ever appended
+        self.stat = f"{self._prefix}stat"  # hash: State's numbers and position, as the trainer reports them
+        self.tally = f"{self._prefix}tally"  # hash: inserted, bytes, the counters: what players may count up
         self.episodes = f"{self._prefix}episodes"  # stream of JSON
         self.metrics = f"{self._prefix}metrics"  # stream of JSON
         self.errors = f"{self._prefix}errors"  # stream of JSON
@@ -89,9 +93,12 @@ class RedisDatabase(Database):
         run: the run's name.
         name: how the server's list of clients calls us.
         timeout: seconds without an answer after which the server counts as lost.
+        seal: makes and checks the seals of sessions and weights; None: nobody asks for any.
     """
 
-    def __init__(self, url: str, run: str, *, name: str = "tinyverse", timeout: float = 5.0) -> None:
+    def __init__(
+        self, url: str, run: str, *, name: str = "tinyverse", timeout: float = 5.0, seal: Seal | None = None
+    ) -> None:
         if timeout <= BLOCK:
             raise SettingsError(
                 f"A timeout of {timeout} s must be above the {BLOCK} s that a read waits on the server."
@@ -101,6 +108,8 @@ class RedisDatabase(Database):
         self._keys = Keys(run)
         self._client: Any = connect(url, name=name, timeout=timeout)
         self._capacity = State.capacity  # as of the last State
+        self._epoch = State.epoch  # likewise
+        self._seal = seal
         self._clock: float | None = None  # the server's time minus ours, seconds
 
     def __repr__(self) -> str:
@@ -139,7 +148,7 @@ class RedisDatabase(Database):
             versions = _checksums(pipe.hgetall(keys.current))
             gone = [name for name in pipe.hgetall(keys.stat) if name.decode() not in KEPT_BY_CLEAR]
             pipe.multi()
-            pipe.unlink(keys.heartbeats, keys.episodes, keys.metrics, keys.errors)
+            pipe.unlink(keys.heartbeats, keys.tally, keys.episodes, keys.metrics, keys.errors)
             pipe.xtrim(keys.sessions, maxlen=0, approximate=False)  # not unlinked: its ids go on growing in this epoch
             if not keep_weights:
                 pipe.unlink(keys.sessions, keys.meta, keys.current, keys.lease, keys.stat, *map(keys.weights, versions))
@@ -164,12 +173,14 @@ class RedisDatabase(Database):
 
         def write(pipe: Any) -> None:
             for blob in blobs:
-                pipe.execute_command("XADD", keys.sessions, "MAXLEN", self._capacity, "*", "s", blob)
+                pipe.execute_command(
+                    "XADD", keys.sessions, "MAXLEN", self._capacity, "*", "s", blob, *self._sealed(blob)
+                )
             for row in rows:
                 pipe.xadd(keys.episodes, {"row": row}, maxlen=LOG_KEPT, approximate=False)
             if blobs:
-                pipe.hincrby(keys.stat, "inserted", len(blobs))
-                pipe.hincrby(keys.stat, "bytes", size)
+                pipe.hincrby(keys.tally, "inserted", len(blobs))
+                pipe.hincrby(keys.tally, "bytes", size)
             if worker:
                 pipe.hset(keys.heartbeats, worker.id, self._heartbeat(worker))
 
@@ -181,14 +192,13 @@ class RedisDatabase(Database):
             (entries,), state = self._ask(lambda pipe: pipe.xrange(sessions, min=f"({after}", count=limit))
             left = ends - time.monotonic()
             if entries or left <= 0:
-                return [(key.decode(), fields[b"s"]) for key, fields in entries], state
+                return self._blobs(entries, state.epoch), state
             with errors(self._url):
                 self._client.xread({sessions: after}, count=1, block=max(1, int(1000 * min(left, BLOCK))))
 
     def newest(self, limit: int) -> list[tuple[str, bytes]]:
-        with errors(self._url):
-            entries = self._client.xrevrange(self._keys.sessions, count=limit)
-        return [(key.decode(), fields[b"s"]) for key, fields in reversed(entries)]
+        (entries,), state = self._ask(lambda pipe: pipe.xrevrange(self._keys.sessions, count=limit))
+        return self._blobs(entries[::-1], state.epoch)
 
     def put_weights(self, blob: bytes, version: int, *, holder: str, update: int = 0, step: int = 0) -> None:
         _check_size(len(blob), f"Weights version {version}")
@@ -196,15 +206,18 @@ class RedisDatabase(Database):
 
         def publish(pipe: Any) -> None:
             lease, current = pipe.get(keys.lease), pipe.hgetall(keys.current)
+            epoch = _text(pipe.hget(keys.meta, "epoch"))
             check_fence(holder, version, _text(lease), int(current.get(b"version", -1)))
             old = sorted(_checksums(current))[: -(WEIGHTS_KEPT - 1)]
             pipe.multi()
             pipe.set(keys.weights(version), blob)
             numbers = {"update": int(update), "step": int(step)}
+            if self._seal:
+                pipe.hset(keys.current, f"seal:{version}", self._seal.make(epoch, f"weights {version}", blob))
             pipe.hset(keys.current, mapping={"version": version, f"xxh3:{version}": checksum, **numbers})
             pipe.hset(keys.stat, mapping=numbers)
             if old:
-                pipe.hdel(keys.current, *(f"xxh3:{number}" for number in old))
+                pipe.hdel(keys.current, *(f"{mark}:{number}" for number in old for mark in ("xxh3", "seal")))
                 pipe.unlink(*map(keys.weights, old))
 
         self._with_room(lambda: self._change(publish, keys.lease, keys.current))
@@ -220,6 +233,7 @@ class RedisDatabase(Database):
                     return None
                 blob = self._client.get(keys.weights(wanted))
                 if blob is not None and xxhash.xxh3_64_hexdigest(blob) == checksum:
+                    self._check_seal(current.get(b"seal:%d" % wanted), wanted, blob)
                     return wanted, blob
         raise DatabaseError(
             f"Weights version {wanted} of run {self.run} are missing or damaged; the next publication replaces them."
@@ -263,7 +277,7 @@ class RedisDatabase(Database):
         everyone = {key: _worker(text, self._now()) for key, text in beats.items()}
         stale = [key for key, worker in everyone.items() if worker is None or worker.seen >= STALE_AFTER]
         if stale:
-            with errors(self._url):
+            with contextlib.suppress(DatabaseError), errors(self._url):  # who may only look leaves them there
                 self._client.hdel(self._keys.heartbeats, *stale)
         return [worker for key, worker in everyone.items() if worker is not None and key not in stale]
 
@@ -281,13 +295,13 @@ class RedisDatabase(Database):
     def count(self, **numbers: int) -> None:
         with errors(self._url), self._client.pipeline() as pipe:
             for name, number in numbers.items():
-                pipe.hincrby(self._keys.stat, COUNTER + name, int(number))
+                pipe.hincrby(self._keys.tally, COUNTER + name, int(number))
             pipe.execute()
 
     def counters(self) -> dict[str, int]:
         with errors(self._url):
-            stat = self._client.hgetall(self._keys.stat)
-        named = {name.decode(): int(number) for name, number in stat.items() if name.startswith(COUNTER.encode())}
+            tally = self._client.hgetall(self._keys.tally)
+        named = {_text(name): int(number) for name, number in tally.items() if name.startswith(COUNTER.encode())}
         return {name.removeprefix(COUNTER): number for name, number in named.items()}
 
     def episodes(self, limit: int = 100) -> list[dict[str, Any]]:
@@ -311,7 +325,7 @@ class RedisDatabase(Database):
         """`sessions` kept, and `bytes`: as many times the mean size of all sessions so far."""
         with errors(self._url), self._client.pipeline() as pipe:
             pipe.xlen(self._keys.sessions)
-            pipe.hmget(self._keys.stat, "inserted", "bytes")
+            pipe.hmget(self._keys.tally, "inserted", "bytes")
             kept, (inserted, size) = pipe.execute()
         return {"sessions": kept, "bytes": round(kept * int(size or 0) / max(1, int(inserted or 0)))}
 
@@ -320,16 +334,18 @@ class RedisDatabase(Database):
         keys = self._keys
         with errors(self._url), self._client.pipeline() as pipe:
             add(pipe)
-            pipe.hget(keys.meta, "epoch").hget(keys.current, "version").hmget(keys.stat, list(_STAT)).time()
-            *replies, epoch, version, numbers, (seconds, microseconds) = pipe.execute()
+            pipe.hget(keys.meta, "epoch").hget(keys.current, "version").hmget(keys.stat, list(_STAT))
+            pipe.hget(keys.tally, "inserted").time()
+            *replies, epoch, version, numbers, inserted, (seconds, microseconds) = pipe.execute()
         self._clock = seconds + microseconds * 1e-6 - time.monotonic()
         known = {
             name: parse(text.decode())
             for (name, parse), text in zip(_STAT.items(), numbers, strict=True)
             if text is not None
         }
-        state = State(epoch=_text(epoch), version=-1 if version is None else int(version), **known)
-        self._capacity = state.capacity
+        known |= {"epoch": _text(epoch), "version": int(version or -1), "inserted": int(inserted or 0)}
+        state = State(**known)
+        self._capacity, self._epoch = state.capacity, state.epoch
         return replies, state
 
     def _change(self, function: Callable[[Any], None], *watched: str) -> None:
@@ -350,12 +366,34 @@ class RedisDatabase(Database):
             self._client.xtrim(self._keys.sessions, maxlen=kept, approximate=False)
         return write()
 
+    def _sealed(self, blob: bytes) -> tuple[Any, ...]:
+        """What an entry of the stream has more, where seals are made."""
+        return ("m", self._seal.make(self._epoch, "session", blob)) if self._seal else ()
+
+    def _blobs(self, entries: Any, epoch: str) -> list[tuple[str, bytes]]:
+        """(id, session) of entries of the stream; UNSEALED, which no session can be, where the seal does not fit."""
+        seal, found = self._seal, []
+        for key, fields in entries:
+            blob = fields.get(b"s", b"")
+            fits = seal is None or seal.fits(fields.get(b"m"), epoch, "session", blob)
+            found.append((key.decode(), blob if fits else UNSEALED))
+        return found
+
+    def _check_seal(self, seal: bytes | None, version: int, blob: bytes) -> None:
+        if self._seal is None:
+            return
+        with errors(self._url):
+            epoch = _text(self._client.hget(self._keys.meta, "epoch"))
+        if not self._seal.fits(seal, epoch, f"weights {version}", blob):
+            raise CodecError(f"weights version {version} of run {self.run}: {WRONG_SEAL}")
+
     def _newest(self, stream: str, limit: int) -> list[dict[str, Any]]:
         if limit <= 0:
             return []
         with errors(self._url):
             entries = self._client.xrevrange(stream, count=limit)
-        return [json.loads(fields[b"row"]) for _, fields in reversed(entries)]
+        rows = (_from_json(fields.get(b"row", b"")) for _, fields in reversed(entries))
+        return [row for row in rows if row is not None]
 
     def _heartbeat(self, worker: Worker) -> str:
         return _to_json({**vars(worker), "at": self._now()})
@@ -378,7 +416,7 @@ def open_database(
         SettingsError: the run's name, the URL or `database` cannot be used.
     """
     if not database:
-        return RedisDatabase(url, run, name=name, timeout=timeout)
+        return RedisDatabase(url, run, name=name, timeout=timeout, seal=seal_of(run))
     module, _, attribute = database.partition(":")
     try:
         made = getattr(importlib.import_module(module), attribute)(url, run)
@@ -413,15 +451,33 @@ def _worker(text: bytes, now: float) -> Worker | None:
     """The worker of a heartbeat; None when it makes no sense. Fields of other releases are passed over."""
     try:
         beat = json.loads(text)
-        return Worker(
-            **{**{name: beat[name] for name in beat if name in _WORKER}, "seen": max(0.0, now - float(beat["at"]))}
-        )
-    except (ValueError, TypeError, KeyError):
+        worker = Worker(**{name: beat[name] for name in beat if name in _WORKER})
+        worker.seen = max(0.0, now - float(beat["at"]))
+    except (ValueError, TypeError, KeyError, RecursionError):
         return None
+    return worker if all(_is_like(getattr(worker, name), kind) for name, kind in _WORKER.items()) else None
+
+
+def _is_like(value: Any, kind: type) -> bool:
+    """Whether a value that came from a network is what a field of Worker holds: then it can be shown."""
+    if kind is dict:
+        return isinstance(value, dict) and all(_is_like(share, float) for share in value.values())
+    if kind is str:
+        return isinstance(value, str)
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _from_json(text: bytes) -> dict[str, Any] | None:
+    """A row of a log; None where somebody wrote something else there."""
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
 
 
 def _text(value: bytes | None) -> str:
-    return value.decode() if value else ""
+    return value.decode(errors="replace") if value else ""
 
 
 def _to_json(row: Mapping[str, Any]) -> str:

@@ -125,6 +125,12 @@ def start(listen: str | None = None, max_memory: int | None = None) -> Server:
     return server
 
 
+def keep_users(server: Server, users: dict[str, str]) -> None:
+    """Lets the local server know more users, each "NAME RULES …" with a hash of its password, when it is started again."""
+    file = Path(server.folder) / "users.json"
+    _write(file, json.dumps({**_kept_users(file.parent), **users}))
+
+
 def stop() -> bool:
     """Stops this user's local server and what it holds; False when none was running."""
     folder = server_folder()
@@ -216,10 +222,10 @@ def connect(url: str, *, name: str = "tinyverse", timeout: float = 5.0) -> redis
             socket_read_size=1 << 20, retry=Retry(NoBackoff(), 0), health_check_interval=15, driver_info=None,
             client_name=re.sub(r"[^!-~]", "-", f"tv-{name}-{socket.gethostname()}-{os.getpid()}"), **keepalive,
         )  # fmt: skip
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError):
         raise SettingsError(
             f"{public(url)} is not a Redis URL, like redis://[user:password@]host:port/0, rediss://… or unix://…"
-        ) from error
+        ) from None  # what it says may have a part of the password in it
 
 
 @contextlib.contextmanager
@@ -348,6 +354,7 @@ def _configuration(
         "user default reset",
         f"user tv reset on #{_sha256(password)} resetchannels ~{PREFIX}* -@all {allowed}",
         f"user tvadmin reset on #{_sha256(admin)} ~* &* +@all",
+        *(f"user {rules}" for rules in _kept_users(path.parent).values()),
     ]  # fmt: skip
 
 
@@ -463,6 +470,11 @@ def _locked(folder: Path) -> Iterator[None]:
                     ) from None
                 time.sleep(0.02)
         yield
+
+
+def _kept_users(folder: Path) -> dict[str, str]:
+    file = folder / "users.json"
+    return json.loads(file.read_text()) if file.exists() else {}
 
 
 def _forget(folder: Path) -> None:

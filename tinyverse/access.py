@@ -1,0 +1,93 @@
+"""Access: three users for a run, so that who only plays or looks can do no more than that.
+
+    player    appends sessions, heartbeats and finished episodes; reads the run's weights and agreement
+    trainer   everything in this run, nothing in others
+    viewer    reads
+
+The server enforces it. Key permissions apart for reading and writing exist from Redis 7.0 on, and in every Valkey.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import urllib.parse
+
+import redis
+
+from tinyverse.errors import DatabaseError, ServerError
+from tinyverse.redis_database import Keys
+from tinyverse.redis_server import COMMANDS, Server, connect, errors, find_server, keep_users, public, start
+
+ROLES = ("player", "trainer", "viewer")
+OLDEST = (7, 0)
+_ALL = ("ping", "time", "client|setname", "multi", "exec", "get", "hget", "hmget", "hgetall")  # of every role
+_READING = ("xrange", "xrevrange", "xread", "xlen", "smembers")
+
+
+def rules(role: str, run: str) -> list[str]:
+    """What an ACL says of a role. Brackets keep a command to its own keys: who may count sessions may not set State."""
+    keys = Keys(run)
+    everything = keys.weights(0).removesuffix("w:0") + "*"
+    shared = ["resetchannels", "-@all"]
+    if role == "trainer":
+        return [*shared, *_grant(*COMMANDS), f"~{everything}", f"~{Keys.RUNS}"]
+    if role == "viewer":
+        return [*shared, *_grant(*_ALL, *_READING), f"%R~{everything}", f"%R~{Keys.RUNS}"]
+    readable = (keys.meta, keys.stat, keys.tally, keys.current, keys.weights(0).removesuffix("0") + "*")
+    return [
+        *shared, *_grant(*_ALL), *(f"%R~{key}" for key in readable),
+        f"(+xadd %W~{keys.sessions} %W~{keys.episodes} %W~{keys.errors})",
+        f"(+xtrim +xlen ~{keys.sessions})",  # a full server: the oldest make room
+        f"(+hset +hdel %W~{keys.heartbeats})",
+        f"(+hincrby ~{keys.tally})",
+    ]  # fmt: skip
+
+
+def make_users(run: str, url: str | None = None) -> dict[str, str]:
+    """Makes the three users with new passwords; who had the old ones is shut out. Returns each role's URL.
+
+    Args:
+        url: of a server, with a user who may run ACL; None: as the environment says, else this user's local server.
+    Raises:
+        ServerError: the server is too old, or does not let us.
+    """
+    named = url or os.environ.get("TINYVERSE_REDIS_URL") or os.environ.get("REDIS_URL")
+    local: Server | None = None if named else start()
+    admin = local.admin_url if local else find_server(url).url
+    base = (local.tcp_url or local.url) if local else admin
+    passwords = {role: secrets.token_hex(32) for role in ROLES}
+    lines = {
+        role: [f"{role}.{run}", "reset", "on", f"#{_sha256(passwords[role])}", *rules(role, run)] for role in ROLES
+    }
+    try:
+        with errors(admin), connect(admin) as client:
+            version = client.info("server")["redis_version"]  # type: ignore[index]
+            if tuple(map(int, version.split(".")[:2])) < OLDEST:
+                raise ServerError(f"{public(admin)} is {version}; roles want Redis 7.0 or newer, or Valkey.")
+            for line in lines.values():
+                client.execute_command("ACL", "SETUSER", *line)
+    except DatabaseError as error:
+        if isinstance(error.__cause__, redis.exceptions.NoPermissionError):
+            raise ServerError(
+                f"{public(admin)}: this user may not make others. Name one who may run INFO and ACL SETUSER, in "
+                "TINYVERSE_REDIS_URL."
+            ) from error
+        raise
+    if local:
+        keep_users(local, {line[0]: " ".join(line) for line in lines.values()})
+    return {role: _with_user(base, f"{role}.{run}", passwords[role]) for role in ROLES}
+
+
+def _grant(*commands: str) -> list[str]:
+    return [f"+{command}" for command in commands]
+
+
+def _with_user(url: str, user: str, password: str) -> str:
+    parts = urllib.parse.urlsplit(url)
+    return parts._replace(netloc=f"{user}:{password}@{parts.netloc.rpartition('@')[2]}").geturl()
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
