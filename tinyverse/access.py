@@ -18,6 +18,7 @@ import redis
 
 from tinyverse.errors import DatabaseError, ServerError
 from tinyverse.redis_database import Keys
+from tinyverse.redis_places import nodes
 from tinyverse.redis_server import COMMANDS, Server, connect, errors, find_server, keep_users, public, start
 
 ROLES = ("player", "trainer", "viewer")
@@ -49,7 +50,7 @@ def make_users(run: str, url: str | None = None) -> dict[str, str]:
     """Makes the three users with new passwords; who had the old ones is shut out. Returns each role's URL.
 
     Args:
-        url: of a server, with a user who may run ACL; None: as the environment says, else this user's local server.
+        url: of a server, with a user who may run ACL, of a cluster with all its nodes; None: as the environment says, else this user's local server.
     Raises:
         ServerError: the server is too old, or does not let us.
     """
@@ -62,12 +63,8 @@ def make_users(run: str, url: str | None = None) -> dict[str, str]:
         role: [f"{role}.{run}", "reset", "on", f"#{_sha256(passwords[role])}", *rules(role, run)] for role in ROLES
     }
     try:
-        with errors(admin), connect(admin) as client:
-            version = client.info("server")["redis_version"]  # type: ignore[index]
-            if tuple(map(int, version.split(".")[:2])) < OLDEST:
-                raise ServerError(f"{public(admin)} is {version}; roles want Redis 7.0 or newer, or Valkey.")
-            for line in lines.values():
-                client.execute_command("ACL", "SETUSER", *line)
+        for node in nodes(admin):  # each keeps its own list of users
+            _set_users(node, list(lines.values()))
     except DatabaseError as error:
         if isinstance(error.__cause__, redis.exceptions.NoPermissionError):
             raise ServerError(
@@ -78,6 +75,15 @@ def make_users(run: str, url: str | None = None) -> dict[str, str]:
     if local:
         keep_users(local, {line[0]: " ".join(line) for line in lines.values()})
     return {role: _with_user(base, f"{role}.{run}", passwords[role]) for role in ROLES}
+
+
+def _set_users(url: str, lines: list[list[str]]) -> None:
+    with errors(url), connect(url) as client:
+        version = client.info("server")["redis_version"]  # type: ignore[index]
+        if tuple(map(int, version.split(".")[:2])) < OLDEST:
+            raise ServerError(f"{public(url)} is {version}; roles want Redis 7.0 or newer, or Valkey.")
+        for line in lines:
+            client.execute_command("ACL", "SETUSER", *line)
 
 
 def _grant(*commands: str) -> list[str]:

@@ -37,6 +37,7 @@ from tinyverse.database import (
     holder_is_dead,
 )
 from tinyverse.errors import CodecError, DatabaseError, SettingsError
+from tinyverse.redis_places import is_one_of_several
 from tinyverse.redis_server import PREFIX, connect, errors
 from tinyverse.seal import Seal, seal_of
 
@@ -106,7 +107,10 @@ class RedisDatabase(Database):
         self.run = run
         self._url = url
         self._keys = Keys(run)
-        self._client: Any = connect(url, name=name, timeout=timeout)
+        self._client: Any = connect(url, name=name, timeout=timeout, key=self._keys.meta)
+        self._runs: Any = self._client  # of the list of runs, which on a cluster lies elsewhere
+        if is_one_of_several(url):
+            self._runs = connect(url, name=name, timeout=timeout, key=Keys.RUNS)
         self._capacity = State.capacity  # as of the last State
         self._epoch = State.epoch  # likewise
         self._seal = seal
@@ -126,7 +130,7 @@ class RedisDatabase(Database):
 
         self._change(write, keys.meta)
         with errors(self._url):
-            self._client.sadd(keys.RUNS, self.run)  # apart: on a cluster it lives elsewhere
+            self._runs.sadd(keys.RUNS, self.run)
         return self.meta()
 
     def meta(self) -> dict[str, str]:
@@ -158,10 +162,11 @@ class RedisDatabase(Database):
         self._change(remove, keys.current)
         if not keep_weights:
             with errors(self._url):
-                self._client.srem(keys.RUNS, self.run)
+                self._runs.srem(keys.RUNS, self.run)
 
     def close(self) -> None:
         self._client.close()
+        self._runs.close()
 
     def append(
         self, blobs: Sequence[bytes], *, worker: Worker | None = None, episodes: Iterable[Mapping[str, Any]] = ()
@@ -430,7 +435,7 @@ def open_database(
 
 
 def list_runs(client: redis.Redis) -> list[str]:
-    """The names of the runs on a server, sorted. `client` comes from `redis_server.connect`."""
+    """The names of the runs on a server, sorted. `client` comes from `redis_server.connect(url, key=Keys.RUNS)`."""
     names: Any = client.smembers(Keys.RUNS)
     return sorted(name.decode() for name in names)
 

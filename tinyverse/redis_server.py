@@ -36,6 +36,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from tinyverse import redis_places
 from tinyverse.errors import DatabaseError, DatabaseLost, ServerError, SettingsError
 
 log = logging.getLogger(__name__)
@@ -208,23 +209,28 @@ def private_server(max_memory: int | None = None, listen: str | None = None) -> 
             watcher.communicate(b"\n", timeout=START_SECONDS)
 
 
-def connect(url: str, *, name: str = "tinyverse", timeout: float = 5.0) -> redis.Redis:
+def connect(url: str, *, name: str = "tinyverse", timeout: float = 5.0, key: str = "") -> redis.Redis:
     """A client that never repeats a request by itself (it would run INCR and MULTI twice) and reads in large pieces.
 
     Args:
         name: how the server's list of clients calls us.
         timeout: seconds without an answer until the server counts as lost; longer than any blocking read.
+        key: of what is asked for, where the URL names a cluster.
     """
     keepalive = {} if url.startswith("unix:") else {"socket_keepalive": True}
-    try:
-        return redis.Redis.from_url(
-            url, protocol=2, decode_responses=False, socket_timeout=timeout, socket_connect_timeout=timeout,
+    options: dict[str, Any] = dict(
+        protocol=2, decode_responses=False, socket_timeout=timeout, socket_connect_timeout=timeout,
             socket_read_size=1 << 20, retry=Retry(NoBackoff(), 0), health_check_interval=15, driver_info=None,
             client_name=re.sub(r"[^!-~]", "-", f"tv-{name}-{socket.gethostname()}-{os.getpid()}"), **keepalive,
-        )  # fmt: skip
+    )  # fmt: skip
+    try:
+        if redis_places.is_one_of_several(url):
+            return redis_places.client(url, key, **options)
+        return redis.Redis.from_url(url, **options)
     except (ValueError, TypeError):
         raise SettingsError(
-            f"{public(url)} is not a Redis URL, like redis://[user:password@]host:port/0, rediss://… or unix://…"
+            f"{public(url)} is not a Redis URL, like redis://[user:password@]host:port/0, rediss://…, unix://…, "
+            "redis+cluster://host:port,host:port/ or redis+sentinel://host:port,host:port/NAME"
         ) from None  # what it says may have a part of the password in it
 
 

@@ -14,7 +14,7 @@ from tinyverse import monitor, redis_server
 from tinyverse.asked import Asked, stop_on_signals
 from tinyverse.database import Database
 from tinyverse.errors import RunConflict
-from tinyverse.redis_database import list_runs
+from tinyverse.redis_database import Keys, list_runs
 
 
 def do_info(asked: Asked, *, watch: bool = False, as_json: bool = False, errors: bool = False) -> None:
@@ -59,7 +59,7 @@ def _known(asked: Asked) -> Iterator[Database]:
 def redis_runs(asked: Asked) -> list[str]:
     """The names of the runs on the server."""
     address = redis_server.find_server(asked.redis, asked.host, asked.port, asked.password, start=False)
-    with redis_server.errors(address.url), redis_server.connect(address.url) as client:
+    with redis_server.errors(address.url), redis_server.connect(address.url, key=Keys.RUNS) as client:
         return list_runs(client)
 
 
