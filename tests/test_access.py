@@ -177,22 +177,20 @@ def test_rubbish_in_logs_and_heartbeats_is_passed_over(place: Place) -> None:
             client.xadd(keys.episodes, {"row": row})
         client.xadd(keys.episodes, {"other": "field"})
         client.xadd(keys.sessions, {"other": "field"})
-        for beat in (
-            "{",
-            '{"id": "a", "role": "play", "at": 1, "steps_per_second": "x"}',
-            "[" * 100_000,
-            '{"id": 1, "role": [], "at": 1e999}',
+        for number, beat in enumerate(
+            (
+                "{",
+                '{"id": "a", "role": "play", "at": 1, "steps_per_second": "x"}',
+                "[" * 100_000,
+                '{"id": 1, "role": [], "at": 1e999}',
+            )
         ):
-            client.hset(keys.heartbeats, secrets_of(beat), beat)
+            client.hset(keys.heartbeats, str(number), beat)
         client.hincrby(keys.tally, b"count:\xff", 1)
     place.player.append([], episodes=[{"return": 1.0, "length": 1}], worker=Worker("good", "play"))
     assert place.viewer.episodes() == [{"return": 1.0, "length": 1}]
     assert [worker.id for worker in place.viewer.workers()] == ["good"]
     assert read_all(place.trainer) == [b"session", b""] and len(place.viewer.counters()) == 1
-
-
-def secrets_of(text: str) -> str:
-    return str(hash(text))
 
 
 def test_the_local_server_knows_its_users_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:

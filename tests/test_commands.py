@@ -62,7 +62,7 @@ class Place:
 
     def info(self) -> dict[str, Any]:
         """What `info --json` prints of the run `catch`, without starting a process for it."""
-        file = next(iter([*self.path.glob("runs/*/server.json"), *self.path.glob("s/server.json")]))
+        file = next(iter([*self.path.glob("s/run-*.json"), *self.path.glob("s/server.json")]))
         database = RedisDatabase(json.loads(file.read_text())["url"], "catch")
         try:
             return gather(database, "catch")
@@ -196,7 +196,7 @@ def test_ctrl_c_ends_play_and_train_and_saves(place: Place) -> None:
 def test_run_ends_by_itself_and_leaves_nothing(place: Place) -> None:
     place.do("catch", "run", "--players", 2, "-n", 30, "-b", 8, "--games", 4, "-q")
     assert not place.mine() and place.updates() == [30]
-    assert not list(place.path.glob("runs/*/server.json"))
+    assert not list(place.path.glob("s/run-*.json"))
 
 
 @pytest.mark.faults

@@ -148,7 +148,7 @@ def positive(**numbers: float | None) -> None:
 
 def _server_of_a_running_run(folder: RunFolder) -> str | None:
     try:
-        url = json.loads((folder.path / "server.json").read_text())["url"]
+        url = json.loads(redis_server.announcement(folder.path).read_text())["url"]
         redis_server.find_server(url)
     except (OSError, ValueError, KeyError, TinyverseError):
         return None

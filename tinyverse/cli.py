@@ -151,9 +151,12 @@ def common(function: Command) -> Command:
             level=logging.DEBUG if verbose > 1 else logging.INFO if verbose else logging.WARNING,
             format="%(name)s: %(message)s",
         )
-        if click.get_current_context().get_parameter_source("password") is ParameterSource.COMMANDLINE:
+        from tinyverse.redis_server import public
+
+        given = click.get_current_context().get_parameter_source("password") is ParameterSource.COMMANDLINE
+        if given or (redis and public(redis) != redis):
             print(
-                "tinyverse: a password on the command line is seen by everyone on this machine; TINYVERSE_PASSWORD is not.",
+                "tinyverse: a password on the command line is seen by everyone on this machine; TINYVERSE_PASSWORD and TINYVERSE_REDIS_URL are not.",
                 file=sys.stderr,
             )
         asked = Asked(

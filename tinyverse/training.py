@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyverse import loader, machine, monitor, rng, towers
+from tinyverse import loader, machine, monitor, redis_server, rng, towers
 from tinyverse.agent import Agent
 from tinyverse.asked import Asked, positive, stop_on_signals
 from tinyverse.database import Database
@@ -169,7 +169,14 @@ def make_trainer(asked: Asked, learning: Learning, database: Database) -> tuple[
         save_replay=learning.save_replay if towers.size() == 1 else False,  # each rank has a share, of another size another
     )  # fmt: skip
     if towers.leads():
-        folder.write_settings({"experiment": asked.title, "settings": settings, "seed": seed, "argv": sys.argv[1:]})
+        folder.write_settings(
+            {
+                "experiment": asked.title,
+                "settings": settings,
+                "seed": seed,
+                "argv": redis_server.public_words(sys.argv[1:]),
+            }
+        )
     return trainer, experiment
 
 

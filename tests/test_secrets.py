@@ -1,0 +1,81 @@
+"""Passwords and the shared secret are in no argv, no output, no log, no run folder, no traceback and no row of the run."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from test_commands import Place, place  # noqa: F401
+
+from tinyverse.redis_database import RedisDatabase
+from tinyverse.redis_server import connect, private_server, public_words
+
+SECRET = "0f3a-the-shared-secret-of-this-run"
+
+
+@pytest.fixture
+def server() -> Iterator[tuple[str, str, str]]:
+    """(URL, URL of the administrator, password) of a server on TCP."""
+    from test_redis_server import free_port
+
+    with private_server(listen=f"127.0.0.1:{free_port()}") as started:
+        yield started.tcp_url, started.admin_url, started.tcp_url.partition("tv:")[2].partition("@")[0]
+
+
+def everything_written(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_they_are_nowhere_to_be_found(place: Place, server: tuple[str, str, str]) -> None:  # noqa: F811
+    url, admin_url, password = server
+    place.env |= {"TINYVERSE_REDIS_URL": url, "TINYVERSE_SECRET": SECRET}
+    seen: dict[str, bytes] = {}
+    running = place.start("catch", "run", "--players", 2, "-n", 200, "-b", 8, "--games", 4, "--seed", 1, "-v")
+    while running.poll() is None:
+        for process in psutil.process_iter(["cmdline", "pid"]):
+            seen[f"argv of {process.info['pid']}"] = " ".join(process.info["cmdline"] or []).encode()
+        time.sleep(0.05)
+    place.end(running)
+    printed = [place.do("catch", *words) for words in (["info"], ["info", "--json"], ["info", "--errors"], ["eval", "-n", 1, "--no-video"], ["sessions", "ls"])]  # fmt: skip
+    place.env["TINYVERSE_REDIS_URL"] = url.replace("tv:", "nobody:")
+    for words in (["play", "-n", 1], ["info", "-vv"]):  # refused
+        printed.append(place.do("catch", *words, code=1))
+    place.env["TINYVERSE_REDIS_URL"] = url.replace(url.rpartition(":")[2], "1/0")
+    printed.append(place.do("catch", "train", "-n", 1, "-vv", code=1))  # nobody answers there
+    del place.env["TINYVERSE_REDIS_URL"]
+    place.do("catch", "train", "-n", 1, "--redis", url, "-q")  # a user who names it in argv
+    (place.path / "broken.py").write_text("def make_experiment():\n    raise KeyError('mine')\n")
+    place.env["TINYVERSE_REDIS_URL"] = url
+    printed.append(place.do("broken.py", "train", "-n", 1, "-vv", code=1))
+    with connect(admin_url) as admin:
+        for key in admin.keys("*"):  # type: ignore[union-attr]
+            seen[f"key {key!r}"] = admin.dump(key) or b""  # type: ignore[assignment]
+    database = RedisDatabase(url, "catch")
+    seen["state"] = json.dumps(
+        [database.meta(), database.metrics(), database.errors(), [vars(w) for w in database.workers()]]
+    ).encode()
+    database.close()
+    seen |= everything_written(place.path) | {f"output {n}": text.encode() for n, text in enumerate(printed)}
+    assert (
+        len(seen) > 20 and any(name.endswith("settings.json") for name in seen) and any("argv" in name for name in seen)
+    )
+    found = {name for name, text in seen.items() for word in (password, SECRET) if word.encode() in text}
+    assert found == set()
+
+
+def test_the_words_of_a_command_line_without_passwords() -> None:
+    words = ["train", "--password", "a", "--password=b", "--redis", "redis://u:c@host", "-o", "x=1"]
+    assert public_words(words) == [
+        "train",
+        "--password",
+        "***",
+        "--password=***",
+        "--redis",
+        "redis://u:***@host",
+        "-o",
+        "x=1",
+    ]
