@@ -9,7 +9,7 @@ FLOORS = {
     "words": "errors nest codec timing machine",
     "things": "session agent returns towers losses networks normalizers",
     "meeting place": "database redis_places redis_server seal redis_database access",
-    "memory": "sum_tree samplers batch ring stored_sessions replay weights weights_file rng",
+    "memory": "sum_tree samplers shares batch ring stored_sessions replay weights weights_file rng",
     "learning": "torch_agent q_agent learner algorithms",
     "people": "envs experiment loader archive run player human guard trainer loop evaluator explain monitor plot",
     "door": "asked playing training together judging exporting tidying looking doctor cli demo",

@@ -15,7 +15,7 @@ FLOORS = {
     "networks.bodies networks.recurrent networks.attention networks.heads networks.modular networks.squashed "
     "networks normalizers",
     "meeting": "database redis_places redis_server seal redis_database access",
-    "memory": "sum_tree samplers batch ring stored_sessions replay weights weights_file rng",
+    "memory": "sum_tree samplers shares batch ring stored_sessions replay weights weights_file rng",
     "learning": "torch_agent q_agent learner algorithms.* algorithms",
     "people": "envs.arrays envs.dialects envs.mending envs.pool envs.parallel envs.accept envs.workers envs.* envs experiment loader archive run player human guard trainer loop evaluator explain monitor plot",
     "door": "__init__ asked playing training together judging exporting tidying looking doctor demo cli __main__",

@@ -211,6 +211,7 @@ def learning(function: Command) -> Command:
         click.option("--init-from", metavar="FILE", help="Begin a new run with weights of another: a checkpoint or an export."),
         click.option("--save-replay/--no-save-replay", default=None, help="Keep stored sessions in checkpoints [while they take at most 1 GB]."),
         click.option("--on-nan", type=click.Choice(["stop", "rollback"]), default="stop", show_default=True, help="After NaN: end, with the batch kept for inspection, or go on from the last checkpoint."),
+        click.option("--player-share", type=float, default=1.0, show_default=True, metavar="0…1", help="Keep no more of one player's sessions than this, while others play."),
         click.option("--save-every", type=float, default=60.0, show_default=True, metavar="SECONDS", help="Between two checkpoints."),
     ])  # fmt: skip
 

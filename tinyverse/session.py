@@ -72,6 +72,7 @@ class Session:
         return list(zip(json.loads(returns), json.loads(lengths), strict=True))
 
 
+LONGEST_NAME = 200  # characters of a player's name, which trainers remember
 TREES = tuple(field.name for field in dataclasses.fields(Session) if field.name != "metadata")
 
 
@@ -151,7 +152,7 @@ class SessionSpec:
 
         Raises:
             CodecError: the bytes are damaged, or larger than this run's sessions can be.
-            SpecError: names, shapes or dtypes differ, or a reward is not finite.
+            SpecError: names, shapes or dtypes differ, a reward or an observation is not finite, or anything is NaN.
         """
         limit = self.nbytes + codec.MAX_HEADER
         arrays, metadata = codec.decode(codec.decompress(blob, max_bytes=limit), max_bytes=limit)
@@ -160,7 +161,14 @@ class SessionSpec:
             raise SpecError(wrong)
         if not np.isfinite(arrays["rewards"]).all():
             raise SpecError("session.rewards holds NaN or infinity. Does the environment return finite rewards?")
+        for name, array in arrays.items():  # an agent may say −∞ of an action that is not allowed
+            strict = name.split(".")[0] == "observations"
+            if array.dtype.kind == "f" and not (np.isfinite(array) if strict else ~np.isnan(array)).all():
+                what = "NaN or infinity" if strict else "NaN"
+                raise SpecError(f"session.{name} holds {what}: learning from it would spoil the weights.")
         session = Session.from_arrays(arrays, metadata)
+        if len(metadata.get("player", "")) > LONGEST_NAME:
+            raise CodecError(f"the session's player has a name of more than {LONGEST_NAME} characters.")
         for name in ("version", "update", "sequence"):
             codec.whole_number(metadata, name)
         try:

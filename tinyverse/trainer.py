@@ -48,6 +48,7 @@ from tinyverse.replay import Replay
 from tinyverse.run import RunFolder
 from tinyverse.samplers import Fresh
 from tinyverse.session import Session
+from tinyverse.shares import Shares
 from tinyverse.timing import Rate, Stages, Waiting
 from tinyverse.weights import decode_weights, encode_weights
 
@@ -81,6 +82,7 @@ class Trainer:
         save_replay: whether checkpoints hold the stored sessions; None: while these take at most 1 GB.
         precision: "fp32", or "bf16" for autocast.
         on_nan: "stop", or "rollback" to the last good checkpoint in `folder`.
+        player_share: of the sessions kept, how much one player may have while others play; see `Shares`.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class Trainer:
         frame_skip: int = 1,
         save_replay: bool | None = None,
         on_nan: str = "stop",
+        player_share: float = 1.0,
     ) -> None:
         max_lag = replay.flow.max_lag
         if max_lag is not None and max_lag < publish_every - 1:
@@ -114,6 +117,7 @@ class Trainer:
         self.publish_every, self.precision, self.frame_skip = publish_every, precision, frame_skip
         self.save_replay = save_replay
         self.guard = Guard(on_nan)
+        self.shares = Shares(player_share)
         if on_nan == "rollback" and folder is None and towers.leads():
             raise SettingsError("on_nan='rollback' wants a folder with checkpoints to go back to.")
         self.worker = new_worker("train")
@@ -133,6 +137,7 @@ class Trainer:
         self._furthest = BEGINNING  # that any rank has learned from
         self._counted = BEGINNING  # whose steps and episodes are in the counters
         self._taking = threading.Lock()  # a checkpoint holds a session and its place in the stream, or neither
+        self._at_once = READ_AT_ONCE  # sessions asked for
         self._caught_up = False
         self._newest_of: dict[str, int] = {}  # player -> its newest sequence number
         self._drawn: Batch | None = None  # and not learned from yet: another rank has none, or the database is lost
@@ -295,8 +300,13 @@ class Trainer:
 
     def feed(self, wait: float = 0.0) -> int:
         """Reads new sessions into the replay; returns how many there were."""
-        limit = min(READ_AT_ONCE, max(1, READ_BYTES // self.replay.spec.nbytes))
-        entries, state = self.database.read(self._position, limit, wait)
+        limit = min(self._at_once, max(1, READ_BYTES // self.replay.spec.nbytes))
+        try:
+            entries, state = self.database.read(self._position, limit, wait)
+        except DatabaseLost:
+            self._at_once = max(1, limit // 4)  # what is larger than a session can be may be too large for one answer
+            raise
+        self._at_once = min(READ_AT_ONCE, 2 * self._at_once)
         if state.epoch != self.state.epoch or not state.epoch:
             self._rejoin()
             return 0
@@ -427,6 +437,9 @@ class Trainer:
         self._newest_of[player] = sequence
         while len(self._newest_of) > PLAYERS_KNOWN:
             del self._newest_of[next(iter(self._newest_of))]
+        if not self.shares.admit(player):
+            self._reject("its player sends more than its share")
+            return
         seen = order(position) <= order(self._consumed)  # before a restart
         if towers.is_mine(player, sequence):
             self.replay.add(session, position=position, update=self.update, seen=seen)
