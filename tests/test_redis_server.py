@@ -250,7 +250,7 @@ def test_a_port_that_is_taken_is_said(folder: Path) -> None:
     assert start().tcp_url == ""
 
 
-@pytest.mark.parametrize("listen", ["6379", "host", "host:", "host:x", ":1", "host:0", "host:70000"])
+@pytest.mark.parametrize("listen", ["6379", "host:", "host:x", ":1", "host:0", "host:70000"])
 def test_listen_wants_host_and_port(listen: str) -> None:
     with pytest.raises(SettingsError, match="host:port"):
         start(listen=listen)
@@ -464,3 +464,15 @@ def test_errors(raised: Exception, kind: type[Exception], says: str) -> None:
     ):
         raise raised
     assert type(caught.value) is kind and "sesame" not in str(caught.value)
+
+
+def test_a_port_of_its_own_where_only_a_host_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redis_server, "PORT", port := free_port())
+    server = start(listen="127.0.0.1")
+    assert server.tcp_url.endswith(f"@127.0.0.1:{port}/0") and start(listen="127.0.0.1") == server
+
+
+def test_the_line_for_others_has_an_address_of_this_machine() -> None:
+    shown = redis_server.for_others("redis://tv:secret@0.0.0.0:7070/0")
+    assert shown.startswith("redis://tv:secret@") and "0.0.0.0" not in shown and shown.endswith(":7070/0")
+    assert redis_server.for_others("redis://tv:secret@10.0.0.5:7070/0") == "redis://tv:secret@10.0.0.5:7070/0"

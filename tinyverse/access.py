@@ -57,7 +57,7 @@ def make_users(run: str, url: str | None = None) -> dict[str, str]:
     named = url or os.environ.get("TINYVERSE_REDIS_URL") or os.environ.get("REDIS_URL")
     local: Server | None = None if named else start()
     admin = local.admin_url if local else find_server(url).url
-    base = (local.tcp_url or local.url) if local else admin
+    base = (for_others(local.tcp_url) if local.tcp_url else local.url) if local else admin
     passwords = {role: secrets.token_hex(32) for role in ROLES}
     lines = {
         role: [f"{role}.{run}", "reset", "on", f"#{_sha256(passwords[role])}", *rules(role, run)] for role in ROLES
@@ -79,7 +79,7 @@ def make_users(run: str, url: str | None = None) -> dict[str, str]:
 
 def _set_users(url: str, lines: list[list[str]]) -> None:
     with errors(url), connect(url) as client:
-        version = client.info("server")["redis_version"]  # type: ignore[index]
+        version = client.info("server")["redis_version"]
         if tuple(map(int, version.split(".")[:2])) < OLDEST:
             raise ServerError(f"{public(url)} is {version}; roles want Redis 7.0 or newer, or Valkey.")
         for line in lines:

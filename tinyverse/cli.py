@@ -584,7 +584,9 @@ def server() -> None:
 
 @server.command(name="start")
 @click.option(
-    "--listen", metavar="HOST:PORT", help="Listen on TCP too, for other machines; without it only on a socket."
+    "--listen",
+    metavar="HOST[:PORT]",
+    help="Listen on TCP too, for other machines, with a password; without it only on a socket. [port 7070]",
 )
 @click.option(
     "--max-memory", metavar="MB", type=int, help="Memory it may use [a quarter of the machine's, at most 4000]."
@@ -599,7 +601,8 @@ def server_start(listen: str | None, max_memory: int | None) -> None:
     started = redis_server.start(listen, max_memory * 1_000_000 if max_memory else None)
     print(f"server {started.version} runs in {started.folder} (pid {started.pid})")
     if started.tcp_url:
-        print(f"others reach it with TINYVERSE_REDIS_URL={started.tcp_url}")
+        print(f"others reach it with TINYVERSE_REDIS_URL={redis_server.for_others(started.tcp_url)}")
+        print("which may do everything in every run; for players of one run: tinyverse server users RUN")
 
 
 @server.command(name="users")

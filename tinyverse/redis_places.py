@@ -61,10 +61,10 @@ def client(url: str, key: str, **options: Any) -> redis.Redis:
     places = [(one.pop("host", "localhost"), one.pop("port", 26379)) for one in several]
     if not name:
         raise ValueError("the name of the watched server is missing")
-    secure = {"ssl": True} if several[0].pop("connection_class", None) is not None else {}
+    tls = {"ssl": True} if several[0].pop("connection_class", None) is not None else {}
     timeouts = {word: options[word] for word in ("socket_timeout", "socket_connect_timeout") if word in options}
-    sentinel = Sentinel(places, sentinel_kwargs={**timeouts, **secure})
-    return sentinel.master_for(name, **{**several[0], **options, **secure})
+    sentinel = Sentinel(places, sentinel_kwargs={**timeouts, **tls})
+    return sentinel.master_for(name, **{**several[0], **options, **tls})
 
 
 class _Node:

