@@ -15,7 +15,7 @@ from test_redis_database import FORBIDDEN
 from tinyverse import redis_server
 from tinyverse.access import ROLES, make_users
 from tinyverse.database import Worker
-from tinyverse.errors import DatabaseError, ServerError
+from tinyverse.errors import DatabaseError, DatabaseLost, ServerError
 from tinyverse.redis_database import Keys, RedisDatabase, list_runs
 from tinyverse.redis_server import connect, private_server
 
@@ -211,3 +211,27 @@ def test_the_local_server_knows_its_users_again(monkeypatch: pytest.MonkeyPatch,
     finally:
         redis_server.stop()
         shutil.rmtree(folder)
+
+
+def test_sessions_far_too_large_do_not_stop_a_trainer(place: Place) -> None:
+    """The server cuts the line at an answer that is too long: fewer are asked for then, and each is rejected."""
+    from people import a_trainer
+    from test_trainer import some_sessions
+
+    database = RedisDatabase(place.admin, "flooded")
+    trainer = a_trainer(database)
+    trainer.join()
+    for _ in range(12):
+        database.append([bytes(2 << 20)])
+    database.append([some_sessions(1)[0].encode()])
+    with connect(place.admin) as admin:
+        admin.config_set("client-output-buffer-limit", "normal 8mb 0 0")
+        try:
+            for _ in range(20):
+                with contextlib.suppress(DatabaseLost):
+                    trainer.feed()
+        finally:
+            admin.config_set("client-output-buffer-limit", "normal 0 0 0")
+    assert sum(trainer.rejected.values()) == 12 and len(trainer.replay) == 1
+    database.clear()
+    database.close()

@@ -31,12 +31,13 @@ from test_trainer import push, some_sessions
 from tinyverse import losses, towers
 from tinyverse.algorithms import A2C, DQN, PPO, SAC, VTrace
 from tinyverse.database import MemoryDatabase
-from tinyverse.errors import SettingsError
+from tinyverse.errors import NotANumber, SettingsError
 from tinyverse.networks import MLP
 from tinyverse.networks.squashed import SquashedGaussian
 from tinyverse.normalizers import Normalized
 from tinyverse.redis_database import RedisDatabase
 from tinyverse.replay import Flow
+from tinyverse.run import RunFolder
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.timeout(300)
@@ -308,7 +309,7 @@ def test_a_rank_without_sessions_makes_all_wait_and_none_hang(redis_url):
 def test_what_another_rank_has_learned_from_is_reported_and_what_is_unread_here_is_not_lost(monkeypatch):
     trainer = a_trainer(database := MemoryDatabase())
     trainer.join()
-    monkeypatch.setattr(towers, "exchange", lambda *mine: [mine, (*mine[:2], 3, 0)] if len(mine) > 1 else [mine])
+    monkeypatch.setattr(towers, "exchange", lambda *mine: [mine, (*mine[:3], 3, 0)] if len(mine) > 1 else [mine])
     trainer.feed()
     assert not trainer.step()
     push(database, some_sessions(4))
@@ -317,6 +318,38 @@ def test_what_another_rank_has_learned_from_is_reported_and_what_is_unread_here_
     assert (trainer._consumed, database.state().position) == ("2-0", "3-0")
     assert trainer.step()
     assert database.state().position == "4-0"
+
+
+def one_learns_nan(url, run, place, on_nan):
+    """Rank 1 gives NaN in its second update; the others see nothing of it themselves."""
+    trainer = a_rank(url, run, folder=RunFolder(place) if towers.leads() else None, on_nan=on_nan)
+    step = trainer.learner.train_step
+
+    def train_step(batch):
+        wrong = towers.rank() == 1 and trainer.update == 1
+        return {**step(batch), "loss/total": float("nan")} if wrong else step(batch)
+
+    trainer.learner.train_step = train_step
+    if towers.leads():
+        push(trainer.database, some_sessions(24))
+    towers.anywhere(False)
+    said = ""
+    try:
+        turns(trainer, 6)
+        trainer.check()
+    except NotANumber as error:
+        said = str(error)
+    return trainer.update, trainer.rollbacks, said
+
+
+@pytest.mark.parametrize("on_nan", ["stop", "rollback"])
+def test_what_one_rank_learned_wrong_stops_or_takes_back_all(redis_url, tmp_path, on_nan):
+    (first, *_), (second, *_) = ranks = in_ranks(
+        one_learns_nan, redis_url, f"test-{secrets.token_hex(4)}", tmp_path, on_nan
+    )
+    assert first == second == (2 if on_nan == "stop" else 5)  # one turn goes to the rollback
+    assert [rollbacks for _, rollbacks, _ in ranks] == [on_nan == "rollback"] * 2
+    assert ["no number" in said for _, _, said in ranks] == [on_nan == "stop"] * 2
 
 
 def wrong_learner(url, run):

@@ -19,7 +19,7 @@ import redis
 from tinyverse.errors import DatabaseError, ServerError
 from tinyverse.redis_database import Keys
 from tinyverse.redis_places import nodes
-from tinyverse.redis_server import COMMANDS, Server, connect, errors, find_server, keep_users, public, start
+from tinyverse.redis_server import COMMANDS, Server, connect, errors, find_server, for_others, keep_users, public, start
 
 ROLES = ("player", "trainer", "viewer")
 OLDEST = (7, 0)
