@@ -63,7 +63,7 @@ def test_all_exceptions_of_the_package_are_in_the_tree():
 def test_the_tree_is_drawn_as_it_is():
     drawn, parents = {}, {}
     for line in errors.__doc__.splitlines():
-        found = re.match(r"^([ │├└─]*)([A-Z]\w+(?:Error|Lost|Conflict|Weights|Closed))  ", line)
+        found = re.match(r"^([ │├└─]*)([A-Z]\w+(?:Error|Lost|Conflict|Weights|Closed|Number))  ", line)
         if found:
             depth = len(found[1])
             parents[depth] = found[2]

@@ -142,7 +142,7 @@ def for_others(url: str) -> str:
             host = probe.getsockname()[0]
     except OSError:
         host = socket.gethostname()
-    return parts._replace(netloc=f"{user}:{port}").geturl()
+    return parts._replace(netloc=f"{user}@{host}:{port}").geturl()
 
 
 def keep_users(server: Server, users: dict[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""Seal: HMAC-SHA256 beside sessions and weights, so that only who knows TINYVERSE_SECRET can make them.
+"""Seal: HMAC-SHA256 beside sessions and weights, so that only who knows TINYVERSE_SECRET can have written them.
 
 A seal is bound to the run, its epoch, the kind of thing, the version of weights, and every byte of the blob; a session's
 player, number and version stand in the blob. It hides nothing, and whoever has the secret can seal anything: players
