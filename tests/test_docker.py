@@ -191,6 +191,20 @@ def test_the_password_comes_from_a_file_alone() -> None:
         assert "TINYVERSE_PASSWORD" not in service.get("environment", {})
 
 
+def test_every_probe_asks_the_same() -> None:
+    probes = [COMPOSE["services"][name]["healthcheck"]["test"][1:] for name in ("player", "trainer", "trainer-cpu")]
+    probes += [json.loads(re.findall(r"HEALTHCHECK .*\n +CMD (.*)", text)[0]) for text in DOCKERFILES.values()]
+    for workload in WORKLOADS.values():
+        startup, liveness = (container(workload)[kind]["exec"]["command"] for kind in ("startupProbe", "livenessProbe"))
+        assert startup == liveness and startup[:2] == ["sh", "-c"]
+        probes.append(shlex.split(startup[2])[1:])
+    asked = [(*words[:3], words[4]) for words in probes]
+    assert set(asked) == {
+        ("with-password", "python", "/opt/tinyverse/bin/healthy.py", role) for role in ("play", "train")
+    }
+    assert {filled(words[3]) for words in probes} == {"atari", "$RUN"}
+
+
 def test_players_may_be_preempted_and_scaled() -> None:
     deployment, scaler = WORKLOADS["Deployment"], next(d for d in PODS if d["kind"] == "HorizontalPodAutoscaler")
     priority = next(document for document in PODS if document["kind"] == "PriorityClass")
