@@ -23,7 +23,7 @@ import psutil
 import pytest
 import yaml
 
-from tinyverse import cli, redis_server
+from tinyverse import __version__, cli, redis_server
 from tinyverse.monitor import gather
 from tinyverse.redis_database import RedisDatabase
 
@@ -83,7 +83,9 @@ def commands() -> dict[str, list[str]]:
         for line in re.findall(r"^ExecStart=.*/tinyverse (.*)", path.read_text(), re.M):
             found[path.name] = shlex.split(filled(line, **environment))
     manual = (ROOT / "docs" / "deployment.md").read_text()
-    for line in re.findall(r"^ *(?:\S+=\S+ )*tinyverse (.*)", "".join(re.findall(r"```(.*?)```", manual, re.S)), re.M):
+    for line in re.findall(
+        r"^(?:\S+=\S+ |.* with-password )*tinyverse (.*)", "".join(re.findall(r"```(.*?)```", manual, re.S)), re.M
+    ):
         found[f"manual: {line}"] = shlex.split(filled(line, HOST="10.0.0.5"), comments=True)
     return found
 
@@ -181,6 +183,7 @@ def test_nobody_is_root_and_every_image_has_a_version() -> None:
     images = [service["image"] for service in COMPOSE["services"].values()]
     for image in [*images, *(container(workload)["image"] for workload in WORKLOADS.values())]:
         assert re.search(r":\d+\.\d+\.\d+", image), image
+        assert "/tinyverse-" not in f"/{image}" or image.endswith(f":{__version__}")
     for name, service in COMPOSE["services"].items():
         assert service["cap_drop"] == ["ALL"] and service["read_only"], name
     assert COMPOSE["services"]["valkey"]["user"] == f"{USER}:{USER}"
