@@ -14,7 +14,6 @@ so after a restart none learns again from what it had, though the others lose wh
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import math
 import socket
@@ -205,13 +204,10 @@ class Trainer:
         """Every rank takes over what rank 0 has learned so far. Does nothing where there is only one."""
         if towers.size() == 1:
             return
-        buffer = io.BytesIO()
-        if towers.leads():
-            torch.save({
-                "learner": self.learner.state_dict(), "update": self.update, "step": self.step_count,
-                "version": self.version, "episodes": self.episodes, "consumed": self._consumed, "counted": self._counted,
-            }, buffer)  # fmt: skip
-        leaders = torch.load(io.BytesIO(towers.from_leader(buffer.getvalue())), map_location="cpu", weights_only=True)
+        leaders = towers.from_leader({
+            "learner": self.learner.state_dict(), "update": self.update, "step": self.step_count,
+            "version": self.version, "episodes": self.episodes, "consumed": self._consumed, "counted": self._counted,
+        })  # fmt: skip
         self.learner.load_state_dict(leaders["learner"])
         self.update, self.step_count, self.episodes = leaders["update"], leaders["step"], leaders["episodes"]
         self.version = leaders["version"]
