@@ -145,7 +145,7 @@ OPTIONS = {
     "play": "-b -n -s --cores --workers --step-timeout --worker-memory --device --precision --human --fps",
     "train": "-b -n -s --buffer-size --reuse --max-lag --min-sessions --device --precision --threads --compile --profile --resume --fresh",
     "eval": "-n -b -j --greedy --render --weights --video --no-video --every --device --json",
-    "run": "--players --games -b -n -s --buffer-size --reuse --resume --fresh",
+    "run": "--players --games --workers --step-timeout -b -n -s --buffer-size --reuse --resume --fresh",
     "local": "--games -b -n -s --buffer-size --reuse --resume --fresh",
     "info": "--watch --errors --json",
     "doctor": "--json",
