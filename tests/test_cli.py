@@ -145,7 +145,7 @@ OPTIONS = {
     "play": "-b -n -s --cores --workers --step-timeout --worker-memory --device --precision --human --fps",
     "train": "-b -n -s --buffer-size --reuse --max-lag --min-sessions --device --precision --threads --compile --profile --resume --fresh",
     "eval": "-n -b -j --greedy --render --weights --video --no-video --every --device --json",
-    "run": "--players --games -b -n -s --buffer-size --reuse --resume --fresh",
+    "run": "--players --games --workers --step-timeout -b -n -s --buffer-size --reuse --resume --fresh",
     "local": "--games -b -n -s --buffer-size --reuse --resume --fresh",
     "info": "--watch --errors --json",
     "doctor": "--json",
@@ -525,6 +525,8 @@ def test_players_and_games_of_run(tinyverse: Tinyverse, monkeypatch: pytest.Monk
         3,
         "--games",
         5,
+        "--step-timeout",
+        2,
         "--seed",
         10,
     ]
@@ -534,7 +536,10 @@ def test_players_and_games_of_run(tinyverse: Tinyverse, monkeypatch: pytest.Monk
     monkeypatch.setattr(redis_server, "find_server", lambda *_, **__: redis_server.Address("redis://x", "--redis"))
     assert tinyverse(*words).code == 0
     assert len(started) == 3
-    assert all(" -b 5" in " ".join(words) and "play --name catch" in " ".join(words) for words in started)
+    assert all(
+        " --games=5 --step-timeout=2.0" in " ".join(words) and "play --name catch" in " ".join(words)
+        for words in started
+    )
     assert [words[words.index("--seed") + 1] for words in started] == ["11", "12", "13"]
     assert all("--database mine:Mine" in " ".join(words) for words in started)
 

@@ -31,7 +31,7 @@ def test_the_newest_three_checkpoints_are_kept(folder):
     for update in (1, 20, 300, 4000, 50_000):
         folder.save(update, {"update": update})
     assert names(folder) == ["update-000000300.pt", "update-000004000.pt", "update-000050000.pt"]
-    assert folder.load() == {"update": 50_000, "sessions": []}
+    assert folder.load() == {"update": 50_000}
     assert folder.newest() == folder.checkpoints / "update-000050000.pt"
 
 

@@ -243,9 +243,18 @@ def verbs() -> None:
     pass
 
 
+def stepping(function: Command) -> Command:
+    """How a player's games are stepped."""
+    return _decorated(function, [
+        click.option("--workers", type=int, default=0, help="Processes that step a player's games, where stepping is heavy Python [none]."),
+        click.option("--step-timeout", type=float, metavar="SECONDS", help="Kill and replace a worker whose step takes longer."),
+        click.option("--worker-memory", type=int, metavar="MIB", help="Replace a worker that grows beyond."),
+    ])  # fmt: skip
+
+
 @verbs.command()
 @common
-@click.option("-b", "games", type=int, help="Games stepped at once [the experiment's, else 1].")
+@click.option("-b", "--games", "games", type=int, help="Games stepped at once [the experiment's, else 1].")
 @click.option("-n", "batches", type=int, help="Batches of sessions to play [no end].")
 @click.option(
     "-s", "sync_every", type=int, default=1, show_default=True, help="Batches between two looks for new weights."
@@ -253,13 +262,7 @@ def verbs() -> None:
 @click.option(
     "--cores", type=int, default=1, show_default=True, help="With 2 or more, games are stepped while the agent acts."
 )
-@click.option(
-    "--workers", type=int, default=0, help="Processes that step the games, where stepping is heavy Python [none]."
-)
-@click.option(
-    "--step-timeout", type=float, metavar="SECONDS", help="Kill and replace a worker whose step takes longer."
-)
-@click.option("--worker-memory", type=int, metavar="MIB", help="Replace a worker that grows beyond.")
+@stepping
 @click.option("--device", default="cpu", show_default=True, help="Where to act.")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), help="Of acting [the experiment's].")
 @click.option("--human", is_flag=True, help="You play, in a window; the experiment or its environment names the keys.")
@@ -304,6 +307,7 @@ def train(asked: Asked, wanted: Learning) -> None:
 @learning
 @click.option("--players", type=int, default=1, show_default=True, help="Player processes.")
 @click.option("--games", type=int, help="Games per player [the experiment's].")
+@stepping
 def run(asked: Asked, wanted: Learning, **options: Any) -> None:
     """Server, players, trainer and dashboard here, with one command. Ctrl-C ends them all.
 

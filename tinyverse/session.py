@@ -51,7 +51,7 @@ class Session:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> Session:
-        trees = {name: nest.unflatten(arrays, name) for name in TREES}
+        trees = {name: nest.map(arrays.__getitem__, names) for name, names in _forms(tuple(arrays)).items()}
         return cls(**{**trees, "extras": trees["extras"] or {}}, metadata=dict(metadata))
 
     def encode(self) -> bytes:
@@ -172,12 +172,19 @@ class SessionSpec:
         for name in ("version", "update", "sequence"):
             codec.whole_number(metadata, name)
         try:
-            sound = all(_is_episode(*episode) for episode in session.episodes)
+            episodes = session.episodes
+            sound = len(episodes) <= self.length and all(_is_episode(*episode) for episode in episodes)
         except (ValueError, TypeError, RecursionError):
             sound = False
-        if not sound or len(session.episodes) > self.length:
+        if not sound:
             raise CodecError("the session's metadata has garbled returns or lengths of episodes.")
         return session
+
+
+@functools.lru_cache(16)
+def _forms(names: tuple[str, ...]) -> dict[str, nest.Tree]:
+    """The trees of a session whose leaves have these dotted names, with the names for leaves. A run's sessions share them."""
+    return {tree: nest.unflatten({name: name for name in names}, tree) for tree in TREES}
 
 
 def _blank(space: Any) -> np.ndarray:

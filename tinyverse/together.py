@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -96,10 +96,16 @@ def _learn_what_there_is(trainer: Trainer, updates: int | None, made: int) -> in
     return made - before
 
 
-def do_run(asked: Asked, learning: Learning, *, players: int = 1, games: int | None = None) -> Trainer:
-    """Server, players, trainer and dashboard on this machine; whatever it started ends with it, however it ends."""
+def do_run(
+    asked: Asked, learning: Learning, *, players: int = 1, games: int | None = None, **stepping: float | None
+) -> Trainer:
+    """Server, players, trainer and dashboard on this machine; whatever it started ends with it, however it ends.
+
+    Args:
+        stepping: more options of `play`, for every player.
+    """
     check_learning(learning)
-    positive(players=players, games=games)
+    positive(players=players, games=games, step_timeout=stepping.get("step_timeout"))
     asked.load()
     learning = dataclasses.replace(learning, threads=learning.threads or max(1, machine.cores() - players))
     with contextlib.ExitStack() as stack:
@@ -115,16 +121,16 @@ def do_run(asked: Asked, learning: Learning, *, players: int = 1, games: int | N
             change_settings(asked, database)  # before players agree to the old ones
         if own:
             stack.enter_context(_announced(asked.folder, asked.redis or ""))
-        crew = stack.enter_context(_Players(asked, players, games))
+        crew = stack.enter_context(_Players(asked, players, {"games": games, **stepping}))
         return train_run(asked, learning, database, lambda: should_stop() or crew.is_gone(), show=monitor.panel)
 
 
 class _Players:
     """Player processes of `run`. They end when it ends, also when it is killed."""
 
-    def __init__(self, asked: Asked, count: int, games: int | None) -> None:
+    def __init__(self, asked: Asked, count: int, options: Mapping[str, float | None]) -> None:
         words = [sys.executable, "-m", "tinyverse", asked.experiment, "play", "--name", asked.run, "--quiet"]
-        words += ["-b", str(games)] if games else []
+        words += [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if value]
         words += ["--database", asked.database] if asked.database else []
         seeds = [[] if asked.seed is None else ["--seed", str(asked.seed + 1 + index)] for index in range(count)]
         # the server's password goes through the environment: everyone can read the words of a command

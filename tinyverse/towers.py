@@ -17,12 +17,14 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import io
 import os
 import signal
 import socket
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -115,15 +117,18 @@ def anywhere(true: bool) -> bool:
     return any(said for (said,) in exchange(true))
 
 
-def from_leader(blob: bytes) -> bytes:
-    """The bytes that rank 0 gave."""
+def from_leader(contents: Any) -> Any:
+    """What rank 0 gave: tensors, numbers and strings in dicts and lists, which is all that is read."""
     if not _together():
-        return blob
-    length = int(exchange(len(blob))[0][0])
-    buffer = torch.frombuffer(bytearray(blob), dtype=torch.uint8) if leads() else torch.empty(length, dtype=torch.uint8)
+        return contents
+    mine = io.BytesIO()
+    if leads():
+        torch.save(contents, mine)
+    size = int(exchange(len(mine.getbuffer()))[0][0])
+    buffer = torch.frombuffer(mine.getbuffer(), dtype=torch.uint8) if leads() else torch.empty(size, dtype=torch.uint8)
     with _among_peers():
         dist.broadcast(buffer, 0)
-    return buffer.numpy().tobytes()
+    return torch.load(io.BytesIO(buffer.numpy().tobytes()), map_location="cpu", weights_only=True)
 
 
 def total(numbers: Tensor) -> Tensor:

@@ -14,7 +14,6 @@ so after a restart none learns again from what it had, though the others lose wh
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import math
 import socket
@@ -232,7 +231,7 @@ class Trainer:
         """Every rank takes over what rank 0 has learned so far. Does nothing where there is only one."""
         if towers.size() == 1:
             return
-        leaders = _from_leader({
+        leaders = towers.from_leader({
             "learner": self.learner.state_dict(), "update": self.update, "step": self.step_count,
             "version": self.version, "episodes": self.episodes, "consumed": self._consumed, "counted": self._counted,
         })  # fmt: skip
@@ -360,7 +359,10 @@ class Trainer:
         if self.folder and self.guard.on_nan == "rollback":
             self.folder.finish()
             last = self.folder.load()
-        update, times = _from_leader({"update": last["update"] if last else -1})["update"], self._rolled_back[1] + 1
+        update, times = (
+            towers.from_leader({"update": last["update"] if last else -1})["update"],
+            self._rolled_back[1] + 1,
+        )
         self._rolled_back = (update, times if update == self._rolled_back[0] else 1)
         if update < 0 or self._rolled_back[1] > ROLLBACKS:
             tried = f" It did so after each of {ROLLBACKS} rollbacks to update {update}." if update >= 0 else ""
@@ -369,7 +371,7 @@ class Trainer:
                 "and start again: training goes on from the last checkpoint."
             )
         logger.warning("%s Going back to the checkpoint of update %d.", what, update)
-        self.learner.load_state_dict(_from_leader({"learner": last["learner"] if last else None})["learner"])
+        self.learner.load_state_dict(towers.from_leader(last["learner"] if last else None))
         if spoilt and spoilt.batch:
             self.replay.discard(spoilt.batch.slots)
         self.guard.forget()
@@ -560,16 +562,6 @@ class Trainer:
             **{f"time/{name}": share for name, share in self.stages.take().items()},
             **losses,
         }  # fmt: skip
-
-
-def _from_leader(contents: Mapping[str, Any]) -> dict[str, Any]:
-    """What rank 0 gives, on every rank. Nothing in it is executed."""
-    if towers.size() == 1:
-        return dict(contents)
-    buffer = io.BytesIO()
-    if towers.leads():
-        torch.save(dict(contents), buffer)
-    return torch.load(io.BytesIO(towers.from_leader(buffer.getvalue())), map_location="cpu", weights_only=True)
 
 
 def _number(value: Any) -> float | None:
