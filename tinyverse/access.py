@@ -18,7 +18,7 @@ import redis
 
 from tinyverse.errors import DatabaseError, ServerError
 from tinyverse.redis_database import Keys
-from tinyverse.redis_places import nodes
+from tinyverse.redis_places import keepers
 from tinyverse.redis_server import COMMANDS, Server, connect, errors, find_server, for_others, keep_users, public, start
 
 ROLES = ("player", "trainer", "viewer")
@@ -50,7 +50,8 @@ def make_users(run: str, url: str | None = None) -> dict[str, str]:
     """Makes the three users with new passwords; who had the old ones is shut out. Returns each role's URL.
 
     Args:
-        url: of a server, with a user who may run ACL, of a cluster with all its nodes; None: as the environment says, else this user's local server.
+        url: of a server, with a user who may run ACL; of a cluster, with all its nodes. None: as the environment says,
+            else this user's local server.
     Raises:
         ServerError: the server is too old, or does not let us.
     """
@@ -63,7 +64,7 @@ def make_users(run: str, url: str | None = None) -> dict[str, str]:
         role: [f"{role}.{run}", "reset", "on", f"#{_sha256(passwords[role])}", *rules(role, run)] for role in ROLES
     }
     try:
-        for node in nodes(admin):  # each keeps its own list of users
+        for node in keepers(admin):
             _set_users(node, list(lines.values()))
     except DatabaseError as error:
         if isinstance(error.__cause__, redis.exceptions.NoPermissionError):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import sys
 import time
 import traceback
@@ -36,7 +37,8 @@ ROWS = 300  # of the log, among which the newest evaluation is looked for
 def gather(database: Database, name: str) -> dict[str, Any]:
     """All that is known of a run. Never builds an environment."""
     meta, state, size = database.meta(), database.state(), database.size()
-    episodes, rows = database.episodes(RECENT), database.metrics(ROWS)
+    episodes = [row for row in database.episodes(RECENT) if _is_number(row.get("return"))]  # any player may write there
+    rows = database.metrics(ROWS)
     metrics = [row for row in rows if "eval/return" not in row]
     returns = [episode["return"] for episode in episodes if not episode.get("human")]
     human = [episode["return"] for episode in episodes if episode.get("human")]
@@ -54,9 +56,16 @@ def gather(database: Database, name: str) -> dict[str, Any]:
         "human_sessions": counters.pop("human", 0), "human_return": sum(human) / len(human) if human else None,
         "counters": counters, "metrics": metrics[-1] if metrics else {},
         "evaluation": next((row for row in reversed(rows) if "eval/return" in row), {}),
-        "errors": database.errors(),
+        "errors": [row for row in database.errors() if all(isinstance(row.get(name), str) for name in _ERROR)],
     }  # fmt: skip
     return facts | explain.more(facts, state, meta, metrics)
+
+
+_ERROR = ("when", "role", "host", "error", "traceback")  # of a row, by `log_error`; with a pid
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def headline(facts: Mapping[str, Any]) -> str:
@@ -104,7 +113,7 @@ def panel(facts: Mapping[str, Any]) -> RenderableType:
 def errors(facts: Mapping[str, Any]) -> RenderableType:
     """The last errors with their tracebacks."""
     rows = [
-        Text(f"{row['when']} {row['role']} on {row['host']} (pid {row['pid']})\n{row['traceback']}")
+        Text(f"{row['when']} {row['role']} on {row['host']} (pid {row.get('pid')})\n{row['traceback']}")
         for row in facts["errors"]
     ]
     return Group(*rows) if rows else Text("no worker has ended with an error")

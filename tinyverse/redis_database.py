@@ -8,6 +8,7 @@ the server's: a client knows how far its own steady clock is from it, because ev
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import json
 import logging
@@ -460,7 +461,10 @@ def _worker(text: bytes, now: float) -> Worker | None:
         worker.seen = max(0.0, now - float(beat["at"]))
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
-    return worker if all(_is_like(getattr(worker, name), kind) for name, kind in _WORKER.items()) else None
+    if not all(_is_like(getattr(worker, name), kind) for name, kind in _WORKER.items()):
+        return None
+    texts = {name: _harmless(getattr(worker, name)) for name, kind in _WORKER.items() if kind is str}
+    return dataclasses.replace(worker, **texts)
 
 
 def _is_like(value: Any, kind: type) -> bool:
@@ -478,7 +482,14 @@ def _from_json(text: bytes) -> dict[str, Any] | None:
         row = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    return row if isinstance(row, dict) else None
+    if not isinstance(row, dict):
+        return None
+    return {name: _harmless(value) if isinstance(value, str) else value for name, value in row.items()}
+
+
+def _harmless(text: str) -> str:
+    """Without what would command a terminal that shows it."""
+    return "".join(letter if letter.isprintable() or letter in "\n\t" else "?" for letter in text)
 
 
 def _text(value: bytes | None) -> str:

@@ -40,6 +40,11 @@ def nodes(url: str) -> list[str]:
     return found
 
 
+def keepers(url: str) -> list[str]:
+    """The URLs of the servers that keep users of their own: of a cluster all nodes that are named."""
+    return nodes(url) if urllib.parse.urlsplit(url).scheme.endswith("+cluster") else [url]
+
+
 def client(url: str, key: str, **options: Any) -> redis.Redis:
     """A client of the node that holds `key` ("" for any node), or of the server that the sentinels name.
 

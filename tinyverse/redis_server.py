@@ -239,8 +239,8 @@ def connect(url: str, *, name: str = "tinyverse", timeout: float = 5.0, key: str
     keepalive = {} if url.startswith("unix:") else {"socket_keepalive": True}
     options: dict[str, Any] = dict(
         protocol=2, decode_responses=False, socket_timeout=timeout, socket_connect_timeout=timeout,
-            socket_read_size=1 << 20, retry=Retry(NoBackoff(), 0), health_check_interval=15, driver_info=None,
-            client_name=re.sub(r"[^!-~]", "-", f"tv-{name}-{socket.gethostname()}-{os.getpid()}"), **keepalive,
+        socket_read_size=1 << 20, retry=Retry(NoBackoff(), 0), health_check_interval=15, driver_info=None,
+        client_name=re.sub(r"[^!-~]", "-", f"tv-{name}-{socket.gethostname()}-{os.getpid()}"), **keepalive,
     )  # fmt: skip
     try:
         if redis_places.is_one_of_several(url):
@@ -348,9 +348,7 @@ def _start(listen: str | None = None, max_memory: int | None = None) -> tuple[Se
         server, binary = _prepare(
             folder, listen, max_memory, "daemonize yes", f"logfile {_quoted(folder / 'server.log')}"
         )
-        write_secretly(
-            folder / "server.json", json.dumps(dataclasses.asdict(server))
-        )  # first: a started server is never lost
+        write_secretly(folder / "server.json", json.dumps(dataclasses.asdict(server)))  # first: none is ever lost
         done = subprocess.run(
             [binary, str(folder / "server.conf")], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, start_new_session=True, timeout=START_SECONDS, text=True, check=False,

@@ -353,17 +353,17 @@ class Trainer:
         spoilt, kept = self.guard.spoilt, ""
         names = ", ".join(spoilt.names) if spoilt else "another rank"
         if spoilt and self.folder and spoilt.batch:
-            kept = f" The batch is kept in {spoilt.write(self.folder.path)}."
+            try:
+                kept = f" The batch is kept in {spoilt.write(self.folder.path)}."
+            except (OSError, CodecError) as error:
+                kept = f" The batch cannot be kept ({error})."
         what = f"update {spoilt.update if spoilt else self.update} learned what is no number ({names}).{kept}"
         last = None
         if self.folder and self.guard.on_nan == "rollback":
             self.folder.finish()
             last = self.folder.load()
-        update, times = (
-            towers.from_leader({"update": last["update"] if last else -1})["update"],
-            self._rolled_back[1] + 1,
-        )
-        self._rolled_back = (update, times if update == self._rolled_back[0] else 1)
+        update, (before, times) = towers.from_leader(last["update"] if last else -1), self._rolled_back
+        self._rolled_back = (update, times + 1 if update == before else 1)
         if update < 0 or self._rolled_back[1] > ROLLBACKS:
             tried = f" It did so after each of {ROLLBACKS} rollbacks to update {update}." if update >= 0 else ""
             raise NotANumber(

@@ -170,14 +170,8 @@ def make_trainer(asked: Asked, learning: Learning, database: Database) -> tuple[
         save_replay=learning.save_replay if towers.size() == 1 else False,  # each rank has a share, of another size another
     )  # fmt: skip
     if towers.leads():
-        folder.write_settings(
-            {
-                "experiment": asked.title,
-                "settings": settings,
-                "seed": seed,
-                "argv": redis_server.public_words(sys.argv[1:]),
-            }
-        )
+        words = redis_server.public_words(sys.argv[1:])
+        folder.write_settings({"experiment": asked.title, "settings": settings, "seed": seed, "argv": words})
     return trainer, experiment
 
 
