@@ -246,3 +246,9 @@ def test_sessions_far_too_large_do_not_stop_a_trainer(place: Place) -> None:
     assert sum(trainer.rejected.values()) == 12 and len(trainer.replay) == 1
     database.clear()
     database.close()
+
+
+def test_a_server_that_cannot_keep_roles_apart_is_refused(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tinyverse.access.OLDEST", (99, 0))
+    with pytest.raises(ServerError, match=r"roles want Redis 7.0 or newer, or Valkey"):
+        make_users("new", place.admin)

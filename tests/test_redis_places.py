@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 import redis
 from database_contract import DatabaseContract, read_all
+from people import a_trainer
+from test_trainer import push, some_sessions
 
 from tinyverse.access import make_users
 from tinyverse.database import Database
@@ -166,6 +168,20 @@ def test_roles_on_a_cluster(cluster_url: str) -> None:
     with pytest.raises(DatabaseError, match="does not permit"):
         player.acquire_lease("me:1:x")
     trainer.clear()
+
+
+def test_a_trainer_learns_and_publishes_on_a_cluster(cluster_url: str) -> None:
+    database = RedisDatabase(cluster_url, f"test-{secrets.token_hex(4)}")
+    trainer = a_trainer(database)
+    trainer.join()
+    push(database, some_sessions(6))
+    trainer.feed()
+    assert [trainer.step() for _ in range(4)] == [True, True, True, False]
+    trainer.publish(trainer.snapshot())
+    trainer.leave()
+    assert database.get_weights()[0] == 1 and database.state().update == 3
+    database.clear()
+    database.close()
 
 
 # sentinels

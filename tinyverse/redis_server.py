@@ -272,7 +272,7 @@ def errors(url: str) -> Iterator[None]:
         ) from error
     except redis.exceptions.NoPermissionError as error:
         raise DatabaseError(
-            f"{where} does not permit this: {error}. Its user needs {PREFIX}* and: {' '.join(COMMANDS)}"
+            f"{where} does not permit this: {error}. A player or viewer may not; any other user needs {PREFIX}* and: {' '.join(COMMANDS)}"
         ) from error
     except redis.RedisError as error:
         raise DatabaseError(f"{where} refused: {error}") from error
