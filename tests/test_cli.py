@@ -536,7 +536,10 @@ def test_players_and_games_of_run(tinyverse: Tinyverse, monkeypatch: pytest.Monk
     monkeypatch.setattr(redis_server, "find_server", lambda *_, **__: redis_server.Address("redis://x", "--redis"))
     assert tinyverse(*words).code == 0
     assert len(started) == 3
-    assert all(" --games=5 --step-timeout=2.0" in " ".join(words) and "play --name catch" in " ".join(words) for words in started)
+    assert all(
+        " --games=5 --step-timeout=2.0" in " ".join(words) and "play --name catch" in " ".join(words)
+        for words in started
+    )
     assert [words[words.index("--seed") + 1] for words in started] == ["11", "12", "13"]
     assert all("--database mine:Mine" in " ".join(words) for words in started)
 
