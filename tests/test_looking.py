@@ -175,6 +175,23 @@ def test_any_tool_opens_a_shard(redis_url, tmp_path, monkeypatch):
     np.testing.assert_array_equal(arrays["observations"], np.stack([each.observations for each in sessions]))
 
 
+def test_hdf5_holds_every_field(redis_url, tmp_path):
+    h5py = pytest.importorskip("h5py")
+    sessions = some(4, human={1})
+    asked, _ = a_stored_run(redis_url, sessions)
+    assert looking.do_export_hdf5(asked, tmp_path / "all.h5") == 4
+    with h5py.File(tmp_path / "all.h5") as file:
+        for name, array in sessions[2].arrays().items():
+            np.testing.assert_array_equal(file[name][2], array)
+            assert file[name].dtype == array.dtype
+        assert [json.loads(text) for text in file["metadata"].asstr()] == [each.metadata for each in sessions]
+        assert json.loads(file.attrs["run"]) == asked.run
+    assert looking.do_export_hdf5(asked, tmp_path / "one.h5", human=True) == 1
+    with pytest.raises(SettingsError, match="is there already"):
+        looking.do_export_hdf5(asked, tmp_path / "all.h5")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["all.h5", "one.h5"]
+
+
 def changed(path, function):
     index = json.loads(path.read_text())
     function(index)

@@ -3,6 +3,8 @@
     demos.json                    what they are: experiment, settings, spec; each shard's checksum, its sessions' metadata
     demos-00000.safetensors       every field of N sessions as one array [N, …]; .safetensors.zst where that saves a quarter
 
+    demos.h5                      the same as one HDF5 file for other tools, which is not read again
+
 Any tool opens the shards (after `zstd -d`): safetensors.numpy.load_file("demos-00000.safetensors")["rewards"]. Reading
 trusts nothing: every size, name and checksum is checked, and nothing that can execute is in there.
 """
@@ -113,6 +115,43 @@ def write(path: Path, sessions: Iterable[tuple[str, Session]], spec: SessionSpec
     except OSError as error:
         raise SettingsError(f"{path} cannot be written: {error.strerror}.") from None
     return Archive(path, dict(about), spec, shards)
+
+
+def write_hdf5(path: Path, sessions: Iterable[tuple[str, Session]], spec: SessionSpec, about: Mapping[str, Any]) -> int:
+    """Writes (id, Session) pairs as one HDF5 file; returns how many.
+
+    Every field is a dataset [N, …], "id" and "metadata" (JSON) are strings [N]; what they are of is in the attributes.
+
+    Raises:
+        SettingsError: h5py is not installed, or `path` exists or cannot be written.
+    """
+    try:
+        import h5py
+    except ModuleNotFoundError:
+        raise SettingsError(f"{path} wants h5py: pip install 'tinyverse[hdf5]', or export a .json.") from None
+    if path.exists():
+        raise SettingsError(f"{path} is there already; choose another name, or remove it.")
+    temporary, count = path.with_name(path.name + ".writing"), 0
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with h5py.File(temporary, "w") as file:
+            file.attrs.update({"format": FORMAT, **{name: json.dumps(value) for name, value in about.items()}})
+            columns = {name: ((), h5py.string_dtype()) for name in ("id", "metadata")} | spec.fields
+            for name, (shape, dtype) in columns.items():
+                chunks, maxshape = (1, *(max(1, size) for size in shape)), (None, *shape)
+                file.create_dataset(name, (0, *shape), dtype, chunks=chunks, maxshape=maxshape, compression="gzip")
+            for key, session in sessions:
+                row = {"id": key, "metadata": json.dumps(session.metadata), **session.arrays()}
+                for name, value in row.items():
+                    file[name].resize(count + 1, axis=0)
+                    file[name][count] = value
+                count += 1
+        temporary.rename(path)
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be written: {error.strerror or error}.") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+    return count
 
 
 def _write_shard(path: Path, number: int, part: list[tuple[str, Session]]) -> dict[str, Any]:

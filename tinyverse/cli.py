@@ -555,12 +555,15 @@ def sessions_video(asked: Asked, key: str | None, fps: float) -> None:
 @click.option("-n", "limit", type=int, help="Of the newest so many [all].")
 @click.option("--human", is_flag=True, help="Only what people played.")
 def sessions_export(asked: Asked, file: Path, **options: Any) -> None:
-    """Stored sessions as files: FILE.json, and shards of safetensors beside it.
+    """Stored sessions as files: FILE.json, and shards of safetensors beside it; or FILE.h5, for other tools.
 
     Example: tinyverse atari.py sessions export demos.json --human
     """
-    from tinyverse.looking import do_export
+    from tinyverse.looking import do_export, do_export_hdf5
 
+    if file.suffix == ".h5":
+        print(f"{do_export_hdf5(asked, file, **options):,} sessions in {file}")
+        return
     found = do_export(asked, file, **options)
     print(f"{len(found):,} sessions, shards: {len(found.shards)}, index: {found.path}")
 

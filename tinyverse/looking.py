@@ -85,9 +85,23 @@ def do_film(asked: Asked, key: str | None, *, fps: float = 15.0) -> Path:
 
 def do_export(asked: Asked, path: Path, *, limit: int | None = None, human: bool = False) -> archive.Archive:
     """Writes stored sessions to files, all or the newest `limit`; with `human`, only those that people played."""
+    with _chosen(asked, limit, human) as (sessions, spec, about):
+        return archive.write(path, sessions, spec, about)
+
+
+def do_export_hdf5(asked: Asked, path: Path, *, limit: int | None = None, human: bool = False) -> int:
+    """As `do_export`, into one file for other tools; returns how many. It cannot be imported again."""
+    with _chosen(asked, limit, human) as (sessions, spec, about):
+        return archive.write_hdf5(path, sessions, spec, about)
+
+
+@contextlib.contextmanager
+def _chosen(
+    asked: Asked, limit: int | None, human: bool
+) -> Iterator[tuple[Iterator[tuple[str, Session]], SessionSpec, dict[str, Any]]]:
+    """((id, session) of those to be written, their spec, what they are of)."""
     positive(limit=limit)
     with _opened(asked) as (database, meta, spec):
-        about = {"run": asked.run, **agreed_of(meta)}
 
         def chosen() -> Iterator[tuple[str, Session]]:
             for key, blob in _all(database) if limit is None else database.newest(limit):
@@ -99,7 +113,7 @@ def do_export(asked: Asked, path: Path, *, limit: int | None = None, human: bool
                 if not human or session.human:
                     yield key, session
 
-        return archive.write(path, chosen(), spec, about)
+        yield chosen(), spec, {"run": asked.run, **agreed_of(meta)}
 
 
 def do_import(asked: Asked, path: Path) -> int:

@@ -8,7 +8,6 @@ the server's: a client knows how far its own steady clock is from it, because ev
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import importlib
 import json
 import logging
@@ -463,8 +462,10 @@ def _worker(text: bytes, now: float) -> Worker | None:
         return None
     if not all(_is_like(getattr(worker, name), kind) for name, kind in _WORKER.items()):
         return None
-    texts = {name: _harmless(getattr(worker, name)) for name, kind in _WORKER.items() if kind is str}
-    return dataclasses.replace(worker, **texts)
+    for name, kind in _WORKER.items():
+        if kind is str:
+            setattr(worker, name, _harmless(getattr(worker, name)))
+    return worker
 
 
 def _is_like(value: Any, kind: type) -> bool:
