@@ -17,6 +17,7 @@ ENVPOOL = ["envpool>=1.2"]  # 740 MB installed
 PETTINGZOO = ["pettingzoo>=1.24"]
 DM_CONTROL = ["dm_control>=1.0", "mujoco<4"]  # dm_control 1.0.50 does not run with mujoco 4
 BROWSER = ["miniwob>=1.1", "vncdotool>=1.3"]  # beside Debian's chromium, chromium-driver and tigervnc-standalone-server
+PAGE = ["starlette>=0.40", "uvicorn>=0.30"]  # `watch`; both are pure Python
 DEV = [
     "hypothesis>=6.100", "matplotlib>=3.8", "mypy>=1.10", "psutil>=5.9", "pytest>=8", "pytest-timeout>=2.3", "ruff>=0.6",
     "safetensors>=0.4",
@@ -32,7 +33,7 @@ setup(
     python_requires=">=3.11",
     packages=[*find_packages(include=["tinyverse", "tinyverse.*"]), "tinyverse_examples"],
     package_dir={"tinyverse_examples": "examples"},
-    package_data={"tinyverse": ["py.typed"], "tinyverse_examples": ["*.html"]},
+    package_data={"tinyverse": ["py.typed"], "tinyverse.page": ["static/*"], "tinyverse_examples": ["*.html"]},
     install_requires=[
         "click>=8.1",
         "gymnasium>=1.1",
@@ -62,12 +63,14 @@ setup(
         "vizdoom": VIZDOOM,
         "jax": JAX,
         "browser": BROWSER,
+        "page": PAGE,
         "dev": DEV,
         "all": [
             *ATARI,
             *HUMAN,
             *MINIGRID,
             *GYM,
+            *PAGE,
             *PETTINGZOO,
             *DEV,
             *(f'{package}; python_version < "3.14"' for package in BOX2D),
