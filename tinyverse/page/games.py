@@ -73,7 +73,7 @@ class Games:
         workers = self._database.workers()
         games = next((worker.games for worker in workers if worker.id == player), 0)
         meta, size = self._database.meta(), self._database.size()
-        if not games or seat >= games or not size["sessions"]:
+        if not meta or seat >= games or not size["sessions"]:
             return []
         spec = SessionSpec.from_json(meta["spec"])
         wanted = max(1, STEPS // spec.length)
