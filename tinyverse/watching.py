@@ -9,7 +9,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
-from tinyverse import machine, page
+from tinyverse import page
 from tinyverse.asked import RECORDS, Asked, stop_on_signals
 from tinyverse.errors import SettingsError
 from tinyverse.page.games import Games
@@ -38,7 +38,6 @@ def do_watch(
         def make(hosts: tuple[str, ...], closing: threading.Event) -> Any:
             return page.application(database, asked.run, games, RECORDS, token=token, hosts=hosts, closing=closing)
 
-        machine.yield_to_others()
         with page.served(make, listen) as url:
             on_url(f"{url}?token={token}" if token else url)
             waiting = threading.Event()
