@@ -34,7 +34,7 @@ from tinyverse.envs.video import VideoWriter
 from tinyverse.errors import DatabaseLost, ServerError, SettingsError
 from tinyverse.page.games import Games, joined
 from tinyverse.player import Player
-from tinyverse.run import agreement
+from tinyverse.run import RunFolder, agreement
 
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
@@ -116,7 +116,9 @@ def a_page(database: Any, films: Path, asked: Asked | None = None, **options: An
     games = Games(asked or Asked("counting.py"), database, values=asked is not None)
 
     def make(hosts: tuple[str, ...], closing: threading.Event) -> Any:
-        return page.application(database, "counting", games, films, hosts=hosts, closing=closing, **options)
+        return page.application(
+            database, RunFolder(films / "counting"), games, films, hosts=hosts, closing=closing, **options
+        )
 
     with page.served(make, "127.0.0.1:0") as url:
         yield Page(url)
@@ -171,6 +173,17 @@ def test_history_is_thinned_and_ends_with_the_newest(tmp_path: Path) -> None:
     )
     assert columns["step"][-1] == 9999 and columns["loss/new"][-2:] == [None, 1.0]
     assert said["evaluations"] == [{"step": 7, "eval/return": 2.0}]
+
+
+def test_what_the_database_has_lost_the_folder_knows(tmp_path: Path) -> None:
+    database, folder = a_database(), RunFolder(tmp_path / "counting")
+    folder.write_settings({})
+    for step in (1, 2, 3, 4):
+        folder.log(row(step))
+    with a_page(database, tmp_path) as seen:
+        assert seen.json("/history")["columns"]["step"] == [1, 2, 3, 4]
+        database.log_metrics(row(3))  # the server came back empty, the trainer from a checkpoint
+        assert seen.json("/history")["columns"]["step"] == [1, 2, 3]
 
 
 def test_history_of_a_run_that_nobody_has_created(tmp_path: Path) -> None:
@@ -500,7 +513,9 @@ def test_the_page_lives_in_a_browser(chromium: Any, tmp_path: Path) -> None:
 
         play(database, 3)
         until(lambda: workers() == ["play-1"])
-        until(lambda: text_of(chromium, "#step")[:6] in [f"step {number}" for number in range(2, 10)])  # it runs by itself
+        until(
+            lambda: text_of(chromium, "#step")[:6] in [f"step {number}" for number in range(2, 10)]
+        )  # it runs by itself
         bright = "const c = document.querySelector('#screen'); return Math.max(...c.getContext('2d').getImageData(0, 0, c.width, c.height).data.filter((_, i) => i % 4 < 3))"
         until(lambda: chromium.execute_script(bright) > 0)
         database.beat(worker("<b>play-2</b>", waits_for="<img src=x onerror=alert(1)>"))

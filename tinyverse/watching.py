@@ -36,7 +36,7 @@ def do_watch(
         games = Games(asked, database, values=values)
 
         def make(hosts: tuple[str, ...], closing: threading.Event) -> Any:
-            return page.application(database, asked.run, games, RECORDS, token=token, hosts=hosts, closing=closing)
+            return page.application(database, asked.folder, games, RECORDS, token=token, hosts=hosts, closing=closing)
 
         with page.served(make, listen) as url:
             on_url(f"{url}?token={token}" if token else url)

@@ -1,4 +1,5 @@
-"""Page: one page that shows a run while it trains. It reads the database and the films in ./records, and changes nothing.
+"""Page: one page that shows a run while it trains. It reads the database, runs/NAME and
+./records, and changes nothing.
 
     /                 the page: static/index.html, its style and script, and uPlot 1.6.32 (MIT) to draw curves with
     /history          the trainer's log so far, thinned, as columns
@@ -29,6 +30,7 @@ from tinyverse import monitor
 from tinyverse.database import LOG_KEPT, Database
 from tinyverse.errors import ServerError, SettingsError, TinyverseError
 from tinyverse.page.games import Games
+from tinyverse.run import RunFolder
 
 STATIC = Path(__file__).with_name("static")
 POINTS = 1000  # of a curve; more are not seen
@@ -55,9 +57,14 @@ def facts(database: Database, run: str, films: Path) -> dict[str, Any]:
     return known | {"film": _newest_film(run, films)}
 
 
-def history(database: Database) -> dict[str, Any]:
-    """{"columns": a list per name that is drawn, None where a row has no number; "evaluations": rows}, oldest first."""
+def history(database: Database, folder: RunFolder) -> dict[str, Any]:
+    """{"columns": a list per name that is drawn, None where a row has no number; "evaluations": rows}, oldest first.
+
+    What the database no longer knows, as its server came back empty, the run's folder does, where it is here.
+    """
     rows = database.metrics(LOG_KEPT)
+    begins = min((row["step"] for row in rows if "step" in row), default=math.inf)
+    rows = [row for row in folder.metrics() if row.get("step", begins) < begins] + rows
     log = [row for row in rows if "eval/return" not in row and row.get("step") is not None]
     log = log[(len(log) - 1) % -(-len(log) // POINTS) :: -(-len(log) // POINTS)] if log else []  # ends with the newest
     names = sorted({name for row in log for name in row if DRAWN.fullmatch(name)})
@@ -69,7 +76,7 @@ def history(database: Database) -> dict[str, Any]:
 
 def application(
     database: Database,
-    run: str,
+    folder: RunFolder,
     games: Games,
     films: Path,
     *,
@@ -93,13 +100,14 @@ def application(
     from starlette.routing import Mount, Route
     from starlette.staticfiles import StaticFiles
 
+    run = folder.path.name
     newest = _Once(lambda: facts(database, run, films))
 
     async def answer(ask: Callable[[], Any]) -> Response:
         return Response(await run_in_threadpool(_said, ask), media_type="application/json")
 
     async def get_history(request: Request) -> Response:
-        return await answer(lambda: history(database))
+        return await answer(lambda: history(database, folder))
 
     async def get_game(request: Request) -> Response:
         asked = request.query_params

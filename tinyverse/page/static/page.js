@@ -233,7 +233,7 @@ function showFilm(film, evaluation) {
   if (evaluation["eval/return"] != null) {
     const error = evaluation["eval/standard_error"];
     $("evaluated").textContent = `Mean return ${number(evaluation["eval/return"])}${error == null ? "" : ` ± ${number(error, 2)}`}` +
-      ` over ${evaluation["eval/games"]} games (version ${evaluation.version}); best ${number(evaluation["eval/best"])}.`;
+      ` over ${evaluation["eval/games"]} game${evaluation["eval/games"] === 1 ? "" : "s"} (version ${evaluation.version}); best ${number(evaluation["eval/best"])}.`;
   } else if (film) $("evaluated").textContent = `Version ${film.version}.`;
   const key = film && `${film.name} ${film.seconds}`;
   const watched = !video.paused && !video.ended && !video.hidden; // nobody likes a film that is changed while it runs
