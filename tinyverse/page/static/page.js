@@ -217,7 +217,7 @@ function showNumbers(facts) {
   $("run").textContent = facts.experiment && facts.experiment !== facts.run ? `${facts.run} (${facts.experiment})` : facts.run;
   $("bottleneck").textContent = [...new Set(Object.values(facts.waits)), facts.bottleneck].filter(Boolean).join("; ");
   const shown = {
-    "mean return": number(facts.mean_return), "steps": short(facts.step), "steps/s played": number(facts.steps_per_second, 3),
+    "mean return": number(facts.mean_return ?? facts.metrics["play/return"]), "steps": short(facts.step), "steps/s played": number(facts.steps_per_second, 3),
     "frames/s": number(facts.frames_per_second, 3), "update": short(facts.update), "version": facts.version < 0 ? "–" : short(facts.version),
     "sessions stored": short(facts.sessions), "reuse": number(facts.reuse, 3), "errors": facts.errors.length,
   };
@@ -410,7 +410,7 @@ async function hear(facts) {
   if (append(facts.metrics, facts.evaluation)) drawAll();
   showNumbers(facts);
   showWorkers(facts.workers);
-  showFilm(facts.film, facts.evaluation);
+  showFilm(facts.film, log.evaluations.at(-1) ?? {});
   game.choose(facts.workers);
 }
 
