@@ -25,21 +25,7 @@ if TYPE_CHECKING:
     from tinyverse.asked import Asked
     from tinyverse.training import Learning
 
-VERBS = (
-    "play",
-    "train",
-    "eval",
-    "export",
-    "run",
-    "local",
-    "info",
-    "watch",
-    "check",
-    "sessions",
-    "doctor",
-    "stop",
-    "clear",
-)
+VERBS = ("play", "train", "eval", "export", "run", "local", "info", "watch", "check", "sessions", "doctor", "stop", "clear")  # fmt: skip
 GLOBALS = ("server",)
 Command = Callable[..., Any]
 
@@ -436,7 +422,7 @@ def info(asked: Asked, **options: Any) -> None:
     show_default=True,
     help="Build the experiment's agent here, to draw what it thinks of a state.",
 )
-def watch(asked: Asked, **options: Any) -> None:  # fmt: skip
+def watch(asked: Asked, **options: Any) -> None:
     """The run as a page in a browser, which reads and changes nothing: curves, workers, films, any player's game.
 
     Example: tinyverse atari.py watch
