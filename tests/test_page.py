@@ -248,6 +248,10 @@ def test_joined_sessions_are_one_longer_session(nested: bool) -> None:
         np.testing.assert_array_equal(parts.arrays()[name], array, err_msg=name)
 
 
+def swallow(**_: Any) -> None:
+    raise DatabaseLost("The database is gone.")
+
+
 def test_values_are_those_of_the_newest_weights(
     tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -273,6 +277,11 @@ def test_values_are_those_of_the_newest_weights(
         after = games.strip("play-1")
         assert after["values_of"] == 5 and {step["value"] for step in after["steps"]} == {0.0}
         assert after["steps"][0]["probabilities"] == before["steps"][0]["probabilities"], "it was drawn with these"
+        with monkeypatch.context() as lost:
+            lost.setattr(database, "get_weights", swallow)
+            with pytest.raises(DatabaseLost):
+                games.strip("play-1")
+        assert games.strip("play-1")["values_of"] == 5
         monkeypatch.setattr(looking, "agent_of", lambda *_: 1 / 0)
         broken = Games(asked, database)
         assert broken.strip("play-1")["note"] == "no values: division by zero" and broken.strip("play-1")["steps"]

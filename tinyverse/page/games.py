@@ -19,7 +19,7 @@ import numpy as np
 from tinyverse import looking, machine, nest
 from tinyverse.asked import Asked
 from tinyverse.database import BEGINNING, Database, order
-from tinyverse.errors import CodecError, SpecError
+from tinyverse.errors import CodecError, DatabaseLost, SpecError
 from tinyverse.session import Session, SessionSpec
 from tinyverse.weights import decode_weights
 
@@ -38,7 +38,7 @@ class Games:
         self._asked, self._database = asked, database
         self._lock = threading.Lock()
         self._agent: Any = None
-        self._version = -1
+        self._epoch, self._version = "", -1
         self._note = "" if values else "no values, as asked"
 
     def strip(self, player: str, seat: int = 0, after: str = "") -> dict[str, Any]:
@@ -99,14 +99,17 @@ class Games:
         if self._note:
             return {}
         try:
-            if self._agent is None:
+            if self._agent is None or self._epoch != self._database.state().epoch:  # a new run counts versions anew
                 machine.set_threads(1)
+                self._epoch, self._version = self._database.state().epoch, -1
                 self._agent = looking.agent_of(self._asked, self._database.meta())
             newer = self._database.get_weights(newer_than=self._version)
             if newer is not None:
                 self._agent.set_weights(decode_weights(newer[1])[0])
                 self._version = newer[0]
             return looking.judge(self._agent, session) if self._version >= 0 else {}
+        except DatabaseLost:  # it may come back
+            raise
         except Exception as error:  # whatever the experiment lacks here, the game is still seen
             logger.warning("no values are drawn: %s", error)
             self._note = f"no values: {error}"
