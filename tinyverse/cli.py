@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tinyverse.asked import Asked
     from tinyverse.training import Learning
 
-VERBS = ("play", "train", "eval", "export", "run", "local", "info", "check", "sessions", "doctor", "stop", "clear")
+VERBS = ("play", "train", "eval", "export", "run", "local", "info", "watch", "check", "sessions", "doctor", "stop", "clear")  # fmt: skip
 GLOBALS = ("server",)
 Command = Callable[..., Any]
 
@@ -42,6 +42,7 @@ EXPERIMENT is a file (atari.py), a module (my.games.pong), or a packaged example
   tinyverse atari.py export FILE         the weights as plain safetensors, or as ONNX
   tinyverse catch.py local               play and train in one process, without a server
   tinyverse atari.py info                who does what, and what each waits for
+  tinyverse atari.py watch               the run as a page in a browser: curves, workers, films, any player's game
   tinyverse atari.py sessions ls         what was played: show ID, video ID, export FILE, import FILE
   tinyverse atari.py check | stop | clear
   tinyverse server start | stop | status
@@ -413,6 +414,31 @@ def info(asked: Asked, **options: Any) -> None:
     from tinyverse.tidying import do_info
 
     do_info(asked, **options)
+
+
+@verbs.command()
+@common
+@click.option(
+    "--listen",
+    default="127.0.0.1:7080",
+    show_default=True,
+    metavar="HOST:PORT",
+    help="Where to serve it; on another address than loopback, with a token.",
+)
+@click.option(
+    "--values/--no-values",
+    default=True,
+    show_default=True,
+    help="Build the experiment's agent here, to draw what it thinks of a state.",
+)
+def watch(asked: Asked, **options: Any) -> None:
+    """The run as a page in a browser, which reads and changes nothing: curves, workers, films, any player's game.
+
+    Example: tinyverse atari.py watch
+    """
+    from tinyverse.watching import do_watch
+
+    do_watch(asked, on_url=lambda url: print(f"open {url} (Ctrl-C ends it)", flush=True), **options)
 
 
 @verbs.command()

@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console, RenderableType
@@ -25,6 +25,9 @@ from tinyverse.errors import CodecError, DatabaseError, SettingsError, SpecError
 from tinyverse.run import agreed_of, check_agreed
 from tinyverse.session import Session, SessionSpec
 from tinyverse.weights import decode_weights
+
+if TYPE_CHECKING:
+    from tinyverse.torch_agent import TorchAgent
 
 AT_ONCE = 64  # sessions in one read or push
 PUSH_BYTES = 16 << 20  # in one push
@@ -239,21 +242,32 @@ def _summary(key: str, session: Session, state: State) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _judged(asked: Asked, database: Database, meta: Mapping[str, str], session: Session) -> dict[str, np.ndarray]:
-    """{"value", "entropy"}: [T] each, of the newest weights."""
-    import torch
+def agent_of(asked: Asked, meta: Mapping[str, str]) -> TorchAgent:
+    """The experiment's agent, built here with the run's settings; its weights are not the run's.
 
+    Raises:
+        SettingsError: it is no TorchAgent, so nothing is known of what it thinks.
+    """
     from tinyverse.torch_agent import TorchAgent
 
     agreed = agreed_of(meta)
     check_agreed(asked.run, agreed, asked.title, asked.given)
-    machine.set_threads(1)
     agent = loader.build(asked.module, asked.resolved(agreed["settings"])).agent()
-    found = database.get_weights()
-    if not isinstance(agent, TorchAgent) or found is None:
-        why = "the run has no weights yet" if found is None else f"{type(agent).__name__} is no TorchAgent and has none"
-        raise SettingsError(f"--values: {why}.")
-    agent.set_weights(decode_weights(found[1])[0])
+    if not isinstance(agent, TorchAgent):
+        raise SettingsError(f"{type(agent).__name__} is no TorchAgent and has none.")
+    return agent
+
+
+def judge(agent: TorchAgent, session: Session) -> dict[str, np.ndarray]:
+    """What the agent thinks of the session's states.
+
+    Returns:
+        {"value", "entropy"}: [T] each; "logits" [T, A] where one Discrete action is chosen; "q" [T, A] of a QAgent.
+    """
+    import torch
+
+    from tinyverse.networks import Categorical
+    from tinyverse.q_agent import QAgent
 
     def tensor(array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.array(array))
@@ -263,8 +277,28 @@ def _judged(asked: Asked, database: Database, meta: Mapping[str, str], session: 
     first = torch.cat([torch.zeros(1, dtype=torch.bool), ~tensor(session.alive)])[:, None]
     with torch.inference_mode():
         outputs, _ = agent.network(rows, memory, first)
-        entropy = agent.network.distribution(outputs.policy).entropy()
-    return {"value": outputs.values[:-1, 0].float().numpy(), "entropy": entropy[:-1, 0].float().numpy()}
+        policy = agent.network.distribution(outputs.policy)
+        said = {"value": outputs.values, "entropy": policy.entropy()}
+        if isinstance(policy, Categorical):
+            said["logits"] = policy.logits
+        if isinstance(agent, QAgent):
+            said["q"] = agent.q_values(outputs)
+    return {name: rows[:-1, 0].float().numpy() for name, rows in said.items()}
+
+
+def _judged(asked: Asked, database: Database, meta: Mapping[str, str], session: Session) -> dict[str, np.ndarray]:
+    """{"value", "entropy"}: [T] each, of the newest weights."""
+    machine.set_threads(1)
+    try:
+        agent = agent_of(asked, meta)
+    except SettingsError as error:
+        raise SettingsError(f"--values: {error}") from None
+    found = database.get_weights()
+    if found is None:
+        raise SettingsError("--values: the run has no weights yet.")
+    agent.set_weights(decode_weights(found[1])[0])
+    said = judge(agent, session)
+    return {"value": said["value"], "entropy": said["entropy"]}
 
 
 def _entropy(logits: np.ndarray) -> np.ndarray:

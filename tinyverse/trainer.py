@@ -551,9 +551,11 @@ class Trainer:
             name: _number(value) for name, value in self.metrics.items() if name != "priorities"
         }  # None: not finite
         replay, received = self.replay, max(self.replay.received, 1)
+        low, high = np.percentile(self.returns, (10, 90)).tolist() if self.returns else (None, None)
         return {
             "update": self.update, "step": self.step_count, "frames": self.step_count * self.frame_skip, "version": self.version,
             "play/return": float(np.mean(self.returns)) if self.returns else None,
+            "play/return_low": low, "play/return_high": high,
             "play/length": float(np.mean(self.lengths)) if self.lengths else None,
             "play/episodes": self.episodes, "play/steps_per_second": self.step_rate.per_second(),
             "train/updates_per_second": self.update_rate.per_second(),
