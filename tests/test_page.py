@@ -399,7 +399,8 @@ def test_a_port_that_is_taken_is_said(tmp_path: Path) -> None:
 
 
 def watch(redis_url: str, folder: Path, *words: str, **environment: str) -> subprocess.Popen[str]:
-    words = ("catch", "watch", "--name", "watched", "--redis", redis_url, *words)
+    words = ("catch", "watch", "--name", "watched", *words)
+    environment["TINYVERSE_REDIS_URL"] = redis_url  # not among the words, which everybody can read
     return subprocess.Popen(
         [sys.executable, "-m", "tinyverse", *words], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(CHECKOUT), os.environ.get("PYTHONPATH", "")]), **environment},
