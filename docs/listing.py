@@ -11,7 +11,7 @@ FLOORS = {
     "meeting place": "database redis_server redis_database",
     "memory": "sum_tree samplers batch ring stored_sessions replay weights weights_file rng",
     "learning": "torch_agent q_agent learner algorithms",
-    "people": "envs experiment loader archive run player human trainer loop evaluator explain monitor plot",
+    "people": "envs experiment loader archive run_folder player human trainer loop evaluator explain monitor plot",
     "door": "asked playing training together judging exporting tidying looking doctor cli demo",
 }
 

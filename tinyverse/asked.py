@@ -24,7 +24,7 @@ from tinyverse import loader, redis_server
 from tinyverse.database import Database
 from tinyverse.errors import SettingsError, TinyverseError
 from tinyverse.redis_database import open_database
-from tinyverse.run import RunFolder
+from tinyverse.run_folder import RunFolder
 
 RUNS, RECORDS = Path("runs"), Path("records")
 

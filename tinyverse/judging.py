@@ -22,7 +22,7 @@ from tinyverse.experiment import Experiment
 from tinyverse.player import HEARTBEAT_SECONDS, Player
 from tinyverse.playing import acting, check_device
 from tinyverse.replay import Flow, Replay
-from tinyverse.run import agreed_of, check_agreed
+from tinyverse.run_folder import agreed_of, check_agreed
 from tinyverse.samplers import sampler_of
 from tinyverse.timing import Ticker
 from tinyverse.weights import decode_weights, encode_weights

@@ -26,7 +26,7 @@ from rich.text import Text
 from tinyverse import explain
 from tinyverse.database import Database, Worker
 from tinyverse.errors import DatabaseError
-from tinyverse.run import RunFolder
+from tinyverse.run_folder import RunFolder
 from tinyverse.timing import Ticker
 
 RECENT = 100  # episodes in a mean return

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from tinyverse.errors import SettingsError
-from tinyverse.run import RunFolder
+from tinyverse.run_folder import RunFolder
 
 POINTS = 200
 

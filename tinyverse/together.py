@@ -17,7 +17,7 @@ from tinyverse.asked import Asked, positive, stop_on_signals
 from tinyverse.database import MemoryDatabase
 from tinyverse.errors import SettingsError, TinyverseError
 from tinyverse.player import Player
-from tinyverse.run import RunFolder
+from tinyverse.run_folder import RunFolder
 from tinyverse.samplers import Fresh
 from tinyverse.timing import Ticker
 from tinyverse.trainer import Trainer

@@ -35,7 +35,7 @@ from tinyverse.errors import CodecError, DatabaseLost, LeaseLost, RunConflict, S
 from tinyverse.learner import Learner
 from tinyverse.player import HEARTBEAT_SECONDS, new_worker
 from tinyverse.replay import Replay
-from tinyverse.run import RunFolder
+from tinyverse.run_folder import RunFolder
 from tinyverse.samplers import Fresh
 from tinyverse.session import Session
 from tinyverse.timing import Rate, Stages, Waiting

@@ -24,7 +24,7 @@ from tinyverse.experiment import Experiment
 from tinyverse.loop import train
 from tinyverse.playing import check_device, precision_of
 from tinyverse.replay import Flow, Replay
-from tinyverse.run import agreed_of, agreement, check_agreed, check_spec
+from tinyverse.run_folder import agreed_of, agreement, check_agreed, check_spec
 from tinyverse.samplers import sampler_of
 from tinyverse.trainer import Trainer
 from tinyverse.weights_file import WeightsFile

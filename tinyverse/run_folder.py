@@ -1,4 +1,4 @@
-"""Run: what everyone in a run has agreed on, and where its trainer keeps it on disk.
+"""Run folder: what everyone in a run has agreed on, and where its trainer keeps it on disk.
 
 The agreement (experiment, settings, session spec) is created by the first trainer; a player adopts it. The folder
 `runs/<name>/` holds settings.json, metrics.jsonl, TensorBoard events, the newest checkpoints and the best weights.
