@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tinyverse.training import Learning
 
 VERBS = ("play", "train", "eval", "export", "run", "local", "info", "check", "sessions", "doctor", "stop", "clear")
-GLOBALS = ("server",)
+GLOBALS = ("server", "plot")
 Command = Callable[..., Any]
 
 USAGE = """\
@@ -44,6 +44,7 @@ EXPERIMENT is a file (atari.py), a module (my.games.pong), or a packaged example
   tinyverse atari.py info                who does what, and what each waits for
   tinyverse atari.py sessions ls         what was played: show ID, video ID, export FILE, import FILE
   tinyverse atari.py check | stop | clear
+  tinyverse plot pong-s1 pong-s2         learning curves of these runs, as a PNG
   tinyverse server start | stop | status
   tinyverse info                         the runs on the server
   tinyverse doctor                       is everything here as it should be?
@@ -567,6 +568,37 @@ def sessions_import(asked: Asked, file: Path) -> None:
     from tinyverse.looking import do_import
 
     print(f"{do_import(asked, file):,} sessions imported into run {asked.run}")
+
+
+@verbs.command()
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("records/plot.png"),
+    show_default=True,
+    help="The PNG to write.",
+)
+@click.option(
+    "-x",
+    type=click.Choice(["step", "frames", "seconds", "minutes", "update"]),
+    default="step",
+    show_default=True,
+    help="Over what.",
+)
+@click.option(
+    "-y", default="play/return", show_default=True, metavar="METRIC", help="A name in metrics.jsonl, e.g. eval/return."
+)
+@click.option("--title", default="", help="Words above the curves.")
+def plot(runs: tuple[str, ...], **options: Any) -> None:
+    """Draws learning curves. A RUN is a name in ./runs or a folder; names that differ only in -s1, -s2 … are seeds of one
+    curve, its mean with a band from the lowest to the highest. LABEL=RUN,RUN puts runs into one curve by hand.
+
+    Example: tinyverse plot pong-s1 pong-s2 before=old-pong -x minutes
+    """
+    from tinyverse.plotting import do_plot
+
+    print(f"curve: {do_plot(runs, **options)}")
 
 
 @verbs.group()
