@@ -25,7 +25,21 @@ if TYPE_CHECKING:
     from tinyverse.asked import Asked
     from tinyverse.training import Learning
 
-VERBS = ("play", "train", "eval", "export", "run", "local", "info", "check", "sessions", "doctor", "stop", "clear")
+VERBS = (
+    "play",
+    "train",
+    "eval",
+    "export",
+    "run",
+    "local",
+    "info",
+    "check",
+    "sessions",
+    "report",
+    "doctor",
+    "stop",
+    "clear",
+)
 GLOBALS = ("server", "plot")
 Command = Callable[..., Any]
 
@@ -44,6 +58,7 @@ EXPERIMENT is a file (atari.py), a module (my.games.pong), or a packaged example
   tinyverse atari.py info                who does what, and what each waits for
   tinyverse atari.py sessions ls         what was played: show ID, video ID, export FILE, import FILE
   tinyverse atari.py check | stop | clear
+  tinyverse atari.py report              a page to pass on: curve, film, settings, machine, commands
   tinyverse plot pong-s1 pong-s2         learning curves of these runs, as a PNG
   tinyverse server start | stop | status
   tinyverse info                         the runs on the server
@@ -568,6 +583,21 @@ def sessions_import(asked: Asked, file: Path) -> None:
     from tinyverse.looking import do_import
 
     print(f"{do_import(asked, file):,} sessions imported into run {asked.run}")
+
+
+@verbs.command()
+@common
+@click.argument("others", nargs=-1, metavar="[RUN]...")
+def report(asked: Asked, others: tuple[str, ...]) -> None:
+    """One page about a run to pass on, with its curve, a film if `eval` has made one, settings, machine, versions and the
+    commands that made it: report.html and report.md in runs/NAME. Further RUNs are other seeds of the same settings.
+
+    Example: tinyverse atari.py report --name pong-s1 pong-s2 pong-s3
+    """
+    from tinyverse.reporting import do_report
+
+    page, text = do_report(asked, others)
+    print(f"report: {page} and {text.name}")
 
 
 @verbs.command()

@@ -17,7 +17,7 @@ import numpy as np
 
 from tinyverse import loader, machine, monitor, rng, towers
 from tinyverse.agent import Agent
-from tinyverse.asked import Asked, positive, stop_on_signals
+from tinyverse.asked import Asked, positive, stop_on_signals, without_secrets
 from tinyverse.database import Database
 from tinyverse.errors import DatabaseLost, RankLost, RunConflict, SettingsError, TinyverseError
 from tinyverse.experiment import Experiment
@@ -167,7 +167,12 @@ def make_trainer(asked: Asked, learning: Learning, database: Database) -> tuple[
         save_replay=learning.save_replay if towers.size() == 1 else False,  # each rank has a share, of another size another
     )  # fmt: skip
     if towers.leads():
-        folder.write_settings({"experiment": asked.title, "settings": settings, "seed": seed, "argv": sys.argv[1:]})
+        words = without_secrets(sys.argv[1:])
+        folder.write_settings({"experiment": asked.title, "settings": settings, "seed": seed, "argv": words})
+        folder.log_start({
+            "when": time.strftime("%Y-%m-%d %H:%M:%S %z"), "argv": words, "seed": seed, "source": asked.source,
+            "device": learning.device, "machine": machine.facts(), "versions": machine.versions(Path(asked.source).parent),
+        })  # fmt: skip
     return trainer, experiment
 
 
