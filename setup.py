@@ -35,6 +35,7 @@ setup(
     package_data={"tinyverse": ["py.typed"], "tinyverse_examples": ["*.html"]},
     install_requires=[
         "click>=8.1",
+        "cloudpickle>=1.2",
         "gymnasium>=1.1",
         "hiredis>=3.0",
         "joblib>=1.3",

@@ -12,7 +12,7 @@ FLOORS = {
     "memory": "sum_tree samplers batch ring stored_sessions replay weights weights_file rng",
     "learning": "torch_agent q_agent learner algorithms",
     "people": "envs experiment loader archive run_folder player human trainer loop evaluator explain monitor published plot",
-    "door": "asked playing training together judging exporting tidying looking plotting reporting doctor cli demo",
+    "door": "asked playing training together judging exporting tidying looking plotting reporting beginning scripting configuring doctor cli demo",
 }
 
 

@@ -19,6 +19,7 @@ import click
 from click.core import ParameterSource
 
 from tinyverse import __version__, machine
+from tinyverse.configuring import adopt, read
 from tinyverse.errors import SettingsError, TinyverseError
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ VERBS = (
     "stop",
     "clear",
 )
-GLOBALS = ("server", "plot")
+GLOBALS = ("server", "plot", "new")
 Command = Callable[..., Any]
 
 USAGE = """\
@@ -57,9 +58,11 @@ EXPERIMENT is a file (atari.py), a module (my.games.pong), or a packaged example
   tinyverse catch.py local               play and train in one process, without a server
   tinyverse atari.py info                who does what, and what each waits for
   tinyverse atari.py sessions ls         what was played: show ID, video ID, export FILE, import FILE
+  tinyverse atari.py config             every setting and option, and where its value comes from
   tinyverse atari.py check | stop | clear
   tinyverse atari.py report              a page to pass on: curve, film, settings, machine, commands
   tinyverse plot pong-s1 pong-s2         learning curves of these runs, as a PNG
+  tinyverse new my_game.py              an experiment of your own to begin with, and a test for it
   tinyverse server start | stop | status
   tinyverse info                         the runs on the server
   tinyverse doctor                       is everything here as it should be?
@@ -187,7 +190,7 @@ def common(function: Command) -> Command:
         click.option("--name", "--key-prefix", "name", help="The run's name [the experiment's name]."),
         click.option("--seed", type=int, help="Makes a worker's random numbers repeatable."),
         click.option("-o", "options", multiple=True, metavar="NAME=VALUE", help="A setting: an argument of make_experiment."),
-        click.option("--config", type=click.Path(path_type=Path), help="Settings from a TOML file; -o goes before it."),
+        click.option("--config", type=click.Path(path_type=Path), is_eager=True, callback=adopt, help="Settings from a TOML file, and options of the verb from its table [VERB]; the command line goes before it."),
         click.option("-v", "--verbose", count=True, help="Say more; twice for everything."),
         click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors."),
     ])  # fmt: skip
@@ -228,16 +231,7 @@ def learning(function: Command) -> Command:
 
 
 def _settings(config: Path | None, options: tuple[str, ...]) -> dict[str, Any]:
-    settings: dict[str, Any] = {}
-    if config is not None:
-        import tomllib
-
-        try:
-            settings.update(tomllib.loads(config.read_text()))
-        except (OSError, tomllib.TOMLDecodeError) as error:
-            raise SettingsError(
-                f"--config {config} cannot be read: {getattr(error, 'strerror', None) or error}."
-            ) from None
+    settings: dict[str, Any] = read(config)[0] if config else {}
     for option in options:
         name, equals, value = option.partition("=")
         if not equals or not name:
@@ -249,7 +243,14 @@ def _settings(config: Path | None, options: tuple[str, ...]) -> dict[str, Any]:
 # -- verbs ----------------------------------------------------------------------------------------------------------
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}, help=USAGE)
+@click.group(
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": 110,
+        "auto_envvar_prefix": "TINYVERSE",
+    },
+    help=USAGE,
+)
 def verbs() -> None:
     pass
 
@@ -585,6 +586,32 @@ def sessions_import(asked: Asked, file: Path) -> None:
     print(f"{do_import(asked, file):,} sessions imported into run {asked.run}")
 
 
+@verbs.command(name="config")
+@common
+@click.option("--json", "as_json", is_flag=True, help="One JSON list.")
+@click.pass_context
+def show_config(context: click.Context, asked: Asked, as_json: bool) -> None:
+    """Every setting and option that has a value, and where it comes from: command line, environment, file, experiment.
+
+    Example: tinyverse atari.py config --config fast.toml
+    """
+    from tinyverse.configuring import effective
+
+    config, options = context.params["config"], dict(each.split("=", 1) for each in context.params["options"])
+    words = ["--config", str(config)] if config else []
+    contexts = {
+        verb: verbs.commands[verb].make_context(verb, list(words), parent=context.parent)
+        for verb in ("play", "train", "eval")
+    }
+    values = list(effective(asked, config, options, contexts))
+    if as_json:
+        print(json.dumps([value._asdict() for value in values], default=str))
+        return
+    widths = [max(len(str(value[column])) for value in values) for column in range(3)]
+    for value in values:
+        print("  ".join(f"{word!s:<{width}}" for word, width in zip(value, [*widths, 0], strict=True)).rstrip())
+
+
 @verbs.command()
 @common
 @click.argument("others", nargs=-1, metavar="[RUN]...")
@@ -629,6 +656,19 @@ def plot(runs: tuple[str, ...], **options: Any) -> None:
     from tinyverse.plotting import do_plot
 
     print(f"curve: {do_plot(runs, **options)}")
+
+
+@verbs.command()
+@click.argument("file", type=click.Path(path_type=Path))
+def new(file: Path) -> None:
+    """Writes an experiment around a small environment of your own into FILE, with comments, and a test beside it.
+
+    Example: tinyverse new my_game.py
+    """
+    from tinyverse.beginning import do_new
+
+    made, test = do_new(file)
+    print(f"wrote {made} and {test}. Next: tinyverse {made} check, then tinyverse {made} local -n 300")
 
 
 @verbs.group()

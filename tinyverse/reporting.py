@@ -149,7 +149,7 @@ def _machine(starts: Sequence[dict[str, Any]]) -> Table:
 def _commands(folder: RunFolder) -> list[str]:
     """The commands that trained a run, the first with its seed, so that it draws the same numbers again."""
     commands = []
-    for number, start in enumerate(folder.starts()):
+    for number, start in enumerate(start for start in folder.starts() if start["argv"]):
         words = ["tinyverse", *start["argv"]]
         if number == 0 and not any(word.split("=")[0] == "--seed" for word in words):
             words += ["--seed", str(start["seed"])]

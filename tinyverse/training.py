@@ -167,7 +167,7 @@ def make_trainer(asked: Asked, learning: Learning, database: Database) -> tuple[
         save_replay=learning.save_replay if towers.size() == 1 else False,  # each rank has a share, of another size another
     )  # fmt: skip
     if towers.leads():
-        words = without_secrets(sys.argv[1:])
+        words = without_secrets(sys.argv[1:]) if Path(sys.argv[0]).stem in ("tinyverse", "__main__") else []
         folder.write_settings({"experiment": asked.title, "settings": settings, "seed": seed, "argv": words})
         folder.log_start({
             "when": time.strftime("%Y-%m-%d %H:%M:%S %z"), "argv": words, "seed": seed, "source": asked.source,
