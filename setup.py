@@ -17,6 +17,9 @@ ENVPOOL = ["envpool>=1.2"]  # 740 MB installed
 PETTINGZOO = ["pettingzoo>=1.24"]
 DM_CONTROL = ["dm_control>=1.0", "mujoco<4"]  # dm_control 1.0.50 does not run with mujoco 4
 BROWSER = ["miniwob>=1.1", "vncdotool>=1.3"]  # beside Debian's chromium, chromium-driver and tigervnc-standalone-server
+WANDB = ["wandb>=0.17"]
+MLFLOW = ["mlflow-skinny>=2.12"]
+NOTEBOOK = ["nbclient>=0.10", "ipykernel>=6.29"]
 DEV = [
     "hypothesis>=6.100", "matplotlib>=3.8", "mypy>=1.10", "psutil>=5.9", "pytest>=8", "pytest-timeout>=2.3", "ruff>=0.6",
     "safetensors>=0.4",
@@ -63,6 +66,9 @@ setup(
         "vizdoom": VIZDOOM,
         "jax": JAX,
         "browser": BROWSER,
+        "wandb": WANDB,
+        "mlflow": MLFLOW,
+        "notebook": NOTEBOOK,
         "dev": DEV,
         "all": [
             *ATARI,

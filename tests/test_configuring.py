@@ -32,6 +32,7 @@ def config(capsys):
 
 
 def values(said):
+    assert said[0] == 0, said
     return {(row["part"], row["name"]): (row["value"], row["source"]) for row in json.loads(said[1])}
 
 
@@ -43,13 +44,13 @@ def test_each_value_has_its_source(config, monkeypatch):
     assert found["settings", "entropy_cost"] == (0.5, "fast.toml")
     assert found["settings", "games"] == (64, "runs/catch/settings.json")
     assert found["settings", "unroll_length"][1] == "make_experiment"
-    assert found["train", "--buffer-size"] == (77, "fast.toml [train]")
-    assert found["train", "-b"] == (9, "$TINYVERSE_TRAIN_BATCH")  # before the file, which says 5
-    assert found["train", "-s"][1] == "the experiment"
-    assert found["train", "--save-every"] == (60.0, "default")
-    assert found["play", "-b"] == (6, "fast.toml [play]")
+    assert found["train", "buffer-size"] == (77, "fast.toml [train]")
+    assert found["train", "batch"] == (9, "$TINYVERSE_TRAIN_BATCH")  # before the file, which says 5
+    assert found["train", "publish_every"][1] == "the experiment"
+    assert found["train", "save-every"] == (60.0, "default")
+    assert found["play", "games"] == (6, "fast.toml [play]")
     lines = config("config", "--config", "fast.toml")[1].splitlines()
-    assert any(line.split() == ["train", "--minutes", "3.5", "fast.toml", "[train]"] for line in lines)
+    assert any(line.split() == ["train", "minutes", "3.5", "fast.toml", "[train]"] for line in lines)
 
 
 def test_verbs_take_what_config_shows(monkeypatch, config):

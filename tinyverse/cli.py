@@ -37,6 +37,7 @@ VERBS = (
     "check",
     "sessions",
     "report",
+    "config",
     "doctor",
     "stop",
     "clear",
@@ -226,6 +227,8 @@ def learning(function: Command) -> Command:
         click.option("--force", is_flag=True, help="Go on with other settings than the run was made with."),
         click.option("--init-from", metavar="FILE", help="Begin a new run with weights of another: a checkpoint or an export."),
         click.option("--save-replay/--no-save-replay", default=None, help="Keep stored sessions in checkpoints [while they take at most 1 GB]."),
+        click.option("--track", multiple=True, metavar="WHERE", help="Log to wandb or mlflow too; each is an extra. metrics.jsonl and TensorBoard are always written."),
+        click.option("--metrics-port", metavar="[HOST:]PORT", help="Serve the newest numbers to Prometheus; without HOST to this machine only."),
         click.option("--save-every", type=float, default=60.0, show_default=True, metavar="SECONDS", help="Between two checkpoints."),
     ])  # fmt: skip
 

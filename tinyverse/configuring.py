@@ -54,10 +54,9 @@ def adopt(context: click.Context, parameter: click.Parameter, path: Path | None)
     words = {
         word.removeprefix("--"): option.name
         for option in context.command.params
-        for word in option.opts
-        if word.startswith("--")
+        for word in (option.name or "", *option.opts)
+        if not word.startswith("-") or word.startswith("--")
     }
-    words |= {name: name for name in words.values() if name}
     context.default_map = {}
     for word, value in tables.get(context.info_name or "", {}).items():
         if word.replace("_", "-") not in words and word not in words:
@@ -113,7 +112,8 @@ def effective(
             if value is None and hasattr(experiment, name):
                 value, source = getattr(experiment, name), "the experiment"
             if (value or source not in ("default", "the experiment")) and name not in ("config", "options", "password"):
-                yield Value(verb, option.opts[-1], value, source)
+                words = [word.removeprefix("--") for word in option.opts if word.startswith("--")]
+                yield Value(verb, (words or [name])[-1], value, source)
 
 
 def _source(context: click.Context, option: click.Parameter, config: Path | None) -> str:

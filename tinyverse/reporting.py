@@ -182,8 +182,8 @@ def _html(card: Card) -> str:
         parts.append(f"<h2>{say(name)}</h2><table><tr>{cells}</tr>{body}</table>")
     if card.commands:
         parts.append(f"<h2>Again</h2><pre>{say(chr(10).join(card.commands))}</pre>")
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{say(card.title)}</title><style>{_STYLE}</style>'
-    return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>\n'
+    about = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{say(card.title)}</title><style>{_STYLE}</style>'
+    return f'<!doctype html><html lang="en"><head>{about}</head><body>{"".join(parts)}</body></html>\n'
 
 
 def _inside(file: Path, kind: str) -> str:

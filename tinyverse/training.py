@@ -23,11 +23,13 @@ from tinyverse.errors import DatabaseLost, RankLost, RunConflict, SettingsError,
 from tinyverse.experiment import Experiment
 from tinyverse.loop import train
 from tinyverse.playing import check_device, precision_of
+from tinyverse.prometheus import Prometheus
 from tinyverse.replay import Flow, Replay
 from tinyverse.run_folder import agreed_of, agreement, check_agreed, check_spec
 from tinyverse.samplers import sampler_of
 from tinyverse.trainer import Trainer
 from tinyverse.weights_file import WeightsFile
+from tinyverse.writers import Writer, open_writer
 
 
 @dataclasses.dataclass
@@ -53,6 +55,8 @@ class Learning:
     init_from: str | None = None  # a file of weights to begin with
     save_every: float = 60.0
     save_replay: bool | None = None  # whether checkpoints hold the replay; None: while it is small
+    track: tuple[str, ...] = ()  # writers beside metrics.jsonl and TensorBoard
+    metrics_port: str | None = None  # PORT or HOST:PORT, for Prometheus
 
 
 def do_train(asked: Asked, learning: Learning) -> Trainer:
@@ -94,11 +98,13 @@ def train_run(
 ) -> Trainer:
     machine.set_threads(learning.threads or max(1, (machine.cores() - 1) // towers.neighbours()))
     should_stop = or_after(learning.minutes, should_stop)
+    log = None
     with towers.leader_first():
         trainer, _ = make_trainer(asked, learning, database)
+        if towers.leads():
+            log = open_log(asked, learning, database, trainer)  # what is wrong with it is said before the run is joined
         trainer.join(should_stop=should_stop)
     trainer.level()
-    log = monitor.TrainLog(trainer.row, asked.folder, database) if towers.leads() else None
     asked.say(f"training run {asked.run} from update {trainer.update:,}, into {asked.folder.path}/")
     render = (lambda: show(monitor.gather(database, asked.run))) if show else None
     with (
@@ -122,6 +128,14 @@ def train_run(
             if log:
                 log.close()
     return trainer
+
+
+def open_log(asked: Asked, learning: Learning, database: Database, trainer: Trainer) -> monitor.TrainLog:
+    """The trainer's log, with all places that were asked for."""
+    places: list[Writer] = [open_writer(name, asked.folder) for name in learning.track]
+    if learning.metrics_port:
+        places.append(Prometheus(learning.metrics_port, {"run": asked.run}))
+    return monitor.TrainLog(trainer.row, asked.folder, database, writers=places, arrays=trainer.arrays)
 
 
 def make_trainer(asked: Asked, learning: Learning, database: Database) -> tuple[Trainer, Experiment]:
