@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable
 from difflib import get_close_matches
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from tinyverse import __version__, machine
+from tinyverse import __version__, completing, machine
 from tinyverse.configuring import adopt, read
 from tinyverse.errors import SettingsError, TinyverseError
 
@@ -42,7 +43,7 @@ VERBS = (
     "stop",
     "clear",
 )
-GLOBALS = ("server", "plot", "new")
+GLOBALS = ("server", "plot", "new", "completion")
 Command = Callable[..., Any]
 
 USAGE = """\
@@ -64,6 +65,7 @@ EXPERIMENT is a file (atari.py), a module (my.games.pong), or a packaged example
   tinyverse atari.py report              a page to pass on: curve, film, settings, machine, commands
   tinyverse plot pong-s1 pong-s2         learning curves of these runs, as a PNG
   tinyverse new my_game.py              an experiment of your own to begin with, and a test for it
+  tinyverse completion bash              Tab completes experiments, verbs and options
   tinyverse server start | stop | status
   tinyverse info                         the runs on the server
   tinyverse doctor                       is everything here as it should be?
@@ -75,6 +77,8 @@ Add --help after a verb for its options.
 def main(arguments: list[str] | None = None) -> None:
     """The console script. Never returns."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if completing.VARIABLE in os.environ and completing.answer(verbs, GLOBALS, completing.experiments):
+        sys.exit(0)
     machine.prepare()
     if not {"", str(Path.cwd())} & set(sys.path):
         sys.path.insert(0, str(Path.cwd()))  # modules of this folder, as `python -m tinyverse` finds them by itself
@@ -672,6 +676,18 @@ def new(file: Path) -> None:
 
     made, test = do_new(file)
     print(f"wrote {made} and {test}. Next: tinyverse {made} check, then tinyverse {made} local -n 300")
+
+
+@verbs.command()
+@click.argument("shell")
+def completion(shell: str) -> None:
+    """Prints what bash, zsh or fish evaluates to complete experiments, verbs and options.
+
+    Example: eval "$(tinyverse completion bash)"
+    """
+    from tinyverse.completing import script
+
+    print(script(verbs, shell))
 
 
 @verbs.group()
