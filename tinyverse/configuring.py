@@ -24,6 +24,8 @@ from tinyverse.errors import SettingsError
 if TYPE_CHECKING:
     from tinyverse.asked import Asked
 
+HIDDEN = ("config", "options", "password", "redis")  # where the values come from, and secrets
+
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """(settings, {verb: options}) of a TOML file.
@@ -111,7 +113,7 @@ def effective(
             value, source = context.params.get(name), _source(context, option, config)
             if value is None and hasattr(experiment, name):
                 value, source = getattr(experiment, name), "the experiment"
-            if (value or source not in ("default", "the experiment")) and name not in ("config", "options", "password"):
+            if (value or source not in ("default", "the experiment")) and name not in HIDDEN:
                 words = [word.removeprefix("--") for word in option.opts if word.startswith("--")]
                 yield Value(verb, (words or [name])[-1], value, source)
 
@@ -119,5 +121,5 @@ def effective(
 def _source(context: click.Context, option: click.Parameter, config: Path | None) -> str:
     source = context.get_parameter_source(option.name or "")
     if source is ParameterSource.ENVIRONMENT:
-        return f"${option.envvar or f'{context.auto_envvar_prefix}_{(option.name or str()).upper()}'}"
+        return f"${option.envvar or f'{context.auto_envvar_prefix}_{str(option.name).upper()}'}"
     return f"{config} [{context.info_name}]" if source is ParameterSource.DEFAULT_MAP else "default"

@@ -103,6 +103,7 @@ def versions(folder: Path) -> dict[str, str]:
             found[name] = metadata.version(name)
     if shutil.which("git"):
         words = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--exclude=*"]
-        told = subprocess.run(words, capture_output=True, text=True, check=False)
-        found |= {"commit": told.stdout.strip()} if told.returncode == 0 else {}
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            told = subprocess.run(words, capture_output=True, text=True, check=False, timeout=10)
+            found |= {"commit": told.stdout.strip()} if told.returncode == 0 else {}
     return found

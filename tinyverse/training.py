@@ -29,7 +29,7 @@ from tinyverse.run_folder import agreed_of, agreement, check_agreed, check_spec
 from tinyverse.samplers import sampler_of
 from tinyverse.trainer import Trainer
 from tinyverse.weights_file import WeightsFile
-from tinyverse.writers import Writer, open_writer
+from tinyverse.writers import Writer, check_writer, open_writer
 
 
 @dataclasses.dataclass
@@ -281,6 +281,8 @@ def check_learning(learning: Learning) -> None:
         batch=learning.batch, updates=learning.updates, publish_every=learning.publish_every,
         buffer_size=learning.buffer_size, threads=learning.threads, gpus=learning.gpus,
     )  # fmt: skip
+    for name in learning.track:
+        check_writer(name)
     check_device(learning.device)
     if learning.force and learning.resume is False:
         raise SettingsError("--fresh begins anew and --force goes on with other settings: leave one of them out.")

@@ -9,6 +9,7 @@ What is not installed is said when training starts, not after the first interval
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import math
 import secrets
@@ -129,7 +130,15 @@ class MLflow:
         self._client.set_terminated(self._run)
 
 
-WRITERS: dict[str, Callable[[RunFolder], Writer]] = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow}
+WRITERS: dict[str, Callable[[RunFolder], Writer]] = {"wandb": WandB, "mlflow": MLflow}
+
+
+def check_writer(name: str) -> None:
+    """Raises SettingsError where there is no writer of this name, or what it wants is not installed."""
+    if name not in WRITERS:
+        raise SettingsError(f"--track {name}: there are {', '.join(WRITERS)}.")
+    if importlib.util.find_spec(name) is None:
+        raise SettingsError(f"--track {name}: {name} is not installed: pip install 'tinyverse[{name}]'.")
 
 
 def open_writer(name: str, folder: RunFolder) -> Writer:
@@ -138,14 +147,9 @@ def open_writer(name: str, folder: RunFolder) -> Writer:
     Raises:
         SettingsError: there is none, it is not installed, or it does not let us in.
     """
-    if name not in WRITERS:
-        raise SettingsError(f"--track {name}: there are {', '.join(WRITERS)}.")
+    check_writer(name)
     try:
         return WRITERS[name](folder)
-    except ImportError as error:
-        raise SettingsError(
-            f"--track {name} wants {error.name or name}, which is not installed: pip install 'tinyverse[{name}]'."
-        ) from None
     except Exception as error:  # theirs, of any kind: no account, no network, another schema
         raise SettingsError(
             f"--track {name} cannot be used: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}."
