@@ -27,7 +27,7 @@ def curve(folder: Path, x: str = "step", y: str = "play/return") -> tuple[np.nda
     rows = RunFolder(folder).metrics()
     points: list[tuple[float, float]] = []
     for row in reversed(rows):
-        if row.get(name) is not None and row.get(y) is not None and (not points or row[name] / unit < points[-1][0]):
+        if row.get(name) is not None and row.get(y) is not None and (not points or row[name] / unit <= points[-1][0]):
             points.append((row[name] / unit, row[y]))
     if not points:
         there = sorted({key for row in rows for key, value in row.items() if value is not None})
