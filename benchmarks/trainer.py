@@ -47,7 +47,7 @@ from tinyverse.player import Player, new_worker
 from tinyverse.redis_database import RedisDatabase
 from tinyverse.redis_server import private_server
 from tinyverse.replay import Flow, Replay
-from tinyverse.run import agreement
+from tinyverse.run_folder import agreement
 from tinyverse.samplers import Fresh, Uniform
 from tinyverse.session import Session, SessionSpec
 from tinyverse.torch_agent import TorchAgent

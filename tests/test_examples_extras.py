@@ -17,7 +17,7 @@ from tinyverse.cli import main
 from tinyverse.errors import ExperimentError, SettingsError
 from tinyverse.evaluator import Evaluation, evaluate
 from tinyverse.experiment import Experiment
-from tinyverse.run import RunFolder
+from tinyverse.run_folder import RunFolder
 from tinyverse.together import do_local
 from tinyverse.training import Learning
 

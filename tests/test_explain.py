@@ -10,7 +10,7 @@ from rich.console import Console
 
 from tinyverse import explain, monitor
 from tinyverse.database import MemoryDatabase, Worker
-from tinyverse.run import agreement
+from tinyverse.run_folder import agreement
 
 
 def a_database(*workers, metrics=None, **numbers):

@@ -16,7 +16,7 @@ from tinyverse.errors import NotANumber, SettingsError
 from tinyverse.guard import Guard
 from tinyverse.loop import train
 from tinyverse.replay import Flow
-from tinyverse.run import RunFolder
+from tinyverse.run_folder import RunFolder
 from tinyverse.samplers import Uniform
 from tinyverse.weights import decode_weights
 

@@ -19,7 +19,7 @@ from tinyverse.database import Worker
 from tinyverse.envs.pool import GamePool
 from tinyverse.errors import CodecError, DatabaseError, SettingsError, SpecError
 from tinyverse.player import Player
-from tinyverse.run import agreement
+from tinyverse.run_folder import agreement
 from tinyverse.session import Session, SessionSpec
 
 

@@ -18,7 +18,7 @@ from tinyverse.learner import Learner
 from tinyverse.networks import LSTM, MLP, ModularNetwork, Window
 from tinyverse.player import Courier, Player, new_worker, play
 from tinyverse.replay import Flow, Replay
-from tinyverse.run import agreement
+from tinyverse.run_folder import agreement
 from tinyverse.samplers import Fresh
 from tinyverse.session import SessionSpec
 from tinyverse.torch_agent import TorchAgent

@@ -13,7 +13,7 @@ from rich.console import Console
 from tinyverse import monitor
 from tinyverse.database import MemoryDatabase, Worker
 from tinyverse.errors import DatabaseLost
-from tinyverse.run import RunFolder, agreement
+from tinyverse.run_folder import RunFolder, agreement
 
 KEYS = {
     "run", "experiment", "settings", "epoch", "version", "update", "step", "inserted", "delivered", "sessions", "bytes",

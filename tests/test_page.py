@@ -34,7 +34,7 @@ from tinyverse.envs.video import VideoWriter
 from tinyverse.errors import DatabaseLost, ServerError, SettingsError
 from tinyverse.page.games import Games, joined
 from tinyverse.player import Player
-from tinyverse.run import RunFolder, agreement
+from tinyverse.run_folder import RunFolder, agreement
 
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")

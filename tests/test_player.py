@@ -15,7 +15,7 @@ from tinyverse.database import BEGINNING, MemoryDatabase
 from tinyverse.envs.pool import GamePool
 from tinyverse.errors import DatabaseError, SpecError
 from tinyverse.player import SEEDS_APART, Courier, Player, new_worker, play
-from tinyverse.run import agreement
+from tinyverse.run_folder import agreement
 from tinyverse.weights import encode_weights
 
 HOLDER = "host:1:test"

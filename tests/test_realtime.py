@@ -17,7 +17,7 @@ from test_player import HOLDER, publish
 from tinyverse.envs import GamePool
 from tinyverse.player import WAITING_BATCHES, play
 from tinyverse.redis_server import private_server
-from tinyverse.run import agreement
+from tinyverse.run_folder import agreement
 
 FROZEN = 5.0  # seconds
 

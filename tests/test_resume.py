@@ -13,7 +13,7 @@ from tinyverse import rng, stored_sessions
 from tinyverse.database import MemoryDatabase
 from tinyverse.errors import RunConflict, TinyverseError
 from tinyverse.replay import Flow, Replay
-from tinyverse.run import RunFolder
+from tinyverse.run_folder import RunFolder
 from tinyverse.samplers import Fresh, Mixed, Prioritized, Sampler, Uniform
 from tinyverse.trainer import Trainer
 

@@ -12,7 +12,7 @@ import pytest
 from test_commands import Place, place  # noqa: F401
 
 from tinyverse.redis_database import RedisDatabase
-from tinyverse.redis_server import connect, private_server, public_words
+from tinyverse.redis_server import connect, private_server
 
 SECRET = "0f3a-the-shared-secret-of-this-run"
 
@@ -65,17 +65,3 @@ def test_they_are_nowhere_to_be_found(place: Place, server: tuple[str, str, str]
     )
     found = {name for name, text in seen.items() for word in (password, SECRET) if word.encode() in text}
     assert found == set()
-
-
-def test_the_words_of_a_command_line_without_passwords() -> None:
-    words = ["train", "--password", "a", "--password=b", "--redis", "redis://u:c@host", "-o", "x=1"]
-    assert public_words(words) == [
-        "train",
-        "--password",
-        "***",
-        "--password=***",
-        "--redis",
-        "redis://u:***@host",
-        "-o",
-        "x=1",
-    ]

@@ -37,7 +37,7 @@ from tinyverse.networks.squashed import SquashedGaussian
 from tinyverse.normalizers import Normalized
 from tinyverse.redis_database import RedisDatabase
 from tinyverse.replay import Flow
-from tinyverse.run import RunFolder
+from tinyverse.run_folder import RunFolder
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.timeout(300)

@@ -24,7 +24,7 @@ from tinyverse.player import Player, play
 from tinyverse.redis_database import RedisDatabase
 from tinyverse.redis_server import connect
 from tinyverse.replay import Flow, Replay
-from tinyverse.run import RunFolder, agreement
+from tinyverse.run_folder import RunFolder, agreement
 from tinyverse.samplers import Fresh, Uniform
 from tinyverse.session import SessionSpec
 from tinyverse.torch_agent import TorchAgent

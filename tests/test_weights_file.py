@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tinyverse.errors import SettingsError
-from tinyverse.run import RunFolder
+from tinyverse.run_folder import RunFolder
 from tinyverse.weights_file import WeightsFile, write_whole
 
 WEIGHTS = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array(7, np.int64)}

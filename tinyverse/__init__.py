@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tinyverse.errors import TinyverseError
     from tinyverse.experiment import Experiment
     from tinyverse.learner import Learner
+    from tinyverse.scripting import load, run
     from tinyverse.session import Session, SessionSpec
     from tinyverse.torch_agent import TorchAgent
 
@@ -23,12 +24,12 @@ __version__ = "0.1.0"
 _HOMES = {
     "Agent": "agent", "RandomAgent": "agent", "Batch": "batch", "Database": "database", "MemoryDatabase": "database",
     "Experiment": "experiment", "Learner": "learner", "Session": "session", "SessionSpec": "session",
-    "TinyverseError": "errors", "TorchAgent": "torch_agent",
+    "TinyverseError": "errors", "TorchAgent": "torch_agent", "load": "scripting", "run": "scripting",
 }  # fmt: skip
 
 __all__ = [
     "Agent", "Batch", "Database", "Experiment", "Learner", "MemoryDatabase", "RandomAgent", "Session", "SessionSpec",
-    "TinyverseError", "TorchAgent", "__version__",
+    "TinyverseError", "TorchAgent", "__version__", "load", "run",
 ]  # fmt: skip
 
 

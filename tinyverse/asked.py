@@ -15,7 +15,7 @@ import secrets
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,7 +24,7 @@ from tinyverse import loader, redis_server
 from tinyverse.database import Database
 from tinyverse.errors import SettingsError, TinyverseError
 from tinyverse.redis_database import open_database
-from tinyverse.run import RunFolder
+from tinyverse.run_folder import RunFolder
 
 RUNS, RECORDS = Path("runs"), Path("records")
 
@@ -69,6 +69,11 @@ class Asked:
         return bool(
             self.redis or self.host or self.port or os.environ.get("TINYVERSE_REDIS_URL") or os.environ.get("REDIS_URL")
         )
+
+    @property
+    def source(self) -> str:
+        """Where the experiment can be found from any folder: the path of its file, or its module's name."""
+        return str(Path(self.module.__file__).resolve()) if self.module.__file__ else self.module.__name__
 
     @property
     def title(self) -> str:
@@ -136,6 +141,20 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def without_secrets(words: Sequence[str]) -> list[str]:
+    """A command's words without the server's address and password, to be kept in a file.
+
+    >>> without_secrets(["atari.py", "train", "--redis", "redis://:secret@10.0.0.5", "--password=secret", "-b", "16"])
+    ['atari.py', 'train', '-b', '16']
+    """
+    kept, secret = [], False
+    for word in words:
+        if not (secret or word.startswith(("--redis=", "--password="))) and word not in ("--redis", "--password"):
+            kept.append(word)
+        secret = word in ("--redis", "--password")
+    return kept
 
 
 def positive(**numbers: float | None) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable
 from difflib import get_close_matches
@@ -18,15 +19,19 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from tinyverse import __version__, machine
+from tinyverse import __version__, completing, machine
+from tinyverse.configuring import adopt, read
 from tinyverse.errors import SettingsError, TinyverseError
 
 if TYPE_CHECKING:
     from tinyverse.asked import Asked
     from tinyverse.training import Learning
 
-VERBS = ("play", "train", "eval", "export", "run", "local", "info", "watch", "check", "sessions", "doctor", "stop", "clear")  # fmt: skip
-GLOBALS = ("server",)
+VERBS = (
+    "play", "train", "eval", "export", "run", "local", "info", "watch", "check", "sessions", "report", "config", "doctor",
+    "stop", "clear",
+)  # fmt: skip
+GLOBALS = ("server", "plot", "new", "completion")
 Command = Callable[..., Any]
 
 USAGE = """\
@@ -44,7 +49,12 @@ EXPERIMENT is a file (atari.py), a module (my.games.pong), or a packaged example
   tinyverse atari.py info                who does what, and what each waits for
   tinyverse atari.py watch               the run as a page in a browser: curves, workers, films, any player's game
   tinyverse atari.py sessions ls         what was played: show ID, video ID, export FILE, import FILE
+  tinyverse atari.py config             every setting and option, and where its value comes from
   tinyverse atari.py check | stop | clear
+  tinyverse atari.py report              a page to pass on: curve, film, settings, machine, commands
+  tinyverse plot pong-s1 pong-s2         learning curves of these runs, as a PNG
+  tinyverse new my_game.py              an experiment of your own to begin with, and a test for it
+  tinyverse completion bash              Tab completes experiments, verbs and options
   tinyverse server start | stop | status
   tinyverse info                         the runs on the server
   tinyverse doctor                       is everything here as it should be?
@@ -56,6 +66,8 @@ Add --help after a verb for its options.
 def main(arguments: list[str] | None = None) -> None:
     """The console script. Never returns."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if completing.VARIABLE in os.environ and completing.answer(verbs, GLOBALS, completing.experiments):
+        sys.exit(0)
     machine.prepare()
     if not {"", str(Path.cwd())} & set(sys.path):
         sys.path.insert(0, str(Path.cwd()))  # modules of this folder, as `python -m tinyverse` finds them by itself
@@ -175,7 +187,7 @@ def common(function: Command) -> Command:
         click.option("--name", "--key-prefix", "name", help="The run's name [the experiment's name]."),
         click.option("--seed", type=int, help="Makes a worker's random numbers repeatable."),
         click.option("-o", "options", multiple=True, metavar="NAME=VALUE", help="A setting: an argument of make_experiment."),
-        click.option("--config", type=click.Path(path_type=Path), help="Settings from a TOML file; -o goes before it."),
+        click.option("--config", type=click.Path(path_type=Path), is_eager=True, callback=adopt, help="Settings from a TOML file, and options of the verb from its table [VERB]; the command line goes before it."),
         click.option("-v", "--verbose", count=True, help="Say more; twice for everything."),
         click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors."),
     ])  # fmt: skip
@@ -213,21 +225,14 @@ def learning(function: Command) -> Command:
         click.option("--save-replay/--no-save-replay", default=None, help="Keep stored sessions in checkpoints [while they take at most 1 GB]."),
         click.option("--on-nan", type=click.Choice(["stop", "rollback"]), default="stop", show_default=True, help="After NaN: end, with the batch kept for inspection, or go on from the last checkpoint."),
         click.option("--player-share", type=float, default=1.0, show_default=True, metavar="0…1", help="Keep no more of one player's sessions than this, while others play."),
+        click.option("--track", multiple=True, metavar="WHERE", help="Log to wandb or mlflow too; each is an extra. metrics.jsonl and TensorBoard are always written."),
+        click.option("--metrics-port", metavar="[HOST:]PORT", help="Serve the newest numbers to Prometheus; without HOST to this machine only."),
         click.option("--save-every", type=float, default=60.0, show_default=True, metavar="SECONDS", help="Between two checkpoints."),
     ])  # fmt: skip
 
 
 def _settings(config: Path | None, options: tuple[str, ...]) -> dict[str, Any]:
-    settings: dict[str, Any] = {}
-    if config is not None:
-        import tomllib
-
-        try:
-            settings.update(tomllib.loads(config.read_text()))
-        except (OSError, tomllib.TOMLDecodeError) as error:
-            raise SettingsError(
-                f"--config {config} cannot be read: {getattr(error, 'strerror', None) or error}."
-            ) from None
+    settings: dict[str, Any] = read(config)[0] if config else {}
     for option in options:
         name, equals, value = option.partition("=")
         if not equals or not name:
@@ -239,7 +244,14 @@ def _settings(config: Path | None, options: tuple[str, ...]) -> dict[str, Any]:
 # -- verbs ----------------------------------------------------------------------------------------------------------
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}, help=USAGE)
+@click.group(
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": 110,
+        "auto_envvar_prefix": "TINYVERSE",
+    },
+    help=USAGE,
+)
 def verbs() -> None:
     pass
 
@@ -605,6 +617,103 @@ def sessions_import(asked: Asked, file: Path) -> None:
     from tinyverse.looking import do_import
 
     print(f"{do_import(asked, file):,} sessions imported into run {asked.run}")
+
+
+@verbs.command(name="config")
+@common
+@click.option("--json", "as_json", is_flag=True, help="One JSON list.")
+@click.pass_context
+def show_config(context: click.Context, asked: Asked, as_json: bool) -> None:
+    """Every setting and option that has a value, and where it comes from: command line, environment, file, experiment.
+
+    Example: tinyverse atari.py config --config fast.toml
+    """
+    from tinyverse.configuring import effective
+
+    config, options = context.params["config"], dict(each.split("=", 1) for each in context.params["options"])
+    words = ["--config", str(config)] if config else []
+    contexts = {
+        verb: verbs.commands[verb].make_context(verb, list(words), parent=context.parent)
+        for verb in ("play", "train", "eval")
+    }
+    values = list(effective(asked, config, options, contexts))
+    if as_json:
+        print(json.dumps([value._asdict() for value in values], default=str))
+        return
+    widths = [max(len(str(value[column])) for value in values) for column in range(3)]
+    for value in values:
+        print("  ".join(f"{word!s:<{width}}" for word, width in zip(value, [*widths, 0], strict=True)).rstrip())
+
+
+@verbs.command()
+@common
+@click.argument("others", nargs=-1, metavar="[RUN]...")
+def report(asked: Asked, others: tuple[str, ...]) -> None:
+    """One page about a run to pass on, with its curve, a film if `eval` has made one, settings, machine, versions and the
+    commands that made it: report.html and report.md in runs/NAME. Further RUNs are other seeds of the same settings.
+
+    Example: tinyverse atari.py report --name pong-s1 pong-s2 pong-s3
+    """
+    from tinyverse.reporting import do_report
+
+    page, text = do_report(asked, others)
+    print(f"report: {page} and {text.name}")
+
+
+@verbs.command()
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("records/plot.png"),
+    show_default=True,
+    help="The PNG to write.",
+)
+@click.option(
+    "-x",
+    type=click.Choice(["step", "frames", "seconds", "minutes", "update"]),
+    default="step",
+    show_default=True,
+    help="Over what.",
+)
+@click.option(
+    "-y", default="play/return", show_default=True, metavar="METRIC", help="A name in metrics.jsonl, e.g. eval/return."
+)
+@click.option("--title", default="", help="Words above the curves.")
+def plot(runs: tuple[str, ...], **options: Any) -> None:
+    """Draws learning curves. A RUN is a name in ./runs or a folder; names that differ only in -s1, -s2 … are seeds of one
+    curve, its mean with a band from the lowest to the highest. LABEL=RUN,RUN puts runs into one curve by hand.
+
+    Example: tinyverse plot pong-s1 pong-s2 before=old-pong -x minutes
+    """
+    from tinyverse.plotting import do_plot
+
+    print(f"curve: {do_plot(runs, **options)}")
+
+
+@verbs.command()
+@click.argument("file", type=click.Path(path_type=Path))
+def new(file: Path) -> None:
+    """Writes an experiment around a small environment of your own into FILE, with comments, and a test beside it.
+
+    Example: tinyverse new my_game.py
+    """
+    from tinyverse.beginning import do_new
+
+    made, test = do_new(file)
+    print(f"wrote {made} and {test}. Next: tinyverse {made} check, then tinyverse {made} local -n 300")
+
+
+@verbs.command()
+@click.argument("shell")
+def completion(shell: str) -> None:
+    """Prints what bash, zsh or fish evaluates to complete experiments, verbs and options.
+
+    Example: eval "$(tinyverse completion bash)"
+    """
+    from tinyverse.completing import script
+
+    print(script(verbs, shell))
 
 
 @verbs.group()

@@ -22,11 +22,12 @@ from tinyverse.experiment import Experiment
 from tinyverse.player import HEARTBEAT_SECONDS, Player
 from tinyverse.playing import acting, check_device
 from tinyverse.replay import Flow, Replay
-from tinyverse.run import agreed_of, check_agreed
+from tinyverse.run_folder import agreed_of, check_agreed
 from tinyverse.samplers import sampler_of
 from tinyverse.timing import Ticker
 from tinyverse.weights import decode_weights, encode_weights
 from tinyverse.weights_file import WeightsFile
+from tinyverse.writers import TensorBoard
 
 
 def do_eval(
@@ -67,7 +68,7 @@ def do_eval(
                 seen.version = found.version
                 result = _evaluate(asked, found, games, at_once, jobs, greedy, render, video, device)
                 if every is not None:
-                    _record(asked, found, result)
+                    _record(asked, found, result, seen)
                 on_result(result)
             if every is None:
                 break
@@ -84,6 +85,7 @@ class Seen:
     stops: int | None = None  # how often the run had been asked to stop
     stopped: bool = False  # it was, meanwhile
     complaint: str = ""
+    events: TensorBoard | None = None  # where evaluations show, once there is one
 
 
 def _say_once(asked: Asked, complaint: str, before: str) -> str:
@@ -121,8 +123,8 @@ def _evaluate(
     return dataclasses.replace(result, version=found.version)
 
 
-def _record(asked: Asked, found: WeightsFile, result: Evaluation) -> None:
-    """Keeps the weights if they are the best, and logs the score in the folder and for `info`."""
+def _record(asked: Asked, found: WeightsFile, result: Evaluation, seen: Seen) -> None:
+    """Keeps the weights if they are the best, and logs the score in the folder, its TensorBoard and for `info`."""
     error = None if math.isnan(result.standard_error) else result.standard_error
     score = {"mean": result.mean, "standard_error": error, "games": len(result.returns)}
     best = asked.folder.keep_best(found._replace(score=score))
@@ -132,6 +134,11 @@ def _record(asked: Asked, found: WeightsFile, result: Evaluation) -> None:
         "eval/best": best,
     }  # fmt: skip
     asked.folder.log(row)
+    seen.events = seen.events or TensorBoard(asked.folder, "eval")
+    seen.events.write(row)
+    if result.video is not None:
+        seen.events.film("eval/film", result.video, found.step)
+    seen.events.flush()
     with contextlib.suppress(ServerError, DatabaseError), asked.connected(start=False) as database:
         database.log_metrics(row)
 

@@ -22,7 +22,7 @@ from tinyverse.asked import RECORDS, Asked, positive, stop_on_signals
 from tinyverse.database import BEGINNING, Database, State
 from tinyverse.envs.video import VideoWriter, picture
 from tinyverse.errors import CodecError, DatabaseError, SettingsError, SpecError
-from tinyverse.run import agreed_of, check_agreed
+from tinyverse.run_folder import agreed_of, check_agreed
 from tinyverse.session import Session, SessionSpec
 from tinyverse.weights import decode_weights
 

@@ -9,10 +9,15 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import platform
+import shutil
 import site
+import subprocess
 import sys
 import threading
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 YIELDING = 10  # of 19, the last in line
 
@@ -72,3 +77,33 @@ def has_bfloat16() -> bool:
         words = Path("/proc/cpuinfo").read_text().split()
         return "avx512_bf16" in words or "amx_bf16" in words
     return False
+
+
+def facts() -> dict[str, Any]:
+    """What this machine is, in words and numbers of json: a result says nothing without it.
+
+    `gpus` are looked for only where torch is imported already.
+    """
+    cpu, memory, gpus = platform.processor() or platform.machine(), 0, []
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), cpu)
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_available():
+        gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {"cpu": cpu, "cores": cores(), "memory": memory, "gpus": gpus, "system": platform.platform(terse=True)}
+
+
+def versions(folder: Path) -> dict[str, str]:
+    """Versions of what a result depends on, and the git commit of the code in `folder` where there is one."""
+    found = {"python": platform.python_version()}
+    for name in ("tinyverse", "torch", "numpy", "gymnasium", "ale-py"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    if shutil.which("git"):
+        words = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--exclude=*"]
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            told = subprocess.run(words, capture_output=True, text=True, check=False, timeout=10)
+            found |= {"commit": told.stdout.strip()} if told.returncode == 0 else {}
+    return found

@@ -2,7 +2,7 @@
 
 gather(database, name)  -> one dict with stable keys (`info --json`)
 panel(facts)            -> the same for a terminal (`info`, `info --watch`, `run`)
-TrainLog                -> metrics.jsonl, TensorBoard and the database's log, a row per interval
+TrainLog                -> metrics.jsonl, writers and the database's log, a row per interval
 Progress                -> a live line on a terminal, a plain line per interval elsewhere
 """
 
@@ -11,11 +11,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 import math
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -27,8 +28,11 @@ from rich.text import Text
 from tinyverse import explain
 from tinyverse.database import Database, Worker
 from tinyverse.errors import DatabaseError
-from tinyverse.run import RunFolder
+from tinyverse.run_folder import RunFolder
 from tinyverse.timing import Ticker
+from tinyverse.writers import TensorBoard, Writer
+
+logger = logging.getLogger(__name__)
 
 RECENT = 100  # episodes in a mean return
 ROWS = 300  # of the log, among which the newest evaluation is looked for
@@ -179,14 +183,22 @@ class TrainLog:
     """Writes a row of the trainer's numbers each interval, and keeps the newest for whoever shows it."""
 
     def __init__(
-        self, row: Callable[[], dict[str, Any]], folder: RunFolder, database: Database, *, seconds: float = 10.0
+        self,
+        row: Callable[[], dict[str, Any]],
+        folder: RunFolder,
+        database: Database,
+        *,
+        seconds: float = 10.0,
+        writers: Sequence[Writer] = (),
+        arrays: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
         self.latest: dict[str, Any] = {}
         self._row, self._folder, self._database = row, folder, database
         self._ticker = Ticker(seconds, later=True)
         self._began = time.monotonic()
         self._seconds_before = max((row.get("seconds", 0.0) for row in folder.metrics()), default=0.0)
-        self._events: Any = None
+        self._writers, self._arrays = list(writers), arrays
+        self._events: Writer | None = None
 
     def turn(self) -> None:
         """Writes if the interval has passed."""
@@ -197,18 +209,21 @@ class TrainLog:
         self.latest = {"seconds": round(self._seconds_before + time.monotonic() - self._began, 1), **self._row()}
         self._folder.log(self.latest)
         if self._events is None:
-            from torch.utils.tensorboard import SummaryWriter  # half a second, for trainers only
-
-            self._events = SummaryWriter(str(self._folder.path / "tensorboard"))
-        for name, value in self.latest.items():
-            if value is not None:
-                self._events.add_scalar(name, value, self.latest["step"])
+            self._events = TensorBoard(self._folder)
+            self._writers.append(self._events)
+        whole = {**self.latest, **self._arrays()}
+        for writer in self._writers:
+            try:
+                writer.write(whole)
+            except Exception as error:  # theirs, of any kind; the files have the row
+                logger.warning("%s took no row (%s). Training goes on.", type(writer).__name__, error)
         with contextlib.suppress(DatabaseError):  # the files have it
             self._database.log_metrics(self.latest)
 
     def close(self) -> None:
         self.write()
-        self._events.close()
+        for writer in self._writers:
+            writer.close()
 
 
 class Progress:

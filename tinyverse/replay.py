@@ -110,6 +110,7 @@ class Replay:
         self._written = 0  # sessions so far
         self.newest_delivered = BEGINNING  # position of the newest session that was learned from
         self.lag = 0.0  # mean of the last batch, in updates
+        self.lags = np.zeros(0, np.int64)  # of each of its sessions
         self._began = self._restored = False
         self._random = np.random.default_rng(seed)
         self._lock = threading.Lock()
@@ -201,7 +202,8 @@ class Replay:
             np.add.at(self._count, slots, 1)
             self._delivered += len(slots)
             self._note_newest(slots)
-            self.lag = float(np.mean(update - self._update[slots]))
+            self.lags = update - self._update[slots]
+            self.lag = float(np.mean(self.lags))
             starts = self._random.integers(0, self.spec.length - rows + 1, len(slots))
             return self._cut(slots, starts, rows, burn_in, update)
 

@@ -17,7 +17,7 @@ from tinyverse.asked import Asked, positive, stop_on_signals
 from tinyverse.database import MemoryDatabase
 from tinyverse.errors import SettingsError, TinyverseError
 from tinyverse.player import Player
-from tinyverse.run import RunFolder
+from tinyverse.run_folder import RunFolder
 from tinyverse.samplers import Fresh
 from tinyverse.timing import Ticker
 from tinyverse.trainer import Trainer
@@ -26,6 +26,7 @@ from tinyverse.training import (
     change_settings,
     check_learning,
     make_trainer,
+    open_log,
     or_after,
     profiled,
     start_fresh,
@@ -50,10 +51,10 @@ def do_local(asked: Asked, learning: Learning, *, games: int | None = None) -> T
             raise SettingsError(
                 f"local with {count} games and batches of {batch} would learn from stale sessions; make -b a multiple of --games."
             )
+        log = open_log(asked, learning, database, trainer)
         trainer.join()
         seed = seed_after(asked.fresh_seed(), trainer.update)
         player = Player(trainer.agent, experiment.pool(count), experiment.unroll_length, seed=seed)
-        log = monitor.TrainLog(trainer.row, asked.folder, database)
         saving, made, sequence = Ticker(learning.save_every, later=True), 0, 0
         with (
             profiled(asked, learning.profile),

@@ -44,7 +44,7 @@ from tinyverse.guard import Guard
 from tinyverse.learner import Learner
 from tinyverse.player import HEARTBEAT_SECONDS, new_worker
 from tinyverse.replay import Replay
-from tinyverse.run import RunFolder
+from tinyverse.run_folder import RunFolder
 from tinyverse.samplers import Fresh
 from tinyverse.session import Session
 from tinyverse.shares import Shares
@@ -132,6 +132,7 @@ class Trainer:
         self.metrics: Mapping[str, Any] = {}  # of the last update
         self.state = State()
         self._lags: deque[float] = deque(maxlen=100)
+        self._lags_of_sessions: deque[np.ndarray] = deque(maxlen=100)
         self._position, self._consumed = BEGINNING, BEGINNING  # read so far; learned from so far
         self._furthest = BEGINNING  # that any rank has learned from
         self._counted = BEGINNING  # whose steps and episodes are in the counters
@@ -334,6 +335,7 @@ class Trainer:
         if "priorities" in self.metrics:
             self.replay.set_priorities(batch.slots, torch.as_tensor(self.metrics["priorities"]))
         self._lags.append(self.replay.lag)
+        self._lags_of_sessions.append(self.replay.lags)
         self.update += 1
         self.update_rate.add(1)
         self.guard.note(self.update, batch, self.metrics)
@@ -544,6 +546,10 @@ class Trainer:
     def lag(self) -> float:
         """Mean lag in updates of recent batches."""
         return float(np.mean(self._lags)) if self._lags else 0.0
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What is more than one number, for histograms: lags in updates of the sessions of recent batches [N]."""
+        return {"replay/lags": np.concatenate(self._lags_of_sessions)} if self._lags_of_sessions else {}
 
     def row(self) -> dict[str, Any]:
         """Where training stands, for logs; losses come from the device here. CPU–GPU sync."""

@@ -15,19 +15,21 @@ from typing import Any
 
 import numpy as np
 
-from tinyverse import loader, machine, monitor, redis_server, rng, towers
+from tinyverse import loader, machine, monitor, rng, towers
 from tinyverse.agent import Agent
-from tinyverse.asked import Asked, positive, stop_on_signals
+from tinyverse.asked import Asked, positive, stop_on_signals, without_secrets
 from tinyverse.database import Database
 from tinyverse.errors import DatabaseLost, RankLost, RunConflict, SettingsError, TinyverseError
 from tinyverse.experiment import Experiment
 from tinyverse.loop import train
 from tinyverse.playing import check_device, precision_of
+from tinyverse.prometheus import Prometheus
 from tinyverse.replay import Flow, Replay
-from tinyverse.run import agreed_of, agreement, check_agreed, check_spec
+from tinyverse.run_folder import agreed_of, agreement, check_agreed, check_spec
 from tinyverse.samplers import sampler_of
 from tinyverse.trainer import Trainer
 from tinyverse.weights_file import WeightsFile
+from tinyverse.writers import Writer, check_writer, open_writer
 
 
 @dataclasses.dataclass
@@ -55,6 +57,8 @@ class Learning:
     on_nan: str = "stop"  # or "rollback" to the last good checkpoint
     player_share: float = 1.0  # of the sessions kept, how much one player may have while others play
     save_replay: bool | None = None  # whether checkpoints hold the replay; None: while it is small
+    track: tuple[str, ...] = ()  # writers beside metrics.jsonl and TensorBoard
+    metrics_port: str | None = None  # PORT or HOST:PORT, for Prometheus
 
 
 def do_train(asked: Asked, learning: Learning) -> Trainer:
@@ -96,11 +100,13 @@ def train_run(
 ) -> Trainer:
     machine.set_threads(learning.threads or max(1, (machine.cores() - 1) // towers.neighbours()))
     should_stop = or_after(learning.minutes, should_stop)
+    log = None
     with towers.leader_first():
         trainer, _ = make_trainer(asked, learning, database)
+        if towers.leads():
+            log = open_log(asked, learning, database, trainer)  # what is wrong with it is said before the run is joined
         trainer.join(should_stop=should_stop)
     trainer.level()
-    log = monitor.TrainLog(trainer.row, asked.folder, database) if towers.leads() else None
     asked.say(f"training run {asked.run} from update {trainer.update:,}, into {asked.folder.path}/")
     render = (lambda: show(monitor.gather(database, asked.run))) if show else None
     with (
@@ -124,6 +130,14 @@ def train_run(
             if log:
                 log.close()
     return trainer
+
+
+def open_log(asked: Asked, learning: Learning, database: Database, trainer: Trainer) -> monitor.TrainLog:
+    """The trainer's log, with all places that were asked for."""
+    places: list[Writer] = [open_writer(name, asked.folder) for name in learning.track]
+    if learning.metrics_port:
+        places.append(Prometheus(learning.metrics_port, {"run": asked.run}))
+    return monitor.TrainLog(trainer.row, asked.folder, database, writers=places, arrays=trainer.arrays)
 
 
 def make_trainer(asked: Asked, learning: Learning, database: Database) -> tuple[Trainer, Experiment]:
@@ -170,8 +184,12 @@ def make_trainer(asked: Asked, learning: Learning, database: Database) -> tuple[
         save_replay=learning.save_replay if towers.size() == 1 else False,  # each rank has a share, of another size another
     )  # fmt: skip
     if towers.leads():
-        words = redis_server.public_words(sys.argv[1:])
+        words = without_secrets(sys.argv[1:]) if Path(sys.argv[0]).stem in ("tinyverse", "__main__") else []
         folder.write_settings({"experiment": asked.title, "settings": settings, "seed": seed, "argv": words})
+        folder.log_start({
+            "when": time.strftime("%Y-%m-%d %H:%M:%S %z"), "argv": words, "seed": seed, "source": asked.source,
+            "device": learning.device, "machine": machine.facts(), "versions": machine.versions(Path(asked.source).parent),
+        })  # fmt: skip
     return trainer, experiment
 
 
@@ -266,6 +284,8 @@ def check_learning(learning: Learning) -> None:
         batch=learning.batch, updates=learning.updates, publish_every=learning.publish_every,
         buffer_size=learning.buffer_size, threads=learning.threads, gpus=learning.gpus,
     )  # fmt: skip
+    for name in learning.track:
+        check_writer(name)
     check_device(learning.device)
     if learning.force and learning.resume is False:
         raise SettingsError("--fresh begins anew and --force goes on with other settings: leave one of them out.")

@@ -30,7 +30,7 @@ from tinyverse import monitor
 from tinyverse.database import LOG_KEPT, Database
 from tinyverse.errors import ServerError, SettingsError, TinyverseError
 from tinyverse.page.games import Games
-from tinyverse.run import RunFolder
+from tinyverse.run_folder import RunFolder
 
 STATIC = Path(__file__).with_name("static")
 POINTS = 1000  # of a curve; more are not seen

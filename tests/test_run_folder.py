@@ -12,7 +12,7 @@ import torch
 from people import a_spec
 
 from tinyverse.errors import RunConflict, SettingsError
-from tinyverse.run import RunFolder, agreed_of, agreement, check_agreed, check_spec
+from tinyverse.run_folder import RunFolder, agreed_of, agreement, check_agreed, check_spec
 from tinyverse.weights_file import WeightsFile
 
 

@@ -1,7 +1,7 @@
-"""Run: what everyone in a run has agreed on, and where its trainer keeps it on disk.
+"""Run folder: what everyone in a run has agreed on, and where its trainer keeps it on disk.
 
 The agreement (experiment, settings, session spec) is created by the first trainer; a player adopts it. The folder
-`runs/<name>/` holds settings.json, metrics.jsonl, TensorBoard events, the newest checkpoints and the best weights.
+`runs/<name>/` holds settings.json, metrics.jsonl, starts.jsonl (who trained it, where and with which words), TensorBoard events, the newest checkpoints and the best weights.
 
     checkpoints/update-000001200.pt     weights, optimizer, counters, random numbers, settings: the newest 3
     replay/*.rows                       the stored sessions of the newest one, which knows their checksums
@@ -120,16 +120,19 @@ class RunFolder:
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Appends a row to metrics.jsonl."""
-        with (self.path / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(dict(row)) + "\n")
+        _append(self.path / "metrics.jsonl", row)
 
     def metrics(self) -> list[dict[str, Any]]:
         """All rows logged so far; a line cut by a crash is left out, with what was appended to it."""
-        file, rows = self.path / "metrics.jsonl", []
-        for line in file.read_text(errors="replace").splitlines() if file.exists() else []:
-            with contextlib.suppress(ValueError):
-                rows.append(json.loads(line))
-        return rows
+        return _rows(self.path / "metrics.jsonl")
+
+    def log_start(self, row: Mapping[str, Any]) -> None:
+        """Appends who trains from here on to starts.jsonl: when, with which words, where, on what."""
+        _append(self.path / "starts.jsonl", row)
+
+    def starts(self) -> list[dict[str, Any]]:
+        """What `log_start` wrote; the first row began the run, the others went on with it."""
+        return _rows(self.path / "starts.jsonl")
 
     def save(
         self, update: int, contents: Mapping[str, Any], sessions: Sessions | None = None, *, wait: bool = True
@@ -215,3 +218,16 @@ class RunFolder:
 
     def _files(self) -> list[Path]:
         return sorted(self.checkpoints.glob("update-*.pt")) if self.checkpoints.exists() else []
+
+
+def _append(file: Path, row: Mapping[str, Any]) -> None:
+    with file.open("a") as stream:
+        stream.write(json.dumps(dict(row)) + "\n")
+
+
+def _rows(file: Path) -> list[dict[str, Any]]:
+    rows = []
+    for line in file.read_text(errors="replace").splitlines() if file.exists() else []:
+        with contextlib.suppress(ValueError):
+            rows.append(json.loads(line))
+    return rows
