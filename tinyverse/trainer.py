@@ -125,6 +125,7 @@ class Trainer:
         self._checkpointed = -1
         self._began = time.monotonic()
         self.must_publish = False
+        self._published = -1  # the newest version that the database is known to have taken
 
     # -- coming and going ---------------------------------------------------------------------------------------
 
@@ -274,10 +275,13 @@ class Trainer:
     def feed(self, wait: float = 0.0) -> int:
         """Reads new sessions into the replay; returns how many there were."""
         limit = min(READ_AT_ONCE, max(1, READ_BYTES // self.replay.spec.nbytes))
+        published = self._published
         entries, state = self.database.read(self._position, limit, wait)
         if state.epoch != self.state.epoch or not state.epoch:
             self._rejoin()
             return 0
+        if state.version < published:  # the server came back with an older copy of itself
+            self._published, self.must_publish = -1, True
         for position, blob in entries:
             self._take(position, blob)
         if len(entries) < limit:  # the end of the stream: all that was inserted is here or lost
@@ -410,6 +414,7 @@ class Trainer:
         except LeaseLost:
             if self.database.get_weights(version=version) != (version, blob):
                 raise
+        self._published = version
 
     def report(self) -> None:
         """The numbers by which players know whether to go on, and how data is used; of all ranks together."""
@@ -446,6 +451,7 @@ class Trainer:
         self.replay.forget_positions()
         self._newest_of.clear()
         self._caught_up = False
+        self._published = -1
         if towers.leads():
             self.report()
             self.must_publish = True
