@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 import sys
 import time
 import traceback
@@ -28,6 +29,8 @@ from tinyverse.database import Database, Worker
 from tinyverse.errors import DatabaseError
 from tinyverse.run import RunFolder
 from tinyverse.timing import Ticker
+
+logger = logging.getLogger(__name__)
 
 RECENT = 100  # episodes in a mean return
 ROWS = 300  # of the log, among which the newest evaluation is looked for
@@ -186,6 +189,21 @@ class TrainLog:
 
     def write(self) -> None:
         self.latest = {"seconds": round(self._seconds_before + time.monotonic() - self._began, 1), **self._row()}
+        try:
+            self._to_disk()
+        except OSError as error:
+            logger.warning("%s/ cannot be written to (%s). Training goes on.", self._folder.path, error)
+            self._events = None  # it does not recover
+        with contextlib.suppress(DatabaseError):  # the files have it
+            self._database.log_metrics(self.latest)
+
+    def close(self) -> None:
+        self.write()
+        if self._events is not None:
+            with contextlib.suppress(OSError):
+                self._events.close()
+
+    def _to_disk(self) -> None:
         self._folder.log(self.latest)
         if self._events is None:
             from torch.utils.tensorboard import SummaryWriter  # half a second, for trainers only
@@ -194,12 +212,6 @@ class TrainLog:
         for name, value in self.latest.items():
             if value is not None:
                 self._events.add_scalar(name, value, self.latest["step"])
-        with contextlib.suppress(DatabaseError):  # the files have it
-            self._database.log_metrics(self.latest)
-
-    def close(self) -> None:
-        self.write()
-        self._events.close()
 
 
 class Progress:

@@ -123,7 +123,7 @@ class RedisDatabase(Database):
     def meta(self) -> dict[str, str]:
         with errors(self._url):
             stored = self._client.hgetall(self._keys.meta)
-        return {name.decode(): text.decode() for name, text in stored.items()}
+            return {name.decode(): text.decode() for name, text in stored.items()}
 
     def state(self) -> State:
         return self._ask(lambda pipe: None)[1]
@@ -181,14 +181,14 @@ class RedisDatabase(Database):
             (entries,), state = self._ask(lambda pipe: pipe.xrange(sessions, min=f"({after}", count=limit))
             left = ends - time.monotonic()
             if entries or left <= 0:
-                return [(key.decode(), fields[b"s"]) for key, fields in entries], state
+                return [(key.decode(), fields.get(b"s", b"")) for key, fields in entries], state
             with errors(self._url):
                 self._client.xread({sessions: after}, count=1, block=max(1, int(1000 * min(left, BLOCK))))
 
     def newest(self, limit: int) -> list[tuple[str, bytes]]:
         with errors(self._url):
             entries = self._client.xrevrange(self._keys.sessions, count=limit)
-        return [(key.decode(), fields[b"s"]) for key, fields in reversed(entries)]
+        return [(key.decode(), fields.get(b"s", b"")) for key, fields in reversed(entries)]
 
     def put_weights(self, blob: bytes, version: int, *, holder: str, update: int = 0, step: int = 0) -> None:
         _check_size(len(blob), f"Weights version {version}")
@@ -207,7 +207,7 @@ class RedisDatabase(Database):
                 pipe.hdel(keys.current, *(f"xxh3:{number}" for number in old))
                 pipe.unlink(*map(keys.weights, old))
 
-        self._with_room(lambda: self._change(publish, keys.lease, keys.current))
+        self._change(publish, keys.lease, keys.current)
 
     def get_weights(self, newer_than: int = -1, version: int | None = None) -> tuple[int, bytes] | None:
         keys = self._keys
@@ -270,19 +270,22 @@ class RedisDatabase(Database):
     def report(self, **numbers: Any) -> None:
         check_report(numbers)
         texts = {name: "" if number is None else str(_STAT[name](number)) for name, number in numbers.items()}
-        with errors(self._url), self._client.pipeline() as pipe:
+
+        def write(pipe: Any) -> None:
             if texts:
                 pipe.hset(self._keys.stat, mapping=texts)
             if "capacity" in numbers:
                 pipe.xtrim(self._keys.sessions, maxlen=int(numbers["capacity"]), approximate=False)
-            pipe.execute()
+
+        self._write(write)
         self._capacity = int(numbers.get("capacity", self._capacity))
 
     def count(self, **numbers: int) -> None:
-        with errors(self._url), self._client.pipeline() as pipe:
+        def write(pipe: Any) -> None:
             for name, number in numbers.items():
                 pipe.hincrby(self._keys.stat, COUNTER + name, int(number))
-            pipe.execute()
+
+        self._write(write)
 
     def counters(self) -> dict[str, int]:
         with errors(self._url):
@@ -294,15 +297,15 @@ class RedisDatabase(Database):
         return self._newest(self._keys.episodes, limit)
 
     def log_metrics(self, row: Mapping[str, Any]) -> None:
-        with errors(self._url):
-            self._client.xadd(self._keys.metrics, {"row": _to_json(row)}, maxlen=LOG_KEPT, approximate=False)
+        entry = {"row": _to_json(row)}
+        self._write(lambda pipe: pipe.xadd(self._keys.metrics, entry, maxlen=LOG_KEPT, approximate=False))
 
     def metrics(self, limit: int = 100) -> list[dict[str, Any]]:
         return self._newest(self._keys.metrics, limit)
 
     def log_error(self, row: Mapping[str, Any]) -> None:
-        with errors(self._url):
-            self._client.xadd(self._keys.errors, {"row": _to_json(row)}, maxlen=ERRORS_KEPT, approximate=False)
+        entry = {"row": _to_json(row)}
+        self._write(lambda pipe: pipe.xadd(self._keys.errors, entry, maxlen=ERRORS_KEPT, approximate=False))
 
     def errors(self, limit: int = 10) -> list[dict[str, Any]]:
         return self._newest(self._keys.errors, limit)
@@ -322,20 +325,34 @@ class RedisDatabase(Database):
             add(pipe)
             pipe.hget(keys.meta, "epoch").hget(keys.current, "version").hmget(keys.stat, list(_STAT)).time()
             *replies, epoch, version, numbers, (seconds, microseconds) = pipe.execute()
+            known = {
+                name: parse(text.decode())
+                for (name, parse), text in zip(_STAT.items(), numbers, strict=True)
+                if text is not None
+            }
+            state = State(epoch=_text(epoch), version=-1 if version is None else int(version), **known)
         self._clock = seconds + microseconds * 1e-6 - time.monotonic()
-        known = {
-            name: parse(text.decode())
-            for (name, parse), text in zip(_STAT.items(), numbers, strict=True)
-            if text is not None
-        }
-        state = State(epoch=_text(epoch), version=-1 if version is None else int(version), **known)
         self._capacity = state.capacity
         return replies, state
 
     def _change(self, function: Callable[[Any], None], *watched: str) -> None:
         """Reads, then `pipe.multi()`, then writes; from the start again when a watched key changed in between."""
-        with errors(self._url):
-            self._client.transaction(function, *watched)
+
+        def change() -> None:
+            with errors(self._url):
+                self._client.transaction(function, *watched)
+
+        self._with_room(change)
+
+    def _write(self, add: Callable[[Any], object]) -> None:
+        """Runs what `add` queues, all or nothing."""
+
+        def write() -> None:
+            with errors(self._url), self._client.pipeline() as pipe:
+                add(pipe)
+                pipe.execute()
+
+        self._with_room(write)
 
     def _with_room(self, write: Callable[[], T]) -> T:
         """Runs a write. A full server drops a quarter of our sessions first: a cache must not wedge a run."""
@@ -355,7 +372,8 @@ class RedisDatabase(Database):
             return []
         with errors(self._url):
             entries = self._client.xrevrange(stream, count=limit)
-        return [json.loads(fields[b"row"]) for _, fields in reversed(entries)]
+        rows = [_row(fields.get(b"row", b"")) for _, fields in reversed(entries)]
+        return [row for row in rows if row is not None]
 
     def _heartbeat(self, worker: Worker) -> str:
         return _to_json({**vars(worker), "at": self._now()})
@@ -416,8 +434,17 @@ def _worker(text: bytes, now: float) -> Worker | None:
         return Worker(
             **{**{name: beat[name] for name in beat if name in _WORKER}, "seen": max(0.0, now - float(beat["at"]))}
         )
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return None
+
+
+def _row(text: bytes) -> dict[str, Any] | None:
+    """A row of a log; None when it makes no sense."""
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
 
 
 def _text(value: bytes | None) -> str:

@@ -224,7 +224,10 @@ def connect(url: str, *, name: str = "tinyverse", timeout: float = 5.0) -> redis
 
 @contextlib.contextmanager
 def errors(url: str) -> Iterator[None]:
-    """Turns what redis-py raises into DatabaseLost (no answer) or DatabaseError (a refusal), naming the server."""
+    """Turns what redis-py raises into DatabaseLost (no answer) or DatabaseError (a refusal), naming the server.
+
+    A ValueError is taken for an answer that cannot be read: a DatabaseError too.
+    """
     where = public(url)
     try:
         yield
@@ -245,6 +248,10 @@ def errors(url: str) -> Iterator[None]:
         ) from error
     except redis.RedisError as error:
         raise DatabaseError(f"{where} refused: {error}") from error
+    except ValueError as error:
+        raise DatabaseError(
+            f"{where} holds something for this run that tinyverse did not write ({error}). Remove the run: clear --force"
+        ) from error
 
 
 def public(url: str) -> str:

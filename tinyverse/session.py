@@ -72,6 +72,7 @@ class Session:
         return list(zip(json.loads(returns), json.loads(lengths), strict=True))
 
 
+LONGEST_NAME = 200  # letters of a player's
 TREES = tuple(field.name for field in dataclasses.fields(Session) if field.name != "metadata")
 
 
@@ -151,7 +152,7 @@ class SessionSpec:
 
         Raises:
             CodecError: the bytes are damaged, or larger than this run's sessions can be.
-            SpecError: names, shapes or dtypes differ, or a reward is not finite.
+            SpecError: names, shapes or dtypes differ, a reward is not finite, or a number is NaN.
         """
         limit = self.nbytes + codec.MAX_HEADER
         arrays, metadata = codec.decode(codec.decompress(blob, max_bytes=limit), max_bytes=limit)
@@ -160,6 +161,11 @@ class SessionSpec:
             raise SpecError(wrong)
         if not np.isfinite(arrays["rewards"]).all():
             raise SpecError("session.rewards holds NaN or infinity. Does the environment return finite rewards?")
+        for name, array in arrays.items():
+            if array.dtype.kind == "f" and np.isnan(array).any():  # infinities may be meant: actions that are masked
+                raise SpecError(f"session.{name} holds NaN, which would spoil the weights.")
+        if len(metadata.get("player", "")) > LONGEST_NAME:
+            raise CodecError(f"the player's name has more than {LONGEST_NAME} letters.")  # trainers remember names
         session = Session.from_arrays(arrays, metadata)
         for name in ("version", "update", "sequence"):
             codec.whole_number(metadata, name)
