@@ -117,6 +117,7 @@ def trainers_life(url: str, folder: Path, fatal: int) -> None:
 def players_life(url: str, folder: Path, fatal: int) -> None:
     doom = Doom(fatal, folder)
     player, courier = a_player(RedisDatabase(url, RUN), games=2)
+    player.version = player.update = 0
     courier.look()
     for _ in range(2):
         courier.offer(player.play(), timeout=1)

@@ -47,8 +47,10 @@ def write(folder: Path) -> None:
     folder.mkdir(parents=True)
     for kind, (nested, length) in KINDS.items():
         player, _ = a_player(MemoryDatabase(), games=1, nested=nested, length=length)
+        player.version = player.update = 0
         session = player.play().sessions("play-golden", 5)[0]
-        (folder / f"session-{kind}.bin").write_bytes(session.encode())
+        blob = codec.encode(session.arrays(), session.metadata)
+        (folder / f"session-{kind}.bin").write_bytes(codec.compress(blob) if kind == "compressed" else blob)
         (folder / f"session-{kind}.json").write_text(json.dumps(as_lists(session)))
         (folder / f"meta-{kind}.json").write_text(json.dumps(agreement("counting", {"x": 1}, a_spec(nested, length))))
     (folder / "weights.bin").write_bytes(encode_weights(WEIGHTS, **NUMBERS))
@@ -56,6 +58,7 @@ def write(folder: Path) -> None:
     trainer = a_golden_trainer(folder / "run")
     trainer.join()
     player, _ = a_player(MemoryDatabase(), games=2)
+    player.version = player.update = 0
     for number in (0, 2):
         trainer.database.append([session.encode() for session in player.play().sessions("play-golden", number)])
     trainer.feed()

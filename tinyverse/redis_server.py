@@ -236,6 +236,8 @@ def errors(url: str) -> Iterator[None]:
         raise DatabaseError(
             f"{where} refuses user {user!r}: wrong or missing password. Check TINYVERSE_REDIS_URL or --password."
         ) from error
+    except (redis.exceptions.ReadOnlyError, redis.exceptions.MasterDownError) as error:  # while another takes over
+        raise DatabaseLost(f"{where} takes no writes now: {error}") from error
     except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
         raise DatabaseLost(f"{where} does not answer: {error or type(error).__name__}") from error
     except redis.OutOfMemoryError as error:

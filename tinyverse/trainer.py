@@ -141,12 +141,16 @@ class Trainer:
         if not towers.leads():
             self.state = self.database.state()
             return
-        stop_count = self.database.state().stop
-        while not self.database.acquire_lease(self.holder):
+        stop_count, stopped, mine = self.database.state().stop, False, self.database.acquire_lease(self.holder)
+        while not mine:
             self.waiting.set("another trainer, which publishes for this run")
-            if self.beat().stop > stop_count or should_stop():
+            with contextlib.suppress(DatabaseLost):  # it may come back, as for those at work
+                now = self.beat().stop
+                stopped, stop_count = now > stop_count, min(now, stop_count)  # an emptied server counts from 0 again
+                mine = self.database.acquire_lease(self.holder)
+            if stopped or should_stop():
                 raise SettingsError("stopped while waiting for another trainer of this run to end.")
-            time.sleep(HEARTBEAT_SECONDS)
+            time.sleep(0.0 if mine else HEARTBEAT_SECONDS)
         self.waiting.set("")
         self.state = self.database.state()
         self._restore()
