@@ -137,6 +137,16 @@ def test_within_5_seconds_of_the_servers_return_all_goes_on(server: Breakable, c
         assert state.version > version
 
 
+def test_a_server_that_takes_no_writes_while_another_takes_over(server: Breakable) -> None:
+    """As a replica does until it is promoted."""
+    with Team(server.url) as team, connect(server.admin_url) as admin:
+        team.goes_on()
+        admin.replicaof("127.0.0.1", 1)
+        time.sleep(2.0)
+        admin.replicaof("no", "one")
+        team.goes_on()
+
+
 def test_a_frozen_server_costs_time_only(server: Breakable) -> None:
     with Team(server.url) as team:
         team.goes_on()
@@ -218,20 +228,25 @@ def test_connections_that_are_reset_all_the_time(server: Breakable) -> None:
 
 
 def fill(server: Breakable, key: str) -> None:
-    """Sessions of a run until the server refuses."""
-    with connect(server.admin_url) as admin, pytest.raises(redis.OutOfMemoryError):
-        while True:
+    """20 MB of a run's sessions, which is 2 MB more than the server may take."""
+    with connect(server.admin_url) as admin:
+        for _ in range(200):
             admin.xadd(key, {"s": bytes(100_000)})
+        admin.config_set("maxmemory", admin.info("memory")["used_memory"] - (2 << 20))
+        with pytest.raises(redis.OutOfMemoryError):
+            admin.set("x", "x")
 
 
 def test_everyone_starts_on_a_full_server(server: Breakable) -> None:
     fill(server, Keys("team").sessions)
     with Team(server.url) as team:
-        team.goes_on(20.0)
+        team.goes_on()
         team.trainer.rejected.clear()  # what filled it was no session
 
 
-@pytest.mark.parametrize("method", ["create", "acquire_lease", "report", "count", "log_metrics", "log_error", "beat"])
+@pytest.mark.parametrize(
+    "method", ["create", "state", "acquire_lease", "report", "count", "log_metrics", "log_error", "beat", "ask_stop"]
+)
 def test_each_first_request_finds_room_on_a_full_server(server: Breakable, method: str) -> None:
     database = RedisDatabase(server.url, "full")
     given: dict[str, Any] = {
@@ -240,9 +255,8 @@ def test_each_first_request_finds_room_on_a_full_server(server: Breakable, metho
     }  # fmt: skip
     named = {"report": {"capacity": 100_000}, "count": {"rejected": 1}}.get(method, {})
     fill(server, Keys("full").sessions)
-    before = database.size()["sessions"]
     getattr(database, method)(*given.get(method, ()), **named)
-    assert database.size()["sessions"] == before * 3 // 4
+    assert database.size()["sessions"] == 150
 
 
 def test_without_a_trainer_memory_does_not_grow(server: Breakable) -> None:
@@ -259,10 +273,10 @@ def test_without_a_trainer_memory_does_not_grow(server: Breakable) -> None:
             return admin.info("memory")["used_memory"], admin.dbsize()
 
     with Beside(lambda should_stop: play(player, courier, should_stop=should_stop)):
-        until(lambda: courier.state.inserted > 500)
+        until(lambda: courier.state.inserted > 300)
         memory, keys = facts()
-        until(lambda: courier.state.inserted > 2500, 30)
-        assert facts()[0] < memory + (2 << 20) and facts()[1] == keys
+        until(lambda: courier.state.inserted > 1000, 30)
+        assert facts()[0] < memory + (1 << 20) and facts()[1] <= keys
     courier.close()
     assert database.size()["sessions"] == 50
 
@@ -338,7 +352,8 @@ def test_a_frozen_trainer_is_fenced(server: Breakable) -> None:
     with script(TRAINS, server.url) as first, script(TRAINS, server.url) as second:
         until(lambda: database.state().version >= 0, 60)
         until(lambda: any("another trainer" in worker.waits_for for worker in database.workers()), 60)
-        holder = next(worker.pid for worker in database.workers() if not worker.waits_for.startswith("another"))
+        waits = [worker.pid for worker in database.workers() if worker.waits_for.startswith("another")]
+        holder = first.pid if waits == [second.pid] else second.pid
         frozen, other = (first, second) if first.pid == holder else (second, first)
         version = database.state().version
         os.kill(frozen.pid, signal.SIGSTOP)
@@ -351,9 +366,8 @@ def test_a_frozen_trainer_is_fenced(server: Breakable) -> None:
         assert database.state().version > version
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_signals_end_each_verb_in_order(place: Place, number: signal.Signals) -> None:
-    """Within 10 seconds, with 0, saved, and out of the list of workers; a second SIGINT ends at once."""
+def test_signals_end_each_verb_in_order(place: Place) -> None:
+    """Within 10 seconds, with 0, saved, and out of the list of workers."""
     trainer = place.start("catch", "train", "-b", 4, "--save-every", 1000)
     long_until(lambda: "training run" in place.said(trainer), "the trainer")
     player = place.start("catch", "play", "-b", 4)
@@ -361,7 +375,7 @@ def test_signals_end_each_verb_in_order(place: Place, number: signal.Signals) ->
     assert judge.stdout is not None and judge.stdout.readline()
     long_until(lambda: place.info()["update"] > 2, "updates")
     began = time.monotonic()
-    for process in (judge, player, trainer):
+    for process, number in ((judge, signal.SIGTERM), (player, signal.SIGHUP), (trainer, signal.SIGTERM)):
         process.send_signal(number)
         place.end(process)
     assert time.monotonic() - began < 10
@@ -370,7 +384,7 @@ def test_signals_end_each_verb_in_order(place: Place, number: signal.Signals) ->
 
 def test_a_second_ctrl_c_ends_at_once(place: Place) -> None:
     player = place.start("catch", "play")  # waits for a trainer that never comes
-    long_until(lambda: list(place.path.glob("s/server.json")) and place.info()["workers"], "the player")
+    long_until(lambda: "waiting for a trainer" in place.said(player), "the player")
     server = next(process for process in place.mine() if "-server" in process.name())
     server.suspend()
     player.send_signal(signal.SIGINT)
@@ -392,7 +406,7 @@ def test_on_a_full_disk_checkpoints_stay_whole_and_training_goes_on(place: Place
     size = max(file.stat().st_size for file in place.path.glob("runs/*/checkpoints/*"))
     command = [
         "/bin/sh", "-c", f'ulimit -f {size // 1024}; exec "$@"', "sh",
-        sys.executable, "-m", "tinyverse", "catch", "local", "-n", "4000", "--save-every", "0.2",
+        sys.executable, "-m", "tinyverse", "catch", "local", "-n", "150", "--save-every", "0.2",
     ]  # fmt: skip
     done = subprocess.run(
         command, cwd=place.path, env=place.env, capture_output=True, text=True, timeout=100, check=False
@@ -451,7 +465,7 @@ def test_nonsense_in_a_key_is_one_sentence(server: Breakable, key: str) -> None:
             admin.hset(Keys("odd").current, "version", "many")
         else:
             admin.hset(Keys("odd").meta, "epoch", b"\xff")
-    with pytest.raises(DatabaseError, match="run odd.* clear"):
+    with pytest.raises(DatabaseError, match="holds something .* clear --force"):
         database.state()
 
 

@@ -116,8 +116,7 @@ class RedisDatabase(Database):
                 pipe.hset(keys.meta, mapping={**meta, "epoch": secrets.token_hex(8)})
 
         self._change(write, keys.meta)
-        with errors(self._url):
-            self._client.sadd(keys.RUNS, self.run)  # apart: on a cluster it lives elsewhere
+        self._write(lambda pipe: pipe.sadd(keys.RUNS, self.run))  # apart: on a cluster it lives elsewhere
         return self.meta()
 
     def meta(self) -> dict[str, str]:
@@ -129,8 +128,7 @@ class RedisDatabase(Database):
         return self._ask(lambda pipe: None)[1]
 
     def ask_stop(self) -> None:
-        with errors(self._url):
-            self._client.hincrby(self._keys.stat, "stop", 1)
+        self._write(lambda pipe: pipe.hincrby(self._keys.stat, "stop", 1))
 
     def clear(self, keep_weights: bool = False) -> None:
         keys = self._keys
@@ -173,7 +171,7 @@ class RedisDatabase(Database):
             if worker:
                 pipe.hset(keys.heartbeats, worker.id, self._heartbeat(worker))
 
-        return self._with_room(lambda: self._ask(write)[1])
+        return self._ask(write)[1]
 
     def read(self, after: str, limit: int, wait: float = 0.0) -> tuple[list[tuple[str, bytes]], State]:
         sessions, ends = self._keys.sessions, time.monotonic() + wait
@@ -312,7 +310,7 @@ class RedisDatabase(Database):
 
     def size(self) -> dict[str, int]:
         """`sessions` kept, and `bytes`: as many times the mean size of all sessions so far."""
-        with errors(self._url), self._client.pipeline() as pipe:
+        with errors(self._url), self._client.pipeline(transaction=False) as pipe:
             pipe.xlen(self._keys.sessions)
             pipe.hmget(self._keys.stat, "inserted", "bytes")
             kept, (inserted, size) = pipe.execute()
@@ -321,10 +319,15 @@ class RedisDatabase(Database):
     def _ask(self, add: Callable[[Any], object]) -> tuple[list[Any], State]:
         """Runs what `add` queues and reads the State, at one instant (MULTI); (replies to what was added, State)."""
         keys = self._keys
-        with errors(self._url), self._client.pipeline() as pipe:
-            add(pipe)
-            pipe.hget(keys.meta, "epoch").hget(keys.current, "version").hmget(keys.stat, list(_STAT)).time()
-            *replies, epoch, version, numbers, (seconds, microseconds) = pipe.execute()
+
+        def ask() -> Any:
+            with errors(self._url), self._client.pipeline() as pipe:
+                add(pipe)
+                pipe.hget(keys.meta, "epoch").hget(keys.current, "version").hmget(keys.stat, list(_STAT)).time()
+                return pipe.execute()
+
+        *replies, epoch, version, numbers, (seconds, microseconds) = self._with_room(ask)
+        with errors(self._url):
             known = {
                 name: parse(text.decode())
                 for (name, parse), text in zip(_STAT.items(), numbers, strict=True)
@@ -355,7 +358,8 @@ class RedisDatabase(Database):
         self._with_room(write)
 
     def _with_room(self, write: Callable[[], T]) -> T:
-        """Runs a write. A full server drops a quarter of our sessions first: a cache must not wedge a run."""
+        """Runs a write, or a MULTI of any kind, which a full server refuses too; there, a quarter of our sessions is
+        dropped first: a cache must not wedge a run."""
         try:
             return write()
         except DatabaseError as error:
