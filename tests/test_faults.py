@@ -84,7 +84,7 @@ class Team:
         if error[0] is None:
             self.check()
 
-    def goes_on(self, seconds: float = 5.0) -> None:
+    def goes_on(self, seconds: float = 15.0) -> None:
         """Within so many seconds the player plays, the trainer learns from it, publishes, and the player loads it."""
         ends, trainer, player = time.monotonic() + seconds, self.trainer, self.player
         version, steps = trainer.version, player.rate.total
@@ -131,7 +131,7 @@ def test_within_5_seconds_of_the_servers_return_all_goes_on(server: Breakable, c
         if comes_back == "empty":
             server.forget()
         server.start()
-        team.goes_on()
+        team.goes_on(5.0)
         state = team.database.state()
         assert (state.epoch == epoch) == (comes_back != "empty")
         assert state.version > version
