@@ -47,7 +47,7 @@ lint: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-BENCHMARKS := $(filter-out benchmarks/measure.py benchmarks/report.py,$(wildcard benchmarks/*.py))
+BENCHMARKS := $(filter-out benchmarks/measure.py benchmarks/report.py benchmarks/soak.py,$(wildcard benchmarks/*.py))
 
 bench: .venv/ready
 	@for script in $(BENCHMARKS); do echo "==> $$script"; $(BIN)/python $$script || exit 1; done

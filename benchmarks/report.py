@@ -23,7 +23,7 @@ from measure import HERE, number
 
 PAGE, RESULTS = HERE.parent / "docs" / "performance.md", HERE.parent / "docs" / "results" / "benchmarks"
 BEGIN, END = "<!-- tables -->\n", "<!-- end of tables -->\n"
-SCRIPTS = sorted(file.stem for file in HERE.glob("*.py") if file.stem not in ("measure", "report"))
+SCRIPTS = sorted(file.stem for file in HERE.glob("*.py") if file.stem not in ("measure", "report", "soak"))
 COLUMNS = ("what", "ours", "spread", "limit", "naive", "others", "ours is … of them")
 Result = Mapping[str, Any]
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
-SCRIPTS = sorted(file.stem for file in BENCHMARKS.glob("*.py") if file.stem not in ("measure", "report"))
+SCRIPTS = sorted(file.stem for file in BENCHMARKS.glob("*.py") if file.stem not in ("measure", "report", "soak"))
 RESULT = {
     "script": "player", "machine": "2 cores", "date": "2026-01-02", "smoke": False,
     "rows": [{

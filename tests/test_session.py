@@ -204,6 +204,26 @@ def test_garbled_metadata_is_refused(name, text):
         spec.decode(session_of(spec, metadata=metadata).encode())
 
 
+def test_what_would_spoil_a_trainer_is_refused():
+    """NaN in anything it computes with, infinity in observations, or names that it would have to remember."""
+    spec = counting_spec()
+    for name, (_, dtype) in spec.fields.items():
+        session = session_of(spec)
+        if dtype.kind != "f" or name == "rewards":
+            continue
+        leaf = session.arrays()[name]
+        for number, fits in ((np.inf, not name.startswith("observations")), (np.nan, False)):
+            arrays = {**session.arrays(), name: np.full_like(leaf, number)}
+            blob = codec.encode(arrays, METADATA)
+            if fits:
+                spec.decode(blob)
+            else:
+                with pytest.raises(SpecError, match=f"{name} holds NaN"):
+                    spec.decode(blob)
+    with pytest.raises(CodecError, match="200 characters"):
+        spec.decode(session_of(spec, metadata={**METADATA, "player": "p" * 201}).encode())
+
+
 def test_a_session_cannot_have_ended_more_episodes_than_it_has_steps():
     spec = counting_spec()
     for count, fits in ((T, True), (T + 1, False)):

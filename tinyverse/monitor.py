@@ -207,6 +207,20 @@ class TrainLog:
 
     def write(self) -> None:
         self.latest = {"seconds": round(self._seconds_before + time.monotonic() - self._began, 1), **self._row()}
+        try:
+            self._to_disk()
+        except OSError as error:
+            logger.warning("%s/ cannot be written to (%s). Training goes on.", self._folder.path, error)
+        with contextlib.suppress(DatabaseError):  # the files have it
+            self._database.log_metrics(self.latest)
+
+    def close(self) -> None:
+        self.write()
+        for writer in self._writers:
+            with contextlib.suppress(OSError):
+                writer.close()
+
+    def _to_disk(self) -> None:
         self._folder.log(self.latest)
         if self._events is None:
             self._events = TensorBoard(self._folder)
@@ -217,13 +231,6 @@ class TrainLog:
                 writer.write(whole)
             except Exception as error:  # theirs, of any kind; the files have the row
                 logger.warning("%s took no row (%s). Training goes on.", type(writer).__name__, error)
-        with contextlib.suppress(DatabaseError):  # the files have it
-            self._database.log_metrics(self.latest)
-
-    def close(self) -> None:
-        self.write()
-        for writer in self._writers:
-            writer.close()
 
 
 class Progress:

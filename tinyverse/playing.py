@@ -14,7 +14,7 @@ from tinyverse.asked import Asked, positive, stop_on_signals
 from tinyverse.database import Database
 from tinyverse.envs.pool import Pool
 from tinyverse.envs.workers import WorkerPool
-from tinyverse.errors import DatabaseError, SettingsError, WindowClosed
+from tinyverse.errors import DatabaseError, DatabaseLost, SettingsError, WindowClosed
 from tinyverse.experiment import Experiment
 from tinyverse.human import Person
 from tinyverse.player import HEARTBEAT_SECONDS, SEEDS_APART, Courier, Player, new_worker, play
@@ -148,16 +148,20 @@ def games_of(name: str, settings: Mapping[str, Any], num_games: int) -> Pool:
 def _await_run(asked: Asked, database: Database, should_stop: Callable[[], bool]) -> dict[str, str]:
     """The run's agreement, once a trainer has created it; {} if asked to stop before."""
     worker, told, stop_count = new_worker("play", waits_for="a trainer to create the run"), False, database.state().stop
-    began = time.monotonic()
-    while not (meta := database.meta()):
+    began, meta = time.monotonic(), database.meta()
+    while not meta and not should_stop():
         if not told:
             asked.say(f"waiting for a trainer of run {asked.run} (tinyverse {asked.experiment} train)")
             told = True
         worker.waits_seconds = time.monotonic() - began
-        if database.beat(worker).stop > stop_count or should_stop():
-            break
+        with contextlib.suppress(DatabaseLost):  # it may come back, as for those at work
+            if (now := database.beat(worker).stop) > stop_count:
+                break
+            stop_count = min(stop_count, now)  # one that came back empty counts from 0 again
+            meta = database.meta()
         time.sleep(HEARTBEAT_SECONDS / 4)
-    database.leave(worker.id)
+    with contextlib.suppress(DatabaseLost):
+        database.leave(worker.id)
     check_agreed(asked.run, agreed_of(meta), asked.title, asked.given)
     return meta
 

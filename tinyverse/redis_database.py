@@ -136,14 +136,13 @@ class RedisDatabase(Database):
     def meta(self) -> dict[str, str]:
         with errors(self._url):
             stored = self._client.hgetall(self._keys.meta)
-        return {name.decode(): text.decode() for name, text in stored.items()}
+            return {name.decode(): text.decode() for name, text in stored.items()}
 
     def state(self) -> State:
         return self._ask(lambda pipe: None)[1]
 
     def ask_stop(self) -> None:
-        with errors(self._url):
-            self._client.hincrby(self._keys.stat, "stop", 1)
+        self._write(lambda pipe: pipe.hincrby(self._keys.stat, "stop", 1))
 
     def clear(self, keep_weights: bool = False) -> None:
         keys = self._keys
@@ -189,7 +188,7 @@ class RedisDatabase(Database):
             if worker:
                 pipe.hset(keys.heartbeats, worker.id, self._heartbeat(worker))
 
-        return self._with_room(lambda: self._ask(write)[1])
+        return self._ask(write)[1]
 
     def read(self, after: str, limit: int, wait: float = 0.0) -> tuple[list[tuple[str, bytes]], State]:
         sessions, ends = self._keys.sessions, time.monotonic() + wait
@@ -225,7 +224,7 @@ class RedisDatabase(Database):
                 pipe.hdel(keys.current, *(f"{mark}:{number}" for number in old for mark in ("xxh3", "seal")))
                 pipe.unlink(*map(keys.weights, old))
 
-        self._with_room(lambda: self._change(publish, keys.lease, keys.current))
+        self._change(publish, keys.lease, keys.current)
 
     def get_weights(self, newer_than: int = -1, version: int | None = None) -> tuple[int, bytes] | None:
         keys = self._keys
@@ -289,19 +288,22 @@ class RedisDatabase(Database):
     def report(self, **numbers: Any) -> None:
         check_report(numbers)
         texts = {name: "" if number is None else str(_STAT[name](number)) for name, number in numbers.items()}
-        with errors(self._url), self._client.pipeline() as pipe:
+
+        def write(pipe: Any) -> None:
             if texts:
                 pipe.hset(self._keys.stat, mapping=texts)
             if "capacity" in numbers:
                 pipe.xtrim(self._keys.sessions, maxlen=int(numbers["capacity"]), approximate=False)
-            pipe.execute()
+
+        self._write(write)
         self._capacity = int(numbers.get("capacity", self._capacity))
 
     def count(self, **numbers: int) -> None:
-        with errors(self._url), self._client.pipeline() as pipe:
+        def write(pipe: Any) -> None:
             for name, number in numbers.items():
                 pipe.hincrby(self._keys.tally, COUNTER + name, int(number))
-            pipe.execute()
+
+        self._write(write)
 
     def counters(self) -> dict[str, int]:
         with errors(self._url):
@@ -313,22 +315,22 @@ class RedisDatabase(Database):
         return self._newest(self._keys.episodes, limit)
 
     def log_metrics(self, row: Mapping[str, Any]) -> None:
-        with errors(self._url):
-            self._client.xadd(self._keys.metrics, {"row": _to_json(row)}, maxlen=LOG_KEPT, approximate=False)
+        entry = {"row": _to_json(row)}
+        self._write(lambda pipe: pipe.xadd(self._keys.metrics, entry, maxlen=LOG_KEPT, approximate=False))
 
     def metrics(self, limit: int = 100) -> list[dict[str, Any]]:
         return self._newest(self._keys.metrics, limit)
 
     def log_error(self, row: Mapping[str, Any]) -> None:
-        with errors(self._url):
-            self._client.xadd(self._keys.errors, {"row": _to_json(row)}, maxlen=ERRORS_KEPT, approximate=False)
+        entry = {"row": _to_json(row)}
+        self._write(lambda pipe: pipe.xadd(self._keys.errors, entry, maxlen=ERRORS_KEPT, approximate=False))
 
     def errors(self, limit: int = 10) -> list[dict[str, Any]]:
         return self._newest(self._keys.errors, limit)
 
     def size(self) -> dict[str, int]:
         """`sessions` kept, and `bytes`: as many times the mean size of all sessions so far."""
-        with errors(self._url), self._client.pipeline() as pipe:
+        with errors(self._url), self._client.pipeline(transaction=False) as pipe:
             pipe.xlen(self._keys.sessions)
             pipe.hmget(self._keys.tally, "inserted", "bytes")
             kept, (inserted, size) = pipe.execute()
@@ -337,29 +339,49 @@ class RedisDatabase(Database):
     def _ask(self, add: Callable[[Any], object]) -> tuple[list[Any], State]:
         """Runs what `add` queues and reads the State, at one instant (MULTI); (replies to what was added, State)."""
         keys = self._keys
-        with errors(self._url), self._client.pipeline() as pipe:
-            add(pipe)
-            pipe.hget(keys.meta, "epoch").hget(keys.current, "version").hmget(keys.stat, list(_STAT))
-            pipe.hget(keys.tally, "inserted").time()
-            *replies, epoch, version, numbers, inserted, (seconds, microseconds) = pipe.execute()
+
+        def ask() -> Any:
+            with errors(self._url), self._client.pipeline() as pipe:
+                add(pipe)
+                pipe.hget(keys.meta, "epoch").hget(keys.current, "version").hmget(keys.stat, list(_STAT))
+                pipe.hget(keys.tally, "inserted").time()
+                return pipe.execute()
+
+        *replies, epoch, version, numbers, inserted, (seconds, microseconds) = self._with_room(ask)
+        with errors(self._url):
+            known = {
+                name: parse(text.decode())
+                for (name, parse), text in zip(_STAT.items(), numbers, strict=True)
+                if text is not None
+            }
+            known |= {"epoch": _text(epoch), "inserted": int(inserted or 0)}
+            state = State(version=-1 if version is None else int(version), **known)
         self._clock = seconds + microseconds * 1e-6 - time.monotonic()
-        known = {
-            name: parse(text.decode())
-            for (name, parse), text in zip(_STAT.items(), numbers, strict=True)
-            if text is not None
-        }
-        known |= {"epoch": _text(epoch), "version": int(version or -1), "inserted": int(inserted or 0)}
-        state = State(**known)
         self._capacity, self._epoch = state.capacity, state.epoch
         return replies, state
 
     def _change(self, function: Callable[[Any], None], *watched: str) -> None:
         """Reads, then `pipe.multi()`, then writes; from the start again when a watched key changed in between."""
-        with errors(self._url):
-            self._client.transaction(function, *watched)
+
+        def change() -> None:
+            with errors(self._url):
+                self._client.transaction(function, *watched)
+
+        self._with_room(change)
+
+    def _write(self, add: Callable[[Any], object]) -> None:
+        """Runs what `add` queues, all or nothing."""
+
+        def write() -> None:
+            with errors(self._url), self._client.pipeline() as pipe:
+                add(pipe)
+                pipe.execute()
+
+        self._with_room(write)
 
     def _with_room(self, write: Callable[[], T]) -> T:
-        """Runs a write. A full server drops a quarter of our sessions first: a cache must not wedge a run."""
+        """Runs a write, or a MULTI of any kind, which a full server refuses too; there, a quarter of our sessions is
+        dropped first: a cache must not wedge a run."""
         try:
             return write()
         except DatabaseError as error:

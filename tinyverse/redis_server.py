@@ -28,7 +28,7 @@ import sys
 import tempfile
 import time
 import urllib.parse
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -255,7 +255,10 @@ def connect(url: str, *, name: str = "tinyverse", timeout: float = 5.0, key: str
 
 @contextlib.contextmanager
 def errors(url: str) -> Iterator[None]:
-    """Turns what redis-py raises into DatabaseLost (no answer) or DatabaseError (a refusal), naming the server."""
+    """Turns what redis-py raises into DatabaseLost (no answer) or DatabaseError (a refusal), naming the server.
+
+    A ValueError is taken for an answer that cannot be read: a DatabaseError too.
+    """
     where = public(url)
     try:
         yield
@@ -264,6 +267,8 @@ def errors(url: str) -> Iterator[None]:
         raise DatabaseError(
             f"{where} refuses user {user!r}: wrong or missing password. Check TINYVERSE_REDIS_URL or --password."
         ) from error
+    except (redis.exceptions.ReadOnlyError, redis.exceptions.MasterDownError) as error:  # while another takes over
+        raise DatabaseLost(f"{where} takes no writes now: {error}") from error
     except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
         raise DatabaseLost(f"{where} does not answer: {error or type(error).__name__}") from error
     except redis.OutOfMemoryError as error:
@@ -276,6 +281,10 @@ def errors(url: str) -> Iterator[None]:
         ) from error
     except redis.RedisError as error:
         raise DatabaseError(f"{where} refused: {error}") from error
+    except ValueError as error:
+        raise DatabaseError(
+            f"{where} holds something for this run that tinyverse did not write ({error}). Remove the run: clear --force"
+        ) from error
 
 
 def public(url: str) -> str:

@@ -128,7 +128,7 @@ class SessionSpec:
                 name: (tuple(map(int, shape)), np.dtype(str(dtype)))
                 for name, (dtype, shape) in json.loads(text).items()
             }
-        except (ValueError, TypeError, AttributeError, RecursionError):
+        except (ValueError, TypeError, AttributeError, RecursionError, SyntaxError, OverflowError):  # dtypes are parsed
             raise SpecError(f"the run's spec of its sessions is garbled: {text[:80]!r}") from None
         if any(dtype.kind not in "biuf" for _, dtype in fields.values()):
             raise SpecError("the run's spec has arrays that are neither booleans, integers nor floats.")

@@ -148,6 +148,7 @@ class Trainer:
         self._began = time.monotonic()
         self.must_publish = False
         self.rollbacks = 0  # after NaN
+        self._published = -1  # the newest version that the database is known to have taken
 
     # -- coming and going ---------------------------------------------------------------------------------------
 
@@ -163,12 +164,16 @@ class Trainer:
         if not towers.leads():
             self.state = self.database.state()
             return
-        stop_count = self.database.state().stop
-        while not self.database.acquire_lease(self.holder):
+        stop_count, stopped, mine = self.database.state().stop, False, self.database.acquire_lease(self.holder)
+        while not mine:
             self.waiting.set("another trainer, which publishes for this run")
-            if self.beat().stop > stop_count or should_stop():
+            with contextlib.suppress(DatabaseLost):  # it may come back, as for those at work
+                now = self.beat().stop
+                stopped, stop_count = now > stop_count, min(now, stop_count)  # an emptied server counts from 0 again
+                mine = self.database.acquire_lease(self.holder)
+            if stopped or should_stop():
                 raise SettingsError("stopped while waiting for another trainer of this run to end.")
-            time.sleep(HEARTBEAT_SECONDS)
+            time.sleep(0.0 if mine else HEARTBEAT_SECONDS)
         self.waiting.set("")
         self.state = self.database.state()
         self._restore()
@@ -300,7 +305,7 @@ class Trainer:
 
     def feed(self, wait: float = 0.0) -> int:
         """Reads new sessions into the replay; returns how many there were."""
-        limit = min(self._at_once, max(1, READ_BYTES // self.replay.spec.nbytes))
+        limit, published = min(self._at_once, max(1, READ_BYTES // self.replay.spec.nbytes)), self._published
         try:
             entries, state = self.database.read(self._position, limit, wait)
         except DatabaseLost:
@@ -310,6 +315,8 @@ class Trainer:
         if state.epoch != self.state.epoch or not state.epoch:
             self._rejoin()
             return 0
+        if state.version < published:  # the server came back with an older copy of itself
+            self._published, self.must_publish = -1, True
         for position, blob in entries:
             self._take(position, blob)
         if len(entries) < limit:  # the end of the stream: all that was inserted is here or lost
@@ -494,6 +501,7 @@ class Trainer:
         except LeaseLost:
             if self.database.get_weights(version=version) != (version, blob):
                 raise
+        self._published = version
 
     def report(self) -> None:
         """The numbers by which players know whether to go on, and how data is used; of all ranks together."""
@@ -530,6 +538,7 @@ class Trainer:
         self.replay.forget_positions()
         self._newest_of.clear()
         self._caught_up = False
+        self._published = -1
         if towers.leads():
             self.report()
             self.must_publish = True

@@ -1,0 +1,189 @@
+"""A trainer or a player that is killed at its Nth step, and again at the next, until it has died at every one.
+
+    python tests/doomed.py trainer|player URL FOLDER
+
+A step is a request (before it, with half of it sent, after it but before the reply) or a change on the disk (before a
+file is opened for writing, flushed, renamed, removed). They are found where they happen, by hooks of this process: the
+package holds no fail-points, so none can be forgotten. Every life is a fork that ends by kill -9 and is followed by the
+same command; between two lives everything that may never be wrong is checked. Prints the names of the steps, as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from people import CountingLearner, a_player, a_spec, a_trainer
+from redis.connection import AbstractConnection
+from test_trainer import some_sessions
+
+from tinyverse.database import BEGINNING
+from tinyverse.redis_database import RedisDatabase
+from tinyverse.replay import Flow
+from tinyverse.run_folder import RunFolder
+from tinyverse.weights import decode_weights
+
+RUN = "doomed"
+torch.set_num_threads(1)
+
+
+class Doom:
+    """Counts the steps of this process and kills it at one of them, whose name it leaves in a file."""
+
+    def __init__(self, fatal: int, folder: Path) -> None:
+        self.fatal, self.folder, self.count = fatal, str(folder), -1
+        self.grave = os.open(folder.parent / "grave", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        self._hook_requests()
+        self._hook_the_disk()
+
+    def step(self, name: str, at_last: Callable[[], Any] = lambda: None) -> None:
+        self.count += 1
+        if self.count == self.fatal:
+            at_last()
+            os.write(self.grave, name.encode())
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def _hook_requests(self) -> None:
+        send = AbstractConnection.send_packed_command
+
+        def sends(connection: Any, command: Any, *rest: Any, **named: Any) -> None:
+            parts = [command] if isinstance(command, (bytes, str)) else list(command)
+            data = b"".join(part.encode() if isinstance(part, str) else bytes(part) for part in parts)
+            words = dict.fromkeys(re.findall(rb"\*\d+\r\n\$\d+\r\n([A-Z]+)", data))
+            name = b" ".join(words).decode()
+            self.step(f"before {name}")
+            self.step(f"within {name}", lambda: connection._sock.sendall(data[: len(data) // 2]))
+            send(connection, command, *rest, **named)
+            self.step(f"after {name}")
+
+        AbstractConnection.send_packed_command = sends
+
+    def _hook_the_disk(self) -> None:
+        flush = os.fsync
+
+        def fsync(number: int) -> None:
+            self.step("fsync")
+            flush(number)
+
+        def watch(event: str, given: tuple[Any, ...]) -> None:
+            if event == "open":
+                changes = isinstance(given[1], str) and set(given[1]) & set("wax+")
+            else:
+                changes = event in ("os.rename", "os.remove")
+            if changes and str(given[0]).startswith(self.folder):
+                self.step(f"{event.removeprefix('os.')} {Path(str(given[0])).suffix}")
+
+        os.fsync = fsync
+        sys.addaudithook(watch)
+
+
+class Ledger(CountingLearner):
+    """Writes down, for good, what it learns from before it does."""
+
+    file = -1
+
+    def train_step(self, batch: Any) -> Mapping[str, Any]:
+        for row in batch.observations[0].tolist():
+            os.write(self.file, (json.dumps(row) + "\n").encode())
+        return super().train_step(batch)
+
+
+def trainers_life(url: str, folder: Path, fatal: int) -> None:
+    ledger = os.open(folder.parent / "ledger", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    doom = Doom(fatal, folder)
+    trainer = a_trainer(
+        RedisDatabase(url, RUN), flow=Flow(batch=2, buffer_size=8), publish_every=1, folder=RunFolder(folder)
+    )
+    trainer.learner = Ledger(trainer.agent)
+    trainer.learner.file = ledger
+    trainer.join()
+    for _ in range(2):
+        trainer.feed()
+        if trainer.step():
+            trainer.publish(trainer.snapshot())
+        trainer.beat()
+        trainer.save(wait=True)
+    trainer.leave()
+    os.write(doom.grave, b"old age")
+
+
+def players_life(url: str, folder: Path, fatal: int) -> None:
+    doom = Doom(fatal, folder)
+    player, courier = a_player(RedisDatabase(url, RUN), games=2)
+    player.version = player.update = 0
+    courier.look()
+    for _ in range(2):
+        courier.offer(player.play(), timeout=1)
+        courier._turn()
+    courier.database.leave(courier.worker.id)
+    os.write(doom.grave, b"old age")
+
+
+class Witness:
+    """What was seen after the lives so far; none of it may ever be taken back."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        self.database, self.folder = RedisDatabase(url, RUN), folder
+        self.version = self.update = -1
+        self.epoch, self.position = "", BEGINNING
+
+    def check(self) -> None:
+        state = self.database.state()
+        assert state.version >= self.version, "the version went back"
+        assert state.epoch == self.epoch or not self.epoch
+        self.version, self.epoch = state.version, state.epoch
+        found = self.database.get_weights()
+        assert (found is None) == (state.version < 0)
+        if found is not None:
+            weights, numbers = decode_weights(found[1])
+            assert found[0] == numbers["version"] == state.version
+            assert numbers["update"] == weights["weight"][0] == state.update or state.update > numbers["update"]
+        entries, _ = self.database.read(self.position, 10_000)
+        for _, blob in entries:
+            a_spec().decode(blob)
+        pushed = [key for key, _ in entries]
+        self.position = pushed[-1] if pushed else self.position
+        assert state.inserted % 2 == 0, "half a push"
+        checkpoint = RunFolder(self.folder).load()
+        newest = checkpoint["update"] if checkpoint else -1
+        assert newest >= self.update, "a checkpoint was lost"
+        self.update = newest
+        ledger = self.folder.parent / "ledger"
+        learned = ledger.read_text().splitlines() if ledger.exists() else []
+        assert len(learned) == len(set(learned)), "learned from twice"
+
+
+def main(who: str, url: str, path: str) -> None:
+    folder = Path(path) / "run"
+    witness, life = Witness(url, folder), {"trainer": trainers_life, "player": players_life}[who]
+    sessions, names = iter(some_sessions(4000)), list[str]()
+    if who == "player":
+        a_trainer(witness.database).join()
+    while not names or names[-1] != "old age":
+        if who == "trainer":
+            witness.database.append([next(sessions).encode() for _ in range(6)])
+        child = os.fork()
+        if child == 0:
+            try:
+                life(url, folder, len(names))
+            except BaseException as error:
+                print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+                os._exit(1)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        names.append((folder.parent / "grave").read_text())
+        assert os.WIFSIGNALED(status) or (names[-1] == "old age" and status == 0), f"ended by itself after {names[-1:]}"
+        witness.check()
+    learned = (folder.parent / "ledger").read_text().splitlines() if who == "trainer" else []
+    print(json.dumps({"names": names, "learned": len(learned), "version": witness.version, "update": witness.update}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,50 @@
+"""Killed at every single step, one after the other, a trainer and a player leave nothing half done."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tinyverse.redis_server import private_server
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
+HERE = Path(__file__).parent
+
+
+def deaths(who: str, folder: Path) -> dict[str, Any]:
+    """What tests/doomed.py prints."""
+    env = {**os.environ, "PYTHONPATH": f"{HERE.parent}:{HERE}", "OMP_NUM_THREADS": "1"}
+    with private_server() as server:
+        done = subprocess.run(
+            [sys.executable, HERE / "doomed.py", who, server.url, folder],
+            env=env, capture_output=True, text=True, timeout=280, check=False,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_trainer_dies_at_every_step(tmp_path: Path) -> None:
+    seen = deaths("trainer", tmp_path)
+    requests = {
+        "MULTI SET HSET EXEC",  # a publication
+        "MULTI SET HSET HDEL UNLINK EXEC",  # one that pushes an older one out
+        "MULTI HSET XTRIM EXEC",  # the read position, before an update
+        "MULTI SET EXEC",  # the lease
+        "MULTI XRANGE HGET HMGET TIME EXEC",  # sessions
+    }
+    wanted = {f"{when} {what}" for when in ("before", "within", "after") for what in requests}
+    wanted |= {"open .writing", "fsync", "rename .writing", "remove .writing", "remove .pt"}
+    assert wanted <= set(seen["names"]), sorted(wanted - set(seen["names"]))
+    assert seen["learned"] > len(seen["names"]) and seen["version"] > len(seen["names"]) / 2
+    assert seen["update"] > 10
+
+
+def test_a_player_dies_at_every_step(tmp_path: Path) -> None:
+    seen = deaths("player", tmp_path)
+    assert {"before MULTI XADD HINCRBY HSET HGET HMGET TIME EXEC", "before HDEL"} <= set(seen["names"]), seen["names"]
