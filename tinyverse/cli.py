@@ -40,24 +40,26 @@ tinyverse EXPERIMENT VERB [options]
 EXPERIMENT is a file (atari.py), a module (my.games.pong), or a packaged example (atari, cartpole, catch, tabular).
 
 \b
-  tinyverse cartpole run --players 1     play and train on this machine, with one command
-  tinyverse atari.py play -b 8           step 8 games; as often as you like, on as many machines as you like
-  tinyverse atari.py train -b 16         learn from what players push
-  tinyverse atari.py eval -n 5           whole games: mean ± standard error, and a video in ./records
-  tinyverse atari.py export FILE         the weights as plain safetensors, or as ONNX
-  tinyverse catch.py local               play and train in one process, without a server
-  tinyverse atari.py info                who does what, and what each waits for
-  tinyverse atari.py watch               the run as a page in a browser: curves, workers, films, any player's game
-  tinyverse atari.py sessions ls         what was played: show ID, video ID, export FILE, import FILE
+  tinyverse cartpole run --players 1    play and train on this machine, with one command
+  tinyverse catch.py local              play and train in one process, without a server
+  tinyverse atari.py play -b 8          step 8 games; as often as you like, on as many machines as you like
+  tinyverse atari.py train -b 16        learn from what players push
+  tinyverse atari.py eval -n 5          whole games: mean ± standard error, and a video in ./records
+
+  tinyverse atari.py info               who does what, and what each waits for
+  tinyverse atari.py watch              the run as a page in a browser: curves, workers, films, any player's game
+  tinyverse atari.py report             a page to pass on: curve, film, settings, machine, commands
+  tinyverse atari.py sessions ls        what was played: show ID, video ID, export FILE, import FILE
+  tinyverse atari.py export FILE        the weights as plain safetensors, or as ONNX
   tinyverse atari.py config             every setting and option, and where its value comes from
-  tinyverse atari.py check | stop | clear
-  tinyverse atari.py report              a page to pass on: curve, film, settings, machine, commands
-  tinyverse plot pong-s1 pong-s2         learning curves of these runs, as a PNG
+  tinyverse atari.py check              builds everything once; stop and clear end a run and remove it
+
+  tinyverse plot pong-s1 pong-s2        learning curves of these runs, as a PNG
   tinyverse new my_game.py              an experiment of your own to begin with, and a test for it
-  tinyverse completion bash              Tab completes experiments, verbs and options
-  tinyverse server start | stop | status
-  tinyverse info                         the runs on the server
-  tinyverse doctor                       is everything here as it should be?
+  tinyverse server start                or stop, status, users: the server on this machine
+  tinyverse info                        the runs on the server
+  tinyverse doctor                      is everything here as it should be?
+  tinyverse completion bash             Tab completes experiments, verbs and options
 
 Add --help after a verb for its options.
 """
