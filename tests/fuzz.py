@@ -24,7 +24,7 @@ from people import a_spec
 
 from tinyverse import codec
 from tinyverse.errors import CodecError, SpecError
-from tinyverse.redis_database import _row, _worker
+from tinyverse.redis_database import _from_json, _worker
 from tinyverse.session import SessionSpec
 from tinyverse.weights import decode_weights
 
@@ -40,7 +40,7 @@ READERS: dict[str, Callable[[bytes], object]] = {
     "zstd": lambda data: codec.decompress(data, max_bytes=SMALL),
     "spec": lambda data: SessionSpec.from_json(data.decode(errors="replace")),
     "heartbeat": lambda data: _worker(data, 0.0),
-    "row": _row,
+    "row": _from_json,
 }
 EDGES = [0, 1, 7, 8, 127, 128, 255, 256, 65535, 65536, 1 << 31, (1 << 32) - 1, 1 << 62, (1 << 63) - 1, (1 << 64) - 1]
 WORDS = [b"0", b"-1", b"9" * 18, b"1e400", b"NaN", b"[]", b"{}", b"null", b'"F64"', b'"BOOL"', b"[" * 500, b"\\u0000"]
