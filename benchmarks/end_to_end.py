@@ -32,6 +32,7 @@ import measure
 
 from tinyverse import loader, machine
 from tinyverse.redis_database import RedisDatabase
+from tinyverse.redis_server import announcement
 
 machine.prepare()
 
@@ -96,7 +97,7 @@ def running(players: int, threads: int | None, **settings: Any) -> Iterator[Call
 
         @functools.cache
         def database() -> RedisDatabase:
-            return RedisDatabase(json.loads(Path(folder, "runs", NAME, "server.json").read_text())["url"], NAME)
+            return RedisDatabase(json.loads(announcement(Path(folder, "runs", NAME)).read_text())["url"], NAME)
 
         def updates() -> int:
             if process.poll() is not None:
