@@ -315,15 +315,13 @@ class RedisDatabase(Database):
         return self._newest(self._keys.episodes, limit)
 
     def log_metrics(self, row: Mapping[str, Any]) -> None:
-        entry = {"row": _to_json(row)}
-        self._write(lambda pipe: pipe.xadd(self._keys.metrics, entry, maxlen=LOG_KEPT, approximate=False))
+        self._log(self._keys.metrics, row, LOG_KEPT)
 
     def metrics(self, limit: int = 100) -> list[dict[str, Any]]:
         return self._newest(self._keys.metrics, limit)
 
     def log_error(self, row: Mapping[str, Any]) -> None:
-        entry = {"row": _to_json(row)}
-        self._write(lambda pipe: pipe.xadd(self._keys.errors, entry, maxlen=ERRORS_KEPT, approximate=False))
+        self._log(self._keys.errors, row, ERRORS_KEPT)
 
     def errors(self, limit: int = 10) -> list[dict[str, Any]]:
         return self._newest(self._keys.errors, limit)
@@ -378,6 +376,10 @@ class RedisDatabase(Database):
                 pipe.execute()
 
         self._with_room(write)
+
+    def _log(self, key: str, row: Mapping[str, Any], kept: int) -> None:
+        entry = {"row": _to_json(row)}
+        self._write(lambda pipe: pipe.xadd(key, entry, maxlen=kept, approximate=False))
 
     def _with_room(self, write: Callable[[], T]) -> T:
         """Runs a write, or a MULTI of any kind, which a full server refuses too; there, a quarter of our sessions is
