@@ -97,13 +97,12 @@ class Page:
         return json.loads(answer.body, parse_constant=pytest.fail)
 
     def events(self, count: int, **headers: str) -> list[dict[str, Any]]:
-        """The first events of the stream."""
+        """The first events of the stream, fewer if it ends before."""
         connection = http.client.HTTPConnection(self.place.hostname or "", self.place.port, timeout=10)
         try:
             connection.request("GET", "/events", headers=headers)
             answer, said = connection.getresponse(), []
-            while len(said) < count:
-                line = answer.readline().decode()
+            while len(said) < count and (line := answer.readline().decode()):
                 if line.startswith("data: "):
                     said.append(json.loads(line[6:], parse_constant=pytest.fail))
             return said
@@ -429,6 +428,9 @@ def test_watch_says_where_and_ends_when_it_is_stopped(
         began = time.monotonic()
         command.terminate()
         assert command.wait(10) == 0 and time.monotonic() - began < 5
+        if listening.ident:
+            listening.join(10)
+            assert not listening.is_alive()
     finally:
         command.kill()
         _, said = command.communicate()
