@@ -149,7 +149,8 @@ class Soak:
             self.wait(60.0 if "minute" in kind else seconds)
             self.books.losses.append(time.monotonic())
             self.server.start()
-            self.seen = State(epoch=self.seen.epoch)  # of a copy: what came after it is gone
+            self.seen = State(epoch=self.seen.epoch)  # of a copy: what came after it is gone, heartbeats too
+            self.loaded.clear()
         elif kind == "server frozen":
             self.server.freeze()
             self.wait(seconds)
@@ -315,13 +316,13 @@ def soak(minutes: float, seed: int) -> dict[str, Any]:
             while (passed := time.monotonic() - here.began) < 60 * minutes:
                 here.wait(0.5)
                 here.measure()
-                strikes = here.broken is None or here.random.random() < 0.05  # some do not wait until the run goes on
+                strikes = here.broken is None or here.random.random() < 0.005  # some do not wait until the run goes on
                 if time.monotonic() > next_fault and strikes:
                     here.break_something()
                     next_fault = time.monotonic() + here.random.uniform(2.0, 10.0)
             counts = here.count_all()
             return {
-                "minutes": round(passed / 60, 1), "seed": seed, "server": find_binary()[1], "faults": dict(here.faults),
+                "minutes": round(passed / 60, 1), "seed": seed, "server": ".".join(map(str, find_binary()[1])), "faults": dict(here.faults),
                 "seconds until all goes on": {
                     kind: {"median": round(statistics.median(times), 1), "most": round(max(times), 1), "of": len(times)}
                     for kind, times in sorted(here.recovered.items())
@@ -346,7 +347,7 @@ def page(result: dict[str, Any]) -> str:
     sizes = result["sizes in the second and last quarter"].items()
     return "\n".join([
         "# Soak", "", f"`python benchmarks/soak.py {result['minutes']:.0f} --seed {result['seed']}`, "
-        f"server {'.'.join(map(str, result['server']))}; what it does and checks is said at its top. "
+        f"server {result['server']}; what it does and checks is said at its top. "
         "Written by `--report`.", "",
         "| fault | times | seconds until all went on, median | at most |", "|---|---:|---:|---:|", *rows, "",
         "A trainer or player that was killed imports torch again first. A fault that struck before all went on again "
