@@ -376,6 +376,7 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--report", type=Path, help="a folder for soak.json and soak.md")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended before its time"))  # and so do all that it started
     result = soak(given.minutes, given.seed)
     print(json.dumps(result))
     if given.report:

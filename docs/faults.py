@@ -1,6 +1,6 @@
-"""Writes into the last column of docs/faults.md what tests measured: python docs/faults.py REPORT.xml
+"""Writes into the last column of docs/faults.md what tests measured: python docs/faults.py REPORT.xml …
 
-REPORT.xml is what `pytest --junitxml=REPORT.xml` writes; a test calls record_property("goes on", seconds). Lines whose
+A REPORT.xml is what `pytest --junitxml=REPORT.xml` writes; a test calls record_property("goes on", seconds). Lines whose
 tests are not in it stay as they are.
 """
 
@@ -15,10 +15,10 @@ from xml.etree import ElementTree
 PAGE = Path(__file__).parent / "faults.md"
 
 
-def measured(report: Path) -> dict[str, list[float]]:
+def measured(*reports: Path) -> dict[str, list[float]]:
     """Seconds by test, of all its parameters."""
     seconds = defaultdict(list)
-    for case in ElementTree.parse(report).iter("testcase"):
+    for case in (case for report in reports for case in ElementTree.parse(report).iter("testcase")):
         for found in case.iter("property"):
             if found.get("name") == "goes on":
                 seconds[case.get("name", "").partition("[")[0]].append(float(found.get("value", "")))
@@ -39,4 +39,4 @@ def filled(page: str, seconds: dict[str, list[float]]) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(filled(PAGE.read_text(), measured(Path(sys.argv[1]))))
+    PAGE.write_text(filled(PAGE.read_text(), measured(*map(Path, sys.argv[1:]))))

@@ -134,6 +134,7 @@ def guided(reader: str, options: list[str]) -> None:
     def one(data: bytes) -> None:
         read(reader, data)
 
+    limit_memory()
     with tempfile.TemporaryDirectory() as found:  # inputs that reach further; the committed corpus stays as it is
         atheris.Setup([sys.argv[0], found, str(CORPUS / reader), *options], one)
         atheris.Fuzz()

@@ -8,6 +8,8 @@ import pytest
 from test_faults import Team
 from test_redis_places import Servers, admin, cluster_node, free_port, make_cluster, owner, raw, until
 
+AT_ONCE = "repl-diskless-sync-delay 0"  # who follows gets its copy without a wait for more followers
+
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(180)]
 
 
@@ -17,19 +19,23 @@ def follows(port: int, master: int) -> bool:
     return facts["role"] == "slave" and facts["master_port"] == master and facts["master_link_status"] == "up"
 
 
+def found(watch: int) -> str:
+    """The URL of what Sentinels watch, once they know who could take over."""
+    until(lambda: raw(watch, "SENTINEL", "REPLICAS", "pong").count(b"runid"))
+    return f"redis+sentinel://127.0.0.1:{watch}/pong"
+
+
 @pytest.mark.parametrize("copy", ["up to date", "older"])
 def test_sentinels_promote_another_server_and_all_goes_on(copy: str, record_property: Callable[..., None]) -> None:
     """Then the first one comes back, follows, and is promoted in its turn."""
     first, second, watch = free_port(), free_port(), free_port()
-    with Servers(
-        f"port {first}",
-        f"port {second}\nreplicaof 127.0.0.1 {first}",
+    sentinel = (
         f"port {watch}\nsentinel monitor pong 127.0.0.1 {first} 1\n"
-        "sentinel down-after-milliseconds pong 500\nsentinel failover-timeout pong 2000",
-    ) as servers:
+        "sentinel down-after-milliseconds pong 500\nsentinel failover-timeout pong 2000"
+    )
+    with Servers(f"port {first}\n{AT_ONCE}", f"port {second}\nreplicaof 127.0.0.1 {first}\n{AT_ONCE}") as servers:
         until(lambda: follows(second, first))
-        until(lambda: raw(watch, "SENTINEL", "REPLICAS", "pong").count(b"runid"))
-        with Team(f"redis+sentinel://127.0.0.1:{watch}/pong") as team:
+        with Servers(sentinel), Team(found(watch)) as team:
             team.goes_on()
             epoch = team.database.state().epoch
             if copy == "older":
@@ -54,7 +60,7 @@ def test_sentinels_promote_another_server_and_all_goes_on(copy: str, record_prop
 
 def test_a_replica_in_a_cluster_takes_over_and_all_goes_on(record_property: Callable[..., None]) -> None:
     ports = [free_port() for _ in range(4)]
-    with Servers(*map(cluster_node, ports)) as servers:
+    with Servers(*(f"{cluster_node(port)}\n{AT_ONCE}" for port in ports)) as servers:
         make_cluster(ports[:3])
         holder = next(index for index, port in enumerate(ports[:3]) if owner(port, "team"))
         admin(ports[3]).execute_command("CLUSTER", "MEET", "127.0.0.1", ports[0])
