@@ -344,11 +344,11 @@ def soak(minutes: float, seed: int) -> dict[str, Any]:
 def page(result: dict[str, Any]) -> str:
     """The report for people."""
     calm, sessions = result["in the calm"], result["sessions"]
-    took = result["seconds until all goes on"]
+    took, none = result["seconds until all goes on"], {"median": "–", "most": "–"}
     rows = [
-        f"| {kind} | {times} | {took[kind]['median']} | {took[kind]['most']} |"
-        for kind, times in sorted(result["faults"].items()) if kind in took
-    ]  # fmt: skip
+        f"| {kind} | {times} | {took.get(kind, none)['median']} | {took.get(kind, none)['most']} |"
+        for kind, times in sorted(result["faults"].items())
+    ]
     sizes = result["sizes in the second and last quarter"].items()
     return "\n".join([
         "# Soak", "", f"`python benchmarks/soak.py {result['minutes']:.0f} --seed {result['seed']}`, "
