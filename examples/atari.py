@@ -9,8 +9,8 @@ Pong: a mean return of 18 over 100 episodes after 0.94 M steps (3.8 M frames), 1
 -o total_updates=45000` on 2 cores without a GPU. The learning rate falls to 0 over `total_updates`, of which a million
 steps make 11,700: as it comes, over 10 M steps.
 
-Rules: 84×84 grey, frame skip 4 with the maximum of the last 2, up to 30 no-op frames at the start, no sticky actions,
-whole games as episodes. Rewards are clipped to ±1 for learning only; `eval` reports the game's own score.
+Rules: 84×84 grey, frame skip 4 with the maximum of the last 2, up to 30 no-op frames at the start, no sticky actions.
+For learning only, rewards are clipped to ±1 and a life is an episode; returns are of whole games, in the game's own score.
 
 Each session is learned from 3 times, soon after it was played, in small batches: many updates, each of them clipped.
 Images are centred and features normalised: without, the constant background drowns the few pixels that matter, and Pong
@@ -37,7 +37,7 @@ def make_experiment(
     unroll_length=64,
 ):
     def make_pool(num_games, num_threads=1):
-        return atari_pool(env_id, num_games, num_threads=num_threads)
+        return atari_pool(env_id, num_games, num_threads=num_threads, episodic_life=True)
 
     def make_env(evaluation=False, render_mode=None):
         return atari_env(env_id, evaluation=evaluation, render_mode=render_mode)
