@@ -14,7 +14,7 @@ from tinyverse.algorithms import PPO
 from tinyverse.networks import MLP, ModularNetwork
 
 
-def make_experiment(env_id="CartPole-v1", learning_rate=6e-3, total_updates=250, unroll_length=32, games=16):
+def make_experiment(env_id="CartPole-v1", learning_rate=6e-3, total_updates=500, unroll_length=32, games=16):
     def make_env(evaluation=False, render_mode=None):
         return gym.make(env_id, render_mode=render_mode)
 
