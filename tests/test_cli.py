@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import os
 import shutil
 import signal
@@ -823,7 +824,7 @@ def test_the_runs_name(tinyverse: Tinyverse, option: str) -> None:
 def test_quiet_and_verbose(tinyverse: Tinyverse, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "train: update 1" in tinyverse("tabular", "local", "-n", 1).err
     assert tinyverse("tabular", "local", "-n", 1, "-q").err == ""
-    calls = swap_with_spy(monkeypatch, cli.logging, "basicConfig")
+    calls = swap_with_spy(monkeypatch, logging, "basicConfig")
     for words in ([], ["-v"], ["-vv"]):
         tinyverse("tabular", "local", "-n", 1, *words)
     assert [named["level"] for _, named in calls] == [30, 20, 10]
