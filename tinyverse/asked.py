@@ -23,6 +23,7 @@ from typing import Any
 from tinyverse import loader, redis_server
 from tinyverse.database import Database
 from tinyverse.errors import SettingsError, TinyverseError
+from tinyverse.progress import Bar, Share
 from tinyverse.redis_database import open_database
 from tinyverse.run_folder import RunFolder
 
@@ -43,6 +44,7 @@ class Asked:
     database: str | None = None
     seed: int | None = None
     quiet: bool = False
+    bars: bool = True  # whether it is shown how far something is
 
     def __post_init__(self) -> None:
         if self.run and not re.fullmatch(r"(?!\.+$)[A-Za-z0-9._-]{1,100}", self.run):  # a folder has this name too
@@ -115,6 +117,10 @@ class Asked:
                 f"started a local server for this user, {address}; it stays for the others (tinyverse server stop ends it)"
             )
         return address.url
+
+    def bar(self, what: str, total: float | None = None, look: Callable[[], Share] | None = None) -> Bar:
+        """Shows how far something is, if it takes long."""
+        return Bar(what, total, quiet=self.quiet or not self.bars, look=look)
 
     def say(self, text: str) -> None:
         if not self.quiet:

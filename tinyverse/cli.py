@@ -268,6 +268,8 @@ def evaluate(asked: Asked, as_json: bool, **options: Any) -> None:
     """
     from tinyverse.judging import do_eval
 
+    asked.bars = not as_json
+
     def show(result: Any) -> None:
         if as_json:
             facts = {

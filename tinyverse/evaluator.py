@@ -115,23 +115,27 @@ def evaluate_in_processes(
     jobs: int,
     games: int,
     video: Path | None = None,
+    on_game: Callable[[int, float], None] = lambda done, total: None,
     **options: Any,
 ) -> Evaluation:
     """`evaluate` in `jobs` processes of this machine (joblib); `make` builds the experiment in each.
 
-    The first process films; each has its own seed.
+    The first process films; each has its own seed. `on_game` is called where a process has played all of its games.
     """
     import joblib
 
     jobs = max(1, min(jobs, games))
     seed = options.pop("seed", 0)
-    parts = joblib.Parallel(n_jobs=jobs)(
+    parts: list[Evaluation] = []
+    for part in joblib.Parallel(n_jobs=jobs, return_as="generator")(
         joblib.delayed(_part)(
             make, weights, games=games // jobs + (job < games % jobs), seed=seed + 1000 * job,
             video=video if job == 0 else None, **options,
         )
         for job in range(jobs)
-    )  # fmt: skip
+    ):  # fmt: skip
+        parts.append(part)
+        on_game(sum(len(each.returns) for each in parts), part.returns[-1])
     return Evaluation(
         sum((part.returns for part in parts), []), sum((part.lengths for part in parts), []),
         seconds=max(part.seconds for part in parts), video=parts[0].video, note=parts[0].note,

@@ -21,10 +21,10 @@ from tinyverse.evaluator import Evaluation, evaluate, evaluate_in_processes
 from tinyverse.experiment import Experiment
 from tinyverse.player import HEARTBEAT_SECONDS, Player
 from tinyverse.playing import acting, check_device
+from tinyverse.progress import Share
 from tinyverse.replay import Flow, Replay
 from tinyverse.run_folder import agreed_of, check_agreed
 from tinyverse.samplers import sampler_of
-from tinyverse.timing import Ticker
 from tinyverse.weights import decode_weights, encode_weights
 from tinyverse.weights_file import WeightsFile
 from tinyverse.writers import TensorBoard
@@ -107,19 +107,18 @@ def _evaluate(
         "render": render,
     }
     make = functools.partial(rebuild, asked.experiment, found.agreed["settings"])
-    if jobs > 1:
-        result = evaluate_in_processes(make, found.weights, jobs=jobs, games=games, **options)
-    else:
-        experiment = make()
-        agent = acting(experiment.agent(), device, "fp32")
-        agent.set_weights(found.weights)
-        progress = Ticker(5.0, later=True)
+    with asked.bar("games", games) as bar:
 
         def on_game(done: int, total: float) -> None:
-            if progress.due():
-                asked.say(f"{done} of {games} games done, the last returned {total:.2f}")
+            bar.share = Share(f"games (the last returned {total:.2f})", done, games)
 
-        result = evaluate(experiment, agent, games=games, on_game=on_game, **options)
+        if jobs > 1:
+            result = evaluate_in_processes(make, found.weights, jobs=jobs, games=games, on_game=on_game, **options)
+        else:
+            experiment = make()
+            agent = acting(experiment.agent(), device, "fp32")
+            agent.set_weights(found.weights)
+            result = evaluate(experiment, agent, games=games, on_game=on_game, **options)
     return dataclasses.replace(result, version=found.version)
 
 
@@ -213,7 +212,8 @@ def do_check(asked: Asked) -> list[tuple[str, str]]:
 
     def timed(what: str, function: Callable[[], Any], say: Callable[[Any], str] = str) -> Any:
         began = time.perf_counter()
-        made = function()
+        with asked.bar(f"check: {what}"):
+            made = function()
         rows.append((what, f"{say(made)}  ({1000 * (time.perf_counter() - began):.1f} ms)"))
         return made
 

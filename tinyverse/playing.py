@@ -18,6 +18,7 @@ from tinyverse.errors import DatabaseError, DatabaseLost, SettingsError, WindowC
 from tinyverse.experiment import Experiment
 from tinyverse.human import Person
 from tinyverse.player import HEARTBEAT_SECONDS, SEEDS_APART, Courier, Player, new_worker, play
+from tinyverse.progress import Progress, Share
 from tinyverse.run_folder import agreed_of, check_agreed, check_spec
 
 
@@ -87,7 +88,11 @@ def do_play(
         courier.start()
         asked.say(f"playing {player.num_games} game{'s' * (player.num_games > 1)} of run {asked.run}")
         try:
-            with monitor.Progress(lambda: _player_line(player, courier), quiet=asked.quiet) as progress:
+
+            def share() -> Share | None:
+                return Share("batches", worker.sessions // worker.games, batches) if batches else None
+
+            with Progress(lambda: _player_line(player, courier), share=share, quiet=asked.quiet) as progress:
 
                 def on_batch() -> None:
                     progress.turn()

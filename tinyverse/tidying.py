@@ -69,8 +69,10 @@ def do_stop(asked: Asked, *, wait: float = 15.0) -> tuple[int, int]:
         before = len(database.workers())
         database.ask_stop()
         ends = time.monotonic() + wait
-        while database.workers() and time.monotonic() < ends:
-            time.sleep(0.1)
+        with asked.bar("workers that have left", before) as bar:
+            while (there := len(database.workers())) and time.monotonic() < ends:
+                bar.share = bar.share._replace(done=max(0, before - there))
+                time.sleep(0.1)
         return before, len(database.workers())
 
 
