@@ -18,7 +18,7 @@ import click
 from tinyverse import __version__, completing, machine
 from tinyverse.cli_server import server
 from tinyverse.cli_sessions import sessions
-from tinyverse.errors import SettingsError, TinyverseError
+from tinyverse.errors import SettingsError, TinyverseError, did_you_mean
 from tinyverse.options import common, learning, stepping
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ VERBS = (
     "stop", "clear",
 )  # fmt: skip
 GLOBALS = ("server", "plot", "new", "completion")
+ALONE = ("info", "doctor")  # verbs that say something without an experiment too
 
 USAGE = """\
 tinyverse EXPERIMENT VERB [options]
@@ -118,12 +119,14 @@ def _sort_out(words: list[str]) -> tuple[str, list[str]]:
         sys.exit(0)
     if words[0].startswith("-"):
         raise click.UsageError(f"options belong behind the verb: tinyverse EXPERIMENT VERB {words[0]} …")
-    if words[0] in GLOBALS or (words[0] in ("info", "doctor") and (len(words) == 1 or words[1].startswith("-"))):
+    if words[0] in GLOBALS or (words[0] in ALONE and (len(words) == 1 or words[1].startswith("-"))):
         return "", words
     if words[0] in VERBS:
         if len(words) > 1 and not words[1].startswith("-"):  # the first two words swapped
             return words[1], [words[0], *words[2:]]
         raise click.UsageError(f"which experiment? For example: tinyverse atari.py {words[0]}")
+    if meant := _meant(words):
+        raise click.UsageError(f"{words[0]} is no experiment. Did you mean: tinyverse {meant}")
     if len(words) == 1:
         raise click.UsageError(
             f"{words[0]} and then what? For example: tinyverse {words[0]} run. Verbs: {', '.join(VERBS)}."
@@ -133,10 +136,26 @@ def _sort_out(words: list[str]) -> tuple[str, list[str]]:
             raise click.UsageError(
                 f"options belong behind the verb: tinyverse {words[0]} VERB {words[1]} … Verbs: {', '.join(VERBS)}."
             )
-        close = get_close_matches(words[1], VERBS, 1)
-        hint = f" Did you mean {close[0]}?" if close else ""
+        hint = did_you_mean(words[1], VERBS)
         raise click.UsageError(f"there is no verb {words[1]!r}.{hint} Verbs: {', '.join(VERBS)}.")
     return words[0], words[1:]
+
+
+def _meant(words: list[str]) -> str:
+    """The command that was meant where its word, mistyped, stands in the experiment's place; "" where it does not."""
+    first, rest = words[0], words[1:]
+    known = GLOBALS if rest and get_close_matches(rest[0], VERBS) else (*GLOBALS, *VERBS)
+    close = get_close_matches(first, known, 1)
+    if not close:
+        return ""
+    from tinyverse.loader import is_experiment
+
+    if is_experiment(first):
+        return ""
+    if close[0] in GLOBALS or (close[0] in ALONE and (not rest or rest[0].startswith("-"))):
+        return " ".join([close[0], *rest])
+    swapped = rest and not rest[0].startswith("-")
+    return " ".join([rest[0], close[0], *rest[1:]] if swapped else ["EXPERIMENT", close[0], *rest])
 
 
 @click.group(

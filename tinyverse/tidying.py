@@ -13,7 +13,7 @@ from rich.live import Live
 from tinyverse import monitor, redis_server
 from tinyverse.asked import Asked, stop_on_signals
 from tinyverse.database import Database
-from tinyverse.errors import RunConflict
+from tinyverse.errors import RunConflict, did_you_mean
 from tinyverse.redis_database import Keys, list_runs
 
 
@@ -52,7 +52,8 @@ def _known(asked: Asked) -> Iterator[Database]:
         if not (database.meta() or database.workers()):
             others = [] if asked.database else redis_runs(asked)
             there = f"there are {', '.join(others)}" if others else "there is none"
-            raise RunConflict(f"there is no run {asked.run} in the database; {there}. Choose one with --name.")
+            hint = did_you_mean(asked.run, others)
+            raise RunConflict(f"there is no run {asked.run} in the database; {there}.{hint} Choose one with --name.")
         yield database
 
 
