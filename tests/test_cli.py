@@ -685,6 +685,31 @@ def test_eval_every_waits_for_weights_and_leaves_with_the_others(
     database.close()
 
 
+def test_eval_every_is_at_work_and_leaves_in_the_midst_of_a_game(
+    run: Tinyverse, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tinyverse.redis_database import RedisDatabase
+
+    created(run)
+    database, heard = RedisDatabase(redis_url, run.name), []  # type: ignore[attr-defined]
+    monkeypatch.setattr(judging, "HEARTBEAT_SECONDS", 0.01)
+
+    def endless(*_: Any, should_stop: Callable[[], bool], **__: Any) -> Evaluation:
+        ends = time.monotonic() + 20
+        while not should_stop():
+            assert time.monotonic() < ends
+            if not heard and (there := [worker for worker in database.workers() if worker.version >= 0]):
+                heard.extend(there)
+                database.ask_stop()
+        return Evaluation([], [])
+
+    monkeypatch.setattr(judging, "evaluate", endless)
+    assert run("eval", "--every", "--no-video", "-b", 3).out == ""
+    assert [(worker.role, worker.games, worker.waits_for) for worker in heard] == [("eval", 3, "")]
+    assert database.workers() == []
+    database.close()
+
+
 @pytest.mark.parametrize("suffix", ["safetensors", "pt"])
 def test_eval_plays_an_export_in_a_process_of_its_own(tinyverse: Tinyverse, folder: Path, suffix: str) -> None:
     tinyverse("catch", "local", "-n", 2, "-q", "-o", "learning_rate=0.25", "--name", "old")
@@ -757,7 +782,7 @@ def test_stop_of_nobody(run: Tinyverse) -> None:
     assert "0 of 0 workers" in run("stop").out
 
 
-@pytest.mark.parametrize("words", [["info"], ["info", "--json"], ["stop"], ["clear", "--yes"]])
+@pytest.mark.parametrize("words", [["info"], ["info", "--json"], ["stop"], ["clear"], ["clear", "--yes"]])
 def test_a_mistyped_run_name_is_said(run: Tinyverse, tinyverse: Tinyverse, words: list[str]) -> None:
     created(run)
     said = tinyverse("catch", *words, "--name", "cach")

@@ -409,9 +409,12 @@ def clear(asked: Asked, yes: bool, keep_weights: bool, force: bool, stop_server:
     from tinyverse.tidying import do_clear
 
     what = "sessions and bookkeeping" if keep_weights else "sessions, weights and bookkeeping"
-    if not yes:
-        click.confirm(f"Remove the {what} of run {asked.run} from the database?", abort=True)
-    do_clear(asked, keep_weights=keep_weights, force=force)
+
+    def confirm() -> None:
+        if not yes:
+            click.confirm(f"Remove the {what} of run {asked.run} from the database?", abort=True)
+
+    do_clear(asked, keep_weights=keep_weights, force=force, confirm=confirm)
     print(f"removed the {what} of run {asked.run}")
     if stop_server and redis_server.stop():
         print("stopped the local server")

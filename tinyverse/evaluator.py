@@ -64,6 +64,7 @@ def evaluate(
     video: Path | None = None,
     render: bool = False,
     on_game: Callable[[int, float], None] = lambda done, total: None,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
     """Plays `games` whole games, `at_once` of them side by side, each seat the same number, so that short games do not
     count more often than long ones.
@@ -72,6 +73,7 @@ def evaluate(
         video: where to write a film of the first game; None: none.
         render: show the first game in a window, if the environment can.
         on_game: called after each game with the number done and its return.
+        should_stop: asked before each step; the games that have ended by then are what is returned.
     """
     began, seats = time.monotonic(), max(1, min(at_once, games))
     envs: list[Any] = []
@@ -88,7 +90,7 @@ def evaluate(
         stack.callback(pool.close)
         camera = stack.enter_context(_Camera(video, envs[0] if envs else None))
         camera.shoot(observations)
-        while any(len(done) < wanted for done, wanted in zip(returns, quota, strict=True)):
+        while not should_stop() and any(len(done) < wanted for done, wanted in zip(returns, quota, strict=True)):
             actions, memory, _ = agent.act(observations, memory, first, greedy)
             step = pool.step(actions)
             alive, first = ~ended, ended

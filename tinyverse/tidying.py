@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from rich.console import Console
 from rich.live import Live
@@ -77,8 +77,10 @@ def do_stop(asked: Asked, *, wait: float = 15.0) -> tuple[int, int]:
         return before, len(database.workers())
 
 
-def do_clear(asked: Asked, *, keep_weights: bool = False, force: bool = False) -> None:
-    """Removes the run from the database; its folder stays."""
+def do_clear(
+    asked: Asked, *, keep_weights: bool = False, force: bool = False, confirm: Callable[[], object] = lambda: None
+) -> None:
+    """Removes the run from the database; its folder stays. `confirm` is called before, and raises if it must not be."""
     with _known(asked) as database:
         workers = database.workers()
         if workers and not force:
@@ -86,4 +88,5 @@ def do_clear(asked: Asked, *, keep_weights: bool = False, force: bool = False) -
             raise RunConflict(
                 f"run {asked.run} is at work: {who}. Stop it first (tinyverse {asked.experiment} stop), or add --force."
             )
+        confirm()
         database.clear(keep_weights)
