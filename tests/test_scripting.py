@@ -81,7 +81,7 @@ def test_a_setting_may_be_called_as_a_keyword_of_run():
         "import catch\ndef make_experiment(seed=0, games=4):\n    return catch.make_experiment(games=games)\n"
     )
     sys.path.insert(0, str(CHECKOUT / "examples"))
-    options = dict(players=0, updates=1, quiet=True)
+    options = {"players": 0, "updates": 1, "quiet": True}
     with pytest.raises(SettingsError, match=r"seed is a keyword .* setting of clash: .* settings=\{'seed': …\}"):
         tinyverse.run("clash.py", seed=3, **options)
     folder = tinyverse.run("clash.py", seed=3, settings={"seed": 7}, games=8, **options).folder

@@ -95,8 +95,9 @@ def run(
     machine.prepare()
     experiment = make_experiment if isinstance(make_experiment, str) else _file_of(make_experiment, name or "notebook")
     asked = Asked(experiment, name, {**(settings or {}), **more_settings}, seed=seed, quiet=quiet)
-    here = dict(players=players, minutes=minutes, updates=updates, name=name, seed=seed, fresh=fresh, quiet=quiet)
-    _refuse_either_way(asked, here)
+    _refuse_either_way(asked, {
+        "players": players, "minutes": minutes, "updates": updates, "name": name, "seed": seed, "fresh": fresh, "quiet": quiet,
+    })  # fmt: skip
     learning = Learning(minutes=minutes, updates=updates, resume=False if fresh else None)
     if players:
         do_run(asked, learning, players=players)
