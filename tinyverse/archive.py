@@ -111,7 +111,7 @@ def write(path: Path, sessions: Iterable[tuple[str, Session]], spec: SessionSpec
         index = {"format": FORMAT, **about, "spec": json.loads(spec.to_json()), "shards": shards}
         temporary = path.with_name(path.name + ".writing")
         temporary.write_text(json.dumps(index, indent=1))
-        temporary.rename(path)
+        temporary.replace(path)
     except OSError as error:
         raise SettingsError(f"{path} cannot be written: {error.strerror}.") from None
     return Archive(path, dict(about), spec, shards)
@@ -146,7 +146,7 @@ def write_hdf5(path: Path, sessions: Iterable[tuple[str, Session]], spec: Sessio
                     file[name].resize(count + 1, axis=0)
                     file[name][count] = value
                 count += 1
-        temporary.rename(path)
+        temporary.replace(path)
     except OSError as error:
         raise SettingsError(f"{path} cannot be written: {error.strerror or error}.") from None
     finally:

@@ -129,8 +129,8 @@ class Asked:
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """Yields `should_stop`: true after SIGINT, SIGTERM, SIGHUP or SIGUSR1, or when the parent that asked to be watched
-    is gone. A second SIGINT ends at once."""
+    """Yields `should_stop`: true after SIGINT, SIGTERM, SIGHUP or SIGUSR1 (on Windows after SIGINT or SIGBREAK), or when
+    the parent that asked to be watched is gone. A second SIGINT ends at once."""
     asked = threading.Event()
     parent = os.environ.get("TINYVERSE_PARENT")
 
@@ -139,7 +139,8 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         asked.set()
 
-    wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+    names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGBREAK")
+    wanted = [getattr(signal, name) for name in names if hasattr(signal, name)]
     in_main = threading.current_thread() is threading.main_thread()
     before = {number: signal.signal(number, handle) for number in wanted} if in_main else {}
     try:

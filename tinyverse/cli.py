@@ -6,6 +6,7 @@ read, so that `--help` answers at once.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -66,6 +67,9 @@ Add --help after a verb for its options.
 def main(arguments: list[str] | None = None) -> None:
     """The console script. Never returns."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a ± that a terminal or a log does not know is no reason to fail
     if completing.VARIABLE in os.environ and completing.answer(verbs, GLOBALS, completing.experiments):
         sys.exit(0)
     machine.prepare()

@@ -33,7 +33,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
         SettingsError: it cannot be read.
     """
     try:
-        found = tomllib.loads(path.read_text())
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise SettingsError(f"--config {path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
     tables = {name: value for name, value in found.items() if isinstance(value, dict)}

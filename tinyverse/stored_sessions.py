@@ -67,7 +67,7 @@ class StoredSessions:
                 stored.append(torch.where(whole, numbers, -1))
             file.flush()
             os.fsync(file.fileno())
-        temporary.rename(self.path / name)
+        temporary.replace(self.path / name)
         return {"name": name, "numbers": torch.cat(stored), "width": sessions.width, "checksum": checksum.hexdigest()}
 
     def keep_only(self, files: Sequence[dict[str, Any]]) -> None:

@@ -297,7 +297,7 @@ def profiled(asked: Asked, wanted: bool) -> Iterator[None]:
     finally:
         profile.disable()
         path = asked.folder.path / "profile.txt"
-        with path.open("w") as file:
+        with path.open("w", encoding="utf-8") as file:
             pstats.Stats(profile, stream=file).sort_stats("cumulative").print_stats(60)
         asked.say(f"wrote where the training thread's time went to {path}")
 
