@@ -42,9 +42,10 @@ def url() -> Iterator[str]:
 def database(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RedisDatabase]:
     """A run of `catch` with weights in it, made on this system."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TINYVERSE_REDIS_URL", url)
     database = RedisDatabase(url, f"elsewhere-{secrets.token_hex(4)}")
     with pytest.raises(SystemExit) as ended:
-        cli.main(["catch", "train", "--minutes", "0", "-q", "--redis", url, "--name", database.run])
+        cli.main(["catch", "train", "--minutes", "0", "-q", "--name", database.run])
     assert not ended.value.code
     yield database
     database.close()

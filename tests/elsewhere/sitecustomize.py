@@ -16,7 +16,7 @@ import sys
 import types
 
 LACKING = {
-    "os": "fork forkpty getuid geteuid getgid getegid getpgid killpg setsid sysconf statvfs mkfifo chown nice uname "
+    "os": "fork forkpty register_at_fork getuid geteuid getgid getegid getpgid killpg setsid sysconf statvfs mkfifo chown nice uname "
     "setpriority getpriority getloadavg sched_getaffinity sched_setaffinity sched_yield wait3 wait4 WNOHANG",
     "signal": "SIGKILL SIGHUP SIGUSR1 SIGUSR2 SIGQUIT SIGCHLD SIGALRM SIGPIPE SIGSTOP SIGCONT alarm setitimer pause",
     "faulthandler": "register unregister",
@@ -73,7 +73,7 @@ def rename_carefully(rename):
 
 
 socket.socketpair = socketpair
-del socket.AF_UNIX, os.fork, os.forkpty, os.register_at_fork
+del socket.AF_UNIX, os.fork, os.forkpty
 for name in ("fcntl", "resource", "grp", "pwd"):
     sys.modules[name] = None
 builtins.open = io.open = without_proc(open)
