@@ -148,13 +148,14 @@ def _sort_out(words: list[str]) -> tuple[str, list[str]]:
 def _meant(words: list[str]) -> str:
     """The command that was meant where its word, mistyped, stands in the experiment's place; "" where it does not."""
     first, rest = words[0], words[1:]
-    known = GLOBALS if rest and get_close_matches(rest[0], VERBS) else (*GLOBALS, *VERBS)
+    known = GLOBALS if rest and rest[0] in VERBS else (*GLOBALS, *VERBS)
     close = get_close_matches(first, known, 1)
     if not close:
         return ""
     from tinyverse.loader import is_experiment
 
-    if is_experiment(first):
+    verb_follows = rest and get_close_matches(rest[0], VERBS) and not is_experiment(rest[0])
+    if is_experiment(first) or (verb_follows and close[0] in VERBS):
         return ""
     if close[0] in GLOBALS or (close[0] in ALONE and (not rest or rest[0].startswith("-"))):
         return " ".join([close[0], *rest])
