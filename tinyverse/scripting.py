@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -108,9 +107,9 @@ def run(
 
 def _refuse_either_way(asked: Asked, here: Mapping[str, Any]) -> None:
     """Raises SettingsError for a keyword that could be meant for the experiment, unless that has been given its own."""
-    defaults = {name: parameter.default for name, parameter in inspect.signature(run).parameters.items()}
-    for name in loader.defaults(asked.module):
-        if name in here and here[name] != defaults[name] and name not in asked.settings:
+    defaults = run.__kwdefaults__ or {}
+    for name in set(here).intersection(loader.defaults(asked.module)).difference(asked.settings):
+        if here[name] != defaults[name]:
             raise SettingsError(
                 f"{name} is a keyword of tinyverse.run and a setting of {asked.title}: give the setting as "
                 f"settings={{{name!r}: …}}; with it, {name}={here[name]!r} is the keyword."
