@@ -83,8 +83,9 @@ def test_below_it_a_terminal_shows_the_share_and_a_log_does_not(monkeypatch, cap
 
 
 def test_a_bar_in_a_log_is_lines_with_the_time_that_is_left(slow, capsys):
-    with Bar("games", 4) as bar:
-        bar.count(2)
+    bar = Bar("games", 4)
+    bar.count(2)
+    with bar:
         err = until_it_says("games: 2 of 4, ", capsys)
     assert err.strip().endswith("s left") and "\x1b" not in err and len(err.splitlines()) == 1
     assert capsys.readouterr() == ("", "")  # nothing stays but the line

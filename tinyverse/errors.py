@@ -18,8 +18,13 @@
 A traceback that reaches a user is a bug of ours; an error of this tree is not.
 """
 
-from collections.abc import Iterable
+from __future__ import annotations
+
 from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 class TinyverseError(Exception):
