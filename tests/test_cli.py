@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import os
 import shutil
 import signal
@@ -226,10 +227,18 @@ def test_the_first_two_words_may_be_swapped(
         (["play"], ["which experiment? For example: tinyverse atari.py play"]),
         (["catch", "trian"], ["no verb 'trian'", "Did you mean train?", "Verbs: play, train"]),
         (["catch", "xyzzy"], ["no verb 'xyzzy'. Verbs: play"]),
+        (["wacth"], ["wacth is no experiment. Did you mean: tinyverse EXPERIMENT watch"]),
+        (["infoo", "--json"], ["Did you mean: tinyverse info --json"]),
+        (["trian", "catch", "-b", "3"], ["Did you mean: tinyverse catch train -b 3"]),
+        (["servr", "start"], ["servr is no experiment. Did you mean: tinyverse server start"]),
+        (["plto", "a", "b"], ["Did you mean: tinyverse plot a b"]),
+        (["catc", "trian"], ["no verb 'trian'", "Did you mean train?"]),
         (["catch", "play", "--batch", "3"], ["No such option", "--batch"]),
+        (["catch", "play", "--gamse", "3"], ["No such option '--gamse'", "'--games'"]),
+        (["catch", "sessions", "shwo"], ["No such command 'shwo'", "'show'"]),
         (["catch", "play", "-b", "many"], ["'many' is not a valid integer"]),
         (["catch", "play", "surprise"], ["unexpected extra argument"]),
-        (["server", "strat"], ["No such command 'strat'"]),
+        (["server", "strat"], ["No such command 'strat'", "'start'"]),
     ],
 )
 def test_wrong_words(tinyverse: Tinyverse, words: list[str], parts: list[str]) -> None:
@@ -676,6 +685,31 @@ def test_eval_every_waits_for_weights_and_leaves_with_the_others(
     database.close()
 
 
+def test_eval_every_is_at_work_and_leaves_in_the_midst_of_a_game(
+    run: Tinyverse, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tinyverse.redis_database import RedisDatabase
+
+    created(run)
+    database, heard = RedisDatabase(redis_url, run.name), []  # type: ignore[attr-defined]
+    monkeypatch.setattr(judging, "HEARTBEAT_SECONDS", 0.01)
+
+    def endless(*_: Any, should_stop: Callable[[], bool], **__: Any) -> Evaluation:
+        ends = time.monotonic() + 20
+        while not should_stop():
+            assert time.monotonic() < ends
+            if not heard and (there := [worker for worker in database.workers() if worker.version >= 0]):
+                heard.extend(there)
+                database.ask_stop()
+        return Evaluation([], [])
+
+    monkeypatch.setattr(judging, "evaluate", endless)
+    assert run("eval", "--every", "--no-video", "-b", 3).out == ""
+    assert [(worker.role, worker.games, worker.waits_for) for worker in heard] == [("eval", 3, "")]
+    assert database.workers() == []
+    database.close()
+
+
 @pytest.mark.parametrize("suffix", ["safetensors", "pt"])
 def test_eval_plays_an_export_in_a_process_of_its_own(tinyverse: Tinyverse, folder: Path, suffix: str) -> None:
     tinyverse("catch", "local", "-n", 2, "-q", "-o", "learning_rate=0.25", "--name", "old")
@@ -748,7 +782,7 @@ def test_stop_of_nobody(run: Tinyverse) -> None:
     assert "0 of 0 workers" in run("stop").out
 
 
-@pytest.mark.parametrize("words", [["info"], ["info", "--json"], ["stop"], ["clear", "--yes"]])
+@pytest.mark.parametrize("words", [["info"], ["info", "--json"], ["stop"], ["clear"], ["clear", "--yes"]])
 def test_a_mistyped_run_name_is_said(run: Tinyverse, tinyverse: Tinyverse, words: list[str]) -> None:
     created(run)
     said = tinyverse("catch", *words, "--name", "cach")
@@ -823,7 +857,7 @@ def test_the_runs_name(tinyverse: Tinyverse, option: str) -> None:
 def test_quiet_and_verbose(tinyverse: Tinyverse, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "train: update 1" in tinyverse("tabular", "local", "-n", 1).err
     assert tinyverse("tabular", "local", "-n", 1, "-q").err == ""
-    calls = swap_with_spy(monkeypatch, cli.logging, "basicConfig")
+    calls = swap_with_spy(monkeypatch, logging, "basicConfig")
     for words in ([], ["-v"], ["-vv"]):
         tinyverse("tabular", "local", "-n", 1, *words)
     assert [named["level"] for _, named in calls] == [30, 20, 10]

@@ -18,6 +18,7 @@ import dataclasses
 import os
 import secrets
 import socket
+import sys
 import threading
 import time
 from collections import deque
@@ -393,6 +394,8 @@ def holder_is_dead(holder: str) -> bool:
     """Whether the holder was a process of this host that is gone; False when that cannot be known."""
     host, _, rest = holder.rpartition(":")[0].rpartition(":")
     if host != socket.gethostname() or not rest.isdigit() or int(rest) <= 0:
+        return False
+    if sys.platform == "win32":  # to ask would be to press Ctrl-C there
         return False
     try:
         os.kill(int(rest), 0)

@@ -80,8 +80,11 @@ def do_film(asked: Asked, key: str | None, *, fps: float = 15.0) -> Path:
         raise SettingsError(f"--fps is {fps:g}; give 0 to 1000 frames a second.")
     with _opened(asked) as (database, _, spec):
         key, session = _find(database, spec, asked.run, key)
-    with VideoWriter(RECORDS / f"{asked.run}-{key}.webm", fps) as video:
-        for frame in frames_of(session):
+    with (
+        VideoWriter(RECORDS / f"{asked.run}-{key}.webm", fps) as video,
+        asked.bar("frames", len(session.rewards) + 1) as bar,
+    ):
+        for frame in bar.over(frames_of(session)):
             video.write(frame)
     return video.path
 
@@ -105,9 +108,11 @@ def _chosen(
     """((id, session) of those to be written, their spec, what they are of)."""
     positive(limit=limit)
     with _opened(asked) as (database, meta, spec):
+        kept = database.size()["sessions"]
+        bar = asked.bar("sessions", min(limit or kept, kept))
 
         def chosen() -> Iterator[tuple[str, Session]]:
-            for key, blob in _all(database) if limit is None else database.newest(limit):
+            for key, blob in bar.over(_all(database) if limit is None else database.newest(limit)):
                 try:
                     session = spec.decode(blob)
                 except (CodecError, SpecError) as error:
@@ -116,23 +121,27 @@ def _chosen(
                 if not human or session.human:
                     yield key, session
 
-        yield chosen(), spec, {"run": asked.run, **agreed_of(meta)}
+        with bar:
+            yield chosen(), spec, {"run": asked.run, **agreed_of(meta)}
 
 
 def do_import(asked: Asked, path: Path) -> int:
     """Pushes exported sessions after a check of all of them; returns how many. Waits for the trainer, as players do."""
     found, pushed = archive.Archive.open(path), 0
     with _opened(asked) as (database, _, spec), stop_on_signals() as should_stop:
-        archive.check(found, spec, asked.run)
+        with asked.bar("sessions checked", len(found)) as bar:
+            archive.check(found, spec, asked.run, on_session=bar.count)
         if len(found) > (capacity := database.state().capacity):
             asked.say(f"the run keeps {capacity:,} sessions; of these {len(found):,} the newest will be left")
-        for part in _bounded(session for _, session in found):
-            while not database.state().may_play and any(worker.role == "train" for worker in database.workers()):
-                if should_stop():
-                    return pushed
-                time.sleep(0.1)
-            database.append([session.encode() for session in part])
-            pushed += len(part)
+        with asked.bar("sessions imported", len(found)) as bar:
+            for part in _bounded(session for _, session in found):
+                while not database.state().may_play and any(worker.role == "train" for worker in database.workers()):
+                    if should_stop():
+                        return pushed
+                    time.sleep(0.1)
+                database.append([session.encode() for session in part])
+                pushed += len(part)
+                bar.count(len(part))
     return pushed
 
 

@@ -316,8 +316,13 @@ def server_folder() -> Path:
     """Where this user's local server lives: TINYVERSE_SERVER_DIR, or /run/user/UID/tinyverse, or /tmp/tinyverse-UID.
 
     Raises:
-        ServerError: it is not a real folder, is not ours, or others may open it.
+        ServerError: it is not a real folder, is not ours, or others may open it; or there are no unix sockets here.
     """
+    if not (hasattr(socket, "AF_UNIX") and hasattr(os, "getuid")):
+        raise ServerError(
+            "A local server wants unix sockets and users, which this system has not. Name one elsewhere: --redis URL, or "
+            "TINYVERSE_REDIS_URL. Or work in WSL or a container."
+        )
     runtime = Path(f"/run/user/{os.getuid()}")
     usual = runtime / "tinyverse" if os.access(runtime, os.W_OK) else Path(f"/tmp/tinyverse-{os.getuid()}")
     folder = Path(os.environ.get("TINYVERSE_SERVER_DIR") or usual).absolute()

@@ -309,10 +309,16 @@ class Replay:
         slots = slots[self.sampler.may_come(slots)]
         return slots[np.argsort(self._numbers(slots))]
 
+    @property
+    def filling(self) -> tuple[int, int] | None:
+        """(sessions kept, sessions wanted) before learning begins; None from then on."""
+        kept, wanted = int(self._filled.sum()), max(self.flow.min_sessions, self.flow.batch)
+        return None if self._began or kept >= wanted else (kept, wanted)
+
     def _waits_for(self) -> str:
-        flow, kept = self.flow, int(self._filled.sum())
-        if not self._began and kept < max(flow.min_sessions, flow.batch):
-            return f"{kept} of {max(flow.min_sessions, flow.batch)} sessions"
+        flow = self.flow
+        if (filling := self.filling) is not None:
+            return f"{filling[0]} of {filling[1]} sessions"
         missing = self.sampler.missing(flow.batch)
         if missing:
             return f"{missing} more new sessions"
