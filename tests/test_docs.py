@@ -20,6 +20,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -31,6 +32,7 @@ import click
 import pytest
 import torch
 
+import tinyverse
 from tinyverse import cli, loader
 from tinyverse.redis_server import private_server
 
@@ -55,7 +57,7 @@ class Block(NamedTuple):
 
 def blocks(text: str) -> list[Block]:
     return [
-        Block(language, body, {mark: more for mark, more in re.findall(r"<!-- (file|not run|slow)(?:: (.*?))? -->", marks)})
+        Block(language, body, dict(re.findall(r"<!-- (file|not run|slow)(?:: (.*?))? -->", marks)))
         for marks, language, body in FENCE.findall(text)
     ]  # fmt: skip
 
@@ -203,9 +205,39 @@ def test_every_link_leads_somewhere(page: str) -> None:
         assert not anchor or anchor in anchors(there.read_text()), target
 
 
+def test_the_reference_has_every_module_and_every_public_name(tmp_path: Path) -> None:
+    write = runpy.run_path(str(ROOT / "docs" / "reference.py"))["write"]
+    text = "\n".join((tmp_path / f"{page}.md").read_text() for page in write(tmp_path))
+    heads = set(re.findall(r"^##+ (?:class )?(.*)$", text, re.M))
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in (ROOT / "tinyverse").rglob("*.py")}
+    assert {name.removesuffix(".__init__") for name in modules} - heads == {"tinyverse", "tinyverse.__main__"}
+    assert set(tinyverse.__all__) - {"__version__"} <= heads
+    assert {f"tinyverse EXPERIMENT {verb}" for verb in cli.VERBS} <= heads
+    assert len(FENCE.findall(text)) * 2 == len(re.findall(r"^```", text, re.M))  # every block is closed
+
+
 def test_the_index_lists_every_page() -> None:
     listed = set(re.findall(r"^\* \[[^]]*\]\(([^)#]+)\)", PAGES["docs/index.md"], re.M))
     assert listed == {str(path.relative_to(ROOT / "docs")) for path in DOCS} - {"index.md"}
+
+
+def test_what_is_called_measured_is_in_the_tables() -> None:
+    (rows,) = re.findall(r"^## Measured\n(.*?)^Not measured", PAGES["docs/comparison.md"], re.M | re.S)
+    figures = set(re.findall(r"\b\d,\d{3}\b|\b\d\d,\d{3}\b|(?<= )\d{3}\b", rows))
+    assert len(figures) > 10
+    assert [figure for figure in figures if figure not in PAGES["docs/performance.md"]] == []
+
+
+def test_every_metric_that_is_named_is_logged() -> None:
+    source = "".join(path.read_text() for path in (ROOT / "tinyverse").rglob("*.py"))
+    named = set(
+        re.findall(r"`((?:eval|loss|play|policy|replay|time|train|value|vtrace)/\w+)`", "".join(PAGES.values()))
+    )
+    assert len(named) > 15
+    parts = {name: (name, name.partition("/")[2]) for name in named}  # f"time/{stage}" is made of its stages' names
+    assert [
+        name for name, (whole, part) in parts.items() if f'"{whole}"' not in source and f'"{part}"' not in source
+    ] == []
 
 
 @pytest.mark.parametrize("page", PAGES)
