@@ -13,7 +13,7 @@ project = "tinyverse"
 extensions = ["myst_parser"]
 html_theme = "furo"
 html_title = "tinyverse"
-html_copy_source = False
+html_copy_source = html_show_copyright = False
 myst_heading_anchors = 4
 suppress_warnings = ["myst.header"]  # a page may skip a level of headings
 

@@ -54,7 +54,7 @@ def module(file: Path) -> str:
     tree = ast.parse(source)
     name = ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
     text = f"## {name}\n\n{markdown(ast.get_docstring(tree) or '')}\n\n"
-    return text + "".join(_named(node, source, "") for node in tree.body if _public(node))
+    return text + "".join(_named(node, source.splitlines(), "") for node in tree.body if _public(node))
 
 
 def markdown(docstring: str) -> str:
@@ -87,7 +87,7 @@ def _items(lines: list[str], heads: list[re.Match[str] | None]) -> Iterator[str]
             yield ("  " if section != "Returns" else "") + line.strip()
 
 
-def _named(node: Named, source: str, owner: str) -> str:
+def _named(node: Named, source: list[str], owner: str) -> str:
     words = ast.get_docstring(node)
     if words is None:
         return ""
@@ -98,17 +98,16 @@ def _named(node: Named, source: str, owner: str) -> str:
     return text
 
 
-def _head(node: Named, source: str) -> str:
+def _head(node: Named, source: list[str]) -> str:
     """`class` or `def` with all that stands before the docstring; of a class also its fields and `__init__`."""
-    lines = source.splitlines()
     begin = min([node.lineno, *(each.lineno for each in node.decorator_list)])
-    head = lines[begin - 1 : node.body[0].lineno - 1]
+    head = source[begin - 1 : node.body[0].lineno - 1]
     if isinstance(node, ast.ClassDef):
         for child in node.body:
             if isinstance(child, ast.AnnAssign):
-                head += lines[child.lineno - 1 : child.end_lineno]
+                head += source[child.lineno - 1 : child.end_lineno]
             elif isinstance(child, ast.FunctionDef) and child.name == "__init__":
-                head += ["", *lines[child.lineno - 1 : max(child.lineno, child.body[0].lineno - 1)]]
+                head += ["", *source[child.lineno - 1 : max(child.lineno, child.body[0].lineno - 1)]]
     return textwrap.dedent("\n".join(head)).rstrip()
 
 
