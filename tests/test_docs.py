@@ -40,7 +40,6 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCS = sorted(path for path in (ROOT / "docs").rglob("*.md") if path.parent.name != "reference")
 PAGES = {str(path.relative_to(ROOT)): path.read_text() for path in [ROOT / "README.md", *DOCS]}
 FENCE = re.compile(r"((?:^<!-- (?:file|not run|slow)[^\n]*-->\n+)*)^```([^\n]*)\n(.*?)^```$", re.M | re.S)
-ASSIGNMENT = re.compile(r"[A-Z_]+=\S*")
 
 
 class Block(NamedTuple):
@@ -81,7 +80,7 @@ def commands(text: str) -> Iterator[str]:
 
 
 def understand(line: str) -> None:
-    """Raises what the command line itself would, and KeyError for a setting that a packaged example has not."""
+    """Raises what the command line itself would, and AssertionError for a setting that a packaged example has not."""
     words = shlex.split(re.sub(r"(?<= )[NS]\b", "1", line), comments=True)  # `-n N`
     experiment, words = cli._sort_out(words)
     command: click.Command = cli.verbs
@@ -154,7 +153,7 @@ def play(page: str, folder: Path, slow: bool) -> None:
 def execute(line: str) -> None:
     words = shlex.split(line, comments=True)
     if words[:3] == ["python", "-m", "pytest"]:
-        done = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True, timeout=120, env=os.environ | {"PYTHONPATH": str(ROOT)})  # fmt: skip
+        done = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True, timeout=300, env=os.environ | {"PYTHONPATH": str(ROOT)})  # fmt: skip
         assert done.returncode == 0, done.stdout
     elif words:
         assert words[0] == "tinyverse", f"{line}: not a command of ours; say <!-- not run: why --> above the block"
