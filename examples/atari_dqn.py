@@ -22,7 +22,7 @@ def make_experiment(
     env_id="ALE/Pong-v5", network="small", learning_rate=1e-4, epsilon=0.4, reuse=4.0, discount=0.99, unroll_length=10
 ):
     def make_pool(num_games, num_threads=1):
-        return atari_pool(env_id, num_games, num_threads=num_threads)
+        return atari_pool(env_id, num_games, num_threads=num_threads, episodic_life=True)
 
     def make_env(evaluation=False, render_mode=None):
         return atari_env(env_id, evaluation=evaluation, render_mode=render_mode)

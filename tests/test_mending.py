@@ -43,7 +43,7 @@ def rows(pool: Any, steps: int) -> tuple[np.ndarray, ...]:
     for _ in range(steps):
         step = pool.step(np.zeros(pool.num_games, int))
         seen.append(clock(step.observations).copy())
-        rest.append([np.array(part) for part in step[1:]])
+        rest.append([np.array(part) for part in step[1:4]])
     rewards, terminated, truncated = (np.stack(column) for column in zip(*rest, strict=True))
     ended = terminated | truncated
     alive = np.concatenate([np.ones((1, pool.num_games), bool), ~ended[:-1]])

@@ -179,7 +179,7 @@ def test_rows_are_those_of_the_drawing(pool: Pool) -> None:
         button = rng.integers(BUTTONS, size=GAMES)
         nested = isinstance(pool.action_space, spaces.Dict)
         actions = {"button": button, "stick": np.full((GAMES, 2), 9.0)} if nested else button
-        observations, rewards, terminated, truncated = pool.step(actions)
+        observations, rewards, terminated, truncated, _ = pool.step(actions)
         now = clock(observations)
         assert rewards.dtype == np.float32 and terminated.dtype == truncated.dtype == bool
         for game in range(GAMES):
@@ -208,7 +208,7 @@ def test_memory_counts_what_the_observation_says(pool: Pool) -> None:
         actions, memory, extras = agent.act(observations, memory, first)
         waits = ended & first  # an agent that is out, while others play on
         np.testing.assert_array_equal(extras["count"][~waits], clock(observations)[~waits, 1])
-        observations, _, terminated, truncated = pool.step(actions)
+        observations, _, terminated, truncated, _ = pool.step(actions)
         first, ended = ended, terminated | truncated
 
 

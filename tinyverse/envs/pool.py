@@ -39,6 +39,7 @@ class Step(NamedTuple):
     rewards: np.ndarray  # [B] float32
     terminated: np.ndarray  # [B] bool
     truncated: np.ndarray  # [B] bool
+    game_over: np.ndarray | None = None  # [B] bool, where an episode is a part of a game, such as a life; else None
 
 
 class Pool(abc.ABC):
@@ -315,7 +316,7 @@ class VectorPool(Pool):
         if again:
             self._reset_ended()
         result = self._need().step(self._sent) if self._halves is None else self._halves[1]()
-        observations, rewards, terminated, truncated, _ = result
+        observations, rewards, terminated, truncated, infos = result
         rewards = np.array(rewards, np.float32)
         terminated, truncated = np.array(terminated, bool), np.array(truncated, bool)
         if again:
@@ -323,7 +324,7 @@ class VectorPool(Pool):
             rewards[self._ended], terminated[self._ended], truncated[self._ended] = 0.0, False, False
         if not np.isfinite(rewards).all():
             raise _nan("reward")
-        return Step(self._checked(observations), rewards, terminated, truncated)
+        return Step(self._checked(observations), rewards, terminated, truncated, infos.get("game_over"))
 
     def _reset_ended(self) -> nest.Tree:
         return self._need().reset(options={"reset_mask": self._ended.copy()})[0]
