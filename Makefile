@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test test-all test-starcraft lint bench bench-report peers clean
+.PHONY: help demo test test-all test-starcraft lint docs bench bench-report peers clean
 
 help:
 	@echo "make demo      play and train Pong here, then a video in records/ and a curve"
@@ -10,6 +10,7 @@ help:
 	@echo "make test-all  all of them"
 	@echo "make test-starcraft  pysc2's mock of StarCraft II, in .venv-starcraft"
 	@echo "make lint      ruff and mypy"
+	@echo "make docs      these pages and the reference as a site, in build/docs"
 	@echo "make bench     the benchmarks, printed; bench-report writes them into docs/performance.md"
 	@echo "make peers     environments of the libraries that the benchmarks compare with (3 GB)"
 
@@ -46,6 +47,11 @@ lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: .venv/ready
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -E docs build/docs
+	@echo "open build/docs/index.html"
 
 BENCHMARKS := $(filter-out benchmarks/measure.py benchmarks/report.py benchmarks/soak.py,$(wildcard benchmarks/*.py))
 

