@@ -23,8 +23,8 @@ from typing import Any
 from tinyverse import loader, redis_server
 from tinyverse.database import Database
 from tinyverse.errors import SettingsError, TinyverseError
-from tinyverse.redis_database import open_database
 from tinyverse.run_folder import RunFolder
+from tinyverse.sharded_database import open_database
 
 RUNS, RECORDS = Path("runs"), Path("records")
 
@@ -41,6 +41,7 @@ class Asked:
     port: int | None = None
     password: str | None = None
     database: str | None = None
+    shards: int | None = None
     seed: int | None = None
     quiet: bool = False
 
@@ -98,7 +99,7 @@ class Asked:
     @contextlib.contextmanager
     def connected(self, start: bool = True) -> Iterator[Database]:
         """The run's database; starts this user's local server if there is no other."""
-        database = open_database(self.server(start), self.run, database=self.database)
+        database = open_database(self.server(start), self.run, database=self.database, shards=self.shards)
         try:
             yield database
         finally:
