@@ -12,6 +12,7 @@ import redis
 from database_contract import ME, DatabaseContract, read_all
 from people import a_spec
 from test_redis_database import FORBIDDEN
+from test_sharded_database import name_for
 
 from tinyverse import redis_server
 from tinyverse.access import ROLES, make_users
@@ -90,8 +91,8 @@ def test_roles_on_shards(place: Place) -> None:
     trainer, player, viewer = (open_database(urls[role], "sharded") for role in ("trainer", "player", "viewer"))
     trainer.create({"spec": "s"})
     trainer.report(capacity=4)
-    for name in ("play-1", "play-2", "play-3"):
-        state = player.append([b"a", b"b"], worker=Worker(name, "play"))
+    for stream in (0, 1, 0):
+        state = player.append([b"a", b"b"], worker=Worker(name_for(stream, 2), "play"))
     assert state.inserted == 6 and len(read_all(trainer)) == 4 == len(read_all(viewer)) == viewer.size()["sessions"]
     with denied():
         player.read("0-0", 1)

@@ -848,14 +848,16 @@ def test_a_database_of_the_users_own(tinyverse: Tinyverse, folder: Path) -> None
 
 
 def test_a_run_on_shards(tinyverse: Tinyverse, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ("--name", f"shards-{next(numbers)}", "--redis", redis_url)
+    words = ("--name", f"shards-{next(numbers)}")
+    monkeypatch.setenv("TINYVERSE_REDIS_URL", redis_url)
     assert tinyverse("catch", "train", "--minutes", 0, "--shards", 2, *words).code == 0
     one_sentence(tinyverse("catch", "info", *words), 1, "lie on 2 shards, not on 1", "--shards 2")
     one_sentence(tinyverse("catch", "play", "--shards", 3, *words), 1, "lie on 2 shards, not on 3", "--shards 2")
-    several = (*words[:-1], f"{redis_url},{redis_url}")
-    one_sentence(tinyverse("catch", "info", "--shards", 3, *several), 2, "--shards 3 with 2 servers")
+    monkeypatch.setenv("TINYVERSE_REDIS_URL", f"{redis_url},{redis_url}")
+    one_sentence(tinyverse("catch", "info", "--shards", 3, *words), 2, "--shards 3 with 2 servers")
     one_sentence(tinyverse("catch", "info", "--shards", 2, "--database", "a:B", *words), 2, "--shards 2 is for Redis")
-    assert tinyverse("catch", "info", *several).code == 0
+    assert tinyverse("catch", "info", *words).code == 0
+    monkeypatch.setenv("TINYVERSE_REDIS_URL", redis_url)
     monkeypatch.setenv("TINYVERSE_SHARDS", "2")
     assert tinyverse("catch", "info", *words).code == 0
     assert tinyverse("catch", "clear", "--yes", *words).code == 0

@@ -110,25 +110,27 @@ class ShardedDatabase(RedisDatabase):
         marks, ends, pause = split(after, self.streams), time.monotonic() + wait, 0.0
         while True:
             state, entries = self.state(), list[tuple[str, bytes]]()
+            ours = bool(self._run_epoch) and state.epoch == self._run_epoch
             for turn in range(self.streams):
                 if len(entries) < limit:
                     index = (self._first + turn) % self.streams
-                    entries += self._read_from(index, marks, limit - len(entries), 0.0 if entries else pause)
+                    entries += self._read_from(index, marks, limit - len(entries), 0.0 if entries else pause, ours)
             self._first = (self._first + 1) % self.streams  # a busy stream must not keep the others from being read
             inserted = sum(self._inserted)
             if len(entries) < limit:  # all were read to their ends
                 self._drift = inserted - state.inserted
             pause = min(PAUSE, ends - time.monotonic()) / self.streams
-            if entries or pause <= 0 or len(self._lost) == self.streams:
+            if entries or pause <= 0:
                 return entries, dataclasses.replace(state, inserted=inserted)
 
-    def _read_from(self, index: int, marks: list[str], limit: int, wait: float) -> list[tuple[str, bytes]]:
+    def _read_from(self, index: int, marks: list[str], limit: int, wait: float, ours: bool) -> list[tuple[str, bytes]]:
         """Reads one stream, moves its mark on, and gives sessions their positions among all streams."""
         if index in self._lost:
+            self._closed.wait(wait)
             return []
         try:
             entries, state = self._parts[index].read(marks[index], limit, wait)
-            if self._run_epoch and state.epoch != self._epochs[index]:  # it came back empty
+            if ours and state.epoch != self._epochs[index]:  # it came back empty
                 self._make(index)
         except DatabaseLost as error:
             self._lose(index, error)
@@ -178,9 +180,9 @@ class ShardedDatabase(RedisDatabase):
         return super().beat(worker)
 
     def make_room(self) -> None:
-        """Drops the oldest quarter of each stream's sessions."""
+        """Drops the oldest quarter of the sessions on the first server."""
         for part in self._parts:
-            with contextlib.suppress(DatabaseLost):
+            if part._url == self._url:
                 part.make_room()
 
     # streams
