@@ -67,6 +67,7 @@ class Script(NamedTuple):
     load_answers: int
     sessions: int  # in a push
     identity: bytes  # in `push`; each player has its own of the same length
+    weights: int  # bytes that a load brings
 
 
 class Seen(NamedTuple):
@@ -98,13 +99,13 @@ def main() -> None:
         for _, count in itertools.product(range(turns), counts):
             seen[count].append(asyncio.run(turn(server, scripts["push"], count, seconds)))
         for count in counts:
-            rows_of(bench, count, seen[count])
+            rows_of(bench, count, seen[count], scripts["push"])
         alone = [asyncio.run(turn(server, scripts["heartbeat"], counts[-1], seconds)) for _ in range(turns)]
         keep(bench, f"{counts[-1]:,} players, heartbeats alone", "pushes/s of a core", alone,
              lambda one: len(one.latencies) / seconds / one.server, note=told(alone))  # fmt: skip
 
 
-def rows_of(bench: measure.Bench, count: int, seen: list[Seen]) -> None:
+def rows_of(bench: measure.Bench, count: int, seen: list[Seen], script: Script) -> None:
     who, asked = f"{count:,} players", count * SPEED / STEPS
     rates = {"ours": [one.sessions for one in seen], "asked": [asked] * len(seen)}
     bench.keep(measure.Row(f"{who}, sessions", "sessions/s", rates, {}, told(seen)))
@@ -115,8 +116,10 @@ def rows_of(bench: measure.Bench, count: int, seen: list[Seen]) -> None:
         seen,
         lambda one: one.sessions / one.server,
     )
-    keep(bench, f"{who}, bytes of each to the server", "bytes/s", seen, lambda one: one.bytes_in / count)
-    keep(bench, f"{who}, bytes of each from the server", "bytes/s", seen, lambda one: one.bytes_out / count)
+    keep(bench, f"{who}, bytes of each to the server", "bytes/s", seen, lambda one: one.bytes_in / count,
+         f"A push is {len(script.push):,} bytes.")  # fmt: skip
+    keep(bench, f"{who}, bytes of each from the server", "bytes/s", seen, lambda one: one.bytes_out / count,
+         f"Weights are {script.weights:,} bytes.")  # fmt: skip
     for name, quantile in (("median", 50), ("99th percentile", 99)):
         keep(bench, f"{who}, 1 / latency of a push, {name}", "pushes/s", seen,
              lambda one, at=quantile - 1: 1 / percentiles(one)[at])  # fmt: skip
@@ -157,7 +160,7 @@ def told(seen: list[Seen]) -> str:
 def written(server: Server, smoke: bool) -> dict[str, Script]:
     """Makes the run, and writes down what a player of it sends: a push of its sessions, or a heartbeat alone."""
     experiment = loader.build(loader.load_module("atari"), {"unroll_length": STEPS})
-    pool, agent = experiment.pool(GAMES), experiment.agent()
+    pool, agent = experiment.pool(2 if smoke else GAMES), experiment.agent()  # a game takes a while to load
     player, worker = Player(agent, pool, STEPS), new_worker("play", games=GAMES)
     for _ in range(1 if smoke else 10):  # past the first frames, which are all alike
         sessions = player.play().sessions(worker.id, 0)
@@ -165,20 +168,22 @@ def written(server: Server, smoke: bool) -> dict[str, Script]:
     database = RedisDatabase(server.tcp_url, RUN)
     database.create({"spec": experiment.spec(agent).to_json()})
     database.acquire_lease(HOLDER)
-    database.put_weights(encode_weights(agent.get_weights(), version=0, update=0, step=0), 0, holder=HOLDER)
+    weights = encode_weights(agent.get_weights(), version=0, update=0, step=0)
+    database.put_weights(weights, 0, holder=HOLDER)
     database.report(capacity=5000, allowance=None)
-    blobs = [session.encode() for session in sessions]
+    blobs = [sessions[game % len(sessions)].encode() for game in range(GAMES)]
     worker.uptime, worker.steps_per_second, worker.stages = 100.0, float(SPEED), {"environment": 0.6, "act": 0.3}
     load = recorded(database.get_weights)
     hello = packed(("AUTH", *credentials(server)))
 
     def script(call: Callable[[], Any], count: int) -> Script:
         request = recorded(call)
-        return Script(hello, request, commands(request), load, commands(load), count, worker.id.encode())
+        identity = worker.id.encode()
+        return Script(hello, request, commands(request), load, commands(load), count, identity, len(weights))
 
     return {
-        "push": script(lambda: database.append(blobs, worker=worker), len(blobs)),
-        "heartbeat": script(lambda: database.append([], worker=worker, elsewhere=len(blobs)), 0),
+        "push": script(lambda: database.append(blobs, worker=worker), GAMES),
+        "heartbeat": script(lambda: database.append([], worker=worker, elsewhere=GAMES), 0),
     }
 
 
@@ -291,7 +296,7 @@ class FakeTrainer(Link):
     """Reads every session that comes."""
 
     def begin(self, reply: Any) -> None:
-        self._after = "$"
+        self._after = "0-0"
         self.ask(packed(("XREVRANGE", self.fleet.sessions_key, "+", "-", "COUNT", 1)), 1, self.read)
 
     def again(self) -> None:
@@ -329,9 +334,10 @@ async def turn(server: Server, script: Script, count: int, seconds: float) -> Se
             [lambda: FakeTrainer(fleet)], (lambda n=n: FakePlayer(fleet, n) for n in range(count))
         ):
             links.append((await loop.create_connection(made, place[0], int(place[2])))[1])
-        await asyncio.sleep(max(2 * EVERY, seconds / 3))
         gc.collect()
         gc.disable()
+        admin.info()
+        await asyncio.sleep(max(2 * EVERY, seconds / 3))
         fleet.forget()
         before, began, cpu = admin.info(), time.perf_counter(), time.process_time()
         await asyncio.sleep(seconds)
