@@ -95,11 +95,9 @@ def main() -> None:
         measure.pinned(0)
         scripts = written(server, bench.smoke)
         turns = 1 if bench.smoke else min(bench.repeats, TURNS)
-        seen: dict[int, list[Seen]] = {count: [] for count in counts}
-        for _, count in itertools.product(range(turns), counts):
-            seen[count].append(asyncio.run(turn(server, scripts["push"], count, seconds)))
         for count in counts:
-            rows_of(bench, count, seen[count], scripts["push"])
+            seen = [asyncio.run(turn(server, scripts["push"], count, seconds)) for _ in range(turns)]
+            rows_of(bench, count, seen, scripts["push"])
         alone = [asyncio.run(turn(server, scripts["heartbeat"], counts[-1], seconds)) for _ in range(turns)]
         keep(bench, f"{counts[-1]:,} players, heartbeats alone", "pushes/s of a core", alone,
              lambda one: len(one.latencies) / seconds / one.server, note=told(alone))  # fmt: skip
@@ -329,7 +327,7 @@ async def turn(server: Server, script: Script, count: int, seconds: float) -> Se
     fleet, loop = Fleet(script), asyncio.get_running_loop()
     place = server.tcp_url.rpartition("@")[2].partition("/")[0].partition(":")
     links: list[Link] = []
-    with contextlib.closing(connect(server.admin_url)) as admin:
+    with contextlib.closing(connect(server.admin_url, timeout=60.0)) as admin:
         for made in itertools.chain(
             [lambda: FakeTrainer(fleet)], (lambda n=n: FakePlayer(fleet, n) for n in range(count))
         ):
