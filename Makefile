@@ -52,7 +52,7 @@ test-starcraft: .venv-starcraft/ready
 	@touch .venv-gym/ready
 
 test-gym: .venv-gym/ready
-	PYTHONPATH=. .venv-gym/bin/python -m pytest -q tests/test_gym.py tests/test_pool.py tests/test_loop.py -k gym
+	PYTHONPATH=. .venv-gym/bin/python -m pytest -q tests/test_gym.py tests/test_foreign.py tests/test_pool.py tests/test_loop.py -k "gym and not gymnasium"
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -142,7 +142,7 @@ class World:
 
 
 def gym_counting() -> Any:
-    """The game in gym's own class, with gym's own spaces, behind gym's own wrappers, as the installed gym speaks."""
+    """The game in gym's own class, with gym's own spaces, behind gym's own wrapper, as the installed gym speaks."""
     gym = package("gym")
 
     class Old(OldGymCounting, gym.Env):
@@ -158,7 +158,7 @@ def gym_counting() -> Any:
         def step(self, action: int) -> Any:
             return self.env.step(action)
 
-    return gym.wrappers.TimeLimit(gym.wrappers.OrderEnforcing(Modern() if is_modern(gym) else Old()), 1000)
+    return gym.wrappers.TimeLimit(Modern() if is_modern(gym) else Old(), 1000)
 
 
 def dm_env_counting() -> Any:
