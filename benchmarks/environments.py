@@ -14,6 +14,7 @@ from __future__ import annotations
 import datetime
 import importlib.util
 import itertools
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -62,6 +63,7 @@ def _doom() -> Any:
 def _dm_control() -> Any:
     from dm_control import suite
 
+    logging.getLogger("absl").setLevel(logging.ERROR)  # it warns of its own models, at each load
     return suite.load("cartpole", "swingup")
 
 

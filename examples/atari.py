@@ -11,6 +11,8 @@ whole games as episodes. Rewards are clipped to ±1 for learning only; `eval` re
 Each session is learned from 3 times, soon after it was played. Images are centred and features normalised: without, the
 constant background drowns the few pixels that matter, and Pong is learned far later. `-o network=nature` is the larger
 network of 2015; on a CPU the small one of 2013 learns more in the same time.
+
+Pong: from −21 to −15 after 1.6 M steps, to +5.9 after 2.9 M, when it was ended (one seed; docs/results).
 """
 
 from tinyverse import Experiment, TorchAgent
