@@ -89,8 +89,12 @@ def _vector() -> Any:
     return gymnasium.make_vec("CartPole-v1", num_envs=GAMES, vectorization_mode="vector_entry_point")
 
 
+LEARNED = "learned: [results](results/README.md), 2026-11-21"
+ROW_BY_ROW = "row by row: `tests/{}`, 2026-11-21"
+
+
 class Kind(NamedTuple):
-    """An environment, how it is made, and what has been run with it beside this script."""
+    """An environment, how it is made, and what was run with it here beside this script, and when."""
 
     name: str
     extra: str
@@ -100,23 +104,23 @@ class Kind(NamedTuple):
 
 
 KINDS = [
-    Kind("Gymnasium CartPole-v1", "", "gymnasium", lambda: gymnasium.make("CartPole-v1"), "`cartpole.py` learns"),
-    Kind("Gymnasium CartPole-v1, vector", "", "gymnasium", _vector, "boundaries (`test_foreign.py`)"),
-    Kind("old gym 0.26.2 CartPole-v1", "gym", "gym", _old_gym, "boundaries (`test_gym.py`)"),
-    Kind("envpool CartPole-v1", "envpool", "envpool", _envpool, "boundaries (`test_foreign.py`)"),
-    Kind("PettingZoo rps_v2", "pettingzoo", "pettingzoo", _agents, "boundaries (`test_pool.py`)"),
-    Kind("dm_control cartpole swingup", "dm-control", "dm_control", _dm_control, "boundaries (`test_foreign.py`)"),
-    Kind("ViZDoom Basic", "vizdoom", "vizdoom", _doom, "`doom.py` learns"),
+    Kind("Gymnasium CartPole-v1", "", "gymnasium", lambda: gymnasium.make("CartPole-v1"), LEARNED),
+    Kind("Gymnasium CartPole-v1, vector", "", "gymnasium", _vector, ROW_BY_ROW.format("test_foreign.py")),
+    Kind("old gym 0.26.2 CartPole-v1", "gym", "gym", _old_gym, ROW_BY_ROW.format("test_foreign.py")),
+    Kind("envpool CartPole-v1", "envpool", "envpool", _envpool, ROW_BY_ROW.format("test_foreign.py")),
+    Kind("PettingZoo rps_v2", "pettingzoo", "pettingzoo", _agents, ROW_BY_ROW.format("test_loop.py")),
+    Kind("dm_control cartpole swingup", "dm-control", "dm_control", _dm_control, ROW_BY_ROW.format("test_foreign.py")),
+    Kind("ViZDoom Basic", "vizdoom", "vizdoom", _doom, LEARNED),
     Kind(
         "MuJoCo HalfCheetah-v5",
         "mujoco",
         "mujoco",
         lambda: gymnasium.make("HalfCheetah-v5"),
-        "`mujoco_sac.py` plays and makes updates",
+        "not beside this script",
     ),
-    Kind("MiniGrid-Empty-8x8-v0", "minigrid", "minigrid", _minigrid, "`minigrid_memory.py` learns"),
-    Kind("Box2D LunarLander-v3", "box2d", "Box2D", lambda: gymnasium.make("LunarLander-v3"), "`lunarlander.py` learns"),
-    Kind("Atari Pong, vector", "atari", "ale_py", _atari, "`atari.py` learns"),
+    Kind("MiniGrid-Empty-8x8-v0", "minigrid", "minigrid", _minigrid, LEARNED),
+    Kind("Box2D LunarLander-v3", "box2d", "Box2D", lambda: gymnasium.make("LunarLander-v3"), LEARNED),
+    Kind("Atari Pong, vector", "atari", "ale_py", _atari, LEARNED),
 ]
 
 
@@ -227,9 +231,7 @@ def raw(make: Callable[[], Any], pool: Pool, seconds: float) -> measure.Way:
 
 
 def table(rows: dict[str, measure.Row], spaces: dict[str, tuple[Any, Any]]) -> str:
-    lines = [
-        f"{datetime.date.today()}, {measure.MACHINE}, {GAMES} games; the tests and examples of the last column too\n"
-    ]
+    lines = [f"{datetime.date.today()}, {measure.MACHINE}, {GAMES} games\n"]
     lines += ["| environment | extra | observations | actions | raw, steps/s | through `play` | ratio | run here |"]
     lines += ["|---|---|---|---|---:|---:|---:|---|"]
     for kind in KINDS:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from tinyverse import nest
-from tinyverse.envs.mending import RUNNING, Mender
+from tinyverse.envs.mending import Mender
 from tinyverse.envs.pool import Pool, Step, as_int
 
 
@@ -38,8 +38,6 @@ class RebuiltPool(Pool):
                 return self._last
             except Exception as error:
                 self._lose(error)
-                if self._mender.running(0) >= RUNNING:
-                    raise
                 self._mender.wait([0])
 
     def step(self, actions: nest.Tree) -> Step:
