@@ -2,12 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test test-all test-starcraft test-gym lint docs bench bench-report peers clean
+.PHONY: help demo test test-all test-servers test-starcraft test-gym lint docs bench bench-report peers clean
 
 help:
 	@echo "make demo      play and train Pong here, then a video in records/ and a curve"
 	@echo "make test      the tests that fit into a few minutes"
 	@echo "make test-all  all of them"
+	@echo "make test-servers  on each server that is installed, or on SERVERS=\"PATH …\""
 	@echo "make test-starcraft  pysc2's mock of StarCraft II, in .venv-starcraft"
 	@echo "make test-gym  gym 0.21 in .venv-gym (Python 3.11)"
 	@echo "make lint      ruff and mypy"
@@ -33,6 +34,10 @@ test: .venv/ready
 test-all: .venv/ready
 	$(BIN)/python -m pytest -q -m 'not gpu'
 	$(BIN)/python -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' && $(BIN)/python -m pytest -q -m gpu || echo "no GPU here: gpu tests not run"
+
+test-servers: .venv/ready
+	@for server in $${SERVERS:-$$($(BIN)/python tests/servers.py)}; do TINYVERSE_TEST_SERVER=$$server \
+	    $(BIN)/python -m pytest -q -m 'not slow and not browser and not desktop and not gpu' || exit 1; done
 
 # pysc2 wants the protobuf of 2022: its packages lie before those of .venv
 .venv-starcraft/ready: .venv/ready docs/starcraft.txt

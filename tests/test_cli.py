@@ -6,6 +6,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import socket
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from test_redis_server import free_port
 
 from tinyverse import cli, judging, looking, playing, redis_server, tidying, together, training
 from tinyverse.evaluator import Evaluation
@@ -833,6 +835,25 @@ def test_clear_stop_and_server(tinyverse: Tinyverse, folder: Path, monkeypatch: 
         assert "stopped the local server" in tinyverse("catch", "clear", "--yes", "--stop").out
         assert tinyverse("server", "status").code == 1
         assert tinyverse("server", "stop").out == "no local server was running\n"
+    finally:
+        redis_server.stop()
+        shutil.rmtree(f"/tmp/tvcli{os.getpid()}")
+
+
+def test_a_server_that_listens_prints_the_line_that_others_need(
+    tinyverse: Tinyverse, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TINYVERSE_SERVER_DIR", f"/tmp/tvcli{os.getpid()}")
+    port = free_port()
+    said = tinyverse("server", "start", "--listen", f"127.0.0.1:{port}")
+    try:
+        line = re.search(
+            r"^others reach it with TINYVERSE_REDIS_URL=(redis://tv:\w{64}@127\S+)$", said.out, re.MULTILINE
+        )
+        assert line is not None, said
+        for url, code in ((line[1], 0), (f"redis://127.0.0.1:{port}/0", 1), (f"redis://tv:x@127.0.0.1:{port}/0", 1)):
+            monkeypatch.setenv("TINYVERSE_REDIS_URL", url)
+            assert tinyverse("info").code == code
     finally:
         redis_server.stop()
         shutil.rmtree(f"/tmp/tvcli{os.getpid()}")

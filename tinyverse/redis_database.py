@@ -370,7 +370,7 @@ class RedisDatabase(Database):
                 for (name, parse), text in zip(_STAT.items(), numbers, strict=True)
                 if text is not None
             }
-            known |= {"epoch": _text(epoch), "inserted": int(inserted or 0)}
+            known |= {"epoch": (epoch or b"").decode(), "inserted": int(inserted or 0)}
             state = State(version=-1 if version is None else int(version), **known)
         self._clock = seconds + microseconds * 1e-6 - time.monotonic()
         self._capacity, self._epoch = self._share(state.capacity), state.epoch
