@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test test-all test-servers test-starcraft lint bench bench-report peers clean
+.PHONY: help demo test test-all test-servers test-starcraft test-gym lint docs bench bench-report peers clean
 
 help:
 	@echo "make demo      play and train Pong here, then a video in records/ and a curve"
@@ -10,7 +10,9 @@ help:
 	@echo "make test-all  all of them"
 	@echo "make test-servers  on each server that is installed, or on SERVERS=\"PATH …\""
 	@echo "make test-starcraft  pysc2's mock of StarCraft II, in .venv-starcraft"
+	@echo "make test-gym  gym 0.21 in .venv-gym (Python 3.11)"
 	@echo "make lint      ruff and mypy"
+	@echo "make docs      these pages and the reference as a site, in build/docs"
 	@echo "make bench     the benchmarks, printed; bench-report writes them into docs/performance.md"
 	@echo "make peers     environments of the libraries that the benchmarks compare with (3 GB)"
 
@@ -47,10 +49,26 @@ test-servers: .venv/ready
 test-starcraft: .venv-starcraft/ready
 	PYTHONPATH=. .venv-starcraft/bin/python -m pytest -q tests/test_starcraft.py
 
+# gym 0.21 is built by tools of its time and runs with numpy 1: its packages lie before those of .venv
+.venv-gym/ready: .venv/ready
+	@$(BIN)/python -m venv .venv-gym
+	@.venv-gym/bin/pip install --quiet --disable-pip-version-check 'pip<24.1' 'setuptools<66' 'wheel<0.38'
+	@.venv-gym/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation gym==0.21.0 numpy==1.26.4
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$(.venv-gym/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/main.pth"
+	@touch .venv-gym/ready
+
+test-gym: .venv-gym/ready
+	PYTHONPATH=. .venv-gym/bin/python -m pytest -q tests/test_gym.py tests/test_foreign.py tests/test_pool.py tests/test_loop.py -k "gym and not gymnasium"
+
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: .venv/ready
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -E docs build/docs
+	@echo "open build/docs/index.html"
 
 BENCHMARKS := $(filter-out benchmarks/measure.py benchmarks/report.py benchmarks/soak.py,$(wildcard benchmarks/*.py))
 
@@ -64,4 +82,4 @@ peers:
 	benchmarks/peers.sh
 
 clean:
-	rm -rf .venv .venv-starcraft build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-starcraft .venv-gym build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -12,6 +12,7 @@ import pytest
 import servers
 import torch
 
+from tinyverse import progress
 from tinyverse.redis_server import Server, find_binary, private_server
 
 pytest.register_assert_rewrite("database_contract")
@@ -35,6 +36,12 @@ def denormal_numbers_stay() -> Iterator[None]:
     """Players and trainers flush them to zero, for the whole process; hypothesis insists on them."""
     yield
     torch.set_flush_denormal(False)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine anything may take 2 seconds; what a command says must not depend on that."""
+    monkeypatch.setattr(progress, "QUICK", 1e6)
 
 
 @pytest.fixture(scope="session")

@@ -17,14 +17,16 @@ import pytest
 import redis
 from database_contract import DatabaseContract, read_all
 from people import a_trainer
+from test_sharded_database import name_for
 from test_trainer import push, some_sessions
 
 from tinyverse.access import OLDEST, make_users
-from tinyverse.database import Database
+from tinyverse.database import Database, Worker
 from tinyverse.errors import DatabaseError, DatabaseLost, ServerError, SettingsError
 from tinyverse.redis_database import Keys, RedisDatabase, list_runs
 from tinyverse.redis_places import keepers, nodes
 from tinyverse.redis_server import connect, find_binary, find_server
+from tinyverse.sharded_database import open_database
 
 SLOTS = 16384
 
@@ -149,12 +151,23 @@ def test_runs_lie_on_several_nodes_and_are_listed(cluster_url: str, ports: list[
         RedisDatabase(cluster_url, name).clear()
 
 
-def owner(port: int, run: str) -> bool:
+def owner(port: int, run: str, stream: str = "") -> bool:
     try:
-        admin(port).exists(Keys(run).meta)
+        admin(port).exists(Keys(run, stream).meta)
     except redis.exceptions.MovedError:
         return False
     return True
+
+
+def test_shards_of_a_run_lie_on_several_nodes(cluster_url: str, ports: list[int]) -> None:
+    database = open_database(cluster_url, "spread", shards=6)
+    database.create({})
+    for stream in range(6):
+        database.append([b"%d" % stream], worker=Worker(name_for(stream, 6), "play"))
+    nodes_of = {port for port in ports for stream in range(6) if owner(port, "spread", str(stream))}
+    assert len(nodes_of) > 1 and sorted(read_all(database)) == [b"%d" % stream for stream in range(6)]
+    database.clear()
+    database.close()
 
 
 def test_any_node_will_do_and_dead_ones_are_passed_over(ports: list[int]) -> None:
