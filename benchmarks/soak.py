@@ -218,7 +218,7 @@ class Soak:
             self.loaded.clear()
         for worker in workers:
             self.met.add(worker.pid)
-            if worker.role == "play":
+            if worker.role == "play" and worker.version <= state.version:  # a higher one is of the epoch before
                 if worker.version < self.loaded.get(worker.id, -1):
                     self.wrong.append(
                         f"{worker.id} went back from weights {self.loaded[worker.id]} to {worker.version}"

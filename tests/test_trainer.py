@@ -626,3 +626,18 @@ def test_bf16_runs_the_update_under_autocast(database):
         trainer.feed()
         assert trainer.step()
     assert dtypes == [torch.float32, torch.bfloat16]
+
+
+def test_a_lease_that_is_lost_with_the_server_is_taken_again(redis_url):
+    """The server was emptied after the lease was taken and before the weights came."""
+    database = a_run(redis_url)
+    trainer = a_trainer(database)
+    trainer.join()
+    database.clear()
+    trainer.publish(trainer.snapshot())
+    assert database.state().version == trainer.version
+    database.release_lease(trainer.holder)
+    assert database.acquire_lease("another:1:x")
+    with pytest.raises(LeaseLost):
+        trainer.publish(trainer.snapshot())
+    database.clear()

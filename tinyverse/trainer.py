@@ -502,7 +502,10 @@ class Trainer:
             self.database.put_weights(blob, version, holder=self.holder, update=update, step=step)
         except LeaseLost:
             if self.database.get_weights(version=version) != (version, blob):
-                raise
+                if not self.database.acquire_lease(self.holder):
+                    raise
+                # nobody's: the server was emptied, or the lease ran out, just before; an older version is refused again
+                self.database.put_weights(blob, version, holder=self.holder, update=update, step=step)
         self._published = version
 
     def report(self) -> None:
