@@ -7,6 +7,8 @@ Rules are those of `atari.py`. The return that training shows is of games that e
 
 Sessions are short and learned from as a whole: the window of 4 frames before the first row comes with each, so no row
 is spent on filling it. 10,000 of them are 100,000 steps and 1.0 GB of frames on the trainer's device (`--buffer-size`).
+
+That it plays and makes updates is tested; what it reaches has not been measured.
 """
 
 from tinyverse import Experiment

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import os
+import re
 import shutil
 import signal
 import socket
@@ -18,6 +20,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from test_redis_server import free_port
 
 from tinyverse import cli, judging, looking, playing, redis_server, tidying, together, training
 from tinyverse.evaluator import Evaluation
@@ -43,7 +46,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty working directory, in which no server is named or runs."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    for name in ("TINYVERSE_REDIS_URL", "REDIS_URL", "TINYVERSE_PASSWORD", "TINYVERSE_PARENT"):
+    for name in ("TINYVERSE_REDIS_URL", "REDIS_URL", "TINYVERSE_PASSWORD", "TINYVERSE_PARENT", "TINYVERSE_SHARDS"):
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "server").mkdir(mode=0o700)
     monkeypatch.setenv("TINYVERSE_SERVER_DIR", str(tmp_path / "server"))
@@ -136,7 +139,7 @@ def test_help_of_every_verb_has_an_example(tinyverse: Tinyverse, verb: str) -> N
         said = tinyverse("catch", *verb.split(), word)
         assert said.code == 0 and not said.err
         assert "Example: tinyverse " in said.out and f" {verb}" in said.out
-        for option in ("--redis", "--host", "--port", "--password", "--database", "--name", "--key-prefix", "--seed",
+        for option in ("--redis", "--host", "--port", "--password", "--database", "--shards", "--name", "--key-prefix", "--seed",
                        "-o", "--config", "-v", "-q"):  # fmt: skip
             assert option in said.out
 
@@ -226,10 +229,18 @@ def test_the_first_two_words_may_be_swapped(
         (["play"], ["which experiment? For example: tinyverse atari.py play"]),
         (["catch", "trian"], ["no verb 'trian'", "Did you mean train?", "Verbs: play, train"]),
         (["catch", "xyzzy"], ["no verb 'xyzzy'. Verbs: play"]),
+        (["wacth"], ["wacth is no experiment. Did you mean: tinyverse EXPERIMENT watch"]),
+        (["infoo", "--json"], ["Did you mean: tinyverse info --json"]),
+        (["trian", "catch", "-b", "3"], ["Did you mean: tinyverse catch train -b 3"]),
+        (["servr", "start"], ["servr is no experiment. Did you mean: tinyverse server start"]),
+        (["plto", "a", "b"], ["Did you mean: tinyverse plot a b"]),
+        (["catc", "trian"], ["no verb 'trian'", "Did you mean train?"]),
         (["catch", "play", "--batch", "3"], ["No such option", "--batch"]),
+        (["catch", "play", "--gamse", "3"], ["No such option '--gamse'", "'--games'"]),
+        (["catch", "sessions", "shwo"], ["No such command 'shwo'", "'show'"]),
         (["catch", "play", "-b", "many"], ["'many' is not a valid integer"]),
         (["catch", "play", "surprise"], ["unexpected extra argument"]),
-        (["server", "strat"], ["No such command 'strat'"]),
+        (["server", "strat"], ["No such command 'strat'", "'start'"]),
     ],
 )
 def test_wrong_words(tinyverse: Tinyverse, words: list[str], parts: list[str]) -> None:
@@ -676,6 +687,31 @@ def test_eval_every_waits_for_weights_and_leaves_with_the_others(
     database.close()
 
 
+def test_eval_every_is_at_work_and_leaves_in_the_midst_of_a_game(
+    run: Tinyverse, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tinyverse.redis_database import RedisDatabase
+
+    created(run)
+    database, heard = RedisDatabase(redis_url, run.name), []  # type: ignore[attr-defined]
+    monkeypatch.setattr(judging, "HEARTBEAT_SECONDS", 0.01)
+
+    def endless(*_: Any, should_stop: Callable[[], bool], **__: Any) -> Evaluation:
+        ends = time.monotonic() + 20
+        while not should_stop():
+            assert time.monotonic() < ends
+            if not heard and (there := [worker for worker in database.workers() if worker.version >= 0]):
+                heard.extend(there)
+                database.ask_stop()
+        return Evaluation([], [])
+
+    monkeypatch.setattr(judging, "evaluate", endless)
+    assert run("eval", "--every", "--no-video", "-b", 3).out == ""
+    assert [(worker.role, worker.games, worker.waits_for) for worker in heard] == [("eval", 3, "")]
+    assert database.workers() == []
+    database.close()
+
+
 @pytest.mark.parametrize("suffix", ["safetensors", "pt"])
 def test_eval_plays_an_export_in_a_process_of_its_own(tinyverse: Tinyverse, folder: Path, suffix: str) -> None:
     tinyverse("catch", "local", "-n", 2, "-q", "-o", "learning_rate=0.25", "--name", "old")
@@ -748,7 +784,7 @@ def test_stop_of_nobody(run: Tinyverse) -> None:
     assert "0 of 0 workers" in run("stop").out
 
 
-@pytest.mark.parametrize("words", [["info"], ["info", "--json"], ["stop"], ["clear", "--yes"]])
+@pytest.mark.parametrize("words", [["info"], ["info", "--json"], ["stop"], ["clear"], ["clear", "--yes"]])
 def test_a_mistyped_run_name_is_said(run: Tinyverse, tinyverse: Tinyverse, words: list[str]) -> None:
     created(run)
     said = tinyverse("catch", *words, "--name", "cach")
@@ -804,6 +840,25 @@ def test_clear_stop_and_server(tinyverse: Tinyverse, folder: Path, monkeypatch: 
         shutil.rmtree(f"/tmp/tvcli{os.getpid()}")
 
 
+def test_a_server_that_listens_prints_the_line_that_others_need(
+    tinyverse: Tinyverse, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TINYVERSE_SERVER_DIR", f"/tmp/tvcli{os.getpid()}")
+    port = free_port()
+    said = tinyverse("server", "start", "--listen", f"127.0.0.1:{port}")
+    try:
+        line = re.search(
+            r"^others reach it with TINYVERSE_REDIS_URL=(redis://tv:\w{64}@127\S+)$", said.out, re.MULTILINE
+        )
+        assert line is not None, said
+        for url, code in ((line[1], 0), (f"redis://127.0.0.1:{port}/0", 1), (f"redis://tv:x@127.0.0.1:{port}/0", 1)):
+            monkeypatch.setenv("TINYVERSE_REDIS_URL", url)
+            assert tinyverse("info").code == code
+    finally:
+        redis_server.stop()
+        shutil.rmtree(f"/tmp/tvcli{os.getpid()}")
+
+
 # -- options of all verbs -------------------------------------------------------------------------------------------
 
 
@@ -823,7 +878,7 @@ def test_the_runs_name(tinyverse: Tinyverse, option: str) -> None:
 def test_quiet_and_verbose(tinyverse: Tinyverse, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "train: update 1" in tinyverse("tabular", "local", "-n", 1).err
     assert tinyverse("tabular", "local", "-n", 1, "-q").err == ""
-    calls = swap_with_spy(monkeypatch, cli.logging, "basicConfig")
+    calls = swap_with_spy(monkeypatch, logging, "basicConfig")
     for words in ([], ["-v"], ["-vv"]):
         tinyverse("tabular", "local", "-n", 1, *words)
     assert [named["level"] for _, named in calls] == [30, 20, 10]
@@ -845,6 +900,22 @@ def test_a_database_of_the_users_own(tinyverse: Tinyverse, folder: Path) -> None
     assert Path("made").read_text().endswith("|catch\n")
     one_sentence(tinyverse("catch", "info", "--database", "mine:Not"), 2, "made a Not; it must inherit")
     one_sentence(tinyverse("catch", "info", "--database", "nix:No"), 2, "--database nix:No should be module:Class")
+
+
+def test_a_run_on_shards(tinyverse: Tinyverse, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("--name", f"shards-{next(numbers)}")
+    monkeypatch.setenv("TINYVERSE_REDIS_URL", redis_url)
+    assert tinyverse("catch", "train", "--minutes", 0, "--shards", 2, *words).code == 0
+    one_sentence(tinyverse("catch", "info", *words), 1, "lie on 2 shards, not on 1", "--shards 2")
+    one_sentence(tinyverse("catch", "play", "--shards", 3, *words), 1, "lie on 2 shards, not on 3", "--shards 2")
+    monkeypatch.setenv("TINYVERSE_REDIS_URL", f"{redis_url},{redis_url}")
+    one_sentence(tinyverse("catch", "info", "--shards", 3, *words), 2, "--shards 3 with 2 servers")
+    one_sentence(tinyverse("catch", "info", "--shards", 2, "--database", "a:B", *words), 2, "--shards 2 is for Redis")
+    assert tinyverse("catch", "info", *words).code == 0
+    monkeypatch.setenv("TINYVERSE_REDIS_URL", redis_url)
+    monkeypatch.setenv("TINYVERSE_SHARDS", "2")
+    assert tinyverse("catch", "info", *words).code == 0
+    assert tinyverse("catch", "clear", "--yes", *words).code == 0
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import sys
 
 import pytest
 from people import a_spec
@@ -177,36 +176,3 @@ def test_a_lost_database_does_not_end_the_log(tmp_path):
     log.write()
     log.close()
     assert len(folder.metrics()) == 2
-
-
-def test_elsewhere_than_on_a_terminal_progress_is_plain_lines(capsys):
-    with monitor.Progress(lambda: "update 7 [x]", seconds=1000) as progress:
-        for _ in range(5):
-            progress.turn()
-    out, err = capsys.readouterr()
-    assert out == ""
-    lines = err.splitlines()
-    assert len(lines) == 2  # the first turn, and the end
-    assert all(line.endswith(" update 7 [x]") for line in lines)
-    assert "\x1b" not in err
-
-
-def test_quiet_is_nothing(capsys):
-    with monitor.Progress(lambda: "update 7", seconds=0, quiet=True) as progress:
-        progress.turn()
-        progress.show()
-    assert capsys.readouterr() == ("", "")
-
-
-def test_on_a_terminal_it_is_live(monkeypatch):
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
-
-    screen = Terminal()
-    monkeypatch.setattr(sys, "stderr", screen)
-    monkeypatch.setenv("TERM", "xterm")
-    with monitor.Progress(lambda: "update 7") as progress:
-        progress.turn()
-    assert "update 7" in screen.getvalue()
-    assert "\x1b" in screen.getvalue()

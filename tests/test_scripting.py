@@ -14,6 +14,7 @@ import pytest
 import tinyverse
 from tinyverse import cli
 from tinyverse.errors import NoWeights, SettingsError
+from tinyverse.run_folder import RunFolder
 
 CHECKOUT = Path(__file__).parent.parent
 ENV = {**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"}
@@ -73,6 +74,20 @@ print(curve.folder, tinyverse.load(curve.folder).version > 0, tinyverse.load("ru
 def test_a_function_of_a_script_reaches_the_players(players):
     Path("script.py").write_text(SCRIPT.replace("PLAYERS", str(players)))
     assert python("script.py").splitlines()[-1] == "runs/here True {'width': 9}"
+
+
+def test_a_setting_may_be_called_as_a_keyword_of_run():
+    Path("clash.py").write_text(
+        "import catch\ndef make_experiment(seed=0, games=4):\n    return catch.make_experiment(games=games)\n"
+    )
+    sys.path.insert(0, str(CHECKOUT / "examples"))
+    options = {"players": 0, "updates": 1, "quiet": True}
+    with pytest.raises(SettingsError, match=r"seed is a keyword .* setting of clash: .* settings=\{'seed': …\}"):
+        tinyverse.run("clash.py", seed=3, **options)
+    folder = tinyverse.run("clash.py", seed=3, settings={"seed": 7}, games=8, **options).folder
+    told = RunFolder(folder).settings()
+    assert (told["seed"], told["settings"]) == (3, {"seed": 7, "games": 8})
+    assert RunFolder(tinyverse.run("clash.py", name="other", **options).folder).settings()["settings"]["seed"] == 0
 
 
 def test_what_cannot_be_run_or_loaded_is_said():

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,7 @@ def write(path: Path, sessions: Iterable[tuple[str, Session]], spec: SessionSpec
         index = {"format": FORMAT, **about, "spec": json.loads(spec.to_json()), "shards": shards}
         temporary = path.with_name(path.name + ".writing")
         temporary.write_text(json.dumps(index, indent=1))
-        temporary.rename(path)
+        temporary.replace(path)
     except OSError as error:
         raise SettingsError(f"{path} cannot be written: {error.strerror}.") from None
     return Archive(path, dict(about), spec, shards)
@@ -146,7 +146,7 @@ def write_hdf5(path: Path, sessions: Iterable[tuple[str, Session]], spec: Sessio
                     file[name].resize(count + 1, axis=0)
                     file[name][count] = value
                 count += 1
-        temporary.rename(path)
+        temporary.replace(path)
     except OSError as error:
         raise SettingsError(f"{path} cannot be written: {error.strerror or error}.") from None
     finally:
@@ -175,8 +175,8 @@ def _parts(sessions: Iterable[tuple[str, Session]], count: int) -> Iterator[list
         yield part
 
 
-def check(archive: Archive, spec: SessionSpec, run: str) -> None:
-    """Whether every session of the archive could have been played in the run.
+def check(archive: Archive, spec: SessionSpec, run: str, on_session: Callable[[], None] = lambda: None) -> None:
+    """Whether every session of the archive could have been played in the run. `on_session` is called after each.
 
     Raises:
         SpecError: the first difference, in one sentence.
@@ -190,6 +190,7 @@ def check(archive: Archive, spec: SessionSpec, run: str) -> None:
             spec.decode(session.encode())
         except (CodecError, SpecError) as error:
             raise type(error)(f"session {key} of {archive.path} cannot be imported: {error} Nothing was.") from None
+        on_session()
 
 
 def _is_shard(shard: Any) -> bool:

@@ -23,8 +23,9 @@ from typing import Any
 from tinyverse import loader, redis_server
 from tinyverse.database import Database
 from tinyverse.errors import SettingsError, TinyverseError
-from tinyverse.redis_database import open_database
+from tinyverse.progress import Bar, Share
 from tinyverse.run_folder import RunFolder
+from tinyverse.sharded_database import open_database
 
 RUNS, RECORDS = Path("runs"), Path("records")
 
@@ -41,8 +42,10 @@ class Asked:
     port: int | None = None
     password: str | None = None
     database: str | None = None
+    shards: int | None = None
     seed: int | None = None
     quiet: bool = False
+    bars: bool = True  # whether it is shown how far something is
 
     def __post_init__(self) -> None:
         if self.run and not re.fullmatch(r"(?!\.+$)[A-Za-z0-9._-]{1,100}", self.run):  # a folder has this name too
@@ -98,7 +101,7 @@ class Asked:
     @contextlib.contextmanager
     def connected(self, start: bool = True) -> Iterator[Database]:
         """The run's database; starts this user's local server if there is no other."""
-        database = open_database(self.server(start), self.run, database=self.database)
+        database = open_database(self.server(start), self.run, database=self.database, shards=self.shards)
         try:
             yield database
         finally:
@@ -116,6 +119,10 @@ class Asked:
             )
         return address.url
 
+    def bar(self, what: str, total: float | None = None, look: Callable[[], Share] | None = None) -> Bar:
+        """Shows how far something is, if it takes long."""
+        return Bar(what, total, quiet=self.quiet or not self.bars, look=look)
+
     def say(self, text: str) -> None:
         if not self.quiet:
             print(f"tinyverse: {text}", file=sys.stderr, flush=True)
@@ -123,8 +130,8 @@ class Asked:
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """Yields `should_stop`: true after SIGINT, SIGTERM, SIGHUP or SIGUSR1, or when the parent that asked to be watched
-    is gone. A second SIGINT ends at once."""
+    """Yields `should_stop`: true after SIGINT, SIGTERM, SIGHUP or SIGUSR1 (on Windows after SIGINT or SIGBREAK), or when
+    the parent that asked to be watched is gone. A second SIGINT ends at once."""
     asked = threading.Event()
     parent = os.environ.get("TINYVERSE_PARENT")
 
@@ -133,7 +140,8 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         asked.set()
 
-    wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+    names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGBREAK")
+    wanted = [getattr(signal, name) for name in names if hasattr(signal, name)]
     in_main = threading.current_thread() is threading.main_thread()
     before = {number: signal.signal(number, handle) for number in wanted} if in_main else {}
     try:

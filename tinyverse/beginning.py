@@ -114,6 +114,6 @@ def do_new(path: Path) -> tuple[Path, Path]:
         if file.exists():
             raise SettingsError(f"{file} is there already. Choose another name, or move it away.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(EXPERIMENT.format(name=path.stem))
-    test.write_text(TEST.format(name=path.stem))
+    path.write_text(EXPERIMENT.format(name=path.stem), encoding="utf-8")
+    test.write_text(TEST.format(name=path.stem), encoding="utf-8")
     return path, test

@@ -6,22 +6,21 @@ read, so that `--help` answers at once.
 
 from __future__ import annotations
 
-import functools
+import io
 import json
-import logging
 import os
 import sys
-from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from tinyverse import __version__, completing, machine
-from tinyverse.configuring import adopt, read
-from tinyverse.errors import SettingsError, TinyverseError
+from tinyverse.cli_server import server
+from tinyverse.cli_sessions import sessions
+from tinyverse.errors import SettingsError, TinyverseError, did_you_mean
+from tinyverse.options import common, learning, stepping
 
 if TYPE_CHECKING:
     from tinyverse.asked import Asked
@@ -32,7 +31,7 @@ VERBS = (
     "stop", "clear",
 )  # fmt: skip
 GLOBALS = ("server", "plot", "new", "completion")
-Command = Callable[..., Any]
+ALONE = ("info", "doctor")  # verbs that say something without an experiment too
 
 USAGE = """\
 tinyverse EXPERIMENT VERB [options]
@@ -68,6 +67,9 @@ Add --help after a verb for its options.
 def main(arguments: list[str] | None = None) -> None:
     """The console script. Never returns."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a ± that a terminal or a log does not know is no reason to fail
     if completing.VARIABLE in os.environ and completing.answer(verbs, GLOBALS, completing.experiments):
         sys.exit(0)
     machine.prepare()
@@ -121,12 +123,14 @@ def _sort_out(words: list[str]) -> tuple[str, list[str]]:
         sys.exit(0)
     if words[0].startswith("-"):
         raise click.UsageError(f"options belong behind the verb: tinyverse EXPERIMENT VERB {words[0]} …")
-    if words[0] in GLOBALS or (words[0] in ("info", "doctor") and (len(words) == 1 or words[1].startswith("-"))):
+    if words[0] in GLOBALS or (words[0] in ALONE and (len(words) == 1 or words[1].startswith("-"))):
         return "", words
     if words[0] in VERBS:
         if len(words) > 1 and not words[1].startswith("-"):  # the first two words swapped
             return words[1], [words[0], *words[2:]]
         raise click.UsageError(f"which experiment? For example: tinyverse atari.py {words[0]}")
+    if meant := _meant(words):
+        raise click.UsageError(f"{words[0]} is no experiment. Did you mean: tinyverse {meant}")
     if len(words) == 1:
         raise click.UsageError(
             f"{words[0]} and then what? For example: tinyverse {words[0]} run. Verbs: {', '.join(VERBS)}."
@@ -136,114 +140,27 @@ def _sort_out(words: list[str]) -> tuple[str, list[str]]:
             raise click.UsageError(
                 f"options belong behind the verb: tinyverse {words[0]} VERB {words[1]} … Verbs: {', '.join(VERBS)}."
             )
-        close = get_close_matches(words[1], VERBS, 1)
-        hint = f" Did you mean {close[0]}?" if close else ""
+        hint = did_you_mean(words[1], VERBS)
         raise click.UsageError(f"there is no verb {words[1]!r}.{hint} Verbs: {', '.join(VERBS)}.")
     return words[0], words[1:]
 
 
-# -- options --------------------------------------------------------------------------------------------------------
+def _meant(words: list[str]) -> str:
+    """The command that was meant where its word, mistyped, stands in the experiment's place; "" where it does not."""
+    first, rest = words[0], words[1:]
+    known = GLOBALS if rest and rest[0] in VERBS else (*GLOBALS, *VERBS)
+    close = get_close_matches(first, known, 1)
+    if not close:
+        return ""
+    from tinyverse.loader import is_experiment
 
-
-def _decorated(function: Command, decorators: list[Callable[[Command], Command]]) -> Command:
-    for decorate in reversed(decorators):
-        function = decorate(function)
-    return function
-
-
-def common(function: Command) -> Command:
-    """The options of every verb, gathered into one `Asked`."""
-
-    @click.pass_obj
-    @functools.wraps(function)
-    def wrapped(
-        experiment: str, /, redis: str | None, host: str | None, port: int | None, password: str | None, database: str | None,
-        name: str | None, seed: int | None, options: tuple[str, ...], config: Path | None, verbose: int, quiet: bool, **rest: Any,
-    ) -> Any:  # fmt: skip
-        from tinyverse.asked import Asked
-
-        logging.basicConfig(
-            level=logging.DEBUG if verbose > 1 else logging.INFO if verbose else logging.WARNING,
-            format="%(name)s: %(message)s",
-        )
-        from tinyverse.redis_server import public
-
-        given = click.get_current_context().get_parameter_source("password") is ParameterSource.COMMANDLINE
-        if given or (redis and public(redis) != redis):
-            print(
-                "tinyverse: a password on the command line is seen by everyone on this machine; TINYVERSE_PASSWORD and TINYVERSE_REDIS_URL are not.",
-                file=sys.stderr,
-            )
-        asked = Asked(
-            experiment, name or "", _settings(config, options), redis=redis, host=host, port=port, password=password,
-            database=database, seed=seed, quiet=quiet,
-        )  # fmt: skip
-        return function(asked, **rest)
-
-    return _decorated(wrapped, [
-        click.option("--redis", metavar="URL", help="The server, e.g. redis://host:6379/0, rediss:// with TLS, unix://. [env: TINYVERSE_REDIS_URL, REDIS_URL]"),
-        click.option("--host", help="The server's host (as --redis redis://HOST:PORT/0)."),
-        click.option("--port", type=int, help="The server's port [6379]."),
-        click.option("--password", envvar="TINYVERSE_PASSWORD", help="The server's password; better in the URL's environment variable."),
-        click.option("--database", metavar="MODULE:CLASS", help="A Database class of your own instead of Redis."),
-        click.option("--name", "--key-prefix", "name", help="The run's name [the experiment's name]."),
-        click.option("--seed", type=int, help="Makes a worker's random numbers repeatable."),
-        click.option("-o", "options", multiple=True, metavar="NAME=VALUE", help="A setting: an argument of make_experiment."),
-        click.option("--config", type=click.Path(path_type=Path), is_eager=True, callback=adopt, help="Settings from a TOML file, and options of the verb from its table [VERB]; the command line goes before it."),
-        click.option("-v", "--verbose", count=True, help="Say more; twice for everything."),
-        click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors."),
-    ])  # fmt: skip
-
-
-def learning(function: Command) -> Command:
-    """The options of `train`, `run` and `local`, gathered into one `Learning`."""
-
-    @functools.wraps(function)
-    def wrapped(asked: Asked, **options: Any) -> Any:
-        from tinyverse.training import Learning
-
-        fields = Learning.__dataclass_fields__
-        given = {name: options.pop(name) for name in list(options) if name in fields}
-        given["device"] = given["device"] or ("cuda" if given.get("gpus") else "cpu")
-        return function(asked, Learning(**given), **options)
-
-    return _decorated(wrapped, [
-        click.option("-b", "batch", type=int, help="Sessions per update [the experiment's]."),
-        click.option("-n", "updates", type=int, help="Updates to make [no end]."),
-        click.option("--minutes", type=float, help="Minutes after which to stop [no end]."),
-        click.option("-s", "publish_every", type=int, help="Updates between two publications of weights [the experiment's, else 10]."),
-        click.option("--buffer-size", type=int, help="Sessions kept for learning [the experiment's, else 5000]."),
-        click.option("--reuse", type=float, help="How often a session is learned from, on average; players wait for it."),
-        click.option("--max-lag", type=int, help="Drop sessions older than this many updates."),
-        click.option("--min-sessions", type=int, help="Sessions in memory before learning begins."),
-        click.option("--device", help="Where to learn: cpu, cuda, cuda:1 [cpu; with --gpus cuda]."),
-        click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), help="Of the arithmetic [the experiment's]."),
-        click.option("--threads", type=int, help="Threads of torch [the cores less the players]."),
-        click.option("--compile", is_flag=True, help="Compile the network (torch.compile): slow to start; for GPUs."),
-        click.option("--profile", is_flag=True, help="Write where the time went to runs/NAME/profile.txt."),
-        click.option("--resume/--fresh", default=None, help="Insist on an earlier run, or put it aside [go on if there is one]."),
-        click.option("--force", is_flag=True, help="Go on with other settings than the run was made with."),
-        click.option("--init-from", metavar="FILE", help="Begin a new run with weights of another: a checkpoint or an export."),
-        click.option("--save-replay/--no-save-replay", default=None, help="Keep stored sessions in checkpoints [while they take at most 1 GB]."),
-        click.option("--on-nan", type=click.Choice(["stop", "rollback"]), default="stop", show_default=True, help="After NaN: end, with the batch kept for inspection, or go on from the last checkpoint."),
-        click.option("--player-share", type=float, default=1.0, show_default=True, metavar="0…1", help="Keep no more of one player's sessions than this, while others play."),
-        click.option("--track", multiple=True, metavar="WHERE", help="Log to wandb or mlflow too; each is an extra. metrics.jsonl and TensorBoard are always written."),
-        click.option("--metrics-port", metavar="[HOST:]PORT", help="Serve the newest numbers to Prometheus; without HOST to this machine only."),
-        click.option("--save-every", type=float, default=60.0, show_default=True, metavar="SECONDS", help="Between two checkpoints."),
-    ])  # fmt: skip
-
-
-def _settings(config: Path | None, options: tuple[str, ...]) -> dict[str, Any]:
-    settings: dict[str, Any] = read(config)[0] if config else {}
-    for option in options:
-        name, equals, value = option.partition("=")
-        if not equals or not name:
-            raise SettingsError(f"-o {option}: write it as NAME=VALUE.")
-        settings[name.strip()] = value
-    return settings
-
-
-# -- verbs ----------------------------------------------------------------------------------------------------------
+    verb_follows = rest and get_close_matches(rest[0], VERBS) and not is_experiment(rest[0])
+    if is_experiment(first) or (verb_follows and close[0] in VERBS):
+        return ""
+    if close[0] in GLOBALS or (close[0] in ALONE and (not rest or rest[0].startswith("-"))):
+        return " ".join([close[0], *rest])
+    swapped = rest and not rest[0].startswith("-")
+    return " ".join([rest[0], close[0], *rest[1:]] if swapped else ["EXPERIMENT", close[0], *rest])
 
 
 @click.group(
@@ -258,13 +175,8 @@ def verbs() -> None:
     pass
 
 
-def stepping(function: Command) -> Command:
-    """How a player's games are stepped."""
-    return _decorated(function, [
-        click.option("--workers", type=int, default=0, help="Processes that step a player's games, where stepping is heavy Python [none]."),
-        click.option("--step-timeout", type=float, metavar="SECONDS", help="Kill and replace a worker whose step takes longer."),
-        click.option("--worker-memory", type=int, metavar="MIB", help="Replace a worker that grows beyond."),
-    ])  # fmt: skip
+verbs.add_command(sessions)
+verbs.add_command(server)
 
 
 @verbs.command()
@@ -379,6 +291,8 @@ def evaluate(asked: Asked, as_json: bool, **options: Any) -> None:
     Example: tinyverse atari.py eval -n 5
     """
     from tinyverse.judging import do_eval
+
+    asked.bars = not as_json
 
     def show(result: Any) -> None:
         if as_json:
@@ -500,9 +414,12 @@ def clear(asked: Asked, yes: bool, keep_weights: bool, force: bool, stop_server:
     from tinyverse.tidying import do_clear
 
     what = "sessions and bookkeeping" if keep_weights else "sessions, weights and bookkeeping"
-    if not yes:
-        click.confirm(f"Remove the {what} of run {asked.run} from the database?", abort=True)
-    do_clear(asked, keep_weights=keep_weights, force=force)
+
+    def confirm() -> None:
+        if not yes:
+            click.confirm(f"Remove the {what} of run {asked.run} from the database?", abort=True)
+
+    do_clear(asked, keep_weights=keep_weights, force=force, confirm=confirm)
     print(f"removed the {what} of run {asked.run}")
     if stop_server and redis_server.stop():
         print("stopped the local server")
@@ -530,95 +447,6 @@ def doctor(asked: Asked, as_json: bool) -> int:
             )
         )
     return 0 if all(finding.ok for finding in findings) else 1
-
-
-@verbs.group()
-def sessions() -> None:
-    """The stored sessions: as a list, a table, a film, or files.
-
-    Example: tinyverse atari.py sessions ls
-    """
-
-
-ID = click.argument("key", metavar="[ID]", required=False)
-
-
-@sessions.command(name="ls")
-@common
-@click.option("-n", "limit", type=int, default=20, show_default=True, help="How many of the newest to look at.")
-@click.option("--human", is_flag=True, help="Of these, only what people played.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON list.")
-def sessions_ls(asked: Asked, **options: Any) -> None:
-    """The newest sessions, a line each.
-
-    Example: tinyverse atari.py sessions ls -n 50
-    """
-    from tinyverse.looking import do_list
-
-    do_list(asked, **options)
-
-
-@sessions.command(name="show")
-@common
-@ID
-@click.option(
-    "--values", is_flag=True, help="Ask the experiment's agent, with the newest weights, for value and entropy."
-)
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def sessions_show(asked: Asked, key: str | None, **options: Any) -> None:
-    """A session, the newest if no ID is given, step by step.
-
-    Example: tinyverse atari.py sessions show 1700000000000-0
-    """
-    from tinyverse.looking import do_show
-
-    do_show(asked, key, **options)
-
-
-@sessions.command(name="video")
-@common
-@ID
-@click.option("--fps", type=float, default=15.0, show_default=True, help="Steps a second.")
-def sessions_video(asked: Asked, key: str | None, fps: float) -> None:
-    """A film of what the agent saw, into ./records.
-
-    Example: tinyverse atari.py sessions video 1700000000000-0
-    """
-    from tinyverse.looking import do_film
-
-    print(f"video: {do_film(asked, key, fps=fps)}")
-
-
-@sessions.command(name="export")
-@common
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option("-n", "limit", type=int, help="Of the newest so many [all].")
-@click.option("--human", is_flag=True, help="Only what people played.")
-def sessions_export(asked: Asked, file: Path, **options: Any) -> None:
-    """Stored sessions as files: FILE.json, and shards of safetensors beside it; or FILE.h5, for other tools.
-
-    Example: tinyverse atari.py sessions export demos.json --human
-    """
-    from tinyverse.looking import do_export, do_export_hdf5
-
-    if file.suffix == ".h5":
-        print(f"{do_export_hdf5(asked, file, **options):,} sessions in {file}")
-        return
-    found = do_export(asked, file, **options)
-    print(f"{len(found):,} sessions, shards: {len(found.shards)}, index: {found.path}")
-
-
-@sessions.command(name="import")
-@common
-@click.argument("file", type=click.Path(path_type=Path))
-def sessions_import(asked: Asked, file: Path) -> None:
-    """Pushes exported sessions into the run, if all of them fit it. What its trainer has had already it passes over.
-
-    Example: tinyverse atari.py sessions import demos.json
-    """
-    from tinyverse.looking import do_import
-
-    print(f"{do_import(asked, file):,} sessions imported into run {asked.run}")
 
 
 @verbs.command(name="config")
@@ -716,78 +544,3 @@ def completion(shell: str) -> None:
     from tinyverse.completing import script
 
     print(script(verbs, shell))
-
-
-@verbs.group()
-def server() -> None:
-    """This user's local database server.
-
-    Example: tinyverse server status
-    """
-
-
-@server.command(name="start")
-@click.option(
-    "--listen",
-    metavar="HOST[:PORT]",
-    help="Listen on TCP too, for other machines, with a password; without it only on a socket. [port 7070]",
-)
-@click.option(
-    "--max-memory", metavar="MB", type=int, help="Memory it may use [a quarter of the machine's, at most 4000]."
-)
-def server_start(listen: str | None, max_memory: int | None) -> None:
-    """Starts it, unless it runs.
-
-    Example: tinyverse server start --listen 10.0.0.5:7070
-    """
-    from tinyverse import redis_server
-
-    started = redis_server.start(listen, max_memory * 1_000_000 if max_memory else None)
-    print(f"server {started.version} runs in {started.folder} (pid {started.pid})")
-    if started.tcp_url:
-        print(f"others reach it with TINYVERSE_REDIS_URL={redis_server.for_others(started.tcp_url)}")
-        print("which may do everything in every run; for players of one run: tinyverse server users RUN")
-
-
-@server.command(name="users")
-@click.argument("run")
-@click.option(
-    "--redis",
-    metavar="URL",
-    help="A server of your own, with a user who may make others; better in TINYVERSE_REDIS_URL.",
-)
-def server_users(run: str, redis: str | None) -> None:
-    """Makes three users for a run: a player, a trainer, and a viewer who only reads. Again: new passwords.
-
-    Example: tinyverse server users pong
-    """
-    from tinyverse import access
-
-    for role, url in access.make_users(run, redis).items():
-        print(f"{role:<8} TINYVERSE_REDIS_URL={url}")
-
-
-@server.command(name="stop")
-def server_stop() -> None:
-    """Stops it; what it holds is gone."""
-    from tinyverse import redis_server
-
-    print("stopped" if redis_server.stop() else "no local server was running")
-
-
-@server.command(name="status")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def server_status(as_json: bool) -> int:
-    """Whether it runs, where, and how much it holds."""
-    from tinyverse import redis_server
-
-    facts = redis_server.status()
-    if as_json:
-        print(json.dumps(facts))
-    elif facts is None:
-        print("no local server runs")
-    else:
-        print(f"server {facts['version']} in {facts['folder']} (pid {facts['pid']}), up {facts['uptime']} s, "
-              f"{facts['memory'] / 1e6:.1f} of {facts['max_memory'] / 1e6:.0f} MB, {facts['clients']} clients")  # fmt: skip
-        print(f"TINYVERSE_REDIS_URL={facts['tcp_url'] or facts['url']}")
-    return 0 if facts else 1

@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 from click.core import ParameterSource
 
-from tinyverse.errors import SettingsError
+from tinyverse.errors import SettingsError, did_you_mean
 
 if TYPE_CHECKING:
     from tinyverse.asked import Asked
@@ -34,7 +33,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
         SettingsError: it cannot be read.
     """
     try:
-        found = tomllib.loads(path.read_text())
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise SettingsError(f"--config {path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
     tables = {name: value for name, value in found.items() if isinstance(value, dict)}
@@ -52,7 +51,7 @@ def adopt(context: click.Context, parameter: click.Parameter, path: Path | None)
     tables, group = read(path)[1], context.find_root().command
     verbs = list(group.commands) if isinstance(group, click.Group) else []
     if strange := [name for name in tables if name not in verbs]:
-        raise SettingsError(f"--config {path}: [{strange[0]}] is no verb.{_hint(strange[0], verbs)}")
+        raise SettingsError(f"--config {path}: [{strange[0]}] is no verb.{did_you_mean(strange[0], verbs)}")
     words = {
         word.removeprefix("--"): option.name
         for option in context.command.params
@@ -62,14 +61,11 @@ def adopt(context: click.Context, parameter: click.Parameter, path: Path | None)
     context.default_map = {}
     for word, value in tables.get(context.info_name or "", {}).items():
         if word.replace("_", "-") not in words and word not in words:
-            raise SettingsError(f"--config {path}: {context.info_name} has no option {word!r}.{_hint(word, words)}")
+            raise SettingsError(
+                f"--config {path}: {context.info_name} has no option {word!r}.{did_you_mean(word, words)}"
+            )
         context.default_map[words.get(word) or words[word.replace("_", "-")]] = value
     return path
-
-
-def _hint(word: str, known: Any) -> str:
-    close = get_close_matches(word, list(known), 1)
-    return f" Did you mean {close[0]}?" if close else ""
 
 
 class Value(NamedTuple):

@@ -113,7 +113,7 @@ def _gpu() -> Iterator[Finding]:
 
 
 def _memory() -> Iterator[Finding]:
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # not every system says
         free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
         text = Path("/proc/meminfo").read_text().split() if Path("/proc/meminfo").exists() else []
         if "MemAvailable:" in text:

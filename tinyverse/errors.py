@@ -18,6 +18,14 @@
 A traceback that reaches a user is a bug of ours; an error of this tree is not.
 """
 
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 
 class TinyverseError(Exception):
     """Something a person can mend; the message says how."""
@@ -73,3 +81,13 @@ class LeaseLost(DatabaseError):
 
 class RunConflict(DatabaseError):
     """Raised when a run's name is taken by another experiment or other settings."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of a message about a word that nobody knows; "" where none is like it.
+
+    >>> did_you_mean("trian", ["play", "train"])
+    ' Did you mean train?'
+    """
+    close = get_close_matches(word, list(known), 1)
+    return f" Did you mean {close[0]}?" if close else ""

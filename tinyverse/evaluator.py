@@ -64,6 +64,7 @@ def evaluate(
     video: Path | None = None,
     render: bool = False,
     on_game: Callable[[int, float], None] = lambda done, total: None,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
     """Plays `games` whole games, `at_once` of them side by side, each seat the same number, so that short games do not
     count more often than long ones.
@@ -72,6 +73,7 @@ def evaluate(
         video: where to write a film of the first game; None: none.
         render: show the first game in a window, if the environment can.
         on_game: called after each game with the number done and its return.
+        should_stop: asked before each step; the games that have ended by then are what is returned.
     """
     began, seats = time.monotonic(), max(1, min(at_once, games))
     envs: list[Any] = []
@@ -88,7 +90,7 @@ def evaluate(
         stack.callback(pool.close)
         camera = stack.enter_context(_Camera(video, envs[0] if envs else None))
         camera.shoot(observations)
-        while any(len(done) < wanted for done, wanted in zip(returns, quota, strict=True)):
+        while not should_stop() and any(len(done) < wanted for done, wanted in zip(returns, quota, strict=True)):
             actions, memory, _ = agent.act(observations, memory, first, greedy)
             step = pool.step(actions)
             alive, first = ~ended, ended
@@ -115,23 +117,27 @@ def evaluate_in_processes(
     jobs: int,
     games: int,
     video: Path | None = None,
+    on_game: Callable[[int, float], None] = lambda done, total: None,
     **options: Any,
 ) -> Evaluation:
     """`evaluate` in `jobs` processes of this machine (joblib); `make` builds the experiment in each.
 
-    The first process films; each has its own seed.
+    The first process films; each has its own seed. `on_game` is called where a process has played all of its games.
     """
     import joblib
 
     jobs = max(1, min(jobs, games))
     seed = options.pop("seed", 0)
-    parts = joblib.Parallel(n_jobs=jobs)(
+    parts: list[Evaluation] = []
+    for part in joblib.Parallel(n_jobs=jobs, return_as="generator")(
         joblib.delayed(_part)(
             make, weights, games=games // jobs + (job < games % jobs), seed=seed + 1000 * job,
             video=video if job == 0 else None, **options,
         )
         for job in range(jobs)
-    )  # fmt: skip
+    ):  # fmt: skip
+        parts.append(part)
+        on_game(sum(len(each.returns) for each in parts), part.returns[-1])
     return Evaluation(
         sum((part.returns for part in parts), []), sum((part.lengths for part in parts), []),
         seconds=max(part.seconds for part in parts), video=parts[0].video, note=parts[0].note,

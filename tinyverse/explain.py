@@ -65,7 +65,9 @@ def wait(worker: Mapping[str, Any], sessions_per_second: float | None) -> str:
     """
     if not worker["waits_for"]:
         return ""
-    who = {"train": "trainer", "play": "player", "human": "person"}.get(worker["role"], worker["role"])
+    who = {"train": "trainer", "play": "player", "human": "person", "eval": "evaluator"}.get(
+        worker["role"], worker["role"]
+    )
     said = f"{who} waits: {worker['waits_for']}, since {worker['waits_seconds']:.0f} s"
     found = re.match(r"(\d+) of (\d+) sessions", worker["waits_for"]) or re.match(
         r"()(\d+) more (new )?sessions", worker["waits_for"]

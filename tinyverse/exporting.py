@@ -38,7 +38,8 @@ def do_export(asked: Asked, path: Path, *, weights: str | None = None) -> str:
     if path.suffix == ".safetensors":
         found.write(path)
     else:
-        write_whole(path, to_onnx(asked.experiment, found))
+        with asked.bar("writing the network as ONNX"):
+            write_whole(path, to_onnx(asked.experiment, found))
     return f"wrote version {found.version} of run {asked.run} (update {found.update:,}, step {found.step:,}) to {path}"
 
 

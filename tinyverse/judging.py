@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import json
 import math
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,15 +17,17 @@ import numpy as np
 
 from tinyverse import loader, machine, monitor
 from tinyverse.asked import RECORDS, Asked, positive, stop_on_signals
+from tinyverse.database import Database
 from tinyverse.errors import DatabaseError, DatabaseLost, NoWeights, ServerError, SettingsError, TinyverseError
 from tinyverse.evaluator import Evaluation, evaluate, evaluate_in_processes
 from tinyverse.experiment import Experiment
-from tinyverse.player import HEARTBEAT_SECONDS, Player
+from tinyverse.player import HEARTBEAT_SECONDS, Player, new_worker
 from tinyverse.playing import acting, check_device
+from tinyverse.progress import Share
 from tinyverse.replay import Flow, Replay
 from tinyverse.run_folder import agreed_of, check_agreed
 from tinyverse.samplers import sampler_of
-from tinyverse.timing import Ticker
+from tinyverse.timing import Waiting
 from tinyverse.weights import decode_weights, encode_weights
 from tinyverse.weights_file import WeightsFile
 from tinyverse.writers import TensorBoard
@@ -55,7 +58,15 @@ def do_eval(
         raise SettingsError(f"--every {every:g}: give a number of seconds above 0.")
     machine.set_threads(1)
     result, seen = None, Seen()
-    with stop_on_signals() as should_stop:
+    with contextlib.ExitStack() as stack:
+        asked_to_stop = stack.enter_context(stop_on_signals())
+        presence = Presence(asked, at_once or 1)
+        if every is not None:
+            stack.enter_context(presence)
+
+        def should_stop() -> bool:
+            return asked_to_stop() or presence.stopped.is_set()
+
         while not (should_stop() or seen.stopped):
             began = time.monotonic()
             try:
@@ -65,8 +76,14 @@ def do_eval(
                     raise
                 found, seen.complaint = None, _say_once(asked, str(error), seen.complaint)
             if found is not None:
-                seen.version = found.version
-                result = _evaluate(asked, found, games, at_once, jobs, greedy, render, video, device)
+                presence.at(found.version)
+                now = _evaluate(asked, found, games, at_once, jobs, greedy, render, video, device, should_stop)
+                if len(now.returns) < games and should_stop():
+                    if every is None:
+                        raise KeyboardInterrupt
+                    break
+                seen.version, result = found.version, now
+                presence.played(result)
                 if every is not None:
                     _record(asked, found, result, seen)
                 on_result(result)
@@ -75,6 +92,58 @@ def do_eval(
             while time.monotonic() < began + max(every, HEARTBEAT_SECONDS) and not should_stop():
                 time.sleep(min(0.2, HEARTBEAT_SECONDS))
     return result
+
+
+class Presence(threading.Thread):
+    """The heartbeat of `eval --every`, beside the games, by a connection of its own. A viewer may not send one."""
+
+    def __init__(self, asked: Asked, games: int) -> None:
+        super().__init__(name="presence", daemon=True)
+        self.asked, self.worker, self.waiting = asked, new_worker("eval", games=games), Waiting()
+        self.stopped = threading.Event()  # the run was asked to stop
+        self._closing, self._began = threading.Event(), time.monotonic()
+        self.waiting.set("weights")
+
+    def at(self, version: int) -> None:
+        """Weights of this version are being evaluated."""
+        self.waiting.set("")
+        self.worker.version = version
+
+    def played(self, result: Evaluation) -> None:
+        """They were."""
+        self.worker.steps += sum(result.lengths)
+        self.worker.steps_per_second = sum(result.lengths) / max(result.seconds, 1e-3)
+        self.waiting.set("newer weights")
+
+    def __enter__(self) -> Presence:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closing.set()
+        self.join()
+
+    def run(self) -> None:
+        while not self._closing.is_set():
+            try:
+                with self.asked.connected(start=False) as database:
+                    self._beat(database)
+            except (ServerError, DatabaseLost):
+                self._closing.wait(HEARTBEAT_SECONDS)
+            except TinyverseError:  # a viewer may not; and what is wrong for all, the evaluation says
+                return
+
+    def _beat(self, database: Database) -> None:
+        stops, worker = database.state().stop, self.worker
+        while not self._closing.is_set():
+            worker.waits_for, worker.waits_seconds = self.waiting.reason, self.waiting.seconds
+            worker.uptime = time.monotonic() - self._began
+            now = database.beat(worker).stop
+            if now > stops:
+                self.stopped.set()
+            stops = min(stops, now)  # a server that came back empty counts from 0 again
+            self._closing.wait(HEARTBEAT_SECONDS)
+        database.leave(worker.id)
 
 
 @dataclasses.dataclass
@@ -96,7 +165,7 @@ def _say_once(asked: Asked, complaint: str, before: str) -> str:
 
 def _evaluate(
     asked: Asked, found: WeightsFile, games: int, at_once: int | None, jobs: int, greedy: bool, render: bool,
-    video: bool, device: str,
+    video: bool, device: str, should_stop: Callable[[], bool],
 ) -> Evaluation:  # fmt: skip
     film = RECORDS / f"{asked.run}-v{found.version}.webm" if video and not render else None
     options: dict[str, Any] = {
@@ -107,19 +176,18 @@ def _evaluate(
         "render": render,
     }
     make = functools.partial(rebuild, asked.experiment, found.agreed["settings"])
-    if jobs > 1:
-        result = evaluate_in_processes(make, found.weights, jobs=jobs, games=games, **options)
-    else:
-        experiment = make()
-        agent = acting(experiment.agent(), device, "fp32")
-        agent.set_weights(found.weights)
-        progress = Ticker(5.0, later=True)
+    with asked.bar("games", games) as bar:
 
         def on_game(done: int, total: float) -> None:
-            if progress.due():
-                asked.say(f"{done} of {games} games done, the last returned {total:.2f}")
+            bar.share = Share(f"games (the last returned {total:.2f})", done, games)
 
-        result = evaluate(experiment, agent, games=games, on_game=on_game, **options)
+        if jobs > 1:
+            result = evaluate_in_processes(make, found.weights, jobs=jobs, games=games, on_game=on_game, **options)
+        else:
+            experiment = make()
+            agent = acting(experiment.agent(), device, "fp32")
+            agent.set_weights(found.weights)
+            result = evaluate(experiment, agent, games=games, on_game=on_game, should_stop=should_stop, **options)
     return dataclasses.replace(result, version=found.version)
 
 
@@ -213,7 +281,8 @@ def do_check(asked: Asked) -> list[tuple[str, str]]:
 
     def timed(what: str, function: Callable[[], Any], say: Callable[[Any], str] = str) -> Any:
         began = time.perf_counter()
-        made = function()
+        with asked.bar(f"check: {what}"):
+            made = function()
         rows.append((what, f"{say(made)}  ({1000 * (time.perf_counter() - began):.1f} ms)"))
         return made
 

@@ -14,12 +14,11 @@ import sys
 import sysconfig
 import traceback
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from tinyverse.errors import ExperimentError, SettingsError, TinyverseError
+from tinyverse.errors import ExperimentError, SettingsError, TinyverseError, did_you_mean
 from tinyverse.experiment import Experiment
 
 _WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -38,7 +37,7 @@ def load_module(name: str) -> ModuleType:
     if path.suffix == ".py":
         if not path.is_file():
             if path.stem not in examples() or path.parent != Path():
-                raise ExperimentError(f"there is no file {name}{_did_you_mean(name)}")
+                raise ExperimentError(f"there is no file {name}.{_hint(name)}")
             print(f"tinyverse: there is no {name} here, so this is the packaged example of that name.", file=sys.stderr)
             path = examples()[path.stem]
         module = _guarded(lambda: _from_file(path), name)
@@ -47,12 +46,17 @@ def load_module(name: str) -> ModuleType:
     elif _is_module(name):
         module = _guarded(lambda: importlib.import_module(name), name)
     else:
-        raise ExperimentError(f"{name} is no file, no module and no packaged example{_did_you_mean(name)}")
+        raise ExperimentError(f"{name} is no file, no module and no packaged example.{_hint(name)}")
     if not callable(getattr(module, "make_experiment", None)):
         raise ExperimentError(
             f"{name} has no function make_experiment(); define one that returns a tinyverse.Experiment."
         )
     return module
+
+
+def is_experiment(name: str) -> bool:
+    """Whether `load_module` would find something of this name."""
+    return Path(name).is_file() or Path(name).stem in examples() or _is_module(name)
 
 
 def examples() -> dict[str, Path]:
@@ -83,8 +87,7 @@ def resolve(module: ModuleType, given: Mapping[str, Any]) -> dict[str, Any]:
     settings = defaults(module)
     for name, value in given.items():
         if name not in settings:
-            close = get_close_matches(name, settings, 1)
-            hint = f" Did you mean {close[0]}?" if close else ""
+            hint = did_you_mean(name, settings)
             raise SettingsError(f"there is no setting {name!r}.{hint} There are: {', '.join(settings) or 'none'}.")
         settings[name] = _convert(name, value, settings[name])
     return settings
@@ -183,7 +186,6 @@ def _is_module(name: str) -> bool:
         return False
 
 
-def _did_you_mean(name: str) -> str:
+def _hint(name: str) -> str:
     here = [file.name for file in Path().glob("*.py")]
-    close = get_close_matches(name, here + list(examples()), 1)
-    return f". Did you mean {close[0]}?" if close else f". The packaged examples are {', '.join(examples())}."
+    return did_you_mean(name, here + list(examples())) or f" The packaged examples are {', '.join(examples())}."

@@ -19,9 +19,10 @@ from rich.table import Table
 
 from tinyverse import archive, loader, machine, monitor, nest
 from tinyverse.asked import RECORDS, Asked, positive, stop_on_signals
-from tinyverse.database import BEGINNING, Database, State
+from tinyverse.database import Database, State
 from tinyverse.envs.video import VideoWriter, picture
 from tinyverse.errors import CodecError, DatabaseError, SettingsError, SpecError
+from tinyverse.position import BEGINNING, is_behind, is_position, just_before
 from tinyverse.run_folder import agreed_of, check_agreed
 from tinyverse.session import Session, SessionSpec
 from tinyverse.weights import decode_weights
@@ -80,8 +81,11 @@ def do_film(asked: Asked, key: str | None, *, fps: float = 15.0) -> Path:
         raise SettingsError(f"--fps is {fps:g}; give 0 to 1000 frames a second.")
     with _opened(asked) as (database, _, spec):
         key, session = _find(database, spec, asked.run, key)
-    with VideoWriter(RECORDS / f"{asked.run}-{key}.webm", fps) as video:
-        for frame in frames_of(session):
+    with (
+        VideoWriter(RECORDS / f"{asked.run}-{key}.webm", fps) as video,
+        asked.bar("frames", len(session.rewards) + 1) as bar,
+    ):
+        for frame in bar.over(frames_of(session)):
             video.write(frame)
     return video.path
 
@@ -105,9 +109,11 @@ def _chosen(
     """((id, session) of those to be written, their spec, what they are of)."""
     positive(limit=limit)
     with _opened(asked) as (database, meta, spec):
+        kept = database.size()["sessions"]
+        bar = asked.bar("sessions", min(limit or kept, kept))
 
         def chosen() -> Iterator[tuple[str, Session]]:
-            for key, blob in _all(database) if limit is None else database.newest(limit):
+            for key, blob in bar.over(_all(database) if limit is None else database.newest(limit)):
                 try:
                     session = spec.decode(blob)
                 except (CodecError, SpecError) as error:
@@ -116,23 +122,27 @@ def _chosen(
                 if not human or session.human:
                     yield key, session
 
-        yield chosen(), spec, {"run": asked.run, **agreed_of(meta)}
+        with bar:
+            yield chosen(), spec, {"run": asked.run, **agreed_of(meta)}
 
 
 def do_import(asked: Asked, path: Path) -> int:
     """Pushes exported sessions after a check of all of them; returns how many. Waits for the trainer, as players do."""
     found, pushed = archive.Archive.open(path), 0
     with _opened(asked) as (database, _, spec), stop_on_signals() as should_stop:
-        archive.check(found, spec, asked.run)
+        with asked.bar("sessions checked", len(found)) as bar:
+            archive.check(found, spec, asked.run, on_session=bar.count)
         if len(found) > (capacity := database.state().capacity):
             asked.say(f"the run keeps {capacity:,} sessions; of these {len(found):,} the newest will be left")
-        for part in _bounded(session for _, session in found):
-            while not database.state().may_play and any(worker.role == "train" for worker in database.workers()):
-                if should_stop():
-                    return pushed
-                time.sleep(0.1)
-            database.append([session.encode() for session in part])
-            pushed += len(part)
+        with asked.bar("sessions imported", len(found)) as bar:
+            for part in _bounded(session for _, session in found):
+                while not database.state().may_play and any(worker.role == "train" for worker in database.workers()):
+                    if should_stop():
+                        return pushed
+                    time.sleep(0.1)
+                database.append([session.encode() for session in part])
+                pushed += len(part)
+                bar.count(len(part))
     return pushed
 
 
@@ -197,13 +207,11 @@ def _find(database: Database, spec: SessionSpec, run: str, key: str | None) -> t
     if key is None:
         entries = database.newest(1)
     else:
-        first, _, second = key.partition("-")
-        if not (first.isdecimal() and second.isdecimal() and len(key) < 40):
+        if not is_position(key):
             raise SettingsError(
                 f"{key!r} is no session's id; they look like 1700000000000-0, as `sessions ls` prints them."
             )
-        before = f"{first}-{int(second) - 1}" if int(second) else f"{max(int(first) - 1, 0)}-{2**64 - 1}"
-        entries = [entry for entry in database.read(before, 1)[0] if entry[0] == key]
+        entries = [(key, blob) for found, blob in database.read(just_before(key), 1)[0] if is_behind(found, key)]
     if not entries:
         raise SettingsError(
             f"run {run} has no session {key or 'yet'}; `sessions ls` names the newest. Old ones make room."

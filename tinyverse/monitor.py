@@ -3,7 +3,6 @@
 gather(database, name)  -> one dict with stable keys (`info --json`)
 panel(facts)            -> the same for a terminal (`info`, `info --watch`, `run`)
 TrainLog                -> metrics.jsonl, writers and the database's log, a row per interval
-Progress                -> a live line on a terminal, a plain line per interval elsewhere
 """
 
 from __future__ import annotations
@@ -13,14 +12,12 @@ import dataclasses
 import json
 import logging
 import math
-import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
+from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
@@ -231,45 +228,3 @@ class TrainLog:
                 writer.write(whole)
             except Exception as error:  # theirs, of any kind; the files have the row
                 logger.warning("%s took no row (%s). Training goes on.", type(writer).__name__, error)
-
-
-class Progress:
-    """Shows `render()` live on a terminal; elsewhere prints `line()` once per interval."""
-
-    def __init__(
-        self,
-        line: Callable[[], str],
-        render: Callable[[], RenderableType] | None = None,
-        *,
-        seconds: float = 10.0,
-        quiet: bool = False,
-    ) -> None:
-        self._line, self._render, self._quiet = line, render or (lambda: Text(line())), quiet
-        self._console = Console(stderr=True)
-        self._live = (
-            Live(console=self._console, auto_refresh=False, transient=False) if self._console.is_terminal else None
-        )
-        self._ticker = Ticker(0.5 if self._live else seconds)
-
-    def __enter__(self) -> Progress:
-        if self._live and not self._quiet:
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.show()
-        if self._live and not self._quiet:
-            self._live.stop()
-
-    def turn(self) -> None:
-        """Shows, if it is time to."""
-        if self._ticker.due():
-            self.show()
-
-    def show(self) -> None:
-        if self._quiet:
-            return
-        if self._live:
-            self._live.update(self._render(), refresh=True)
-        else:
-            print(f"{time.strftime('%H:%M:%S')} {self._line()}", file=sys.stderr, flush=True)

@@ -13,11 +13,12 @@ from tinyverse.agent import Agent
 from tinyverse.asked import Asked, positive, stop_on_signals
 from tinyverse.database import Database
 from tinyverse.envs.pool import Pool
-from tinyverse.envs.workers import WorkerPool
+from tinyverse.envs.workers import WorkerPool, knows_size
 from tinyverse.errors import DatabaseError, DatabaseLost, SettingsError, WindowClosed
 from tinyverse.experiment import Experiment
 from tinyverse.human import Person
 from tinyverse.player import HEARTBEAT_SECONDS, SEEDS_APART, Courier, Player, new_worker, play
+from tinyverse.progress import Progress, Share
 from tinyverse.run_folder import agreed_of, check_agreed, check_spec
 
 
@@ -51,6 +52,8 @@ def do_play(
     )  # fmt: skip
     if workers < 0:
         raise SettingsError(f"workers is {workers}; it must be at least 1, or 0 for none.")
+    if worker_memory and not knows_size():
+        raise SettingsError("--worker-memory reads /proc, which this system has not: leave it out.")
     if step_timeout or worker_memory:
         workers = workers or 1  # what hangs or leaks can only be ended with the process it is in
     if human and ((games or 1) > 1 or cores > 1 or workers):
@@ -87,7 +90,11 @@ def do_play(
         courier.start()
         asked.say(f"playing {player.num_games} game{'s' * (player.num_games > 1)} of run {asked.run}")
         try:
-            with monitor.Progress(lambda: _player_line(player, courier), quiet=asked.quiet) as progress:
+
+            def share() -> Share | None:
+                return Share("batches", worker.sessions // worker.games, batches) if batches else None
+
+            with Progress(lambda: _player_line(player, courier), share=share, quiet=asked.quiet) as progress:
 
                 def on_batch() -> None:
                     progress.turn()

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
 
 from tinyverse.asked import RUNS
-from tinyverse.errors import SettingsError
+from tinyverse.errors import SettingsError, did_you_mean
 from tinyverse.plot import plot_curves
 from tinyverse.run_folder import RunFolder
 
@@ -46,9 +45,8 @@ def folder_of(run: str) -> Path:
         if (folder / "metrics.jsonl").is_file():
             return folder
     there = sorted(file.parent.name for file in RUNS.glob("*/metrics.jsonl"))
-    close = get_close_matches(run, there, 1)
-    hint = f"Did you mean {close[0]}?" if close else f"In {RUNS}/ there is {', '.join(there) or 'nothing'}."
-    raise SettingsError(f"there is no run {run} with a metrics.jsonl in {RUNS}/, and no folder of that name. {hint}")
+    hint = did_you_mean(run, there) or f" In {RUNS}/ there is {', '.join(there) or 'nothing'}."
+    raise SettingsError(f"there is no run {run} with a metrics.jsonl in {RUNS}/, and no folder of that name.{hint}")
 
 
 def _check_alike(label: str, folders: Sequence[Path]) -> None:

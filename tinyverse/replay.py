@@ -18,8 +18,8 @@ import torch
 
 from tinyverse import nest
 from tinyverse.batch import Batch
-from tinyverse.database import BEGINNING, order
 from tinyverse.errors import SettingsError, SpecError
+from tinyverse.position import BEGINNING, furthest, is_behind
 from tinyverse.ring import Ring
 from tinyverse.samplers import Sampler
 from tinyverse.session import Session, SessionSpec
@@ -299,7 +299,7 @@ class Replay:
         """What lies up to this position was learned from meanwhile: it is fresh no longer."""
         with self._lock:
             for slot in np.flatnonzero(self._filled).tolist():
-                if order(self._position[slot]) <= order(position):
+                if is_behind(self._position[slot], position):
                     self.sampler.remove(slot)
                     self.sampler.insert(slot, seen=True)
 
@@ -309,10 +309,16 @@ class Replay:
         slots = slots[self.sampler.may_come(slots)]
         return slots[np.argsort(self._numbers(slots))]
 
+    @property
+    def filling(self) -> tuple[int, int] | None:
+        """(sessions kept, sessions wanted) before learning begins; None from then on."""
+        kept, wanted = int(self._filled.sum()), max(self.flow.min_sessions, self.flow.batch)
+        return None if self._began or kept >= wanted else (kept, wanted)
+
     def _waits_for(self) -> str:
-        flow, kept = self.flow, int(self._filled.sum())
-        if not self._began and kept < max(flow.min_sessions, flow.batch):
-            return f"{kept} of {max(flow.min_sessions, flow.batch)} sessions"
+        flow = self.flow
+        if (filling := self.filling) is not None:
+            return f"{filling[0]} of {filling[1]} sessions"
         missing = self.sampler.missing(flow.batch)
         if missing:
             return f"{missing} more new sessions"
@@ -331,7 +337,7 @@ class Replay:
         self._filled[slot], self._count[slot] = True, 0
 
     def _note_newest(self, slots: np.ndarray) -> None:
-        self.newest_delivered = max((self.newest_delivered, *(self._position[slot] for slot in slots)), key=order)
+        self.newest_delivered = furthest(self.newest_delivered, *(self._position[slot] for slot in slots))
 
     def forget_positions(self) -> None:
         """Positions of an earlier incarnation of the run mean nothing in a new one."""

@@ -54,7 +54,8 @@ def do_report(asked: Asked, others: Sequence[str] = ()) -> tuple[Path, Path]:
     first = folders[0].settings()
     for folder in folders:
         check_agreed(folder.path.name, folder.settings(), asked.title, {**first.get("settings", {}), **asked.settings})
-    card = _card(asked, folders)
+    with asked.bar("drawing the report"):
+        card = _card(asked, folders)
     page, text = folders[0].path / "report.html", folders[0].path / "report.md"
     write_whole(page, _html(card).encode())
     write_whole(text, _markdown(card, text.parent).encode())

@@ -187,7 +187,7 @@ class RunFolder:
                 torch.save(contents, file)
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.rename(path)
+            temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
         for old in self._files()[:-CHECKPOINTS_KEPT]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,8 @@ def run(
     seed: int | None = None,
     fresh: bool = False,
     quiet: bool = False,
-    **settings: Any,
+    settings: Mapping[str, Any] | None = None,
+    **more_settings: Any,
 ) -> Curve:
     """Plays and trains on this machine, as `tinyverse EXPERIMENT run` does, and returns the curve.
 
@@ -84,7 +85,7 @@ def run(
         players: processes that play; 0: play and train in this process, in lockstep (`local`).
         name: of the run [the file's; of a function in a notebook or script "notebook"].
         fresh: begin anew; an earlier run of this name is put aside.
-        settings: arguments of `make_experiment`.
+        more_settings: arguments of `make_experiment`; those that are called as a keyword here go into `settings`.
     Raises:
         TinyverseError: as the command says it.
     """
@@ -92,13 +93,27 @@ def run(
         raise SettingsError("say when to end: tinyverse.run(make_experiment, minutes=5), or updates=1000.")
     machine.prepare()
     experiment = make_experiment if isinstance(make_experiment, str) else _file_of(make_experiment, name or "notebook")
-    asked = Asked(experiment, name, settings, seed=seed, quiet=quiet)
+    asked = Asked(experiment, name, {**(settings or {}), **more_settings}, seed=seed, quiet=quiet)
+    _refuse_either_way(asked, {
+        "players": players, "minutes": minutes, "updates": updates, "name": name, "seed": seed, "fresh": fresh, "quiet": quiet,
+    })  # fmt: skip
     learning = Learning(minutes=minutes, updates=updates, resume=False if fresh else None)
     if players:
         do_run(asked, learning, players=players)
     else:
         do_local(asked, learning)
     return curve_of(asked.folder.path)
+
+
+def _refuse_either_way(asked: Asked, here: Mapping[str, Any]) -> None:
+    """Raises SettingsError for a keyword that could be meant for the experiment, unless that has been given its own."""
+    defaults = run.__kwdefaults__ or {}
+    for name in set(here).intersection(loader.defaults(asked.module)).difference(asked.settings):
+        if here[name] != defaults[name]:
+            raise SettingsError(
+                f"{name} is a keyword of tinyverse.run and a setting of {asked.title}: give the setting as "
+                f"settings={{{name!r}: …}}; with it, {name}={here[name]!r} is the keyword."
+            )
 
 
 def curve_of(folder: Path | str) -> Curve:

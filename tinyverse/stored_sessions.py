@@ -35,6 +35,7 @@ class StoredSessions:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.loaded = (0, 0)  # sessions read so far, of how many
         self._files: list[dict[str, Any]] = []  # those that the newest checkpoint names
 
     def write(self, sessions: Sessions) -> list[dict[str, Any]]:
@@ -66,7 +67,7 @@ class StoredSessions:
                 stored.append(torch.where(whole, numbers, -1))
             file.flush()
             os.fsync(file.fileno())
-        temporary.rename(self.path / name)
+        temporary.replace(self.path / name)
         return {"name": name, "numbers": torch.cat(stored), "width": sessions.width, "checksum": checksum.hexdigest()}
 
     def keep_only(self, files: Sequence[dict[str, Any]]) -> None:
@@ -80,6 +81,8 @@ class StoredSessions:
     def read(self, files: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields (numbers [m], bytes [m, width]) of what `write` returned; what is gone or damaged is left out, with a
         warning."""
+        count = sum(len(file["numbers"]) for file in files)
+        self.loaded = (0, count)
         self._files = [dict(file) for file in files if self._is_whole(file)]
         for file in self._files:
             numbers, width = file["numbers"], file["width"]
@@ -87,6 +90,7 @@ class StoredSessions:
                 for some in numbers.split(max(1, AT_ONCE // width)):
                     rows = torch.frombuffer(bytearray(stream.read(len(some) * width)), dtype=torch.uint8)
                     yield some, rows.view(len(some), width)
+                    self.loaded = (self.loaded[0] + len(some), count)
 
     def _is_whole(self, file: Mapping[str, Any]) -> bool:
         path, checksum = self.path / file["name"], xxhash.xxh3_64()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from rich.console import Console
 from rich.live import Live
@@ -13,7 +13,7 @@ from rich.live import Live
 from tinyverse import monitor, redis_server
 from tinyverse.asked import Asked, stop_on_signals
 from tinyverse.database import Database
-from tinyverse.errors import RunConflict
+from tinyverse.errors import RunConflict, did_you_mean
 from tinyverse.redis_database import Keys, list_runs
 
 
@@ -52,7 +52,8 @@ def _known(asked: Asked) -> Iterator[Database]:
         if not (database.meta() or database.workers()):
             others = [] if asked.database else redis_runs(asked)
             there = f"there are {', '.join(others)}" if others else "there is none"
-            raise RunConflict(f"there is no run {asked.run} in the database; {there}. Choose one with --name.")
+            hint = did_you_mean(asked.run, others)
+            raise RunConflict(f"there is no run {asked.run} in the database; {there}.{hint} Choose one with --name.")
         yield database
 
 
@@ -69,13 +70,17 @@ def do_stop(asked: Asked, *, wait: float = 15.0) -> tuple[int, int]:
         before = len(database.workers())
         database.ask_stop()
         ends = time.monotonic() + wait
-        while database.workers() and time.monotonic() < ends:
-            time.sleep(0.1)
+        with asked.bar("workers that have left", before) as bar:
+            while (there := len(database.workers())) and time.monotonic() < ends:
+                bar.share = bar.share._replace(done=max(0, before - there))
+                time.sleep(0.1)
         return before, len(database.workers())
 
 
-def do_clear(asked: Asked, *, keep_weights: bool = False, force: bool = False) -> None:
-    """Removes the run from the database; its folder stays."""
+def do_clear(
+    asked: Asked, *, keep_weights: bool = False, force: bool = False, confirm: Callable[[], object] = lambda: None
+) -> None:
+    """Removes the run from the database; its folder stays. `confirm` is called before, and raises if it must not be."""
     with _known(asked) as database:
         workers = database.workers()
         if workers and not force:
@@ -83,4 +88,5 @@ def do_clear(asked: Asked, *, keep_weights: bool = False, force: bool = False) -
             raise RunConflict(
                 f"run {asked.run} is at work: {who}. Stop it first (tinyverse {asked.experiment} stop), or add --force."
             )
+        confirm()
         database.clear(keep_weights)

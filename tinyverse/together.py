@@ -17,14 +17,17 @@ from tinyverse.asked import Asked, positive, stop_on_signals
 from tinyverse.database import MemoryDatabase
 from tinyverse.errors import SettingsError, TinyverseError
 from tinyverse.player import Player
+from tinyverse.progress import Progress
 from tinyverse.run_folder import RunFolder
 from tinyverse.samplers import Fresh
 from tinyverse.timing import Ticker
 from tinyverse.trainer import Trainer
 from tinyverse.training import (
     Learning,
+    aim,
     change_settings,
     check_learning,
+    join,
     make_trainer,
     open_log,
     or_after,
@@ -52,13 +55,13 @@ def do_local(asked: Asked, learning: Learning, *, games: int | None = None) -> T
                 f"local with {count} games and batches of {batch} would learn from stale sessions; make -b a multiple of --games."
             )
         log = open_log(asked, learning, database, trainer)
-        trainer.join()
+        join(asked, trainer)
         seed = seed_after(asked.fresh_seed(), trainer.update)
         player = Player(trainer.agent, experiment.pool(count), experiment.unroll_length, seed=seed)
         saving, made, sequence = Ticker(learning.save_every, later=True), 0, 0
         with (
             profiled(asked, learning.profile),
-            monitor.Progress(lambda: trainer_line(trainer), quiet=asked.quiet) as progress,
+            Progress(lambda: trainer_line(trainer), share=aim(trainer, learning), quiet=asked.quiet) as progress,
         ):
             try:
                 while not should_stop() and (learning.updates is None or made < learning.updates):
@@ -138,6 +141,7 @@ class _Players:
         place = {
             "TINYVERSE_REDIS_URL": asked.server(start=True),
             "TINYVERSE_PARENT": str(os.getpid()),
+            **({"TINYVERSE_SHARDS": str(asked.shards)} if asked.shards else {}),
             **machine.python_path(),
         }
         self._processes = [

@@ -23,6 +23,7 @@ from tinyverse.errors import DatabaseLost, RankLost, RunConflict, SettingsError,
 from tinyverse.experiment import Experiment
 from tinyverse.loop import train
 from tinyverse.playing import check_device, precision_of
+from tinyverse.progress import Progress, Share
 from tinyverse.prometheus import Prometheus
 from tinyverse.replay import Flow, Replay
 from tinyverse.run_folder import agreed_of, agreement, check_agreed, check_spec
@@ -105,13 +106,13 @@ def train_run(
         trainer, _ = make_trainer(asked, learning, database)
         if towers.leads():
             log = open_log(asked, learning, database, trainer)  # what is wrong with it is said before the run is joined
-        trainer.join(should_stop=should_stop)
+        join(asked, trainer, should_stop)
     trainer.level()
     asked.say(f"training run {asked.run} from update {trainer.update:,}, into {asked.folder.path}/")
     render = (lambda: show(monitor.gather(database, asked.run))) if show else None
     with (
         profiled(asked, learning.profile and towers.leads()),
-        monitor.Progress(lambda: trainer_line(trainer), render, quiet=asked.quiet) as progress,
+        Progress(lambda: trainer_line(trainer), render, share=aim(trainer, learning), quiet=asked.quiet) as progress,
     ):
 
         def turn() -> None:
@@ -130,6 +131,34 @@ def train_run(
             if log:
                 log.close()
     return trainer
+
+
+def join(asked: Asked, trainer: Trainer, should_stop: Callable[[], bool] = lambda: False) -> None:
+    """`trainer.join`, which shows what takes long in it."""
+
+    def look() -> Share:
+        done, total = trainer.folder.stored.loaded if trainer.folder else (0, 0)
+        waits = f"waits for {trainer.waiting.reason}" if trainer.waiting.reason else f"joining run {asked.run}"
+        return Share("stored sessions taken up", done, total) if total else Share(waits)
+
+    with asked.bar("", look=look):
+        trainer.join(should_stop=should_stop)
+
+
+def aim(trainer: Trainer, learning: Learning) -> Callable[[], Share | None]:
+    """What the command has come to: of the sessions that it needs to begin with, then of its updates or minutes."""
+    first, began = trainer.update, time.monotonic()
+
+    def look() -> Share | None:
+        if (filling := trainer.replay.filling) is not None:
+            return Share("sessions before learning begins", *filling)
+        if learning.updates is not None:
+            return Share("updates", trainer.update - first, learning.updates)
+        if learning.minutes is not None:
+            return Share("minutes", round((time.monotonic() - began) / 60, 1), learning.minutes)
+        return None
+
+    return look
 
 
 def open_log(asked: Asked, learning: Learning, database: Database, trainer: Trainer) -> monitor.TrainLog:
@@ -268,7 +297,7 @@ def profiled(asked: Asked, wanted: bool) -> Iterator[None]:
     finally:
         profile.disable()
         path = asked.folder.path / "profile.txt"
-        with path.open("w") as file:
+        with path.open("w", encoding="utf-8") as file:
             pstats.Stats(profile, stream=file).sort_stats("cumulative").print_stats(60)
         asked.say(f"wrote where the training thread's time went to {path}")
 

@@ -79,7 +79,7 @@ def write_whole(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        temporary.rename(path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 

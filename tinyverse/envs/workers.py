@@ -25,6 +25,7 @@ import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -235,12 +236,14 @@ class _Worker:
         self._process: Any = None
         self.connection: Connection
         self._began = 0.0
-        self._last_words = tempfile.NamedTemporaryFile(prefix="tinyverse-worker-")  # noqa: SIM115
+        file, name = tempfile.mkstemp(prefix="tinyverse-worker-")
+        os.close(file)  # an open one could not be opened again on Windows
+        self._last_words = Path(name)
 
     def start(self) -> None:
         self.connection, theirs = self._context.Pipe()
         self._process = self._context.Process(
-            target=_work, args=(self.task, self._shared, theirs, self._last_words.name), daemon=True
+            target=_work, args=(self.task, self._shared, theirs, self._last_words), daemon=True
         )
         try:
             self._process.start()
@@ -285,15 +288,15 @@ class _Worker:
         return text
 
     def _stack(self) -> str:
-        """Where it hangs, as its faulthandler writes it; it answers even while C code runs."""
-        with contextlib.suppress(OSError):
-            os.kill(self._process.pid, signal.SIGUSR2)
-            time.sleep(0.1)
+        """Where it hangs, as its faulthandler writes it; it answers even while C code runs. On Windows nobody knows."""
+        if hasattr(faulthandler, "register"):
+            with contextlib.suppress(OSError):
+                os.kill(self._process.pid, signal.SIGUSR2)
+                time.sleep(0.1)
         return self._words()
 
     def _words(self) -> str:
-        with open(self._last_words.name, encoding="utf-8", errors="replace") as file:
-            text = file.read().strip()
+        text = self._last_words.read_text(encoding="utf-8", errors="replace").strip()
         return "\n" + text if text else ""
 
     def kill(self) -> None:
@@ -309,7 +312,8 @@ class _Worker:
             self.order(b"C", 0)
             self._process.join(2.0)
             self.kill()
-        self._last_words.close()
+        with contextlib.suppress(OSError):  # Windows keeps what a process that still ends has open
+            self._last_words.unlink(missing_ok=True)
 
     def __str__(self) -> str:
         games = self.task.games
@@ -317,13 +321,14 @@ class _Worker:
         return f"the worker of {names} (pid {self._process.pid})"
 
 
-def _work(task: _Task, shared: Any, connection: Connection, last_words: str) -> None:
+def _work(task: _Task, shared: Any, connection: Connection, last_words: Path) -> None:
     """A worker process, from beginning to end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the player ends its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    file = open(last_words, "w", encoding="utf-8")  # noqa: SIM115
+    file = last_words.open("w", encoding="utf-8")
     faulthandler.enable(file)
-    faulthandler.register(signal.SIGUSR2, file)
+    if hasattr(faulthandler, "register"):
+        faulthandler.register(signal.SIGUSR2, file)
     try:
         pool = _built(task)
         connection.send_bytes(b"")
@@ -386,8 +391,13 @@ def _serve(task: _Task, pool: Pool, views: _Views, connection: Connection) -> No
         faults = pool.faults
 
 
+def knows_size() -> bool:
+    """Whether a worker can tell how large it is: only Linux says it."""
+    return _resident() > 0
+
+
 def _resident() -> int:
-    """Bytes of this process in memory; 0 where /proc does not say."""
+    """Bytes of this process in memory; 0 where /proc does not say (`knows_size`)."""
     try:
         with open("/proc/self/statm") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
