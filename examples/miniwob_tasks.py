@@ -6,8 +6,9 @@
     tinyverse miniwob_tasks.py local -o task=click-button --minutes 5
     tinyverse miniwob_tasks.py eval -n 20 --no-video
 
-Each episode of this task is one click. Chance is right half of the time, a mean reward of 0; the best is 1. With
-`-o by=coordinates` any place of the page can be clicked, which is played but, in minutes, not learned.
+Each episode of this task is one click. Chance is right half of the time, a mean reward of 0; the best is 1, and two
+minutes of real time are enough for more than 0.6, which a test holds it to. With `-o by=coordinates` any place of the
+page can be clicked, which is played but, in minutes, not learned.
 """
 
 from tinyverse import Experiment, TorchAgent

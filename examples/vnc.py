@@ -6,7 +6,8 @@
     tinyverse vnc.py eval -n 5 --greedy
 
 The game does not wait. It runs at 30 frames per second whatever the agent does, which looks and acts 20 times a second;
-what comes too late is missed. Any other program is played the same way: another command, other chords, another `score`.
+what comes too late is missed. An episode is ten blocks, each worth 1 or −1: chance gets −4, and after four minutes it is
+above 0, which a test holds it to. Any other program is played the same way: another command, other chords, another `score`.
 """
 
 import os

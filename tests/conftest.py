@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+import servers
 import torch
 
 from tinyverse import progress
-from tinyverse.redis_server import Server, private_server
+from tinyverse.redis_server import Server, find_binary, private_server
 
 pytest.register_assert_rewrite("database_contract")
+
+
+def pytest_configure(config: Any) -> None:
+    """Before any test looks for a server; see tests/servers.py."""
+    if servers.CHOSEN:
+        folder = Path(tempfile.mkdtemp(prefix="tvs", dir="/tmp"))
+        config.add_cleanup(lambda: shutil.rmtree(folder))
+        servers.choose(folder)
+
+
+def pytest_report_header() -> str:
+    path, version = find_binary()
+    return f"server: {servers.CHOSEN or path} ({'.'.join(map(str, version))})"
 
 
 @pytest.fixture(autouse=True)

@@ -52,8 +52,9 @@ def together(*functions: Callable[[], object]) -> None:
 
 
 def patch(monkeypatch: pytest.MonkeyPatch, database: Database, name: str, number: float) -> None:
-    """Sets a constant in the module of this database."""
-    monkeypatch.setattr(sys.modules[type(database).__module__], name, number)
+    """Sets a constant in the module whose class of this database uses it."""
+    modules = (sys.modules[kind.__module__] for kind in type(database).__mro__)
+    monkeypatch.setattr(next(module for module in modules if hasattr(module, name)), name, number)
 
 
 def dead_pid() -> int:

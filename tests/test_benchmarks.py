@@ -33,6 +33,7 @@ def report(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return runpy.run_path(str(BENCHMARKS / "report.py"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_smoke_test_runs_through(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if "atari_pool" in (BENCHMARKS / f"{script}.py").read_text() or script == "end_to_end":

@@ -6,6 +6,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import socket
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from test_redis_server import free_port
 
 from tinyverse import cli, judging, looking, playing, redis_server, tidying, together, training
 from tinyverse.evaluator import Evaluation
@@ -44,7 +46,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty working directory, in which no server is named or runs."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    for name in ("TINYVERSE_REDIS_URL", "REDIS_URL", "TINYVERSE_PASSWORD", "TINYVERSE_PARENT"):
+    for name in ("TINYVERSE_REDIS_URL", "REDIS_URL", "TINYVERSE_PASSWORD", "TINYVERSE_PARENT", "TINYVERSE_SHARDS"):
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "server").mkdir(mode=0o700)
     monkeypatch.setenv("TINYVERSE_SERVER_DIR", str(tmp_path / "server"))
@@ -137,7 +139,7 @@ def test_help_of_every_verb_has_an_example(tinyverse: Tinyverse, verb: str) -> N
         said = tinyverse("catch", *verb.split(), word)
         assert said.code == 0 and not said.err
         assert "Example: tinyverse " in said.out and f" {verb}" in said.out
-        for option in ("--redis", "--host", "--port", "--password", "--database", "--name", "--key-prefix", "--seed",
+        for option in ("--redis", "--host", "--port", "--password", "--database", "--shards", "--name", "--key-prefix", "--seed",
                        "-o", "--config", "-v", "-q"):  # fmt: skip
             assert option in said.out
 
@@ -838,6 +840,25 @@ def test_clear_stop_and_server(tinyverse: Tinyverse, folder: Path, monkeypatch: 
         shutil.rmtree(f"/tmp/tvcli{os.getpid()}")
 
 
+def test_a_server_that_listens_prints_the_line_that_others_need(
+    tinyverse: Tinyverse, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TINYVERSE_SERVER_DIR", f"/tmp/tvcli{os.getpid()}")
+    port = free_port()
+    said = tinyverse("server", "start", "--listen", f"127.0.0.1:{port}")
+    try:
+        line = re.search(
+            r"^others reach it with TINYVERSE_REDIS_URL=(redis://tv:\w{64}@127\S+)$", said.out, re.MULTILINE
+        )
+        assert line is not None, said
+        for url, code in ((line[1], 0), (f"redis://127.0.0.1:{port}/0", 1), (f"redis://tv:x@127.0.0.1:{port}/0", 1)):
+            monkeypatch.setenv("TINYVERSE_REDIS_URL", url)
+            assert tinyverse("info").code == code
+    finally:
+        redis_server.stop()
+        shutil.rmtree(f"/tmp/tvcli{os.getpid()}")
+
+
 # -- options of all verbs -------------------------------------------------------------------------------------------
 
 
@@ -879,6 +900,22 @@ def test_a_database_of_the_users_own(tinyverse: Tinyverse, folder: Path) -> None
     assert Path("made").read_text().endswith("|catch\n")
     one_sentence(tinyverse("catch", "info", "--database", "mine:Not"), 2, "made a Not; it must inherit")
     one_sentence(tinyverse("catch", "info", "--database", "nix:No"), 2, "--database nix:No should be module:Class")
+
+
+def test_a_run_on_shards(tinyverse: Tinyverse, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("--name", f"shards-{next(numbers)}")
+    monkeypatch.setenv("TINYVERSE_REDIS_URL", redis_url)
+    assert tinyverse("catch", "train", "--minutes", 0, "--shards", 2, *words).code == 0
+    one_sentence(tinyverse("catch", "info", *words), 1, "lie on 2 shards, not on 1", "--shards 2")
+    one_sentence(tinyverse("catch", "play", "--shards", 3, *words), 1, "lie on 2 shards, not on 3", "--shards 2")
+    monkeypatch.setenv("TINYVERSE_REDIS_URL", f"{redis_url},{redis_url}")
+    one_sentence(tinyverse("catch", "info", "--shards", 3, *words), 2, "--shards 3 with 2 servers")
+    one_sentence(tinyverse("catch", "info", "--shards", 2, "--database", "a:B", *words), 2, "--shards 2 is for Redis")
+    assert tinyverse("catch", "info", *words).code == 0
+    monkeypatch.setenv("TINYVERSE_REDIS_URL", redis_url)
+    monkeypatch.setenv("TINYVERSE_SHARDS", "2")
+    assert tinyverse("catch", "info", *words).code == 0
+    assert tinyverse("catch", "clear", "--yes", *words).code == 0
 
 
 @pytest.fixture

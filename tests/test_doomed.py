@@ -13,7 +13,7 @@ import pytest
 
 from tinyverse.redis_server import private_server
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(500)]
 HERE = Path(__file__).parent
 
 
@@ -23,7 +23,7 @@ def deaths(who: str, folder: Path) -> dict[str, Any]:
     with private_server() as server:
         done = subprocess.run(
             [sys.executable, HERE / "doomed.py", who, server.url, folder],
-            env=env, capture_output=True, text=True, timeout=280, check=False,
+            env=env, capture_output=True, text=True, timeout=480, check=False,
         )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])

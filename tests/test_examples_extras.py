@@ -179,9 +179,9 @@ def test_jax_balances_the_pole() -> None:
 def test_memory_tells_where_to_turn() -> None:
     pytest.importorskip("minigrid")
     with_memory, without = (
-        learned("minigrid_memory", 120, games=100, greedy=False, memory=memory) for memory in ("attention", "none")
+        learned("minigrid_memory", 120, games=200, greedy=False, memory=memory) for memory in ("attention", "none")
     )
-    assert np.mean(np.array(with_memory.returns) > 0) >= 0.9 and np.mean(np.array(without.returns) > 0) < 0.65
+    assert np.mean(np.array(with_memory.returns) > 0) >= 0.9 and np.mean(np.array(without.returns) > 0) < 0.6
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import fuzz
@@ -34,14 +35,20 @@ def test_half_a_minute_of_mutants() -> None:
     assert "no findings" in done.stdout
 
 
+def busy(seconds: float) -> None:
+    ends = time.process_time() + seconds
+    while time.process_time() < ends:
+        pass
+
+
 @pytest.mark.faults
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
-    [("bytearray(1 << 28)", "MemoryError"), ("{}[data]", "KeyError"), ("__import__('time').sleep(2.1)", "2.1 s")],
+    [("bytearray(1 << 28)", "MemoryError"), ("{}[data]", "KeyError"), ("test_fuzz.busy(2.1)", "2.1 s")],
 )
 def test_what_is_wrong_with_a_reader_is_found(tmp_path: Path, wrong: str, sentence: str) -> None:
     broken = (
-        f"import shutil, pathlib; fuzz.CORPUS = shutil.copytree(fuzz.CORPUS, {str(tmp_path / 'corpus')!r}); "
+        f"import shutil, pathlib, test_fuzz; fuzz.CORPUS = shutil.copytree(fuzz.CORPUS, {str(tmp_path / 'corpus')!r}); "
         f"fuzz.CORPUS = pathlib.Path(fuzz.CORPUS); old = fuzz.limit_memory; "
         f"fuzz.limit_memory = lambda: (old(), fuzz.READERS.update(row=lambda data: {wrong}))"
     )

@@ -1,4 +1,4 @@
-"""The real old gym, 0.26.2, under today's numpy; and environments as they were written for gym 0.21 and before."""
+"""The real old gym: 0.26.2 under today's numpy, and 0.21.0 in an environment of its own (`make test-gym`)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 from gymnasium import spaces
 
 from tests.counting import CountingEnv
+from tests.sources import is_modern, package
 from tinyverse.envs import pool_of
 from tinyverse.envs.dialects import space_of
 from tinyverse.errors import ExperimentError
@@ -18,14 +19,19 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # gym itself warns of much
 
 @pytest.fixture
 def gym() -> Any:
-    return pytest.importorskip("gym")
+    return package("gym")
+
+
+def made(gym: Any, name: str, limit: int) -> Any:
+    """A game, as whoever has this gym makes it, cut after `limit` steps by gym itself."""
+    if is_modern(gym):  # its checker needs numpy 1: disable_env_checker=True is what everyone must write
+        return gym.make(name, disable_env_checker=True, max_episode_steps=limit)
+    return gym.wrappers.TimeLimit(gym.make(name).unwrapped, limit)
 
 
 @pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1", "FrozenLake-v1", "Taxi-v3"])
-def test_games_of_gym_0_26_play(gym: Any, name: str) -> None:
-    # its checker needs numpy 1: disable_env_checker=True is what everyone must write
-    pool = pool_of(lambda: gym.make(name, disable_env_checker=True, max_episode_steps=30), 2)
-    again = pool_of(lambda: gym.make(name, disable_env_checker=True, max_episode_steps=30), 2)
+def test_games_of_gym_play(gym: Any, name: str) -> None:
+    pool, again = (pool_of(lambda: made(gym, name, 30), 2) for _ in range(2))
     assert isinstance(pool.observation_space, spaces.Space) and isinstance(pool.action_space, spaces.Space)
     np.testing.assert_array_equal(pool.reset(3), again.reset(3))
     ended, ends, cuts = np.zeros(2, bool), 0, 0
@@ -78,17 +84,17 @@ def test_a_game_written_for_gym_0_21_and_its_time_limit(gym: Any) -> None:
 
 
 def test_spaces_of_gym_become_gymnasiums(gym: Any) -> None:
-    old = gym.spaces
+    old, start = gym.spaces, {"start": -1} if is_modern(gym) else {}
     space = space_of(
         old.Dict(
             box=old.Box(-1.0, 2.0, (2, 3), np.float32),
-            pair=old.Tuple((old.Discrete(4, start=-1), old.MultiBinary(3))),
+            pair=old.Tuple((old.Discrete(4, **start), old.MultiBinary(3))),
             many=old.MultiDiscrete([2, 5]),
         )
     )
     assert space == spaces.Dict(
         box=spaces.Box(-1.0, 2.0, (2, 3), np.float32),
-        pair=spaces.Tuple((spaces.Discrete(4, start=-1), spaces.MultiBinary(3))),
+        pair=spaces.Tuple((spaces.Discrete(4, **start), spaces.MultiBinary(3))),
         many=spaces.MultiDiscrete([2, 5]),
     )
 

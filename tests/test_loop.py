@@ -6,14 +6,15 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from counting import BUTTONS, CountingEnv, clock, counting_vector, reward_of, truncates
+from counting import BUTTONS, CountingEnv, clock, reward_of, truncates
 from gymnasium import spaces
 from people import LENGTH, Beside, a_player, a_run, a_spec, a_trainer, an_agent, until
 
+from tests import sources
 from tinyverse import nest
 from tinyverse.algorithms.vtrace import VTrace
 from tinyverse.database import BEGINNING
-from tinyverse.envs.pool import GamePool, VectorPool
+from tinyverse.envs.pool import GamePool
 from tinyverse.learner import Learner
 from tinyverse.networks import LSTM, MLP, ModularNetwork, Window
 from tinyverse.player import Courier, Player, new_worker, play
@@ -54,8 +55,13 @@ def through_the_pipe(database, trainer, player, courier, batches=BATCHES):
     return [trainer.replay.spec.decode(blob) for _, blob in database.read(BEGINNING, 10 * wanted)[0]]
 
 
-def walk(sessions, nested):
-    """Follows one game through its sessions by the rules of `tinyverse.session`; returns what it met at borders."""
+def walk(sessions, nested, *, waits=False, apart=1):
+    """Follows one game through its sessions by the rules of `tinyverse.session`; returns what it met at borders.
+
+    Args:
+        waits: whether a reset may take several rows, because others of the game's match still play.
+        apart: episodes from one that is shown to the next; a source may throw some away.
+    """
     met = set()
     expected, count, ended, first = (
         None,
@@ -89,7 +95,9 @@ def walk(sessions, nested):
             if ended:
                 assert (session.rewards[t], session.terminated[t], session.truncated[t]) == (0, False, False)
                 met.add({0: "reset at row 0", len(session.rewards) - 1: "reset at the last row"}.get(t, "reset"))
-                expected, first, ended, total, length = [episode + 1, 0, tag], True, False, 0.0, 0
+                ended = waits and rows[t + 1].tolist() == [episode, step, tag]
+                expected = [episode, step, tag] if ended else [episode + apart, 0, tag]
+                first, total, length = True, 0.0, 0
             else:
                 assert count == step
                 assert session.rewards[t] == reward_of(episode, step, button)
@@ -107,10 +115,10 @@ def walk(sessions, nested):
     return met
 
 
-def check_games(sessions, games, nested=False):
+def check_games(sessions, games, nested=False, **source):
     by_sequence = {int(session.metadata["sequence"]): session for session in sessions}
     assert sorted(by_sequence) == list(range(len(sessions)))  # none lost, none twice
-    met = [walk([by_sequence[n] for n in range(game, len(sessions), games)], nested) for game in range(games)]
+    met = [walk([by_sequence[n] for n in range(game, len(sessions), games)], nested, **source) for game in range(games)]
     assert set.union(*met) == {
         "opens an episode at row 0", "goes on within an episode", "reset at row 0", "reset", "reset at the last row",
     }  # fmt: skip
@@ -140,21 +148,17 @@ def check_same(sessions, batches):
             np.testing.assert_array_equal(arrays[name], leaves[name], name)
 
 
-POOLS = {
-    "games": lambda nested: GamePool(lambda: CountingEnv(nested), GAMES),
-    "vector": lambda nested: VectorPool(counting_vector(GAMES, nested=nested)),
-}
-
-
-@pytest.mark.parametrize("nested", [False, True], ids=["plain", "nested"])
-@pytest.mark.parametrize("pool", POOLS)
-def test_every_row_arrives_as_it_was_played_each_once(redis_url, pool, nested):
+@pytest.mark.parametrize("source", sources.SOURCES)
+def test_every_row_arrives_as_it_was_played_each_once(redis_url, source):
+    games, nested, pool = sources.GAMES, source.startswith("nested"), sources.SOURCES[source]()
+    spec = SessionSpec.of(pool.observation_space, pool.action_space, an_agent(nested), LENGTH)
     database = a_run(redis_url)
-    trainer = a_trainer(database, flow=Flow(batch=GAMES, buffer_size=500), nested=nested)
-    player, courier = a_player(database, nested=nested, pool=POOLS[pool](nested))
+    trainer = a_trainer(database, flow=Flow(batch=games, buffer_size=500), nested=nested, spec=spec)
+    player, courier = a_player(database, nested=nested, pool=pool)
     sessions = through_the_pipe(database, trainer, player, courier)
+    player.close()
     assert {session.metadata["player"] for session in sessions} == {courier.worker.id}
-    check_games(sessions, GAMES, nested)
+    check_games(sessions, games, nested, waits="agents" in source, apart=2 if "disabled" in source else 1)
     check_same(sessions, trainer.learner.batches)
     alive = sum(int(session.alive.sum()) for session in sessions)
     ended = [episode for session in sessions for episode in session.episodes]

@@ -14,6 +14,7 @@ from people import LENGTH, until
 
 from tests.counting import CountingAgent
 from tests.faulty import FaultyEnv, all_faulty, one_faulty
+from tests.sources import World
 from tinyverse.database import MemoryDatabase
 from tinyverse.envs import GamePool, pool_of
 from tinyverse.envs.mending import Mender
@@ -43,7 +44,7 @@ def rows(pool: Any, steps: int) -> tuple[np.ndarray, ...]:
     for _ in range(steps):
         step = pool.step(np.zeros(pool.num_games, int))
         seen.append(clock(step.observations).copy())
-        rest.append([np.array(part) for part in step[1:]])
+        rest.append([np.array(part) for part in step[1:4]])
     rewards, terminated, truncated = (np.stack(column) for column in zip(*rest, strict=True))
     ended = terminated | truncated
     alive = np.concatenate([np.ones((1, pool.num_games), bool), ~ended[:-1]])
@@ -160,6 +161,85 @@ def test_a_vector_environment_that_fails_is_built_anew() -> None:
     assert truncated[at - 1].all() and not truncated[at].any() and (seen[at + 1, :, :2] == 0).all()
     with pytest.raises(KeyError, match="mine"):
         rows(pool_of(lambda: SyncVectorEnv([lambda: FaultyEnv("raises", 10)]), 1), 40)
+
+
+class FaultyWorld(World):
+    """Agents of whom the one in the east is `how`; they show floats, which can be NaN."""
+
+    def __init__(self, how: str = "", when: int = 10) -> None:
+        self.envs = {agent: FaultyEnv(how if agent == "east" else "", when) for agent in self.possible_agents}
+        self.agents, self.closed = [], False
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_a_world_of_agents_that_fails_is_built_anew_and_the_others_never_notice(how: str, caplog: Any) -> None:
+    faults = [how]
+    pool = pool_of(lambda: FaultyWorld(faults.pop() if faults else "", 10), 10, mend=True)
+    faulty, here = pool._worlds[0], slice(0, 5)
+    with caplog.at_level(logging.WARNING):
+        seen, rewards, terminated, truncated, alive = rows(pool, 60)
+    sound = rows(pool_of(FaultyWorld, 10), 60)
+    for got, wanted in zip((seen, rewards, terminated, truncated), sound[:4], strict=True):
+        np.testing.assert_array_equal(got[:, 5:], wanted[:, 5:])
+    assert pool.faults == 1 and faulty.closed
+    words = "unpack|out of range|sizes" if how == "forgets" else WAYS[how]
+    assert re.search(words, pool.fault) and re.search(words, caplog.text)
+    at = int(np.flatnonzero((seen[:-1, here, 2] != seen[1:, here, 2]).all(1))[0])  # brings the new world's first rows
+    assert truncated[at - 1, here].all() and not terminated[at - 1, here].any() and not alive[at, here].any()
+    assert (seen[at, here] == seen[at - 1, here]).all()  # what they showed last, again
+    assert (
+        (seen[at + 1, here, :2] == 0).all()
+        and not truncated[at, here].any()
+        and not rewards[at - 1 : at + 1, here].any()
+    )
+    assert np.isfinite(seen).all() and np.isfinite(rewards).all()
+
+
+def test_while_a_world_waits_its_agents_are_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Mender, "seconds", lambda self, part: 1.0)
+    faults = ["raises"]
+    seen, rewards, _, truncated, alive = rows(
+        pool_of(lambda: FaultyWorld(faults.pop() if faults else "", 10), 10, mend=True), 60
+    )
+    assert truncated[-20:, :5].all() and not alive[-20:, :5].any() and not rewards[-20:, :5].any()
+    assert (seen[-20:, :5] == seen[-1, :5]).all() and alive[-20:, 5:].any()
+
+
+def test_agents_without_mending_raise_and_so_do_worlds_that_always_fail() -> None:
+    for how, words in WAYS.items():
+        words = "unpack|out of range|sizes" if how == "forgets" else words.removeprefix("KeyError: ")
+        with pytest.raises((KeyError, SpecError, ValueError, IndexError), match=words):
+            rows(pool_of(lambda how=how: FaultyWorld(how), 5), 60)  # type: ignore[misc]
+    pool = pool_of(lambda: FaultyWorld("raises", 2), 10, mend=True)
+    with pytest.raises(KeyError, match="mine"):
+        rows(pool, 200)
+    assert pool.faults >= 5
+    with pytest.raises(KeyError, match="mine"):
+        pool_of(lambda: FaultyWorld("reset raises", 0), 10, mend=True).reset(0)
+
+
+def test_a_pool_of_ones_own_that_fails_is_built_anew() -> None:
+    made: list[Any] = []
+
+    def make() -> Any:
+        made.append(GamePool(lambda: FaultyEnv("" if len(made) % 2 else "raises", 10), 2))
+        return made[-1]
+
+    pool = pool_of(make, 2, mend=True)
+    seen, rewards, terminated, truncated, alive = rows(pool, 15)
+    at = int(np.flatnonzero((seen[:-1, :, 2] != seen[1:, :, 2]).all(1))[0])
+    assert len(made) == 2 and pool.faults == 1 and "mine" in pool.fault and made[0]._envs[0].closed
+    assert truncated[at - 1].all() and not (alive[at] | terminated[at] | truncated[at]).any() and not rewards[at].any()
+
+
+def test_a_pool_of_ones_own_that_always_fails_raises() -> None:
+    with pytest.raises(KeyError, match="mine"):
+        rows(pool_of(lambda: GamePool(lambda: FaultyEnv("raises", 2), 2), 2, mend=True), 60)
+    with pytest.raises(KeyError, match="mine"):
+        pool_of(lambda: GamePool(lambda: FaultyEnv("reset raises", 0), 2), 2, mend=True).reset(0)
 
 
 def test_a_player_says_what_failed_and_goes_on(caplog: Any) -> None:

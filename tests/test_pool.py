@@ -10,146 +10,12 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorObservationWrapper
 
 from tests.counting import BUTTONS, CountingAgent, CountingEnv, clock, counting_vector, reward_of, truncates
-from tests.faulty import counting, nested_counting
+from tests.sources import GAMES, SOURCES, UNSEEDED, Passing, asynchronous
 from tinyverse.envs import GamePool, Pool, VectorPool, pool_of
 from tinyverse.envs.parallel import ParallelPool
-from tinyverse.envs.workers import WorkerPool
 from tinyverse.errors import ExperimentError, SpecError
 
-GAMES, STEPS = 5, 120
-
-
-class OldGymCounting:
-    """CountingEnv as old gym spoke: seed(), reset() without info, done and TimeLimit.truncated."""
-
-    def __init__(self) -> None:
-        self.env, self._seed = CountingEnv(), None
-        self.observation_space, self.action_space = self.env.observation_space, self.env.action_space
-
-    def seed(self, seed: int) -> None:
-        self._seed = seed
-
-    def reset(self) -> Any:
-        seed, self._seed = self._seed, None
-        return self.env.reset(seed=seed)[0]
-
-    def step(self, action: int) -> Any:
-        observation, reward, terminated, truncated, _ = self.env.step(action)
-        return observation, reward, terminated or truncated, {"TimeLimit.truncated": truncated} if truncated else {}
-
-    def close(self) -> None:
-        self.env.close()
-
-
-class Passing(VectorObservationWrapper):
-    """Changes nothing; names it does not know, `step_wait` too, it passes on to what it wraps, as many wrappers do."""
-
-    steps = 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.env, name)
-
-    def step(self, actions: Any) -> Any:
-        self.steps += 1
-        return super().step(actions)
-
-    def observations(self, observations: Any) -> Any:
-        return observations
-
-
-def _asynchronous() -> VectorEnv:
-    return gymnasium.vector.AsyncVectorEnv([CountingEnv] * GAMES, context="forkserver")
-
-
-class DmCounting:
-    """CountingEnv as dm_env has it; its arrays are written to again."""
-
-    class Spec:
-        def __init__(self, **facts: Any) -> None:
-            vars(self).update(facts)
-
-    class TimeStep:
-        def __init__(self, observation: Any, reward: Any, discount: Any, over: bool) -> None:
-            self.observation, self.reward, self.discount, self.last = observation, reward, discount, lambda: over
-
-    def __init__(self) -> None:
-        self.env, self.first = CountingEnv(), True
-        self._seen = np.zeros(3, np.int32)
-
-    def observation_spec(self) -> Any:
-        return {"clock": self.Spec(shape=(3,), dtype=np.int32, minimum=0, maximum=2**20)}
-
-    def action_spec(self) -> Any:
-        return self.Spec(shape=(), dtype=np.int64, num_values=BUTTONS)
-
-    def reset(self) -> Any:
-        self._seen[:] = self.env.reset(seed=seeds.pop() if self.first else None)[0]
-        self.first = False
-        return self.TimeStep({"clock": self._seen}, None, None, False)
-
-    def step(self, action: int) -> Any:
-        observation, reward, terminated, truncated, _ = self.env.step(action)
-        self._seen[:] = observation
-        return self.TimeStep({"clock": self._seen}, np.float64(reward), 1.0 - terminated, terminated or truncated)
-
-    def close(self) -> None:
-        self.env.close()
-
-
-seeds = list(range(10_000))  # of games of dm_env, which cannot be seeded from outside
-
-
-class World:
-    """Counting games side by side as PettingZoo has agents: each leaves when its own is over."""
-
-    possible_agents = ["north", "east", "south", "west", "middle"]
-
-    def __init__(self) -> None:
-        self.envs = {agent: CountingEnv() for agent in self.possible_agents}
-        self.agents: list[str] = []
-
-    def observation_space(self, agent: str) -> Any:
-        return self.envs[agent].observation_space
-
-    def action_space(self, agent: str) -> Any:
-        return self.envs[agent].action_space
-
-    def reset(self, seed: int | None = None, options: Any = None) -> Any:
-        self.agents = list(self.possible_agents)
-        seeds = [seed and seed + 7 * place for place in range(len(self.agents))]
-        return {name: env.reset(seed=seed)[0] for (name, env), seed in zip(self.envs.items(), seeds, strict=True)}, {}
-
-    def step(self, actions: Any) -> Any:
-        assert actions.keys() == set(self.agents), "an agent that is out acts, or one that is in does not"
-        results = {agent: self.envs[agent].step(action) for agent, action in actions.items()}
-        self.agents = [agent for agent in self.agents if not (results[agent][2] or results[agent][3])]
-        return tuple({agent: result[part] for agent, result in results.items()} for part in range(5))
-
-    def close(self) -> None:
-        pass
-
-
-def workers_of(make: Callable[[int], Pool]) -> Pool:
-    env = CountingEnv(nested=make is nested_counting)
-    return WorkerPool(make, GAMES, 2, (env.observation_space, env.action_space))
-
-
-SOURCES: dict[str, Callable[[], Pool]] = {
-    "games": lambda: GamePool(CountingEnv, GAMES),
-    "old gym": lambda: GamePool(OldGymCounting, GAMES),
-    "next step": lambda: VectorPool(counting_vector(GAMES)),
-    "disabled": lambda: VectorPool(counting_vector(GAMES, AutoresetMode.DISABLED)),
-    "async": lambda: VectorPool(_asynchronous()),
-    "wrapped async": lambda: VectorPool(Passing(_asynchronous())),
-    "mended games": lambda: GamePool(CountingEnv, GAMES, mend=True),
-    "dm_env": lambda: GamePool(DmCounting, GAMES),
-    "agents": lambda: pool_of(World, 2),
-    "workers": lambda: workers_of(counting),
-    "nested workers": lambda: workers_of(nested_counting),
-    "nested games": lambda: GamePool(lambda: CountingEnv(nested=True), GAMES),
-    "nested next step": lambda: VectorPool(counting_vector(GAMES, nested=True)),
-    "nested disabled": lambda: VectorPool(counting_vector(GAMES, AutoresetMode.DISABLED, nested=True)),
-}
+STEPS = 120
 
 
 @pytest.fixture(params=SOURCES)
@@ -160,7 +26,7 @@ def pool(request: pytest.FixtureRequest) -> Any:
 
 
 def test_a_wrapper_is_not_gone_past() -> None:
-    env = Passing(_asynchronous())
+    env = Passing(asynchronous())
     pool = VectorPool(env)
     pool.reset(0)
     pool.step(np.zeros(GAMES, np.int64))
@@ -179,7 +45,7 @@ def test_rows_are_those_of_the_drawing(pool: Pool) -> None:
         button = rng.integers(BUTTONS, size=GAMES)
         nested = isinstance(pool.action_space, spaces.Dict)
         actions = {"button": button, "stick": np.full((GAMES, 2), 9.0)} if nested else button
-        observations, rewards, terminated, truncated = pool.step(actions)
+        observations, rewards, terminated, truncated, _ = pool.step(actions)
         now = clock(observations)
         assert rewards.dtype == np.float32 and terminated.dtype == truncated.dtype == bool
         for game in range(GAMES):
@@ -208,11 +74,11 @@ def test_memory_counts_what_the_observation_says(pool: Pool) -> None:
         actions, memory, extras = agent.act(observations, memory, first)
         waits = ended & first  # an agent that is out, while others play on
         np.testing.assert_array_equal(extras["count"][~waits], clock(observations)[~waits, 1])
-        observations, _, terminated, truncated = pool.step(actions)
+        observations, _, terminated, truncated, _ = pool.step(actions)
         first, ended = ended, terminated | truncated
 
 
-@pytest.mark.parametrize("source", SOURCES.keys() - {"dm_env"})
+@pytest.mark.parametrize("source", sorted(SOURCES.keys() - UNSEEDED))
 def test_equal_seeds_give_equal_games_and_unequal_ones_do_not(source: str) -> None:
     def play(seed: int) -> np.ndarray:
         pool = SOURCES[source]()

@@ -17,14 +17,16 @@ import pytest
 import redis
 from database_contract import DatabaseContract, read_all
 from people import a_trainer
+from test_sharded_database import name_for
 from test_trainer import push, some_sessions
 
-from tinyverse.access import make_users
-from tinyverse.database import Database
+from tinyverse.access import OLDEST, make_users
+from tinyverse.database import Database, Worker
 from tinyverse.errors import DatabaseError, DatabaseLost, ServerError, SettingsError
 from tinyverse.redis_database import Keys, RedisDatabase, list_runs
 from tinyverse.redis_places import keepers, nodes
 from tinyverse.redis_server import connect, find_binary, find_server
+from tinyverse.sharded_database import open_database
 
 SLOTS = 16384
 
@@ -48,25 +50,38 @@ def until(true: Callable[[], Any], seconds: float = 20) -> Any:
         time.sleep(0.05)
 
 
-@contextlib.contextmanager
-def servers(*settings: str) -> Iterator[None]:
+class Servers:
     """Real servers with these configurations, one each, in a folder of their own."""
-    folder = Path(tempfile.mkdtemp(dir="/tmp"))
-    processes = []
-    try:
-        for number, text in enumerate(settings):
-            home = folder / str(number)
+
+    def __init__(self, *settings: str) -> None:
+        self.settings = settings
+        self.processes: dict[int, subprocess.Popen[bytes]] = {}
+
+    def __enter__(self) -> Servers:
+        self.folder = Path(tempfile.mkdtemp(dir="/tmp"))
+        for number, text in enumerate(self.settings):
+            home = self.folder / str(number)
             home.mkdir()
             (home / "server.conf").write_text(f'dir "{home}"\nsave ""\nbind 127.0.0.1\n{text}\n')
-            sentinel = ["--sentinel"] if "sentinel monitor" in text else []
-            command = [find_binary()[0], str(home / "server.conf"), *sentinel]
-            processes.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
-        yield
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-        shutil.rmtree(folder)
+            self.start(number)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number in list(self.processes):
+            self.kill(number)
+        shutil.rmtree(self.folder)
+
+    def start(self, number: int) -> None:
+        """Starts one, also again, with what it has on its disk."""
+        sentinel = ["--sentinel"] if "sentinel monitor" in self.settings[number] else []
+        command = [find_binary()[0], str(self.folder / str(number) / "server.conf"), *sentinel]
+        self.processes[number] = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def kill(self, number: int) -> None:
+        """kill -9."""
+        process = self.processes.pop(number)
+        process.kill()
+        process.wait()
 
 
 def admin(port: int, **options: Any) -> redis.Redis:
@@ -80,16 +95,26 @@ def admin(port: int, **options: Any) -> redis.Redis:
 def ports() -> Iterator[list[int]]:
     """Three nodes, each with a third of the slots."""
     ports = [free_port() for _ in range(3)]
-    with servers(*(f"port {port}\ncluster-enabled yes\ncluster-node-timeout 2000" for port in ports)):
-        for index, port in enumerate(ports):
-            until(lambda port=port: admin(port).ping())
-            first, last = index * SLOTS // 3, (index + 1) * SLOTS // 3 - 1
-            admin(port).execute_command("CLUSTER", "ADDSLOTSRANGE", first, last)
-            admin(port).execute_command("CLUSTER", "MEET", "127.0.0.1", ports[0])
-        for port in ports:
-            until(lambda port=port: b"cluster_state:ok" in raw(port, "CLUSTER", "INFO"))
-            until(lambda port=port: b"cluster_known_nodes:3" in raw(port, "CLUSTER", "INFO"))
+    with Servers(*map(cluster_node, ports)):
+        make_cluster(ports)
         yield ports
+
+
+def cluster_node(port: int) -> str:
+    """The configuration of a node."""
+    return f"port {port}\ncluster-enabled yes\ncluster-node-timeout 2000"
+
+
+def make_cluster(ports: list[int]) -> None:
+    """Three nodes that run become a cluster, each with a third of the slots."""
+    for index, port in enumerate(ports):
+        until(lambda port=port: admin(port).ping())
+        first, end = index * SLOTS // 3, (index + 1) * SLOTS // 3
+        admin(port).execute_command("CLUSTER", "ADDSLOTS", *range(first, end))
+        admin(port).execute_command("CLUSTER", "MEET", "127.0.0.1", ports[0])
+    for port in ports:
+        until(lambda port=port: b"cluster_state:ok" in raw(port, "CLUSTER", "INFO"))
+        until(lambda port=port: b"cluster_known_nodes:3" in raw(port, "CLUSTER", "INFO"))
 
 
 def raw(port: int, *words: Any) -> bytes:
@@ -126,12 +151,23 @@ def test_runs_lie_on_several_nodes_and_are_listed(cluster_url: str, ports: list[
         RedisDatabase(cluster_url, name).clear()
 
 
-def owner(port: int, run: str) -> bool:
+def owner(port: int, run: str, stream: str = "") -> bool:
     try:
-        admin(port).exists(Keys(run).meta)
+        admin(port).exists(Keys(run, stream).meta)
     except redis.exceptions.MovedError:
         return False
     return True
+
+
+def test_shards_of_a_run_lie_on_several_nodes(cluster_url: str, ports: list[int]) -> None:
+    database = open_database(cluster_url, "spread", shards=6)
+    database.create({})
+    for stream in range(6):
+        database.append([b"%d" % stream], worker=Worker(name_for(stream, 6), "play"))
+    nodes_of = {port for port in ports for stream in range(6) if owner(port, "spread", str(stream))}
+    assert len(nodes_of) > 1 and sorted(read_all(database)) == [b"%d" % stream for stream in range(6)]
+    database.clear()
+    database.close()
 
 
 def test_any_node_will_do_and_dead_ones_are_passed_over(ports: list[int]) -> None:
@@ -160,6 +196,7 @@ def test_a_run_that_moves_is_found_again(cluster_url: str, ports: list[int]) -> 
     database.clear()
 
 
+@pytest.mark.skipif(find_binary()[1] < OLDEST, reason="this server cannot keep roles apart")
 def test_roles_on_a_cluster(cluster_url: str) -> None:
     urls = make_users("pong", cluster_url)
     trainer, player = RedisDatabase(urls["trainer"], "pong"), RedisDatabase(urls["player"], "pong")
@@ -189,7 +226,7 @@ def test_a_trainer_learns_and_publishes_on_a_cluster(cluster_url: str) -> None:
 
 def test_the_server_that_sentinels_name() -> None:
     port, watch, dead = free_port(), free_port(), free_port()
-    with servers(
+    with Servers(
         f"port {port}\nrequirepass sesame",
         f"port {watch}\nsentinel monitor pong 127.0.0.1 {port} 1\nsentinel auth-pass pong sesame",
     ):
@@ -238,7 +275,7 @@ def test_tls_with_certificates_on_both_sides(tmp_path: Path) -> None:
     files = (
         f"tls-cert-file {tmp_path}/server.crt\ntls-key-file {tmp_path}/server.key\ntls-ca-cert-file {tmp_path}/ca.crt"
     )
-    with servers(f"port 0\ntls-port {port}\n{files}"):
+    with Servers(f"port 0\ntls-port {port}\n{files}"):
         ours = f"ssl_ca_certs={tmp_path}/ca.crt&ssl_certfile={tmp_path}/client.crt&ssl_keyfile={tmp_path}/client.key"
         url = f"rediss://127.0.0.1:{port}/0?{ours}"
         try:

@@ -112,6 +112,7 @@ def new(*words):
     return ended.value.code
 
 
+@pytest.mark.slow
 def test_a_new_experiment_passes_its_own_test_and_check(capsys):
     assert new("my_game.py") == 0
     assert capsys.readouterr().out.startswith("wrote my_game.py and test_my_game.py. Next: tinyverse my_game.py check")
@@ -140,6 +141,7 @@ def test_the_notebook_runs_in_jupyter(tmp_path):
     assert any("image/png" in output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", []))
 
 
+@pytest.mark.slow
 def test_the_cells_of_the_notebook_run_as_a_script():
     cells = json.loads(NOTEBOOK.read_text())["cells"]
     code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]

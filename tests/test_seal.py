@@ -15,9 +15,10 @@ from test_trainer import some_sessions
 from tinyverse.codec import UNSEALED
 from tinyverse.database import BEGINNING, Database
 from tinyverse.errors import CodecError, SettingsError
-from tinyverse.redis_database import RedisDatabase, open_database
+from tinyverse.redis_database import RedisDatabase
 from tinyverse.redis_server import Server, connect
 from tinyverse.seal import Seal
+from tinyverse.sharded_database import open_database
 
 SECRET = "a secret of more than 16 characters"
 

@@ -30,6 +30,7 @@ def everything_written(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
+@pytest.mark.slow
 def test_they_are_nowhere_to_be_found(place: Place, server: tuple[str, str, str]) -> None:  # noqa: F811
     url, admin_url, password = server
     place.env |= {"TINYVERSE_REDIS_URL": url, "TINYVERSE_SECRET": SECRET}
@@ -47,7 +48,7 @@ def test_they_are_nowhere_to_be_found(place: Place, server: tuple[str, str, str]
     place.env["TINYVERSE_REDIS_URL"] = url.replace(url.rpartition(":")[2], "1/0")
     printed.append(place.do("catch", "train", "-n", 1, "-vv", code=1))  # nobody answers there
     del place.env["TINYVERSE_REDIS_URL"]
-    place.do("catch", "train", "-n", 1, "--redis", url, "-q")  # a user who names it in argv
+    place.do("catch", "run", "-n", 1, "--redis", url, "-q")  # a user who names it in argv
     (place.path / "broken.py").write_text("def make_experiment():\n    raise KeyError('mine')\n")
     place.env["TINYVERSE_REDIS_URL"] = url
     printed.append(place.do("broken.py", "train", "-n", 1, "-vv", code=1))

@@ -12,6 +12,7 @@ import pytest
 from tinyverse.asked import Asked
 from tinyverse.envs.starcraft import SCREEN_LAYERS, StarCraftEnv
 from tinyverse.errors import ExperimentError
+from tinyverse.judging import do_check
 from tinyverse.loader import load_module
 from tinyverse.networks import ModularNetwork
 from tinyverse.together import do_local
@@ -82,6 +83,7 @@ class TestTheMock:
     def test_it_plays_and_learns(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
         asked = Asked("starcraft", seed=1, quiet=True, settings={"mock": "true"})
+        assert "an update" in dict(do_check(asked))
         trainer = do_local(asked, Learning(updates=2))
         assert trainer.update == 2
 

@@ -1,7 +1,7 @@
 """A run on a real server does what a model of three things says: its sessions, its epoch, its version.
 
-Hypothesis pushes, retries, reads, trims, publishes, clears, kills the server, brings it back empty or as an older copy
-of itself, in any order; after every step the promises hold, and a smallest story is printed where they do not.
+Hypothesis pushes, retries, reads, trims, publishes, clears, kills the trainer, kills the server, brings it back empty or
+as an older copy of itself, in any order; after every step the promises hold, and a smallest story is printed where they do not.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tinyverse.database import BEGINNING, State, new_holder, order
+from tinyverse.database import BEGINNING, State, new_holder
 from tinyverse.errors import DatabaseLost, LeaseLost
+from tinyverse.position import is_behind
 from tinyverse.redis_database import RedisDatabase
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(240)]
@@ -49,6 +50,12 @@ class Model:
         self.inserted += len(blobs)
 
 
+def a_dead_holder() -> str:
+    """As of a trainer on this machine that was killed since."""
+    host, _, mark = new_holder().split(":")
+    return f"{host}:{2**31 - 1}:{mark}"
+
+
 class Story(RuleBasedStateMachine):
     server: Breakable
     proxy: Proxy
@@ -60,7 +67,7 @@ class Story(RuleBasedStateMachine):
         self.database = RedisDatabase(self.server.url, self.name)
         self.far = RedisDatabase(self.proxy.url, self.name)  # the same run, over a bad network
         self.model, self.copy = Model(), Model()
-        self.holder, self.number = new_holder(), 0
+        self.holder, self.number = a_dead_holder(), 0
         self.position = BEGINNING  # of a reader in this epoch
         self.loaded = ("", -1)  # epoch and version of a player's weights
 
@@ -116,7 +123,7 @@ class Story(RuleBasedStateMachine):
         """A reader goes on where it was: in order, all that is kept, nothing again but what was pushed again."""
         entries, _ = self.database.read(self.position, limit)
         blobs = [blob for _, blob in entries]
-        assert all(order(key) > order(self.position) for key, _ in entries)
+        assert not any(is_behind(key, self.position) for key, _ in entries)
         if entries:
             self.position = entries[-1][0]
         first = len(self.model.entries) - len(self.database.read(self.position, 10_000)[0]) - len(blobs)
@@ -150,6 +157,14 @@ class Story(RuleBasedStateMachine):
         self.database.acquire_lease(self.holder)
         with pytest.raises(LeaseLost):
             self.database.put_weights(b"foreign", self.model.version + 1, holder="another")
+
+    @rule()
+    def kill_the_trainer_and_start_it_again(self) -> None:
+        """The new one need not wait for the lease of the dead one, of which nothing is taken any more."""
+        before, self.holder = self.holder, a_dead_holder()
+        assert self.database.acquire_lease(self.holder)
+        with pytest.raises(LeaseLost):
+            self.database.put_weights(b"late", self.model.version + 1, holder=before)
 
     @rule()
     def load(self) -> None:

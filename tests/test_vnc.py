@@ -140,6 +140,18 @@ class TestTheGame:
         desktop.close()
         assert not Path(desktop.folder).exists()
 
+    def test_a_screen_that_dies_is_replaced(self) -> None:
+        pool = loader.build(loader.load_module("vnc"), {}).pool(1, mend=True)
+        try:
+            pool.reset(0)
+            pool._pool._envs[0]._hands._desktop.close()
+            steps = [pool.step(np.zeros(1, int)) for _ in range(10)]
+            ends = [bool(step.truncated[0]) for step in steps]
+            assert pool.faults == 1 and "has gone" in pool.fault and ends.count(True) == 1
+            assert steps[-1].observations.max() > 200
+        finally:
+            pool.close()
+
     def test_check_passes(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
         assert "an update" in dict(do_check(Asked("vnc", seed=1)))

@@ -45,7 +45,7 @@ def play_until_back(pool: Pool, steps: int = 4000) -> tuple[np.ndarray, ...]:
     for _ in range(steps):
         step = pool.step(np.zeros(pool.num_games, int))
         seen.append(step.observations.copy())
-        rest.append([np.array(part) for part in step[1:]])
+        rest.append([np.array(part) for part in step[1:4]])
         if len(rest) > 60 and pool.faults and not any(pool._needs_reset):  # type: ignore[attr-defined]
             break
         time.sleep(0.002)

@@ -24,8 +24,8 @@ from tinyverse import loader, redis_server
 from tinyverse.database import Database
 from tinyverse.errors import SettingsError, TinyverseError
 from tinyverse.progress import Bar, Share
-from tinyverse.redis_database import open_database
 from tinyverse.run_folder import RunFolder
+from tinyverse.sharded_database import open_database
 
 RUNS, RECORDS = Path("runs"), Path("records")
 
@@ -42,6 +42,7 @@ class Asked:
     port: int | None = None
     password: str | None = None
     database: str | None = None
+    shards: int | None = None
     seed: int | None = None
     quiet: bool = False
     bars: bool = True  # whether it is shown how far something is
@@ -100,7 +101,7 @@ class Asked:
     @contextlib.contextmanager
     def connected(self, start: bool = True) -> Iterator[Database]:
         """The run's database; starts this user's local server if there is no other."""
-        database = open_database(self.server(start), self.run, database=self.database)
+        database = open_database(self.server(start), self.run, database=self.database, shards=self.shards)
         try:
             yield database
         finally:

@@ -26,8 +26,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tinyverse.errors import LeaseLost
+from tinyverse.position import BEGINNING
 
-BEGINNING = "0-0"  # a read position before every session
 WEIGHTS_KEPT = 3
 LOG_KEPT = 10_000  # rows of each of the two short logs: episodes and metrics
 ERRORS_KEPT = 100  # with their tracebacks
@@ -35,11 +35,6 @@ STALE_AFTER = 15.0  # seconds without a heartbeat after which a worker counts as
 LEASE_SECONDS = 10.0
 REPORTED = ("update", "step", "delivered", "reuse", "allowance", "capacity", "position")  # of State, by the trainer
 KEPT_BY_CLEAR = ("update", "step", "capacity", "stop")  # of State, when the weights are kept
-
-
-def order(position: str) -> tuple[int, ...]:
-    """A key by which read positions can be compared."""
-    return tuple(int(part) for part in position.split("-"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +93,12 @@ class Database(abc.ABC):
     """The meeting place of one run. Methods are safe to call from several threads.
 
     Raises `DatabaseLost` when it cannot be reached (the caller may retry), `DatabaseError` when it says no.
+
+    Attributes:
+        streams: in how many streams its sessions lie; each has an order of its own, see `position`.
     """
+
+    streams: int = 1
 
     # -- the run ------------------------------------------------------------------------------------------------
 
@@ -137,7 +137,7 @@ class Database(abc.ABC):
 
     @abc.abstractmethod
     def read(self, after: str, limit: int, wait: float = 0.0) -> tuple[list[tuple[str, bytes]], State]:
-        """Up to `limit` sessions after position `after`, oldest first, and the State at that very instant.
+        """Up to `limit` (position, session) after position `after`, oldest first, and the State at that very instant.
 
         Fewer than `limit` means the end was reached: everything inserted so far was read or is gone.
         Waits up to `wait` seconds for the first one. A position that was trimmed away reads from the oldest kept; it

@@ -15,7 +15,7 @@ from tinyverse.errors import TinyverseError
 from tinyverse.plot import plot_curves
 
 NAME = "pong-demo"
-FIRST_MINUTES, ALL_MINUTES = 2.0, 25.0
+FIRST_MINUTES, ALL_MINUTES = 2.0, 15.0
 
 
 def main() -> int:

@@ -39,8 +39,8 @@ class Experiment:
                                     pygame's names, actions as the environment takes them
     make_learner(agent)             a Learner; or train_step(agent, batch) -> metrics, which gets one around it
 
-    and how data is used, each with a command-line option of its name that overrides it:
-    unroll_length, batch, games, buffer_size, sampler, reuse, max_lag, min_sessions, publish_every, precision
+    and how data is used: unroll_length, sampler, and with a command-line option each that overrides them
+    batch, games, buffer_size, reuse, max_lag, min_sessions, publish_every, precision
     """
 
     unroll_length: int = 20

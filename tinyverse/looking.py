@@ -19,9 +19,10 @@ from rich.table import Table
 
 from tinyverse import archive, loader, machine, monitor, nest
 from tinyverse.asked import RECORDS, Asked, positive, stop_on_signals
-from tinyverse.database import BEGINNING, Database, State
+from tinyverse.database import Database, State
 from tinyverse.envs.video import VideoWriter, picture
 from tinyverse.errors import CodecError, DatabaseError, SettingsError, SpecError
+from tinyverse.position import BEGINNING, is_behind, is_position, just_before
 from tinyverse.run_folder import agreed_of, check_agreed
 from tinyverse.session import Session, SessionSpec
 from tinyverse.weights import decode_weights
@@ -206,13 +207,11 @@ def _find(database: Database, spec: SessionSpec, run: str, key: str | None) -> t
     if key is None:
         entries = database.newest(1)
     else:
-        first, _, second = key.partition("-")
-        if not (first.isdecimal() and second.isdecimal() and len(key) < 40):
+        if not is_position(key):
             raise SettingsError(
                 f"{key!r} is no session's id; they look like 1700000000000-0, as `sessions ls` prints them."
             )
-        before = f"{first}-{int(second) - 1}" if int(second) else f"{max(int(first) - 1, 0)}-{2**64 - 1}"
-        entries = [entry for entry in database.read(before, 1)[0] if entry[0] == key]
+        entries = [(key, blob) for found, blob in database.read(just_before(key), 1)[0] if is_behind(found, key)]
     if not entries:
         raise SettingsError(
             f"run {run} has no session {key or 'yet'}; `sessions ls` names the newest. Old ones make room."

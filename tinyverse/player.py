@@ -153,6 +153,7 @@ class _Lane:
         self._first = np.ones(games, bool)  # the observations at hand open an episode
         self._memory = agent.initial_memory(games)
         self._blank_memory = nest.map(np.array, agent.memory_arrays(self._memory))
+        self._over = np.zeros(games, bool)  # the same, of whole games: an episode may be a part of one
         self._return, self._length = np.zeros(games), np.zeros(games, np.int64)
 
     def act(self, agent: Agent, rollout: Rollout, t: int, stages: Stages) -> None:
@@ -171,12 +172,13 @@ class _Lane:
         """What came of the actions of row t."""
         step, columns = self.pool.receive(), self.columns
         alive = ~self._ended
-        rollout.rewards[t, columns], rollout.alive[t, columns] = step.rewards, alive
+        rollout.rewards[t, columns], rollout.alive[t, columns] = step.rewards * alive, alive
         rollout.terminated[t, columns], rollout.truncated[t, columns] = step.terminated & alive, step.truncated & alive
         self.observations, self._first = step.observations, self._ended
         self._ended = step.terminated | step.truncated
-        self._return, self._length = (self._return + step.rewards) * alive, (self._length + 1) * alive
-        for game in np.flatnonzero(self._ended & alive):
+        goes_on, self._over = ~self._over, self._ended if step.game_over is None else step.game_over
+        self._return, self._length = (self._return + step.rewards) * goes_on, (self._length + 1) * goes_on
+        for game in np.flatnonzero(self._over & goes_on):
             ended = (float(self._return[game]), int(self._length[game]))
             rollout.episodes[columns.start + game].append(ended)
 

@@ -8,7 +8,6 @@ the server's: a client knows how far its own steady clock is from it, because ev
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import logging
 import math
@@ -36,16 +35,17 @@ from tinyverse.database import (
     check_report,
     holder_is_dead,
 )
-from tinyverse.errors import CodecError, DatabaseError, SettingsError
+from tinyverse.errors import CodecError, DatabaseError, RunConflict, SettingsError
 from tinyverse.redis_places import is_one_of_several
 from tinyverse.redis_server import PREFIX, connect, errors
-from tinyverse.seal import Seal, seal_of
+from tinyverse.seal import Seal
 
 log = logging.getLogger(__name__)
 
 LARGEST = 256 << 20  # bytes in one request; the local server cuts the line at more
 BLOCK = 1.0  # seconds a read waits on the server at a time, well below the client's timeout
 COUNTER = "count:"  # what a counter's field in `tally` begins with
+STREAMS = "streams"  # the field of `meta` that says how many there are
 WEIGHTS_TRIES = 5
 _STAT: dict[str, Callable[[str], Any]] = {
     "update": int, "step": int, "delivered": float, "reuse": float,
@@ -58,18 +58,20 @@ _WORKER = {name: type(value) for name, value in vars(Worker("", "")).items()}
 class Keys:
     """The keys of a run, spelled here and nowhere else. `{run}` in braces keeps a run on one slot of a cluster.
 
+    Args:
+        stream: of one stream of a run that has several, each in a slot of its own: "0", "1" …
     Raises:
         SettingsError: the run's name has other characters than [A-Za-z0-9._-].
     """
 
     RUNS = f"{PREFIX}runs"  # set: the names of all runs
 
-    def __init__(self, run: str) -> None:
+    def __init__(self, run: str, stream: str = "") -> None:
         if not re.fullmatch(r"[A-Za-z0-9._-]+", run):
             raise SettingsError(
                 f"The run's name {run!r} may have letters, digits, '.', '_' and '-' only. Choose another with --name."
             )
-        self._prefix = f"{PREFIX}{{{run}}}:"
+        self._prefix = f"{PREFIX}{{{run}{stream and '#' + stream}}}:"
         self.meta = f"{self._prefix}meta"  # hash: what `create` stored, and the epoch
         self.sessions = f"{self._prefix}sessions"  # stream: one entry a session
         self.current = f"{self._prefix}w:cur"  # hash: version, update, step; xxh3:<v> of each version kept
@@ -95,23 +97,27 @@ class RedisDatabase(Database):
         name: how the server's list of clients calls us.
         timeout: seconds without an answer after which the server counts as lost.
         seal: makes and checks the seals of sessions and weights; None: nobody asks for any.
+        stream: which of the run's `streams` this is, each with its share of the capacity; "" for all the rest of a run,
+            and where there is only one.
     """
 
     def __init__(
-        self, url: str, run: str, *, name: str = "tinyverse", timeout: float = 5.0, seal: Seal | None = None
-    ) -> None:
+        self, url: str, run: str, *, name: str = "tinyverse", timeout: float = 5.0, seal: Seal | None = None,
+        stream: str = "", streams: int = 1,
+    ) -> None:  # fmt: skip
         if timeout <= BLOCK:
             raise SettingsError(
                 f"A timeout of {timeout} s must be above the {BLOCK} s that a read waits on the server."
             )
-        self.run = run
+        self.run, self.streams = run, streams
         self._url = url
-        self._keys = Keys(run)
+        self._keys = Keys(run, stream)
+        self._listed = not stream  # among the server's runs
         self._client: Any = connect(url, name=name, timeout=timeout, key=self._keys.meta)
         self._runs: Any = self._client  # of the list of runs, which on a cluster lies elsewhere
         if is_one_of_several(url):
             self._runs = connect(url, name=name, timeout=timeout, key=Keys.RUNS)
-        self._capacity = State.capacity  # as of the last State
+        self._capacity = self._share(State.capacity)  # as of the last State
         self._epoch = State.epoch  # likewise
         self._seal = seal
         self._clock: float | None = None  # the server's time minus ours, seconds
@@ -126,17 +132,25 @@ class RedisDatabase(Database):
             exists = pipe.hget(keys.meta, "epoch")
             pipe.multi()
             if not exists:
-                pipe.hset(keys.meta, mapping={**meta, "epoch": secrets.token_hex(8)})
+                pipe.hset(keys.meta, mapping={**meta, "epoch": secrets.token_hex(8), STREAMS: self.streams})
 
         self._change(write, keys.meta)
-        with errors(self._url):
-            self._runs.sadd(keys.RUNS, self.run)
+        if self._listed:
+            with errors(self._url):
+                self._runs.sadd(keys.RUNS, self.run)
         return self.meta()
 
     def meta(self) -> dict[str, str]:
         with errors(self._url):
             stored = self._client.hgetall(self._keys.meta)
-            return {name.decode(): text.decode() for name, text in stored.items()}
+            meta = {name.decode(): text.decode() for name, text in stored.items()}
+            streams = int(meta.pop(STREAMS, 1))
+        if meta and streams != self.streams:
+            raise RunConflict(
+                f"the sessions of run {self.run} lie on {streams} shard{'s' * (streams > 1)}, not on {self.streams}. Give "
+                f"--shards {streams}, or the URLs of all its servers in the trainer's order."
+            )
+        return meta
 
     def state(self) -> State:
         return self._ask(lambda pipe: None)[1]
@@ -159,7 +173,7 @@ class RedisDatabase(Database):
                 pipe.hdel(keys.stat, *gone)
 
         self._change(remove, keys.current)
-        if not keep_weights:
+        if not keep_weights and self._listed:
             with errors(self._url):
                 self._runs.srem(keys.RUNS, self.run)
 
@@ -168,8 +182,10 @@ class RedisDatabase(Database):
         self._runs.close()
 
     def append(
-        self, blobs: Sequence[bytes], *, worker: Worker | None = None, episodes: Iterable[Mapping[str, Any]] = ()
-    ) -> State:
+        self, blobs: Sequence[bytes], *, worker: Worker | None = None, episodes: Iterable[Mapping[str, Any]] = (),
+        elsewhere: int = 0,
+    ) -> State:  # fmt: skip
+        """As of Database; `elsewhere` counts sessions of this run that lie in other streams."""
         keys, rows, size = self._keys, [_to_json(row) for row in episodes], sum(map(len, blobs))
         _check_size(size, "These sessions")
         if self._clock is None:
@@ -182,8 +198,9 @@ class RedisDatabase(Database):
                 )
             for row in rows:
                 pipe.xadd(keys.episodes, {"row": row}, maxlen=LOG_KEPT, approximate=False)
+            if blobs or elsewhere:
+                pipe.hincrby(keys.tally, "inserted", len(blobs) + elsewhere)
             if blobs:
-                pipe.hincrby(keys.tally, "inserted", len(blobs))
                 pipe.hincrby(keys.tally, "bytes", size)
             if worker:
                 pipe.hset(keys.heartbeats, worker.id, self._heartbeat(worker))
@@ -293,10 +310,11 @@ class RedisDatabase(Database):
             if texts:
                 pipe.hset(self._keys.stat, mapping=texts)
             if "capacity" in numbers:
-                pipe.xtrim(self._keys.sessions, maxlen=int(numbers["capacity"]), approximate=False)
+                pipe.xtrim(self._keys.sessions, maxlen=self._share(numbers["capacity"]), approximate=False)
 
         self._write(write)
-        self._capacity = int(numbers.get("capacity", self._capacity))
+        if "capacity" in numbers:
+            self._capacity = self._share(numbers["capacity"])
 
     def count(self, **numbers: int) -> None:
         def write(pipe: Any) -> None:
@@ -352,10 +370,10 @@ class RedisDatabase(Database):
                 for (name, parse), text in zip(_STAT.items(), numbers, strict=True)
                 if text is not None
             }
-            known |= {"epoch": _text(epoch), "inserted": int(inserted or 0)}
+            known |= {"epoch": (epoch or b"").decode(), "inserted": int(inserted or 0)}
             state = State(version=-1 if version is None else int(version), **known)
         self._clock = seconds + microseconds * 1e-6 - time.monotonic()
-        self._capacity, self._epoch = state.capacity, state.epoch
+        self._capacity, self._epoch = self._share(state.capacity), state.epoch
         return replies, state
 
     def _change(self, function: Callable[[Any], None], *watched: str) -> None:
@@ -389,11 +407,19 @@ class RedisDatabase(Database):
         except DatabaseError as error:
             if not isinstance(error.__cause__, redis.OutOfMemoryError):
                 raise
+        self.make_room()
+        return write()
+
+    def make_room(self) -> None:
+        """Drops the oldest quarter of the sessions."""
         with errors(self._url):
             kept = self._client.xlen(self._keys.sessions) * 3 // 4
             log.warning("The server is full; run %s keeps its newest %d sessions only.", self.run, kept)
             self._client.xtrim(self._keys.sessions, maxlen=kept, approximate=False)
-        return write()
+
+    def _share(self, capacity: int) -> int:
+        """Of the run's capacity, what this stream keeps."""
+        return -(-int(capacity) // self.streams)
 
     def _sealed(self, blob: bytes) -> tuple[Any, ...]:
         """What an entry of the stream has more, where seals are made."""
@@ -430,32 +456,6 @@ class RedisDatabase(Database):
     def _now(self) -> float:
         """The server's time in seconds, by our steady clock since its last reply."""
         return time.monotonic() + (self._clock or 0.0)
-
-
-def open_database(
-    url: str, run: str, *, database: str | None = None, name: str = "tinyverse", timeout: float = 5.0
-) -> Database:
-    """The database of a run: on the Redis server at `url`, or the user's own class called with (url, run).
-
-    Args:
-        database: "module:Class" of a `Database` of the user's own.
-        name, timeout: as of `RedisDatabase`.
-
-    Raises:
-        SettingsError: the run's name, the URL or `database` cannot be used.
-    """
-    if not database:
-        return RedisDatabase(url, run, name=name, timeout=timeout, seal=seal_of(run))
-    module, _, attribute = database.partition(":")
-    try:
-        made = getattr(importlib.import_module(module), attribute)(url, run)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise SettingsError(f"--database {database} should be module:Class, called with (url, run): {error}") from error
-    if not isinstance(made, Database):
-        raise SettingsError(
-            f"--database {database} made a {type(made).__name__}; it must inherit tinyverse.database.Database."
-        )
-    return made
 
 
 def list_runs(client: redis.Redis) -> list[str]:

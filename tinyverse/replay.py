@@ -18,8 +18,8 @@ import torch
 
 from tinyverse import nest
 from tinyverse.batch import Batch
-from tinyverse.database import BEGINNING, order
 from tinyverse.errors import SettingsError, SpecError
+from tinyverse.position import BEGINNING, furthest, is_behind
 from tinyverse.ring import Ring
 from tinyverse.samplers import Sampler
 from tinyverse.session import Session, SessionSpec
@@ -299,7 +299,7 @@ class Replay:
         """What lies up to this position was learned from meanwhile: it is fresh no longer."""
         with self._lock:
             for slot in np.flatnonzero(self._filled).tolist():
-                if order(self._position[slot]) <= order(position):
+                if is_behind(self._position[slot], position):
                     self.sampler.remove(slot)
                     self.sampler.insert(slot, seen=True)
 
@@ -337,7 +337,7 @@ class Replay:
         self._filled[slot], self._count[slot] = True, 0
 
     def _note_newest(self, slots: np.ndarray) -> None:
-        self.newest_delivered = max((self.newest_delivered, *(self._position[slot] for slot in slots)), key=order)
+        self.newest_delivered = furthest(self.newest_delivered, *(self._position[slot] for slot in slots))
 
     def forget_positions(self) -> None:
         """Positions of an earlier incarnation of the run mean nothing in a new one."""

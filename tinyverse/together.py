@@ -141,6 +141,7 @@ class _Players:
         place = {
             "TINYVERSE_REDIS_URL": asked.server(start=True),
             "TINYVERSE_PARENT": str(os.getpid()),
+            **({"TINYVERSE_SHARDS": str(asked.shards)} if asked.shards else {}),
             **machine.python_path(),
         }
         self._processes = [

@@ -29,7 +29,7 @@ import torch
 from tinyverse import rng, towers
 from tinyverse.agent import Agent, Weights
 from tinyverse.batch import Batch
-from tinyverse.database import BEGINNING, Database, State, order
+from tinyverse.database import Database, State
 from tinyverse.errors import (
     CodecError,
     DatabaseLost,
@@ -43,6 +43,7 @@ from tinyverse.errors import (
 from tinyverse.guard import Guard
 from tinyverse.learner import Learner
 from tinyverse.player import HEARTBEAT_SECONDS, new_worker
+from tinyverse.position import BEGINNING, from_numbers, furthest, is_ahead, is_behind, to_numbers
 from tinyverse.replay import Replay
 from tinyverse.run_folder import RunFolder
 from tinyverse.samplers import Fresh
@@ -225,7 +226,7 @@ class Trainer:
             self.replay.forget_positions()
             return
         self._position, self._newest_of = checkpoint["position"], dict(checkpoint["newest_of"])
-        if self.replay.sampler.reuse is not None and order(self._consumed) > order(checkpoint["consumed"]):
+        if self.replay.sampler.reuse is not None and is_ahead(self._consumed, checkpoint["consumed"]):
             self.replay.settle(self._consumed)  # updates that were lost had learned from them
 
     def _read_on_from(self, position: str) -> None:
@@ -396,19 +397,20 @@ class Trainer:
             batch = self.replay.sample(self.update, length=length, burn_in=burn_in)
         if batch is None:
             self.waiting.set(self.replay.waits_for())
-        self._consumed = max(self._consumed, self.replay.newest_delivered, key=order)
+        self._consumed = furthest(self._consumed, self.replay.newest_delivered)
         return batch
 
     def _all_have_drawn(self) -> bool:
         """Whether every rank has a batch. Collective; brings everyone's books along."""
         ranks = towers.exchange(
-            self._drawn is not None, self.guard.is_spoilt(), self.replay.debt, *order(self._consumed)
-        )
+            self._drawn is not None, self.guard.is_spoilt(), self.replay.debt,
+            *to_numbers(self._consumed, self.database.streams),
+        )  # fmt: skip
         ready, debts = [row[0] for row in ranks], [row[2] for row in ranks]
         # players are held back only when the poorest rank has enough, or it would wait for ever
         owed = sum(debts) if self.replay.flow.reuse is None else len(debts) * min(debts)
         self._owed_elsewhere = owed - debts[towers.rank()]
-        self._furthest = max(("-".join(str(int(part)) for part in row[3:]) for row in ranks), key=order)
+        self._furthest = furthest(*(from_numbers([int(number) for number in row[3:]]) for row in ranks))
         if self._drawn is not None and not all(ready):
             self.waiting.set(f"rank {ready.index(0)}, which waits for sessions of its own")
         if any(row[1] for row in ranks):
@@ -451,12 +453,12 @@ class Trainer:
         if not self.shares.admit(player):
             self._reject("its player sends more than its share")
             return
-        seen = order(position) <= order(self._consumed)  # before a restart
+        seen = is_behind(position, self._consumed)  # before a restart
         if towers.is_mine(player, sequence):
             self.replay.add(session, position=position, update=self.update, seen=seen)
         else:
             self.replay.forget(1)  # another rank's
-        if order(position) <= order(self._counted):
+        if is_behind(position, self._counted):
             return
         steps = int(session.alive.sum())
         self.step_count += steps

@@ -2,9 +2,12 @@
 
     python sb3.py fps a2c|ppo pong --seconds 20 [--threads 2] [--processes]
     python sb3.py cartpole SEED [--steps 100000]
+    python sb3.py sac HalfCheetah-v5 SEED [--steps 100000] [--out FOLDER]
 
 Settings are those of rl-baselines3-zoo: 8 games; A2C with 5 steps, PPO with 128 steps, 4 epochs and minibatches of 256
-on Pong; PPO with 32 steps, 20 epochs and one minibatch of 256 on CartPole. Seconds count from the first step played.
+on Pong; PPO with 32 steps, 20 epochs and one minibatch of 256 on CartPole; SAC as it comes, after 10,000 random steps, on MuJoCo's
+tasks. Seconds count from the first step played. `sac` writes FOLDER/metrics.jsonl, which `tinyverse plot` draws, and
+prints the mean return of 10 greedy episodes at the end.
 """
 
 from __future__ import annotations
@@ -14,20 +17,22 @@ import json
 import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import ale_py
 import gymnasium
 import numpy as np
 import torch
-from stable_baselines3 import A2C, PPO
+from stable_baselines3 import A2C, PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_atari_env, make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack
 
-GAMES, SOLVED, EPISODES = 8, 475.0, 100
+GAMES, SOLVED, EPISODES, EVALUATED = 8, 475.0, 100, 10
 
 
 def falling(start: float) -> Callable[[float], float]:
@@ -77,6 +82,28 @@ class Clock(BaseCallback):
         return (last - first) / (ended - began)
 
 
+class Curve(BaseCallback):
+    """Writes seconds, steps and the mean return of the last 100 episodes at the end of each, as tinyverse does."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self.file, self.began, self.returns = file, math.nan, []  # type: ignore[var-annotated]
+
+    def _on_training_start(self) -> None:
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        self.file.write_text("")
+        self.began = time.perf_counter()
+
+    def _on_step(self) -> bool:
+        if ended := [info["episode"]["r"] for info in self.locals["infos"] if "episode" in info]:
+            self.returns += ended
+            row = {"seconds": time.perf_counter() - self.began, "step": self.num_timesteps}
+            row |= {"play/return": float(np.mean(self.returns[-EPISODES:])), "play/episodes": len(self.returns)}
+            with self.file.open("a") as out:
+                out.write(json.dumps(row) + "\n")
+        return True
+
+
 class Solved(BaseCallback):
     """Ends training when the mean return of the last 100 episodes reaches 475."""
 
@@ -99,9 +126,10 @@ class Solved(BaseCallback):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("words", nargs="+", help="fps a2c|ppo pong, or cartpole SEED")
+    parser.add_argument("words", nargs="+", help="fps a2c|ppo pong, cartpole SEED, or sac ENV SEED")
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--steps", type=int, default=100_000)
+    parser.add_argument("--out", type=Path, default=Path("sb3-sac"))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--processes", action="store_true", help="games in processes of their own")
     options = parser.parse_args()
@@ -111,6 +139,12 @@ def main() -> None:
         model, clock = pong(algorithm, options.processes), Clock(options.seconds, warm=1 if algorithm == "ppo" else 10)
         model.learn(10**9, callback=clock)
         result: dict[str, Any] = {"steps_per_second": clock.rate()}
+    elif options.words[0] == "sac":
+        env_id, seed = options.words[1], int(options.words[2])
+        model = SAC("MlpPolicy", make_vec_env(env_id, seed=seed), learning_starts=10_000, seed=seed, device="cpu")
+        model.learn(options.steps, callback=Curve(options.out / "metrics.jsonl"))
+        mean, deviation = evaluate_policy(model, make_vec_env(env_id, seed=seed + 1000), n_eval_episodes=EVALUATED)
+        result = {"steps": model.num_timesteps, "mean": mean, "error": deviation / math.sqrt(EVALUATED)}
     else:
         model, solved = cartpole(int(options.words[1])), Solved()
         model.learn(options.steps, callback=solved)

@@ -16,6 +16,9 @@ class VTrace(TorchLearner):
 
         loss = policy gradient + value_cost · ½ (v_s − V)² − entropy_cost · H(π), per row
 
+    With replayed sessions (`samplers.Mixed`) it stands where ACER (Wang et al. 2017) does: an actor-critic whose weights
+    on old sessions are clipped, without ACER's Q-values and trust region.
+
     The paper sums over the T · B rows; here the sum is divided by the number of rows that count, so that a learning
     rate means the same for every batch size.
 

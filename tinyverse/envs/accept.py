@@ -10,6 +10,7 @@ from gymnasium.vector import VectorEnv
 from tinyverse.envs.arrays import article
 from tinyverse.envs.parallel import ParallelPool, is_parallel
 from tinyverse.envs.pool import GamePool, Pool, VectorPool, check_count
+from tinyverse.envs.rebuilt import RebuiltPool
 from tinyverse.errors import ExperimentError
 
 
@@ -24,19 +25,17 @@ def pool_of(
     """A pool of `num_games` games of a Pool, a VectorEnv, or a function that makes either or a single environment.
 
     Args:
-        mend: build anew what fails, instead of raising; a Pool of your own raises all the same.
-        remake: makes another VectorEnv in place of one that fails; without it `thing` does, if it is a function.
+        mend: build anew what fails, instead of raising.
+        remake: makes another VectorEnv or Pool in place of one that fails; without it `thing` does, if it is a function.
     Raises:
         ExperimentError: it is none of these, or has another number of games.
     """
     check_count(num_games)
     made = thing() if callable(thing) else thing
     remake = remake or (thing if callable(thing) else None)
-    if isinstance(made, VectorEnv):
-        made = VectorPool(made, remake=remake if mend else None)
-    if isinstance(made, Pool):
-        made.realtime = made.realtime or realtime
-        return _counted(made, num_games)
+    if isinstance(made, (VectorEnv, Pool)):
+        pool = _whole(made, num_games, realtime)
+        return RebuiltPool(pool, lambda: _whole(remake(), num_games, realtime)) if mend and remake else pool
     if not callable(thing):
         raise ExperimentError(
             f"got {article(thing)}, wanted a function that makes an environment, or a Gymnasium VectorEnv."
@@ -47,11 +46,13 @@ def pool_of(
         return first.pop() if first else thing()
 
     if is_parallel(made):
-        return ParallelPool(make, num_games, realtime=realtime)
+        return ParallelPool(make, num_games, realtime=realtime, mend=mend)
     return GamePool(make, num_games, realtime=realtime, mend=mend)
 
 
-def _counted(pool: Pool, num_games: int) -> Pool:
+def _whole(made: VectorEnv | Pool, num_games: int, realtime: bool) -> Pool:
+    pool = VectorPool(made) if isinstance(made, VectorEnv) else made
+    pool.realtime = pool.realtime or realtime
     if pool.num_games != num_games:
         raise ExperimentError(
             f"got {pool.num_games} games, wanted {num_games}: build the vector environment with num_envs={num_games}."

@@ -7,6 +7,7 @@ are brought to it, so that whatever differs is named here and nowhere later.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -108,6 +109,22 @@ def number_of(reward: Any) -> float:
     if isinstance(reward, (float, int)) or not np.ndim(reward):
         return float(reward)
     raise SpecError(f"the environment's reward has shape {list(np.shape(reward))}, wanted one number. Return a float.")
+
+
+def floats_of(observations: nest.Tree) -> list[np.ndarray]:
+    """The leaves of floats, flat."""
+    return [leaf.reshape(-1) for leaf in nest.leaves(observations) if leaf.dtype.kind == "f"]
+
+
+def has_nan(floats: list[np.ndarray]) -> bool:
+    """A sum of squares is NaN only where a term is: one pass, and no array of answers."""
+    return any(math.isnan(leaf.dot(leaf)) for leaf in floats)
+
+
+def not_a_number(what: str) -> SpecError:
+    return SpecError(
+        f"the environment's {what} is not a number (NaN or infinite). A network that sees one never recovers."
+    )
 
 
 def _is_discrete(space: Any) -> bool:

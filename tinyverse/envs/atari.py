@@ -1,7 +1,7 @@
 """Atari by one set of rules, in batches for playing and alone for watching, equal to the last pixel.
 
-Every rule is stated, because papers differ in them: rewards are raw, an episode is a whole game and not a life, buttons
-do not stick, an observation is one grey frame (a window of frames is the agent's memory), one step is 4 frames.
+Every rule is stated, because papers differ in them: rewards are raw, an episode is a whole game unless told, buttons do
+not stick, an observation is one grey frame (a window of frames is the agent's memory), one step is 4 frames.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import cv2
 import gymnasium
 import numpy as np
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, VectorEnv, VectorObservationWrapper
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorObservationWrapper, VectorWrapper
 from gymnasium.vector.utils import batch_space
 
 from tinyverse.envs.pool import VectorPool
@@ -39,6 +39,7 @@ def atari_pool(
     max_num_frames: int = MAX_NUM_FRAMES,
     noop_max: int = NOOP_MAX,
     full_action_space: bool = False,
+    episodic_life: bool = False,
 ) -> VectorPool:
     """`num_games` Atari games on ale-py's own vector environment; observations are [B, 84, 84] uint8.
 
@@ -49,6 +50,8 @@ def atari_pool(
         max_num_frames: emulator frames after which an episode is truncated.
         noop_max: an episode begins with fewer than this many frames without a choice.
         full_action_space: all 18 actions instead of those the game uses.
+        episodic_life: for learning a life is an episode, so that losing one costs what could still be won (Mnih et al.
+            2015); the game goes on, and the returns that are told are of whole games.
     Raises:
         ExperimentError: no such game, or ale-py is not installed.
     """
@@ -75,7 +78,8 @@ def atari_pool(
         reward_clipping=False,
         autoreset_mode=AutoresetMode.NEXT_STEP,
     )
-    return VectorPool(_SingleFrames(env))
+    frames = _SingleFrames(env)
+    return VectorPool(_Lives(frames) if episodic_life else frames)
 
 
 def atari_env(env_id: str, *, evaluation: bool = False, render_mode: str | None = None, **rules: Any) -> AtariGame:
@@ -220,3 +224,22 @@ class _SingleFrames(VectorObservationWrapper):
     def recv(self) -> tuple[Any, ...]:
         observations, *rest = cast(Any, self.env).recv()
         return self.observations(observations), *rest
+
+
+class _Lives(VectorWrapper):
+    """A lost life ends an episode, and not the game. As after every end, the next row is the one of a reset."""
+
+    def __init__(self, env: VectorEnv) -> None:
+        super().__init__(env)
+        self._lives = np.zeros(env.num_envs, np.int32)
+        self._lost = np.zeros(env.num_envs, bool)
+
+    def send(self, actions: np.ndarray) -> None:
+        cast(Any, self.env).send(actions)
+
+    def recv(self) -> tuple[Any, ...]:
+        observations, rewards, terminated, truncated, infos = cast(Any, self.env).recv()
+        over = terminated | truncated
+        self._lost = (infos["lives"] < self._lives) & ~over & ~self._lost
+        self._lives = infos["lives"]
+        return observations, rewards, terminated | self._lost, truncated, {**infos, "game_over": over}

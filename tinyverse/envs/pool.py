@@ -24,7 +24,19 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from tinyverse import nest
-from tinyverse.envs.arrays import Array, Door, blank, fit, fit_leaf, number_of, spec_of, unlike
+from tinyverse.envs.arrays import (
+    Array,
+    Door,
+    blank,
+    fit,
+    fit_leaf,
+    floats_of,
+    has_nan,
+    not_a_number,
+    number_of,
+    spec_of,
+    unlike,
+)
 from tinyverse.envs.dialects import four, game_of, reset, space_of
 from tinyverse.envs.mending import RUNNING, Mender
 from tinyverse.errors import ExperimentError, SpecError
@@ -39,6 +51,7 @@ class Step(NamedTuple):
     rewards: np.ndarray  # [B] float32
     terminated: np.ndarray  # [B] bool
     truncated: np.ndarray  # [B] bool
+    game_over: np.ndarray | None = None  # [B] bool, where an episode is a part of a game, such as a life; else None
 
 
 class Pool(abc.ABC):
@@ -105,7 +118,7 @@ class GamePool(Pool):
         self._spec = spec_of(self.observation_space, ())
         # two, in turn: the row of a game that fails is taken from the step before
         self._observations, self._before = (blank(self._spec, num_games) for _ in range(2))
-        self._floats, self._floats_before = _floats(self._observations), _floats(self._before)
+        self._floats, self._floats_before = floats_of(self._observations), floats_of(self._before)
         self._door = Door(self.action_space, num_games)
         self._rewards = np.zeros(num_games, np.float32)
         self._terminated, self._truncated = np.zeros(num_games, bool), np.zeros(num_games, bool)
@@ -131,7 +144,7 @@ class GamePool(Pool):
         self._floats, self._floats_before = self._floats_before, self._floats
         rewards, terminated, truncated = zip(*[self._row(game, columns) for game in range(self.num_games)], strict=True)
         self._rewards[:], self._terminated[:], self._truncated[:] = rewards, terminated, truncated
-        if not math.isfinite(sum(rewards)) or _has_nan(self._floats):
+        if not math.isfinite(sum(rewards)) or has_nan(self._floats):
             self._lose_spoilt_rows()
         self._ended = (self._terminated | self._truncated).tolist()
         return Step(self._observations, self._rewards, self._terminated, self._truncated)
@@ -179,7 +192,7 @@ class GamePool(Pool):
                     self._build(game)
                 self._store(game, reset(self._envs[game], self._spec, as_int(self._seeds[game])))
                 if self._is_spoilt(game):
-                    raise _nan("observation")
+                    raise not_a_number("observation")
                 return
             except Exception as error:
                 if self._mender is None:
@@ -218,7 +231,7 @@ class GamePool(Pool):
         for game in range(self.num_games):
             spoilt = self._is_spoilt(game)
             if spoilt or not math.isfinite(self._rewards[game]):
-                error = _nan("observation" if spoilt else "reward")
+                error = not_a_number("observation" if spoilt else "reward")
                 if self._mender is None:
                     raise error
                 self._rewards[game], self._terminated[game], self._truncated[game] = self._lose(game, error)
@@ -247,37 +260,23 @@ class VectorPool(Pool):
 
     A DISABLED one steps all its games at once and none that is over, so a game is reset twice: before the step, which
     lets it be stepped, and after, which undoes that step. Each episode costs one reset and one step more.
-
-    With `remake`, one that fails is built anew, which ends the episodes of all its games; else it raises.
     """
 
-    def __init__(
-        self, env: VectorEnv, *, realtime: bool = False, remake: Callable[[], VectorEnv] | None = None
-    ) -> None:
+    def __init__(self, env: VectorEnv, *, realtime: bool = False) -> None:
         self.num_games, self.realtime = env.num_envs, realtime
-        self._take(env)
-        self.observation_space, self.action_space = env.single_observation_space, env.single_action_space
-        self._spec = spec_of(self.observation_space, (self.num_games,))
-        self._door = Door(self.action_space, self.num_games)
-        self._remake, self._mender = remake, Mender(1, "vector environment")
-        self._seeds = np.random.SeedSequence()
-        self._step_count = 0
-
-    def _take(self, env: VectorEnv) -> None:
-        self._env: VectorEnv | None = env
-        self._resets = _autoreset(env) is AutoresetMode.DISABLED
+        self._env, self._resets = env, _autoreset(env) is AutoresetMode.DISABLED
         self._ended = np.zeros(self.num_games, bool)
-        self._failure: Exception | None = None
         # of the class: a wrapper passes such names on to the environment inside, past what it does itself
         halves = [names for names in HALVES if hasattr(type(env), names[0]) and not self._resets]
         self._halves = tuple(getattr(env, name) for name in halves[0]) if halves else None
+        self.observation_space, self.action_space = env.single_observation_space, env.single_action_space
+        self._spec = spec_of(self.observation_space, (self.num_games,))
+        self._door = Door(self.action_space, self.num_games)
 
     def reset(self, seed: int | None = None) -> nest.Tree:
-        self._seeds = np.random.SeedSequence(seed)
         self._ended = np.zeros(self.num_games, bool)
         # hashed, because vector environments seed their games seed, seed + 1 …: neighbouring players would share games
-        self._last = self._checked(self._need().reset(seed=as_int(self._seeds))[0])
-        return self._last
+        return self._checked(self._env.reset(seed=as_int(np.random.SeedSequence(seed)))[0])
 
     def step(self, actions: nest.Tree) -> Step:
         self.send(actions)
@@ -285,78 +284,37 @@ class VectorPool(Pool):
 
     def send(self, actions: nest.Tree) -> None:
         self._sent = self._door.arrays(actions)
-        if self._halves is not None and self._env is not None:
-            try:
-                self._halves[0](self._sent)
-            except Exception as error:
-                if self._remake is None:
-                    raise
-                self._failure = error
+        if self._halves is not None:
+            self._halves[0](self._sent)
 
     def receive(self) -> Step:
-        self._step_count += 1
-        try:
-            step = self._received() if self._env is not None else self._begun_anew()
-        except Exception as error:
-            if self._remake is None:
-                raise
-            return self._lost(error)
-        self._last, self._ended = step.observations, step.terminated | step.truncated
-        return step
-
-    def close(self) -> None:
-        if self._env is not None:
-            self._env.close()
-
-    def _received(self) -> Step:
-        if self._failure is not None:
-            raise self._failure
         again = self._resets and bool(self._ended.any())
         if again:
             self._reset_ended()
-        result = self._need().step(self._sent) if self._halves is None else self._halves[1]()
-        observations, rewards, terminated, truncated, _ = result
+        result = self._env.step(self._sent) if self._halves is None else self._halves[1]()
+        observations, rewards, terminated, truncated, infos = result
         rewards = np.array(rewards, np.float32)
         terminated, truncated = np.array(terminated, bool), np.array(truncated, bool)
         if again:
             observations = self._reset_ended()
             rewards[self._ended], terminated[self._ended], truncated[self._ended] = 0.0, False, False
         if not np.isfinite(rewards).all():
-            raise _nan("reward")
-        return Step(self._checked(observations), rewards, terminated, truncated)
+            raise not_a_number("reward")
+        observations = self._checked(observations)
+        self._ended = terminated | truncated
+        return Step(observations, rewards, terminated, truncated, infos.get("game_over"))
+
+    def close(self) -> None:
+        self._env.close()
 
     def _reset_ended(self) -> nest.Tree:
-        return self._need().reset(options={"reset_mask": self._ended.copy()})[0]
+        return self._env.reset(options={"reset_mask": self._ended.copy()})[0]
 
     def _checked(self, observations: nest.Tree) -> nest.Tree:
         fitting = fit(self._spec, observations)
-        if _has_nan(_floats(fitting)):
-            raise _nan("observation")
+        if has_nan(floats_of(fitting)):
+            raise not_a_number("observation")
         return fitting
-
-    def _need(self) -> VectorEnv:
-        assert self._env is not None
-        return self._env
-
-    def _begun_anew(self) -> Step:
-        assert self._remake is not None
-        self._mender.wait([0])
-        self._take(self._remake())
-        self._mender.rebuilt(0, step=self._step_count)
-        observations = self._checked(self._need().reset(seed=as_int(self._seeds.spawn(1)[0]))[0])
-        nobody = np.zeros(self.num_games, bool)
-        return Step(observations, np.zeros(self.num_games, np.float32), nobody, nobody.copy())
-
-    def _lost(self, error: Exception) -> Step:
-        """Closes what failed; its rows show what they showed last, and are the last of their episodes."""
-        env, self._env = self._env, None
-        with contextlib.suppress(Exception):  # it is broken: what it says while it is closed helps nobody
-            if env is not None:
-                env.close()
-        self._mender.failed(0, error, step=self._step_count)
-        self.faults, self.fault = self._mender.faults, self._mender.fault
-        everybody = np.ones(self.num_games, bool)
-        return Step(self._last, np.zeros(self.num_games, np.float32), ~everybody, everybody)
 
 
 def check_count(num_games: int) -> None:
@@ -392,19 +350,3 @@ def _autoreset(env: VectorEnv) -> AutoresetMode:
 
 def _name(env: Any) -> str:
     return type(env.unwrapped).__name__
-
-
-def _floats(observations: nest.Tree) -> list[np.ndarray]:
-    """The leaves of floats, flat."""
-    return [leaf.reshape(-1) for leaf in nest.leaves(observations) if leaf.dtype.kind == "f"]
-
-
-def _has_nan(floats: list[np.ndarray]) -> bool:
-    """A sum of squares is NaN only where a term is: one pass, and no array of answers."""
-    return any(math.isnan(leaf.dot(leaf)) for leaf in floats)
-
-
-def _nan(what: str) -> SpecError:
-    return SpecError(
-        f"the environment's {what} is not a number (NaN or infinite). A network that sees one never recovers."
-    )

@@ -378,7 +378,7 @@ def _serve(task: _Task, pool: Pool, views: _Views, connection: Connection) -> No
             observations, results = pool.reset(seed), [0.0, False, False]
         else:
             # copies: a game may keep its actions, and these are overwritten
-            observations, *results = pool.step(nest.map(lambda leaf: np.array(leaf[games]), views.actions))
+            observations, *results = pool.step(nest.map(lambda leaf: np.array(leaf[games]), views.actions))[:4]
         nest.map(lambda shared, leaf: shared.__setitem__(games, leaf), views.observations[buffer], observations)
         for column, values in zip(views.results, results, strict=True):
             column[games] = values

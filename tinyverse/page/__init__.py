@@ -30,6 +30,7 @@ from tinyverse import monitor
 from tinyverse.database import LOG_KEPT, Database
 from tinyverse.errors import ServerError, SettingsError, TinyverseError
 from tinyverse.page.games import Games
+from tinyverse.position import BEGINNING, is_position
 from tinyverse.run_folder import RunFolder
 
 STATIC = Path(__file__).with_name("static")
@@ -112,7 +113,7 @@ def application(
     async def get_game(request: Request) -> Response:
         asked = request.query_params
         seat = asked.get("game", "0")
-        if not re.fullmatch(r"\d{1,9}", seat) or not re.fullmatch(r"(\d{1,20}-\d{1,20})?", asked.get("after", "")):
+        if not re.fullmatch(r"\d{1,9}", seat) or not is_position(asked.get("after") or BEGINNING):
             raise HTTPException(400, "game is a number from 0 on, after is the id of a session.")
         return await answer(lambda: games.strip(asked.get("player", ""), int(seat), asked.get("after", "")))
 

@@ -18,8 +18,9 @@ import numpy as np
 
 from tinyverse import looking, machine, nest
 from tinyverse.asked import Asked
-from tinyverse.database import BEGINNING, Database, order
+from tinyverse.database import Database
 from tinyverse.errors import CodecError, DatabaseLost, SpecError
+from tinyverse.position import BEGINNING, is_behind
 from tinyverse.session import Session, SessionSpec
 from tinyverse.weights import decode_weights
 
@@ -52,7 +53,7 @@ class Games:
             "note": why there are no values}
         """
         with self._lock:
-            found = self._newest(player, seat, order(after or BEGINNING))
+            found = self._newest(player, seat, after or BEGINNING)
             if not found:
                 return {"id": "", "steps": []}
             session = joined([session for _, session in found])
@@ -68,7 +69,7 @@ class Games:
                 "sheet": _sheet(session), "values_of": self._version if said else None, "note": self._note,
             }  # fmt: skip
 
-    def _newest(self, player: str, seat: int, after: tuple[int, ...]) -> list[tuple[str, Session]]:
+    def _newest(self, player: str, seat: int, after: str) -> list[tuple[str, Session]]:
         """The newest sessions of one game that follow on one another, oldest first."""
         workers = self._database.workers()
         games = next((worker.games for worker in workers if worker.id == player), 0)
@@ -81,7 +82,7 @@ class Games:
         limit = min((wanted + 2) * pushed_at_once, READ_BYTES * size["sessions"] // max(1, size["bytes"]))
         found: list[tuple[str, Session]] = []
         for key, blob in reversed(self._database.newest(max(limit, games))):
-            if order(key) <= after or len(found) == wanted:
+            if is_behind(key, after) or len(found) == wanted:
                 break
             try:
                 session = spec.decode(blob)
