@@ -9,7 +9,7 @@ import pytest
 from counting import CountingAgent, clock
 from gymnasium import spaces
 
-from tests.test_pool import World
+from tests.sources import World
 from tinyverse.envs import pool_of
 from tinyverse.errors import ExperimentError, SpecError
 from tinyverse.player import Player
