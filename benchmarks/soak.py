@@ -42,8 +42,9 @@ sys.path[:0] = [str(CHECKOUT), str(CHECKOUT / "tests")]
 from chaos import Breakable, Proxy  # noqa: E402
 
 from tinyverse import codec  # noqa: E402
-from tinyverse.database import BEGINNING, State, order  # noqa: E402
+from tinyverse.database import State  # noqa: E402
 from tinyverse.errors import DatabaseLost  # noqa: E402
+from tinyverse.position import BEGINNING, is_ahead  # noqa: E402
 from tinyverse.redis_database import RedisDatabase  # noqa: E402
 from tinyverse.redis_server import connect, find_binary  # noqa: E402
 
@@ -211,7 +212,7 @@ class Soak:
         if state.epoch == self.seen.epoch:
             if state.version < self.seen.version:
                 self.wrong.append(f"version {self.seen.version} was followed by {state.version}")
-            if order(state.position) < order(self.seen.position):
+            if is_ahead(self.seen.position, state.position):
                 self.wrong.append(f"position {self.seen.position} was followed by {state.position}")
         else:
             self.loaded.clear()

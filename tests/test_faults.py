@@ -275,7 +275,8 @@ def test_each_first_request_finds_room_on_a_full_server(server: Breakable, metho
     named = {"report": {"capacity": 100_000}, "count": {"rejected": 1}}.get(method, {})
     fill(server, Keys("full").sessions)
     getattr(database, method)(*given.get(method, ()), **named)
-    assert database.size()["sessions"] == 150
+    kept = {150, 200} if method == "state" else {150}  # Redis refuses reads in a MULTI too, Valkey does not
+    assert database.size()["sessions"] in kept
 
 
 def test_without_a_trainer_memory_does_not_grow(server: Breakable) -> None:

@@ -12,6 +12,7 @@ import fuzz
 import pytest
 
 HERE = Path(__file__).parent
+pytestmark = pytest.mark.timeout(300)  # each imports torch, twice
 
 
 @pytest.mark.parametrize("reader", fuzz.READERS)
@@ -24,7 +25,7 @@ def fuzzed(*words: str, reader: str = "") -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "PYTHONPATH": f"{HERE.parent}:{HERE}", "OMP_NUM_THREADS": "1"}
     code = f"import sys, fuzz; {reader or 'pass'}; sys.exit(fuzz.main())"
     return subprocess.run(
-        [sys.executable, "-c", code, *words], env=env, capture_output=True, text=True, timeout=200, check=False
+        [sys.executable, "-c", code, *words], env=env, capture_output=True, text=True, timeout=280, check=False
     )
 
 
