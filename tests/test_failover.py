@@ -37,7 +37,7 @@ def test_sentinels_promote_another_server_and_all_goes_on(copy: str, record_prop
         until(lambda: follows(second, first))
         with Servers(sentinel), Team(found(watch)) as team:
             team.goes_on()
-            epoch = team.database.state().epoch
+            epoch = team.trainer.state.epoch
             if copy == "older":
                 admin(second).save()
                 servers.kill(1)
@@ -49,13 +49,13 @@ def test_sentinels_promote_another_server_and_all_goes_on(copy: str, record_prop
                 servers.start(1)
             record_property("goes on", team.goes_on(60.0))
             assert admin(second).info("replication")["role"] == "master"
-            state = team.database.state()
+            state = team.trainer.state
             assert state.epoch == epoch and state.version > version
             servers.start(0)
             until(lambda: follows(first, second), 60)
             servers.kill(1)
             record_property("goes on", team.goes_on(60.0))
-            assert team.database.state().version > state.version
+            assert team.trainer.state.version > state.version
 
 
 def test_a_replica_in_a_cluster_takes_over_and_all_goes_on(record_property: Callable[..., None]) -> None:
@@ -74,4 +74,4 @@ def test_a_replica_in_a_cluster_takes_over_and_all_goes_on(record_property: Call
             version = team.trainer.state.version
             servers.kill(holder)
             record_property("goes on", team.goes_on(60.0))
-            assert owner(ports[3], "team") and team.database.state().version > version
+            assert owner(ports[3], "team") and team.trainer.state.version > version

@@ -220,6 +220,13 @@ def test_seen_sessions_are_replayed_but_not_fresh():
     assert (counts[1:] > 0).all()
 
 
+def test_what_was_seen_before_a_restart_is_not_unused_when_it_is_overwritten():
+    replay = replay_of(Fresh())
+    for number in range(1, 18):
+        replay.add(session_of(number), seen=number <= 8)
+    assert replay.dropped["unused"] == 17 - 8 - 8
+
+
 # -- priorities ---------------------------------------------------------------------------------------------------------
 
 

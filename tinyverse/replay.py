@@ -160,6 +160,7 @@ class Replay:
             self._written += 1
             self._write(slot, arrays)
             self._update[slot], self._position[slot], self._human[slot] = made_at, position, session.human
+            self._count[slot] = seen
             self.sampler.insert(slot, seen, session.human)
             self._limit_debt()
 
