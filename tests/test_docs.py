@@ -172,7 +172,7 @@ def test_the_page_runs(page: str, folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("page", SLOW)
 def test_the_whole_page_runs(page: str, folder: Path) -> None:
     play(page, folder, slow=True)

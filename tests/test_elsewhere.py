@@ -24,9 +24,9 @@ from tinyverse.redis_database import RedisDatabase
 from tinyverse.redis_server import private_server
 
 HERE = Path(__file__).parent
-PATIENCE = 100.0  # seconds
+PATIENCE = 240.0  # seconds; a busy machine imports torch for many of them
 
-pytestmark = pytest.mark.timeout(200)
+pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from database_contract import ME, DatabaseContract, read_all
 from people import Beside, a_player, a_trainer, until
 
 from tinyverse import sharded_database
+from tinyverse.codec import UNSEALED
 from tinyverse.database import BEGINNING, Database, State, Worker
 from tinyverse.errors import DatabaseLost, RunConflict, SettingsError
 from tinyverse.loop import train
@@ -223,6 +224,19 @@ def test_servers_in_another_order_are_refused(monkeypatch: pytest.MonkeyPatch) -
 def test_shards_that_make_no_sense(url: str, shards: int) -> None:
     with pytest.raises(SettingsError, match=f"--shards {shards} with {len(several(url))} server"):
         open_database(url, "run", shards=shards)
+
+
+def test_seals_are_made_and_checked_in_every_stream(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = f"test-{secrets.token_hex(4)}"
+    stranger = open_database(redis_url, run, shards=2)
+    monkeypatch.setenv("TINYVERSE_SECRET", "a secret of more than 16 characters")
+    trainer, player = (open_database(redis_url, run, shards=2) for _ in range(2))
+    trainer.create({})
+    for stream in range(2):
+        player.append([b"sealed"], worker=a_worker(stream, 2))
+        stranger.append([b"forged"], worker=a_worker(stream, 2))
+    assert sorted(read_all(trainer)) == sorted([b"sealed", UNSEALED] * 2)
+    trainer.clear()
 
 
 # a lost stream
