@@ -303,6 +303,7 @@ class Replay:
                 if is_behind(self._position[slot], position):
                     self.sampler.remove(slot)
                     self.sampler.insert(slot, seen=True)
+                    self._count[slot] = max(1, self._count[slot])
 
     def _kept(self) -> np.ndarray:
         """[n] slots of the sessions that may still be learned from, oldest first."""
