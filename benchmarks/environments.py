@@ -116,7 +116,7 @@ KINDS = [
         "mujoco",
         "mujoco",
         lambda: gymnasium.make("HalfCheetah-v5"),
-        "not beside this script",
+        LEARNED,
     ),
     Kind("MiniGrid-Empty-8x8-v0", "minigrid", "minigrid", _minigrid, LEARNED),
     Kind("Box2D LunarLander-v3", "box2d", "Box2D", lambda: gymnasium.make("LunarLander-v3"), LEARNED),

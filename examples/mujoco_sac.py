@@ -5,9 +5,11 @@
     tinyverse mujoco_sac.py run -o env_id=Hopper-v5
     tinyverse mujoco_sac.py eval -n 10 --greedy
 
+HalfCheetah, seed 1, one update for every step: 2,137 ± 148 (10 greedy games) after 45,600 steps, 22 minutes of one core
+that did other work too; Stable-Baselines3's SAC beside it 1,444 ± 270 after 40,000 (docs/results).
+
 The paper makes one update for every step played, which is the default; a million of them take one CPU core about three
-hours. `--reuse 1024` makes a quarter of that, so more is played and less is learned from each step. That it plays and
-makes updates is tested; what it reaches has not been measured. `pendulum.py` shows the same algorithm learn.
+hours. `--reuse 1024` makes a quarter of that, so more is played and less is learned from each step.
 """
 
 import gymnasium as gym
