@@ -48,13 +48,14 @@ class Desk:
 
     def __init__(self, display: str, url: str, run: str, folder: Path) -> None:
         self.env = {**os.environ, "DISPLAY": display, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"}
+        self.env["TINYVERSE_REDIS_URL"] = url
         self.env.pop("SDL_VIDEODRIVER", None)
         self.url, self.run, self.folder = url, run, folder
         self.processes: list[subprocess.Popen[bytes]] = []
 
     def start(self, *words: str) -> subprocess.Popen[bytes]:
         game = str(CHECKOUT / "examples" / "catch.py")
-        command = [sys.executable, "-m", "tinyverse", game, *words, "--redis", self.url, "--name", self.run]
+        command = [sys.executable, "-m", "tinyverse", game, *words, "--name", self.run]
         with (self.folder / f"{len(self.processes)}.out").open("w") as out:
             process = subprocess.Popen(command, cwd=self.folder, env=self.env, stdout=out, stderr=subprocess.STDOUT)
         self.processes.append(process)
