@@ -531,7 +531,8 @@ def test_two_hundred_players_and_a_reader_that_does_not_read(server: Breakable) 
         with connect(server.admin_url) as admin:
             admin.config_set("maxclients", len(admin.client_list()))
             one_more = RedisDatabase(server.url, "crowd")
-            with pytest.raises(DatabaseLost, match="max number of clients"):
+            # the server says so and hangs up; whether that is read before the next word is sent is a matter of luck
+            with pytest.raises(DatabaseLost, match="max number of clients|does not answer"):
                 one_more.state()
             team.goes_on()
             admin.config_set("maxclients", 1000)
