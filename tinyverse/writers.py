@@ -73,7 +73,8 @@ class WandB:
     def __init__(self, folder: RunFolder) -> None:
         import wandb
 
-        self._wandb, about = wandb, folder.settings()
+        self._wandb: Any = wandb  # typed where it is installed, and not alike in all versions
+        about = folder.settings()
         identity = folder.path / "wandb-id"
         if not identity.exists():
             identity.write_text(secrets.token_hex(4))
