@@ -234,6 +234,10 @@ class _Lives(VectorWrapper):
         self._lives = np.zeros(env.num_envs, np.int32)
         self._lost = np.zeros(env.num_envs, bool)
 
+    def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
+        self._lives[:], self._lost[:] = 0, False
+        return self.env.reset(**options)
+
     def send(self, actions: np.ndarray) -> None:
         cast(Any, self.env).send(actions)
 
@@ -241,5 +245,5 @@ class _Lives(VectorWrapper):
         observations, rewards, terminated, truncated, infos = cast(Any, self.env).recv()
         over = terminated | truncated
         self._lost = (infos["lives"] < self._lives) & ~over & ~self._lost
-        self._lives = infos["lives"]
+        self._lives = np.where(over, 0, infos["lives"])  # a new game may have fewer than the one before was left with
         return observations, rewards, terminated | self._lost, truncated, {**infos, "game_over": over}
