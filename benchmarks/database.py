@@ -24,7 +24,6 @@ import itertools
 import os
 import random
 import shutil
-import socket
 import subprocess
 import tempfile
 import urllib.parse
@@ -68,7 +67,7 @@ def main() -> None:
         machine.prepare()
         torch.set_num_threads(1)
         with measure.on_core(1):
-            server = stack.enter_context(private_server(listen=f"127.0.0.1:{free_port()}"))
+            server = stack.enter_context(private_server(listen=f"127.0.0.1:{measure.free_port()}"))
         measure.pinned(0)
         pong, cartpole = played("Pong", "atari", bench.smoke), played("CartPole", "cartpole", bench.smoke)
         for kind in (pong, cartpole, floats(cartpole)):
@@ -274,12 +273,6 @@ def ours_anywhere(kind: Kind, url: str, run: str) -> Works:
 
 def in_batches(items: list) -> list[list]:
     return [items[start : start + AT_ONCE] for start in range(0, len(items), AT_ONCE)]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def admin_tcp(server: Server) -> str:

@@ -91,7 +91,7 @@ def main() -> None:
         allow_files(4 * counts[-1] + 1000)
         machine.set_threads(1)
         with measure.on_core(1):
-            server = stack.enter_context(private_server(listen=f"127.0.0.1:{free_port()}"))
+            server = stack.enter_context(private_server(listen=f"127.0.0.1:{measure.free_port()}"))
         measure.pinned(0)
         scripts = written(server, bench.smoke)
         turns = 1 if bench.smoke else min(bench.repeats, TURNS)
@@ -363,12 +363,6 @@ def allow_files(wanted: int) -> None:
     if soft != resource.RLIM_INFINITY and soft < wanted:
         limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 if __name__ == "__main__":

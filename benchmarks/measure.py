@@ -15,6 +15,7 @@ import dataclasses
 import json
 import os
 import platform
+import socket
 import statistics
 import subprocess
 import sys
@@ -29,6 +30,13 @@ HERE = Path(__file__).resolve().parent
 PEERS = Path(os.environ.get("TINYVERSE_PEERS", HERE.parent / ".peers"))  # made by peers.sh
 
 Way = Callable[[], float]
+
+
+def free_port() -> int:
+    """A TCP port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 @dataclasses.dataclass

@@ -22,7 +22,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import multiprocessing
-import socket
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing.synchronize import Event
@@ -56,7 +55,7 @@ def main() -> None:
     with measure.session("weights", __doc__) as bench, contextlib.ExitStack() as stack:
         machine.set_threads(1)
         with measure.on_core(1):
-            server = stack.enter_context(private_server(listen=f"127.0.0.1:{free_port()}"))
+            server = stack.enter_context(private_server(listen=f"127.0.0.1:{measure.free_port()}"))
             publishing = stack.enter_context(publisher(server.tcp_url, bench.smoke))
         measure.pinned(0)
         for agent in [atari(bench.smoke).agent(), *([] if bench.smoke else [large_agent()])]:
@@ -196,12 +195,6 @@ def put(database: RedisDatabase, weights: Weights, version: int) -> int:
     database.acquire_lease("bench")
     database.put_weights(blob, version, holder="bench", update=version, step=version)
     return 1
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 if __name__ == "__main__":

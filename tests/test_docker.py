@@ -9,7 +9,6 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ import click
 import psutil
 import pytest
 import yaml
+from test_redis_server import free_port
 
 from tinyverse import __version__, cli, redis_server
 from tinyverse.monitor import gather
@@ -355,16 +355,10 @@ def until(true: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
     return found
 
 
-def free_port() -> str:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return str(one.getsockname()[1])
-
-
 @pytest.mark.faults
 @pytest.mark.timeout(300)
 def test_the_containers_commands_play_and_train(host: Host) -> None:
-    services, port = COMPOSE["services"], free_port()
+    services, port = COMPOSE["services"], str(free_port())
     host.env |= {
         "TINYVERSE_PASSWORD_FILE": str(host.path / "password"),
         "TINYVERSE_REDIS_URL": services["player"]["environment"]["TINYVERSE_REDIS_URL"].replace(

@@ -51,15 +51,19 @@ def rows(pool: Any, steps: int) -> tuple[np.ndarray, ...]:
     return np.stack(seen), rewards, terminated, truncated, alive
 
 
+def check_others(mended: Any, sound: Any, first: int) -> None:
+    """The games from `first` on are those of a pool in which nothing failed."""
+    for got, wanted in zip(mended, rows(sound, 60)[:4], strict=True):
+        np.testing.assert_array_equal(got[:, first:], wanted[:, first:])
+
+
 @pytest.mark.parametrize("how", WAYS)
 def test_a_game_that_fails_is_built_anew_and_the_others_never_notice(how: str, caplog: Any) -> None:
     pool = one_faulty(how, 10, 3)
     faulty = pool._envs[0]
     with caplog.at_level(logging.WARNING):
         seen, rewards, terminated, truncated, alive = rows(pool, 60)
-    sound = rows(GamePool(FaultyEnv, 3), 60)
-    for got, wanted in zip((seen, rewards, terminated, truncated), sound[:4], strict=True):
-        np.testing.assert_array_equal(got[:, 1:], wanted[:, 1:])
+    check_others((seen, rewards, terminated, truncated), GamePool(FaultyEnv, 3), 1)
     assert pool.faults == 1 and faulty.closed
     assert re.search(WAYS[how], pool.fault) and re.search(WAYS[how], caplog.text)
     at = int(np.flatnonzero(seen[:-1, 0, 2] != seen[1:, 0, 2])[0])  # the row that brings the new game's first
@@ -181,9 +185,7 @@ def test_a_world_of_agents_that_fails_is_built_anew_and_the_others_never_notice(
     faulty, here = pool._worlds[0], slice(0, 5)
     with caplog.at_level(logging.WARNING):
         seen, rewards, terminated, truncated, alive = rows(pool, 60)
-    sound = rows(pool_of(FaultyWorld, 10), 60)
-    for got, wanted in zip((seen, rewards, terminated, truncated), sound[:4], strict=True):
-        np.testing.assert_array_equal(got[:, 5:], wanted[:, 5:])
+    check_others((seen, rewards, terminated, truncated), pool_of(FaultyWorld, 10), 5)
     assert pool.faults == 1 and faulty.closed
     words = "unpack|out of range|sizes" if how == "forgets" else WAYS[how]
     assert re.search(words, pool.fault) and re.search(words, caplog.text)

@@ -58,9 +58,7 @@ class ShardedDatabase(RedisDatabase):
         self._run_epoch = ""  # of the run that this process has created; "" where it only joined it
         self._kept: int | None = None  # the capacity, as reported here
         self._joined: set[int] = set()  # streams that are known to be this run's
-        self._arrived: Sequence[bytes] | None = (
-            None  # sessions whose stream has them, of which the first server did not hear
-        )
+        self._arrived: Sequence[bytes] | None = None  # a stream has them, and the first server did not hear of it
         self._closed = threading.Event()
 
     def __repr__(self) -> str:
