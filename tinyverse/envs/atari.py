@@ -27,6 +27,7 @@ MAX_NUM_FRAMES = (
     108_000  # 30 minutes; an episode of this length is truncated. Frames before the first observation do not count
 )
 NOOP_MAX = 30  # an episode begins with 0 to NOOP_MAX - 1 frames, the first of them FIRE where a game has it
+# The step after a lost life presses FIRE too, whatever was chosen: some games wait for it to go on, for ever.
 HEIGHT = WIDTH = 84
 
 
@@ -78,8 +79,7 @@ def atari_pool(
         reward_clipping=False,
         autoreset_mode=AutoresetMode.NEXT_STEP,
     )
-    frames = _SingleFrames(env)
-    return VectorPool(_Lives(frames) if episodic_life else frames)
+    return VectorPool(_Lives(_SingleFrames(env), _fire(env.ale.get_action_set()), episodic_life))
 
 
 def atari_env(env_id: str, *, evaluation: bool = False, render_mode: str | None = None, **rules: Any) -> AtariGame:
@@ -124,9 +124,10 @@ class AtariGame(gymnasium.Env):
         self._max_num_frames, self._noop_max = max_num_frames, noop_max
         self.ale.loadROM(self._rom)
         self._actions = self.ale.getLegalActionSet() if full_action_space else self.ale.getMinimalActionSet()
-        self._noop, self._fire = ale_py.Action.NOOP, ale_py.Action.FIRE
+        self._noop, self._fire = ale_py.Action.NOOP, _fire(self._actions)
         self._screens = np.zeros((2, *self.ale.getScreenDims()), np.uint8)
         self._elapsed = 0  # frames
+        self._lives, self._lost = 0, False  # whether the last step lost one
         self.observation_space = spaces.Box(0, 255, (HEIGHT, WIDTH), np.uint8)
         self.action_space = spaces.Discrete(len(self._actions))
 
@@ -139,12 +140,12 @@ class AtariGame(gymnasium.Env):
             self.ale.loadROM(self._rom)  # the emulator takes its seed here
         self.ale.reset_game()
         self._begin((options or {}).get("noops", self.np_random.integers(max(self._noop_max, 1))))
-        self._elapsed = 0
+        self._elapsed, self._lives, self._lost = 0, self.ale.lives(), False
         self._screens[0], self._screens[1] = self.ale.getScreenGrayscale(), 0
         return self._observation(), self._info()
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        reward, button = 0, self._actions[action]
+        reward, button = 0, self._actions[self._fire if self._lost and self._fire is not None else action]
         for left in reversed(range(FRAME_SKIP)):
             reward += self.ale.act(button)
             self._elapsed += 1
@@ -153,6 +154,8 @@ class AtariGame(gymnasium.Env):
             if left < 2:
                 self._screens[left] = self.ale.getScreenGrayscale()
         terminated = self.ale.game_over(with_truncation=False)
+        self._lives, lives = self.ale.lives(), self._lives
+        self._lost = self._lives < lives and not self._lost
         return self._observation(), float(reward), terminated, self._over() and not terminated, self._info()
 
     def render(self) -> np.ndarray | None:
@@ -165,9 +168,9 @@ class AtariGame(gymnasium.Env):
         return {tuple(key for word, key in keys.items() if word in name): index for index, name in enumerate(names)}
 
     def _begin(self, noops: int) -> None:
-        fire = self._fire in self._actions
-        for frame in range(max(noops, fire)):
-            self.ale.act(self._fire if fire and frame == 0 else self._noop)
+        for frame in range(max(noops, self._fire is not None)):
+            fires = frame == 0 and self._fire is not None
+            self.ale.act(self._actions[self._fire] if fires else self._noop)
             if self.ale.game_over():
                 self.ale.reset_game()
 
@@ -227,10 +230,15 @@ class _SingleFrames(VectorObservationWrapper):
 
 
 class _Lives(VectorWrapper):
-    """A lost life ends an episode, and not the game. As after every end, the next row is the one of a reset."""
+    """Counts lives: the step after a lost one presses FIRE.
 
-    def __init__(self, env: VectorEnv) -> None:
+    Where lives are episodes, a lost one ends an episode, and not the game: as after every end, the next row is the one
+    of a reset, whose action is nobody's.
+    """
+
+    def __init__(self, env: VectorEnv, fire: int | None, episodes: bool) -> None:
         super().__init__(env)
+        self._fire, self._episodes = fire, episodes
         self._lives = np.zeros(env.num_envs, np.int32)
         self._lost = np.zeros(env.num_envs, bool)
 
@@ -239,11 +247,20 @@ class _Lives(VectorWrapper):
         return self.env.reset(**options)
 
     def send(self, actions: np.ndarray) -> None:
-        cast(Any, self.env).send(actions)
+        cast(Any, self.env).send(actions if self._fire is None else np.where(self._lost, self._fire, actions))
 
     def recv(self) -> tuple[Any, ...]:
         observations, rewards, terminated, truncated, infos = cast(Any, self.env).recv()
         over = terminated | truncated
         self._lost = (infos["lives"] < self._lives) & ~over & ~self._lost
         self._lives = np.where(over, 0, infos["lives"])  # a new game may have fewer than the one before was left with
-        return observations, rewards, terminated | self._lost, truncated, {**infos, "game_over": over}
+        if self._episodes:
+            terminated = terminated | self._lost
+        return observations, rewards, terminated, truncated, {**infos, "game_over": over}
+
+
+def _fire(buttons: list[Any]) -> int | None:
+    """The action that presses FIRE and nothing else, where a game has it."""
+    from ale_py import Action
+
+    return buttons.index(Action.FIRE) if Action.FIRE in buttons else None
