@@ -334,8 +334,19 @@ def test_small_conv_is_the_network_of_2013():
     assert conv.dense.weight.shape == (256, 32 * 9 * 9)
 
 
-def test_centred_images_are_the_same_in_any_brightness():
+def test_a_background_is_learned_by_learning_and_taken_away_from_then_on():
     conv = NatureConv(normalization="layer", center=True)
     conv.build((4, 84, 84))
-    images = torch.randint(0, 155, (2, 4, 84, 84), dtype=torch.uint8)
-    torch.testing.assert_close(conv(images), conv(images + 100), atol=1e-4, rtol=1e-4)
+    background, wall = conv.layers[0].background, torch.randint(0, 200, (4, 84, 84), dtype=torch.uint8)
+    images = wall + torch.randint(0, 50, (64, 4, 84, 84), dtype=torch.uint8)
+    with torch.no_grad():
+        conv(images)
+    assert not background.mean.any() and not background.count, "acting changes nothing"
+    before = conv(images)
+    torch.testing.assert_close(background.mean.permute(2, 0, 1), images[::4].float().mean(0))
+    assert not torch.allclose(conv(images), before), "seen by the mean that was before"
+    conv.eval()
+    mean = background.mean.permute(2, 0, 1)
+    first = functional.conv2d((images - mean) / 255, conv.layers[0].weight, conv.layers[0].bias, 4)
+    torch.testing.assert_close(conv.layers[0](images), first, atol=1e-4, rtol=1e-4)
+    assert background.count == 2

@@ -168,9 +168,9 @@ class AtariGame(gymnasium.Env):
         return {tuple(key for word, key in keys.items() if word in name): index for index, name in enumerate(names)}
 
     def _begin(self, noops: int) -> None:
+        first = self._noop if self._fire is None else self._actions[self._fire]
         for frame in range(max(noops, self._fire is not None)):
-            fires = frame == 0 and self._fire is not None
-            self.ale.act(self._actions[self._fire] if fires else self._noop)
+            self.ale.act(self._noop if frame else first)
             if self.ale.game_over():
                 self.ale.reset_game()
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tinyverse import towers
 from tinyverse.errors import SettingsError
 from tinyverse.networks.norms import norm_layer
 from tinyverse.networks.trunks import orthogonal
@@ -22,19 +23,56 @@ class PixelConv(nn.Conv2d):
     Bytes are exact in every float type, and the division by 255 is done on the few weights: pixels are touched once.
 
     Args:
-        center: subtract each image's mean first, so that a constant background does not drown what moves.
+        center: (C, H, W) of images whose `Background` is to be taken away.
     """
 
-    def __init__(self, *arguments: Any, center: bool = False, **options: Any) -> None:
+    def __init__(self, *arguments: Any, center: tuple[int, int, int] | None = None, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.center = center
+        self.background = Background(*center) if center else None
 
     def forward(self, images: Tensor) -> Tensor:
         weight = self.weight / 255 if images.dtype == torch.uint8 else self.weight
         x = _channels_last(images.unsqueeze(1) if images.ndim == 3 else images).to(_compute_dtype(self.weight))
-        if self.center:
-            x = x - x.mean((1, 2, 3), keepdim=True)
+        if self.background is not None:
+            x = self.background(x)
         return functional.conv2d(x, weight, self.bias, self.stride, self.padding)
+
+
+class Background(nn.Module):
+    """Takes away what is always there: each pixel's running mean.
+
+    A ball is a few pixels, a wall thousands. With the wall in, features hardly differ from one screen to the next, a step
+    of the optimiser moves the policy everywhere at once, and it settles on one action before it has seen the ball.
+
+    As in `normalizers.Normalized`, the mean moves where gradients are recorded, by the images of all ranks, and an image
+    is seen by the mean that was before it. It is a buffer and travels with the weights.
+
+    Args:
+        channels, height, width: of an image.
+        slowest: the mean moves at least by this share of the way: a picture that changes as play gets better is followed.
+    """
+
+    mean: Tensor
+    count: Tensor
+
+    def __init__(self, channels: int, height: int, width: int, slowest: float = 1e-3) -> None:
+        super().__init__()
+        self.slowest = slowest
+        self.register_buffer("mean", torch.zeros(height, width, channels))  # as images lie in memory
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        centered = x - self.mean.to(x.dtype).permute(2, 0, 1)
+        if self.training and torch.is_grad_enabled():
+            self._move(x.detach())
+        return centered
+
+    @torch.no_grad()
+    def _move(self, x: Tensor) -> None:
+        self.count += 1
+        some = x[::4].permute(0, 2, 3, 1)  # enough to tell a mean by, in a quarter of the time
+        batch = towers.mean(some.mean(0, dtype=torch.float32)).to(self.mean)
+        self.mean.lerp_(batch, (1 / self.count).clamp(min=self.slowest))
 
 
 class NatureConv(nn.Module):
@@ -44,7 +82,7 @@ class NatureConv(nn.Module):
         size: features of the dense layer.
         normalization: "none", "layer" or "batch": of these before their activation, see `norm_layer`. A step of the
             optimiser can then no longer push all of them one way.
-        center: see `PixelConv`.
+        center: take away each pixel's running mean, see `Background`.
     """
 
     convolutions: tuple[tuple[int, int, int], ...] = ((32, 8, 4), (64, 4, 2), (64, 3, 1))  # channels, kernel, stride
@@ -55,11 +93,12 @@ class NatureConv(nn.Module):
         self.norm = norm_layer(normalization, size)
 
     def build(self, shape: tuple[int, ...]) -> int:
-        channels, height, width = image_shape(self, shape, smallest=36)
+        image = channels, height, width = image_shape(self, shape, smallest=36)
+        center = image if self.center else None
         self.layers = nn.ModuleList()
         for wider, kernel, stride in self.convolutions:
             convolution = (channels, wider, kernel, stride)
-            layer = nn.Conv2d(*convolution) if self.layers else PixelConv(*convolution, center=self.center)
+            layer = nn.Conv2d(*convolution) if self.layers else PixelConv(*convolution, center=center)
             self.layers.append(orthogonal(layer))
             channels, height, width = wider, (height - kernel) // stride + 1, (width - kernel) // stride + 1
         self.dense = orthogonal(nn.Linear(channels * height * width, self.size))
@@ -91,7 +130,7 @@ class FourConv(nn.Module):
     Args:
         channels: of every convolution.
         normalization: "none", "layer" or "batch", before each activation; see `norm_layer`.
-        center: see `PixelConv`.
+        center: take away each pixel's running mean, see `Background`.
     """
 
     def __init__(self, channels: int = 32, *, normalization: str = "none", center: bool = False) -> None:
@@ -100,8 +139,8 @@ class FourConv(nn.Module):
         self.norms = nn.ModuleList(norm_layer(normalization, channels, image=True) for _ in range(4))
 
     def build(self, shape: tuple[int, ...]) -> int:
-        channels, *sides = image_shape(self, shape, smallest=16)
-        pixels = PixelConv(channels, self.channels, 7, 2, 1, center=self.center)
+        image = channels, *sides = image_shape(self, shape, smallest=16)
+        pixels = PixelConv(channels, self.channels, 7, 2, 1, center=image if self.center else None)
         others = [nn.Conv2d(self.channels, self.channels, 3, 2, 1) for _ in range(3)]
         self.layers = nn.ModuleList(orthogonal(conv) for conv in (pixels, *others))
         channels_last(self)
