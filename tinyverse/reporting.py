@@ -92,10 +92,9 @@ def _card(asked: Asked, folders: Sequence[RunFolder]) -> Card:
 
 def _sentence(result: dict[str, str]) -> str:
     """The first row in words."""
-    return (
-        f"Mean return {result['return']} over the last 100 training episodes after {result['steps']} steps "
-        f"({result['frames']} frames) in {result['wall time']}."
-    )
+    none = result["return"] == "–"
+    mean = "No episode has ended" if none else f"Mean return {result['return']} over the last 100 training episodes"
+    return f"{mean} after {result['steps']} steps ({result['frames']} frames) in {result['wall time']}."
 
 
 def _result(folder: RunFolder) -> dict[str, str]:
