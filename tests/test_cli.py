@@ -23,6 +23,7 @@ import torch
 from test_redis_server import free_port
 
 from tinyverse import cli, judging, looking, playing, redis_server, tidying, together, training
+from tinyverse.asked import Asked
 from tinyverse.evaluator import Evaluation
 from tinyverse.run_folder import RunFolder
 from tinyverse.weights_file import WeightsFile
@@ -532,6 +533,13 @@ def test_a_run_ends_with_what_came_out(run: Tinyverse, monkeypatch: pytest.Monke
     monkeypatch.setattr(training, "Progress", Seen)
     run("run", "-n", 2, "--games", 4)
     assert shown[0]().plain.startswith("train: update 2, ")
+
+
+def test_that_the_end_is_near_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    answers = iter([False, True])
+    asks = training.saying_so(Asked("catch"), lambda: next(answers))
+    assert [asks(), asks(), asks()] == [False, True, True]
+    assert capsys.readouterr().err == "tinyverse: saves and ends; Ctrl-C again ends at once\n"
 
 
 def test_players_and_games_of_run(tinyverse: Tinyverse, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -138,8 +138,6 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
     def handle(number: int, frame: Any) -> None:
         if asked.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
-        if number == signal.SIGINT and os.isatty(2):  # behind the terminal's own ^C, in its line
-            os.write(2, b" saves and ends; once more: at once")
         asked.set()
 
     names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGBREAK")

@@ -102,7 +102,7 @@ def train_run(
     show: Callable[[dict[str, Any]], Any] | None = None,
 ) -> Trainer:
     machine.set_threads(learning.threads or max(1, (machine.cores() - 1) // towers.neighbours()))
-    began, should_stop = time.monotonic(), or_after(learning.minutes, should_stop)
+    began, should_stop = time.monotonic(), saying_so(asked, or_after(learning.minutes, should_stop))
     log, over = None, False
     with towers.leader_first():
         trainer, _ = make_trainer(asked, learning, database)
@@ -319,6 +319,20 @@ def or_after(minutes: float | None, should_stop: Callable[[], bool]) -> Callable
     """`should_stop`, or so many minutes from now."""
     ends = time.monotonic() + 60 * minutes if minutes is not None else float("inf")
     return lambda: should_stop() or time.monotonic() > ends
+
+
+def saying_so(asked: Asked, should_stop: Callable[[], bool]) -> Callable[[], bool]:
+    """`should_stop`, which says once that it is heard: to save and to leave takes seconds."""
+    heard = False
+
+    def asks() -> bool:
+        nonlocal heard
+        if not heard and should_stop():
+            heard = True
+            asked.say("saves and ends; Ctrl-C again ends at once")
+        return heard
+
+    return asks
 
 
 def check_learning(learning: Learning) -> None:
