@@ -119,7 +119,9 @@ def _result(folder: RunFolder) -> dict[str, str]:
         "frames/s per core of the trainer's machine": "–" if rate is None or not cores else f"{rate / cores:,.0f}",
         "return": f"{returns[-1]:.2f}" if returns else "–",
         "best return": f"{max(returns):.2f}" if returns else "–",
-        "best evaluation": "– (by eval --every)" if best is None else f"{best['eval/return']:.2f}{error}, {best['eval/games']} games",
+        "best evaluation": "–, by eval --every"
+        if best is None
+        else f"{best['eval/return']:.2f}{error}, {best['eval/games']} games",
     }
 
 
