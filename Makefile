@@ -16,13 +16,16 @@ help:
 	@echo "make bench     the benchmarks, printed; bench-report writes them into docs/performance.md"
 	@echo "make peers     environments of the libraries that the benchmarks compare with (3 GB)"
 
+# pip says what it fetches on a terminal, and nothing in a log
+PIP := $(BIN)/pip --disable-pip-version-check $(shell test -t 2 || echo --quiet)
+
 # torch comes first and by its exact version, so that the small CPU build is taken where there is one
 .venv/ready: setup.py constraints.txt
-	@echo "==> setting up .venv (once; the downloads are about 400 MB)"
+	@echo "==> setting up .venv (once; 400 MB are fetched, with PyTorch's build for CUDA, Linux's default, 3 GB)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || (echo "tinyverse needs Python 3.11 or newer; name one with: make PYTHON=python3.12"; exit 1)
 	@$(PYTHON) -m venv .venv
-	@echo "==> 1/2 PyTorch" && $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	@echo "==> 2/2 tinyverse and the rest" && $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all]'
+	@echo "==> 1/2 PyTorch" && $(PIP) install -c constraints.txt torch
+	@echo "==> 2/2 tinyverse and the rest" && $(PIP) install -c constraints.txt -e '.[all]'
 	@touch .venv/ready
 
 demo: .venv/ready

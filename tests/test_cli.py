@@ -23,7 +23,9 @@ import torch
 from test_redis_server import free_port
 
 from tinyverse import cli, judging, looking, playing, redis_server, tidying, together, training
+from tinyverse.asked import Asked
 from tinyverse.evaluator import Evaluation
+from tinyverse.run_folder import RunFolder
 from tinyverse.weights_file import WeightsFile
 
 CHECKOUT = Path(__file__).parent.parent
@@ -509,6 +511,35 @@ def test_games_of_local(tinyverse: Tinyverse, monkeypatch: pytest.MonkeyPatch) -
         assert said.code == 0
         assert f" {4 * 9 - (4 - sessions)} steps" in said.err  # a second session of a game begins with its reset
     one_sentence(tinyverse("catch", "local", "-b", 3, "--games", 2), 2, "make -b a multiple of --games")
+
+
+@pytest.mark.parametrize("verb", ["local", "run"])
+def test_two_do_not_train_into_one_folder(tinyverse: Tinyverse, verb: str) -> None:
+    with RunFolder("runs/catch").alone():
+        one_sentence(tinyverse("catch", verb), 1, "another process trains into runs/catch/ already. End it first")
+    with RunFolder("runs/catch").alone():  # it has let go
+        pass
+
+
+def test_a_run_ends_with_what_came_out(run: Tinyverse, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not with the dashboard, which would say that nobody is at work any more."""
+    shown: list[Any] = []
+
+    class Seen(training.Progress):
+        def __init__(self, line: Any, render: Any, **options: Any) -> None:
+            shown.append(render)
+            super().__init__(line, render, **options)
+
+    monkeypatch.setattr(training, "Progress", Seen)
+    run("run", "-n", 2, "--games", 4)
+    assert shown[0]().plain.startswith("train: update 2, ")
+
+
+def test_that_the_end_is_near_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    answers = iter([False, True])
+    asks = training.saying_so(Asked("catch"), lambda: next(answers))
+    assert [asks(), asks(), asks()] == [False, True, True]
+    assert capsys.readouterr().err == "tinyverse: saves and ends; Ctrl-C again ends at once\n"
 
 
 def test_players_and_games_of_run(tinyverse: Tinyverse, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -185,6 +185,14 @@ def test_what_the_database_has_lost_the_folder_knows(tmp_path: Path) -> None:
         assert seen.json("/history")["columns"]["step"] == [1, 2, 3]
 
 
+def test_what_a_crash_undid_is_not_drawn(tmp_path: Path) -> None:
+    database = a_database()
+    for step in (1, 2, 5, 6, 3, 4, 7, 7):
+        database.log_metrics(row(step))
+    with a_page(database, tmp_path) as seen:
+        assert seen.json("/history")["columns"]["step"] == [1, 2, 3, 4, 7, 7]
+
+
 def test_history_of_a_run_that_nobody_has_created(tmp_path: Path) -> None:
     with a_page(MemoryDatabase(), tmp_path) as seen:
         assert seen.json("/history") == {"columns": {}, "evaluations": []}

@@ -117,6 +117,12 @@ def test_what_cannot_be_drawn_is_said(capsys, words, sentence):
     assert ended.value.code == 2 and sentence in said and len(said.splitlines()) == 1
 
 
+def test_before_an_episode_has_ended_there_is_no_curve():
+    young = a_run("young", [{"step": 1, "seconds": 1.0, "play/return": None}])
+    with pytest.raises(SettingsError, match=r"young has no curve .* No episode has ended in it yet\. Train on\.$"):
+        curve(young)
+
+
 def test_the_command_draws(capsys):
     a_run("game-s1", rising(1))
     a_run("game-s2", rising(2))

@@ -118,6 +118,15 @@ def test_what_is_quick_or_quiet_shows_nothing(capsys, monkeypatch, options):
     assert capsys.readouterr() == ("", "")
 
 
+def test_drawing_says_that_it_goes_on(slow, tmp_path: Path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "play/return": 2.0}\n{"step": 2, "play/return": 3.0}\n')
+    with pytest.raises(SystemExit):
+        cli.main(["plot", str(tmp_path)])
+    out, err = capsys.readouterr()
+    assert out == "curve: records/plot.png\n" and err.strip().endswith(" drawing the curves")
+
+
 def test_an_evaluation_says_how_far_it_is_but_not_with_json(slow, tmp_path: Path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TINYVERSE_SERVER_DIR", str(tmp_path / "s"))

@@ -118,6 +118,8 @@ def test_a_new_experiment_passes_its_own_test_and_check(capsys):
     assert capsys.readouterr().out.startswith("wrote my_game.py and test_my_game.py. Next: tinyverse my_game.py check")
     assert "3 passed" in python("-m", "pytest", "-q", "-p", "no:cacheprovider", "test_my_game.py")
     assert "all is well" in python("-m", "tinyverse", "my_game.py", "check")
+    python("-m", "tinyverse", "my_game.py", "local", "-n", "1", "-q")
+    assert "video: records/my_game-v1.webm" in python("-m", "tinyverse", "my_game.py", "eval")
 
 
 def test_new_overwrites_nothing(capsys):

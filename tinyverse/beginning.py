@@ -12,7 +12,8 @@ EXPERIMENT = '''\
     tinyverse {name}.py check          does everything fit together?
     tinyverse {name}.py local -n 300   play and learn in one process, without a server
     tinyverse {name}.py run            with a server, a player and a trainer; Ctrl-C ends them
-    tinyverse {name}.py eval -n 20     whole games with what was learned
+    tinyverse {name}.py eval -n 20     whole games with what was learned, and a film in records/
+    tinyverse {name}.py play --human   you play, in a window, and it learns from you
     python -m pytest test_{name}.py
 """
 
@@ -31,8 +32,10 @@ class Game(gym.Env):
     """
 
     STEPS = 40  # of an episode, at most
+    metadata = {{"render_modes": ["rgb_array"], "render_fps": 5}}  # for films and `play --human` only
 
-    def __init__(self):
+    def __init__(self, render_mode=None):
+        self.render_mode = render_mode
         self.observation_space = gym.spaces.Box(-2.0, 2.0, (1,), np.float32)  # the place
         self.action_space = gym.spaces.Discrete(3)  # left, stay, right
 
@@ -49,6 +52,12 @@ class Game(gym.Env):
         reward = float(terminated) - 0.05  # sums of about 1 are learned well; each step costs a little
         return self._seen(), reward, terminated, truncated, {{}}
 
+    def render(self):  # a picture, 400 pixels wide: the middle is white, the marker blue
+        picture = np.full((40, 400, 3), 200, np.uint8)
+        x = 200 + int(95 * self.place)
+        picture[:, 190:210], picture[10:30, x - 5 : x + 5] = 255, (0, 0, 255)
+        return picture
+
     def _seen(self):
         return np.array([self.place], np.float32)
 
@@ -56,8 +65,8 @@ class Game(gym.Env):
 def make_experiment(learning_rate=3e-3, hidden=64):
     """The arguments are the settings: tinyverse {name}.py local -o learning_rate=1e-3"""
 
-    def make_env(evaluation=False):  # True in `eval`: leave out there what you add to the reward for learning
-        return Game()
+    def make_env(evaluation=False, render_mode=None):  # evaluation: leave out what you add to the reward for learning
+        return Game(render_mode)
 
     def make_agent(observation_space, action_space):  # from observations to actions; runs in every player
         return TorchAgent(ModularNetwork(observation_space, action_space, trunk=MLP(hidden, hidden)))
@@ -73,6 +82,7 @@ def make_experiment(learning_rate=3e-3, hidden=64):
         games=16,  # that a player steps at once
         batch=16,  # sessions in an update
         publish_every=1,  # updates between two publications of weights
+        keys={{"left": 0, "": 1, "right": 2}},  # for `play --human`: what they mean, "" being none
     )
 '''
 

@@ -517,8 +517,11 @@ def plot(runs: tuple[str, ...], **options: Any) -> None:
     Example: tinyverse plot pong-s1 pong-s2 before=old-pong -x minutes
     """
     from tinyverse.plotting import do_plot
+    from tinyverse.progress import Bar
 
-    print(f"curve: {do_plot(runs, **options)}")
+    with Bar("drawing the curves"):
+        path = do_plot(runs, **options)
+    print(f"curve: {path}")
 
 
 @verbs.command()

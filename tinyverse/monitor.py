@@ -91,7 +91,7 @@ def panel(facts: Mapping[str, Any]) -> RenderableType:
         there = facts["metrics"].get("replay/bytes_per_session")
         in_memory = f", {size(there)} in the trainer's memory" if there else ""
         buffer += f" ({size(facts['bytes'] / facts['sessions'])} a session{in_memory})"
-        buffer += f", compressed {facts['compression']:.1f} times" if facts["compression"] else ""
+        buffer += f", compressed {facts['compression']:.1f} times" if (facts["compression"] or 0) > 1 else ""
     wanted = "" if facts["reuse_wanted"] is None else f" of {facts['reuse_wanted']:g} wanted"
     buffer += f", reuse {reuse}{wanted}"
     table = Table(box=None, pad_edge=False)

@@ -32,6 +32,8 @@ def curve(folder: Path, x: str = "step", y: str = "play/return") -> tuple[np.nda
     if not points:
         there = sorted({key for row in rows for key, value in row.items() if value is not None})
         known = f"It has {', '.join(there)}." if there else "Train it first."
+        if there and y == "play/return" and y not in there:
+            known = "No episode has ended in it yet. Train on."
         raise SettingsError(f"{folder} has no curve of {y} over {x}. {known}")
     xs, ys = np.array(points[::-1], float).T
     return xs, ys

@@ -92,10 +92,9 @@ def _card(asked: Asked, folders: Sequence[RunFolder]) -> Card:
 
 def _sentence(result: dict[str, str]) -> str:
     """The first row in words."""
-    return (
-        f"Mean return {result['return']} over the last 100 training episodes after {result['steps']} steps "
-        f"({result['frames']} frames) in {result['wall time']}."
-    )
+    none = result["return"] == "–"
+    mean = "No episode has ended" if none else f"Mean return {result['return']} over the last 100 training episodes"
+    return f"{mean} after {result['steps']} steps ({result['frames']} frames) in {result['wall time']}."
 
 
 def _result(folder: RunFolder) -> dict[str, str]:
@@ -120,7 +119,9 @@ def _result(folder: RunFolder) -> dict[str, str]:
         "frames/s per core of the trainer's machine": "–" if rate is None or not cores else f"{rate / cores:,.0f}",
         "return": f"{returns[-1]:.2f}" if returns else "–",
         "best return": f"{max(returns):.2f}" if returns else "–",
-        "best evaluation": "–" if best is None else f"{best['eval/return']:.2f}{error}, {best['eval/games']} games",
+        "best evaluation": "–, by eval --every"
+        if best is None
+        else f"{best['eval/return']:.2f}{error}, {best['eval/games']} games",
     }
 
 
@@ -138,7 +139,7 @@ def _machine(starts: Sequence[dict[str, Any]]) -> Table:
     for start in starts:
         there = start["machine"]
         words = {
-            "processor": f"{there['cpu']}, {there['cores']} cores", "memory": monitor.size(there["memory"]),
+            "processor": f"{there['cpu']}, {there['cores']} core{'s' * (there['cores'] != 1)}", "memory": monitor.size(there["memory"]),
             "GPU": ", ".join(there["gpus"]) or "none", "learned on": start["device"], "system": there["system"],
         }  # fmt: skip
         for name, word in words.items():

@@ -17,7 +17,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,29 @@ class RunFolder:
         self.best = self.path / "best.safetensors"
         self._writer: threading.Thread | None = None
         self._failure = ""  # of the last save; "" where it succeeded
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """For who trains without a server that others share, whose lease would keep two apart. The kernel lets go of it
+        however its holder ends.
+
+        Raises:
+            RunConflict: another process of this machine trains into this folder.
+        """
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            yield
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.with_name(f".{self.path.name}.lock").open("w") as file:  # beside it: --fresh moves the folder
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunConflict(
+                    f"another process trains into {self.path}/ already. End it first, or give this one its own --name."
+                ) from None
+            yield
 
     def start_fresh(self) -> Path | None:
         """Moves an older run of the same name aside and returns where to."""

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -42,10 +43,11 @@ def do_local(asked: Asked, learning: Learning, *, games: int | None = None) -> T
     """Plays and trains in one process, in lockstep, without a server: lag is exactly 0 for the Fresh sampler."""
     check_learning(learning)
     positive(games=games)
+    asked.load()
     database = MemoryDatabase()
-    with stop_on_signals() as should_stop:
+    with asked.folder.alone(), stop_on_signals() as should_stop:
         machine.set_threads(learning.threads or 1)
-        should_stop = or_after(learning.minutes, should_stop)
+        began, should_stop = time.monotonic(), or_after(learning.minutes, should_stop)
         learning = dataclasses.replace(learning, precision=learning.precision or "fp32")
         trainer, experiment = make_trainer(asked, learning, database)
         batch = trainer.replay.flow.batch
@@ -61,7 +63,7 @@ def do_local(asked: Asked, learning: Learning, *, games: int | None = None) -> T
         saving, made, sequence = Ticker(learning.save_every, later=True), 0, 0
         with (
             profiled(asked, learning.profile),
-            Progress(lambda: trainer_line(trainer), share=aim(trainer, learning), quiet=asked.quiet) as progress,
+            Progress(lambda: trainer_line(trainer), share=aim(trainer, learning, began), quiet=asked.quiet) as progress,
         ):
             try:
                 while not should_stop() and (learning.updates is None or made < learning.updates):
@@ -116,6 +118,7 @@ def do_run(
         should_stop = stack.enter_context(stop_on_signals())
         own = not (asked.database or asked.names_server)
         if own:
+            stack.enter_context(asked.folder.alone())
             asked = dataclasses.replace(asked, redis=stack.enter_context(redis_server.private_server()).url)
         database = stack.enter_context(asked.connected())
         if learning.resume is False:

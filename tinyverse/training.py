@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import RenderableType
+from rich.text import Text
 
 from tinyverse import loader, machine, monitor, rng, towers
 from tinyverse.agent import Agent
@@ -100,8 +102,8 @@ def train_run(
     show: Callable[[dict[str, Any]], Any] | None = None,
 ) -> Trainer:
     machine.set_threads(learning.threads or max(1, (machine.cores() - 1) // towers.neighbours()))
-    should_stop = or_after(learning.minutes, should_stop)
-    log = None
+    began, should_stop = time.monotonic(), saying_so(asked, or_after(learning.minutes, should_stop))
+    log, over = None, False
     with towers.leader_first():
         trainer, _ = make_trainer(asked, learning, database)
         if towers.leads():
@@ -109,10 +111,16 @@ def train_run(
         join(asked, trainer, should_stop)
     trainer.level()
     asked.say(f"training run {asked.run} from update {trainer.update:,}, into {asked.folder.path}/")
-    render = (lambda: show(monitor.gather(database, asked.run))) if show else None
+
+    def line() -> str:
+        return trainer_line(trainer)
+
+    def panel() -> RenderableType:
+        return Text(line()) if show is None or over else show(monitor.gather(database, asked.run))
+
     with (
         profiled(asked, learning.profile and towers.leads()),
-        Progress(lambda: trainer_line(trainer), render, share=aim(trainer, learning), quiet=asked.quiet) as progress,
+        Progress(line, panel, share=aim(trainer, learning, began), quiet=asked.quiet) as progress,
     ):
 
         def turn() -> None:
@@ -128,6 +136,7 @@ def train_run(
             monitor.log_error(database, trainer.worker, error)
             raise
         finally:
+            over = True  # what is left to be seen is what came out, not that nobody is at work any more
             if log:
                 log.close()
     return trainer
@@ -145,9 +154,13 @@ def join(asked: Asked, trainer: Trainer, should_stop: Callable[[], bool] = lambd
         trainer.join(should_stop=should_stop)
 
 
-def aim(trainer: Trainer, learning: Learning) -> Callable[[], Share | None]:
-    """What the command has come to: of the sessions that it needs to begin with, then of its updates or minutes."""
-    first, began = trainer.update, time.monotonic()
+def aim(trainer: Trainer, learning: Learning, began: float) -> Callable[[], Share | None]:
+    """What the command has come to: of the sessions that it needs to begin with, then of its updates or minutes.
+
+    Args:
+        began: when its minutes did, by `time.monotonic`.
+    """
+    first = trainer.update
 
     def look() -> Share | None:
         if (filling := trainer.replay.filling) is not None:
@@ -306,6 +319,20 @@ def or_after(minutes: float | None, should_stop: Callable[[], bool]) -> Callable
     """`should_stop`, or so many minutes from now."""
     ends = time.monotonic() + 60 * minutes if minutes is not None else float("inf")
     return lambda: should_stop() or time.monotonic() > ends
+
+
+def saying_so(asked: Asked, should_stop: Callable[[], bool]) -> Callable[[], bool]:
+    """`should_stop`, which says once that it is heard: to save and to leave takes seconds."""
+    heard = False
+
+    def asks() -> bool:
+        nonlocal heard
+        if not heard and should_stop():
+            heard = True
+            asked.say("saves and ends; Ctrl-C again ends at once")
+        return heard
+
+    return asks
 
 
 def check_learning(learning: Learning) -> None:

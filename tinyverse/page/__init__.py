@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import hmac
 import ipaddress
+import itertools
 import json
 import math
 import re
@@ -61,12 +62,15 @@ def facts(database: Database, run: str, films: Path) -> dict[str, Any]:
 def history(database: Database, folder: RunFolder) -> dict[str, Any]:
     """{"columns": a list per name that is drawn, None where a row has no number; "evaluations": rows}, oldest first.
 
-    What the database no longer knows, as its server came back empty, the run's folder does, where it is here.
+    What the database no longer knows, as its server came back empty, the run's folder does, where it is here. Steps only
+    grow: what was logged after the last checkpoint and before a kill is left out, for those steps were made again.
     """
     rows = database.metrics(LOG_KEPT)
     begins = min((row["step"] for row in rows if "step" in row), default=math.inf)
     rows = [row for row in folder.metrics() if row.get("step", begins) < begins] + rows
     log = [row for row in rows if "eval/return" not in row and row.get("step") is not None]
+    fewest = list(itertools.accumulate((row["step"] for row in reversed(log)), min))[::-1]  # of a row and all after it
+    log = [row for row, least in zip(log, fewest, strict=True) if row["step"] <= least]
     log = log[(len(log) - 1) % -(-len(log) // POINTS) :: -(-len(log) // POINTS)] if log else []  # ends with the newest
     names = sorted({name for row in log for name in row if DRAWN.fullmatch(name)})
     return {
