@@ -86,11 +86,12 @@ class ShardedDatabase(RedisDatabase):
 
     def append(
         self, blobs: Sequence[bytes], *, worker: Worker | None = None, episodes: Iterable[Mapping[str, Any]] = (),
-        elsewhere: int = 0,
+        elsewhere: int = 0, player: str = "",
     ) -> State:  # fmt: skip
         """As of Database, but for "all or nothing": sessions come first, in one stream, and then the rest."""
         if blobs and blobs is not self._arrived:  # not again, where only the first server was missing
-            index = zlib.crc32(worker.id.encode()) % self.streams if worker else 0
+            name = worker.id if worker else player
+            index = zlib.crc32(name.encode(errors="replace")) % self.streams
             try:
                 self._join(index)
                 self._parts[index].append(blobs)
@@ -103,6 +104,9 @@ class ShardedDatabase(RedisDatabase):
         state = super().append([], worker=worker, episodes=episodes, elsewhere=len(blobs) + elsewhere)
         self._arrived = None
         return state
+
+    def append_as(self, player: str, blobs: Sequence[bytes]) -> State:
+        return self.append(blobs, player=player)
 
     def read(self, after: str, limit: int, wait: float = 0.0) -> tuple[list[tuple[str, bytes]], State]:
         marks, ends, pause = split(after, self.streams), time.monotonic() + wait, 0.0
