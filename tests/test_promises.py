@@ -29,6 +29,7 @@ def test_every_line_names_tests_that_exist(page: str, least: int) -> None:
 def test_the_faults_are_numbered_and_each_line_is_whole() -> None:
     cells = [row.split("|") for row in rows("faults.md")]
     assert {len(cell) for cell in cells} == {8}
+    assert all(re.search(r"\d|[a-z]{2}", cell[6]) for cell in cells), "how soon all goes on, or that nothing stops"
     assert [cell[1].strip() for cell in cells if cell[1].strip()] == [str(number) for number in range(1, 27)]
 
 
