@@ -68,7 +68,8 @@ class ShardedDatabase(RedisDatabase):
         return f"ShardedDatabase(run={self.run!r}, streams={self.streams})"
 
     def create(self, meta: Mapping[str, str]) -> dict[str, str]:
-        self._each(self._check)
+        first = self._first_knows()
+        self._each(lambda index: self._check(index, *first))
         created = super().create({**meta, PLACES: json.dumps(self._places)} if len({*self._urls}) > 1 else meta)
         self._run_epoch = created["epoch"]
         self._each(self._make)
@@ -218,27 +219,31 @@ class ShardedDatabase(RedisDatabase):
         if self._is_elsewhere(index):
             self._mark(index)
 
-    def _check(self, index: int) -> None:
+    def _first_knows(self) -> tuple[bytes | None, bytes | None]:
+        """(epoch, places) of the run."""
+        with errors(self._url):
+            epoch, places = self._client.hmget(self._keys.meta, "epoch", PLACES)
+        return epoch, places
+
+    def _check(self, index: int, epoch: bytes | None, places: bytes | None) -> None:
         """Whether a server may be this one of the run's, before a trainer makes a stream there.
 
-        One that is empty may: it was lost, and is back. Unless the run's own is another: then that one was not named.
+        An empty one may, because it was lost and is back; unless it has another place than the run's own.
 
         Raises:
-            RunConflict: it is another one of them, or its run, or none of them.
+            RunConflict: it is none of the run's servers, or another one of them.
         """
         if not self._is_elsewhere(index):
             return
-        part, key = self._parts[index], self._keys.meta
-        with errors(self._url):
-            epoch, places = self._client.hmget(key, "epoch", PLACES)
+        part = self._parts[index]
         with errors(part._url):
-            its_epoch, shard, its_places = part._client.hmget(key, "epoch", SHARD, PLACES)
+            its_epoch, shard, its_places = part._client.hmget(self._keys.meta, "epoch", SHARD, PLACES)
             owner, own, mine = part.meta().get(OWNER, ""), json.loads(places or its_places or "[]"), self._places
             if its_epoch is not None:  # a run is there
                 wrong = its_epoch != epoch
             elif shard is not None and int(shard) != index + 1:
                 wrong = True
-            else:  # a stream of the run is good anywhere, and an empty server where there was one
+            else:  # a stream of the run is good at any place
                 at = 0 if epoch is None else index
                 wrong = owner.encode() != epoch and own[at : at + 1] not in ([], mine[at : at + 1])
         if wrong:
@@ -302,7 +307,7 @@ class ShardedDatabase(RedisDatabase):
         while index in self._lost and not self._closed.wait(RETRY):
             try:
                 if self._run_epoch:
-                    self._check(index)
+                    self._check(index, *self._first_knows())
                     self._make(index)
                 else:
                     self._parts[index].state()
