@@ -4,7 +4,7 @@
     python tests/servers.py run [WORDS …]   pytest on each of them, or on those in SERVERS="PATH …", one after the other
 
 WORDS go to pytest; without any it is the whole suite, but for what wants a GPU, and the table that is printed in the end
-is kept in docs/results/servers.md. Ends with 1 where a test has failed.
+is kept in docs/results/servers.md, where it is said how to get more servers. Ends with 1 where a test has failed.
 
 TINYVERSE_TEST_SERVER=/path/of/a/server  makes every test, and every process that tests start, take that one.
 """
@@ -78,7 +78,7 @@ def run(words: list[str]) -> int:
     page = HEAD.format(f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores") + "\n".join(rows) + "\n"
     print(page)
     if not words:
-        PAGE.write_text(page)
+        PAGE.write_text(page + "".join(PAGE.read_text().partition("\n## ")[1:]))  # how to get more of them
     return wrong
 
 
