@@ -497,7 +497,7 @@ def test_nonsense_in_a_key_is_one_sentence(server: Breakable, key: str) -> None:
 
 
 def test_no_clock_but_the_servers_counts(server: Breakable, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A player a day ahead, a trainer a day behind."""
+    """A player a day ahead, a trainer a day behind; then both jump over to the other side."""
     real, days = time.time, {"play": 86_400.0, "trainer": -86_400.0}
 
     def skewed() -> float:
@@ -508,6 +508,9 @@ def test_no_clock_but_the_servers_counts(server: Breakable, monkeypatch: pytest.
     with Team(server.url) as team:
         team.goes_on()
         assert sorted(worker.role for worker in team.database.workers()) == ["play", "train"]
+        assert all(worker.seen < 3 for worker in team.database.workers())
+        days.update(play=days["trainer"], trainer=days["play"])
+        team.goes_on()
         assert all(worker.seen < 3 for worker in team.database.workers())
         server.save()
         server.kill()
