@@ -50,16 +50,16 @@ def _known(asked: Asked, force: bool = False) -> Iterator[Database]:
     """
     with asked.connected(start=False) as database:
         try:
-            there = bool(database.meta() or database.workers())
+            found = bool(database.meta() or database.workers())
         except RunConflict:
-            there = force
             if not force:
                 raise
-        if not there:
+            found = True
+        if not found:
             others = [] if asked.database else redis_runs(asked)
-            listed = f"there are {', '.join(others)}" if others else "there is none"
+            there = f"there are {', '.join(others)}" if others else "there is none"
             hint = did_you_mean(asked.run, others)
-            raise RunConflict(f"there is no run {asked.run} in the database; {listed}.{hint} Choose one with --name.")
+            raise RunConflict(f"there is no run {asked.run} in the database; {there}.{hint} Choose one with --name.")
         yield database
 
 
