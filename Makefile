@@ -8,7 +8,7 @@ help:
 	@echo "make demo      play and train Pong here, then a video in records/ and a curve"
 	@echo "make test      the tests that fit into a few minutes"
 	@echo "make test-all  all of them"
-	@echo "make test-servers  on each server that is installed, or on SERVERS=\"PATH …\""
+	@echo "make test-servers  all of them on each server that is installed, or on SERVERS=\"PATH …\"; hours"
 	@echo "make test-starcraft  pysc2's mock of StarCraft II, in .venv-starcraft"
 	@echo "make test-gym  gym 0.21 in .venv-gym (Python 3.11)"
 	@echo "make lint      ruff and mypy"
@@ -39,8 +39,7 @@ test-all: .venv/ready
 	$(BIN)/python -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' && $(BIN)/python -m pytest -q -m gpu || echo "no GPU here: gpu tests not run"
 
 test-servers: .venv/ready
-	@for server in $${SERVERS:-$$($(BIN)/python tests/servers.py)}; do TINYVERSE_TEST_SERVER=$$server \
-	    $(BIN)/python -m pytest -q -m 'not slow and not browser and not desktop and not gpu' || exit 1; done
+	$(BIN)/python tests/servers.py run $(TESTS)
 
 # pysc2 wants the protobuf of 2022: its packages lie before those of .venv
 .venv-starcraft/ready: .venv/ready docs/starcraft.txt

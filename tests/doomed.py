@@ -1,6 +1,6 @@
-"""A trainer or a player that is killed at its Nth step, and again at the next, until it has died at every one.
+"""A trainer, a player or an evaluator that is killed at its Nth step, and again at the next, until it has died at every one.
 
-    python tests/doomed.py trainer|player URL FOLDER
+    python tests/doomed.py trainer|player|evaluator URL[,URL …] FOLDER
 
 A step is a request (before it, with half of it sent, after it but before the reply) or a change on the disk (before a
 file is opened for writing, flushed, renamed, removed). They are found where they happen, by hooks of this process: the
@@ -10,27 +10,42 @@ same command; between two lives everything that may never be wrong is checked. P
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import itertools
 import json
 import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from people import CountingLearner, a_player, a_spec, a_trainer
 from redis.connection import AbstractConnection
-from test_trainer import some_sessions
 
-from tinyverse.database import BEGINNING
-from tinyverse.redis_database import RedisDatabase
+from tinyverse import sharded_database
+from tinyverse.asked import Asked
+from tinyverse.database import BEGINNING, MemoryDatabase
+from tinyverse.errors import RunConflict
+from tinyverse.judging import Presence, Seen, _evaluate, _record, weights_for
 from tinyverse.replay import Flow
-from tinyverse.run_folder import RunFolder
+from tinyverse.run_folder import RunFolder, agreement
+from tinyverse.sharded_database import open_database
+from tinyverse.trainer import Trainer
 from tinyverse.weights import decode_weights
+from tinyverse.weights_file import WeightsFile
 
 RUN = "doomed"
+JUDGED = """
+from counting import CountingAgent, CountingEnv
+from tinyverse import Experiment
+
+def make_experiment():
+    return Experiment(make_env=lambda **_: CountingEnv(), make_agent=CountingAgent, make_learner=lambda agent: None, unroll_length=5)
+"""
 torch.set_num_threads(1)
 
 
@@ -99,7 +114,7 @@ def trainers_life(url: str, folder: Path, fatal: int) -> None:
     ledger = os.open(folder.parent / "ledger", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     doom = Doom(fatal, folder)
     trainer = a_trainer(
-        RedisDatabase(url, RUN), flow=Flow(batch=2, buffer_size=8), publish_every=1, folder=RunFolder(folder)
+        open_database(url, RUN), flow=Flow(batch=2, buffer_size=8), publish_every=1, folder=RunFolder(folder)
     )
     trainer.learner = Ledger(trainer.agent)
     trainer.learner.file = ledger
@@ -116,7 +131,7 @@ def trainers_life(url: str, folder: Path, fatal: int) -> None:
 
 def players_life(url: str, folder: Path, fatal: int) -> None:
     doom = Doom(fatal, folder)
-    player, courier = a_player(RedisDatabase(url, RUN), games=2)
+    player, courier = a_player(open_database(url, RUN), games=2)
     player.version = player.update = 0
     courier.look()
     for _ in range(2):
@@ -126,12 +141,28 @@ def players_life(url: str, folder: Path, fatal: int) -> None:
     os.write(doom.grave, b"old age")
 
 
+def evaluators_life(url: str, folder: Path, fatal: int) -> None:
+    """What `eval --every` does with one version; its score is the update, so that each is the best."""
+    doom = Doom(fatal, folder)
+    asked = Asked("judged.py", name=RUN, redis=url, seed=0, quiet=True)
+    seen, worker = Seen(), Presence(asked, 1).worker
+    with asked.connected(start=False) as database:
+        database.beat(worker)
+        found = weights_for(asked, None, seen)
+        assert found is not None
+        played = _evaluate(asked, found, 1, 1, 1, False, False, False, "cpu", lambda: False)
+        _record(asked, found, dataclasses.replace(played, returns=[float(found.update)]), seen)
+        database.leave(worker.id)
+    os.write(doom.grave, b"old age")
+
+
 class Witness:
     """What was seen after the lives so far; none of it may ever be taken back."""
 
     def __init__(self, url: str, folder: Path) -> None:
-        self.database, self.folder = RedisDatabase(url, RUN), folder
+        self.database, self.folder = open_database(url, RUN), folder
         self.version = self.update = -1
+        self.best = -1.0
         self.epoch, self.position = "", BEGINNING
 
     def check(self) -> None:
@@ -155,20 +186,61 @@ class Witness:
         newest = checkpoint["update"] if checkpoint else -1
         assert newest >= self.update, "a checkpoint was lost"
         self.update = newest
+        best = RunFolder(self.folder).best
+        score = WeightsFile.read(best).score["mean"] if best.exists() else -1.0
+        assert score >= self.best, "better weights were replaced by worse"
+        self.best = score
+        assert all(row["eval/return"] <= score for row in [*RunFolder(self.folder).metrics(), *self.database.metrics()])
         ledger = self.folder.parent / "ledger"
         learned = ledger.read_text().splitlines() if ledger.exists() else []
         assert len(learned) == len(set(learned)), "learned from twice"
 
 
-def main(who: str, url: str, path: str) -> None:
-    folder = Path(path) / "run"
-    witness, life = Witness(url, folder), {"trainer": trainers_life, "player": players_life}[who]
-    sessions, names = iter(some_sessions(4000)), list[str]()
-    if who == "player":
-        a_trainer(witness.database).join()
-    while not names or names[-1] != "old age":
+def two_players() -> Iterator[tuple[str, list[bytes]]]:
+    """(player, its next sessions), an even number; in two streams they do not lie in the same one."""
+    pairs = [
+        (name, a_player(MemoryDatabase(), games=1, seed=seed)[0]) for name, seed in (("play-1", 0), ("play-2", 99))
+    ]
+    for turn in itertools.count():
+        for name, player in pairs:
+            player.version = player.update = 0
+            yield name, [player.play().sessions(name, 2 * turn + n)[0].encode() for n in range(2)]
+
+
+class Before:
+    """What is done before each life, so that it has something to do."""
+
+    def __init__(self, who: str, url: str, witness: Witness) -> None:
+        self.who, self.database, self.pushes = who, witness.database, two_players()
+        self.trainer: Trainer | None = None
         if who == "trainer":
-            witness.database.append([next(sessions).encode() for _ in range(6)])
+            return
+        self.trainer = a_trainer(open_database(url, RUN))
+        self.trainer.meta = agreement("judged", {}, a_spec())
+        self.trainer.join()
+
+    def __call__(self) -> None:
+        if self.who == "trainer":
+            for name, blobs in itertools.islice(self.pushes, 4):
+                with contextlib.suppress(RunConflict):  # the trainer has not made the stream yet
+                    self.database.append_as(name, blobs)
+        elif self.who == "evaluator" and self.trainer:
+            self.trainer.update += 1
+            self.trainer.agent.weight = self.trainer.agent.weight + 1
+            self.trainer.publish(self.trainer.snapshot())
+
+
+def main(who: str, url: str, path: str) -> None:
+    os.chdir(path)
+    sharded_database.PATIENCE = 0.2
+    folder = Path("runs") / RUN
+    folder.parent.mkdir()
+    Path("judged.py").write_text(JUDGED)
+    witness, names = Witness(url, folder), list[str]()
+    life = {"trainer": trainers_life, "player": players_life, "evaluator": evaluators_life}[who]
+    before = Before(who, url, witness)
+    while not names or names[-1] != "old age":
+        before()
         child = os.fork()
         if child == 0:
             try:
@@ -182,7 +254,8 @@ def main(who: str, url: str, path: str) -> None:
         assert os.WIFSIGNALED(status) or (names[-1] == "old age" and status == 0), f"ended by itself after {names[-1:]}"
         witness.check()
     learned = (folder.parent / "ledger").read_text().splitlines() if who == "trainer" else []
-    print(json.dumps({"names": names, "learned": len(learned), "version": witness.version, "update": witness.update}))
+    facts = {"learned": len(learned), "version": witness.version, "update": witness.update, "best": witness.best}
+    print(json.dumps({"names": names, **facts}))
 
 
 if __name__ == "__main__":

@@ -115,7 +115,9 @@ def place() -> Iterator[Place]:
 
 
 @pytest.mark.faults
-def test_players_and_trainer_share_a_server_and_survive_being_killed(place: Place) -> None:
+def test_players_and_trainer_share_a_server_and_survive_being_killed(
+    place: Place, record_property: Callable[..., None]
+) -> None:
     play, train = ["catch", "play", "-b", 4], ["catch", "train", "-b", 4, "--save-every", 0.3]
     first, second, trainer = place.start(*play), place.start(*play), place.start(*train)
     until(place.updates, "a checkpoint")
@@ -164,12 +166,14 @@ def test_players_and_trainer_share_a_server_and_survive_being_killed(place: Plac
     before, checkpoint = place.info()["version"], place.updates()[-1]
     again = place.start(*train)
     place.start(*play)
+    began = time.monotonic()
     until(lambda: f"from update {checkpoint:,}," in place.said(again), f"training to go on from update {checkpoint}")
     until(lambda: place.updates()[-1] > checkpoint, "a newer checkpoint")
     assert until(lambda: (found := place.info()["version"]) != before and found, "a new version") > before
 
     # stop, clear, and no server is left
     until(lambda: len(place.info()["workers"]) >= 3, "the new player to be at work")
+    record_property("goes on", round(time.monotonic() - began, 1))
     assert "have left" in place.do("catch", "stop")
     for process in (second, again, place.processes[-2]):
         place.end(process)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
 import time
@@ -10,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 from counting import CountingEnv
-from people import LENGTH, a_run, a_spec, an_agent, until
+from people import LENGTH, a_run, a_spec, a_trainer, an_agent, until
 from safetensors.numpy import load_file
 
 from tinyverse import archive, codec, looking
@@ -19,8 +20,10 @@ from tinyverse.database import Worker
 from tinyverse.envs.pool import GamePool
 from tinyverse.errors import CodecError, DatabaseError, SettingsError, SpecError
 from tinyverse.player import Player
+from tinyverse.replay import Flow
 from tinyverse.run_folder import agreement
 from tinyverse.session import Session, SessionSpec
+from tinyverse.sharded_database import open_database
 
 
 def some(count, nested=False, human=()):
@@ -251,6 +254,24 @@ def test_an_export_overwrites_nothing_and_is_a_json(redis_url, tmp_path):
         looking.do_export(asked, tmp_path / "a.json")
     with pytest.raises(SettingsError, match=r"not 'a\.pt': call it .*a\.json"):
         looking.do_export(asked, tmp_path / "a.pt")
+
+
+def test_an_import_is_spread_over_shards_and_no_session_overtakes_its_players_last(redis_url, tmp_path):
+    sessions = [dataclasses.replace(one, metadata={**one.metadata, "player": f"play-{n % 7}", "sequence": str(n // 7)})
+                for n, one in enumerate(some(21))]  # fmt: skip
+    asked, first = a_stored_run(redis_url, sessions)
+    path = looking.do_export(asked, tmp_path / "all.json").path
+    sharded = open_database(redis_url, f"{first.run}-sharded", shards=3)
+    trainer = a_trainer(sharded, flow=Flow(batch=3, buffer_size=50))
+    trainer.join()
+    there = Asked("counting.py", name=sharded.run, redis=redis_url, shards=3, quiet=True)
+    assert looking.do_import(there, path) == 21
+    assert all(part.size()["sessions"] for part in sharded._parts)
+    while trainer.feed():
+        pass
+    assert trainer.rejected == {} and len(trainer.replay) == 21
+    sharded.clear()
+    sharded.close()
 
 
 def test_an_import_comes_in_bounded_parts_and_waits_for_a_trainer_at_work(redis_url, tmp_path, monkeypatch):

@@ -198,13 +198,15 @@ def test_sync_every_looks_for_weights_now_and_then_only(database):
     assert 1 <= len(changes) <= 3  # a look each 4 batches, and what it finds is used when it has come
 
 
-def test_without_weights_a_player_waits_and_says_so(database):
+def test_without_weights_a_player_waits_and_says_so(database, record_property):
     player, courier = a_player(database)
     with playing(player, courier):
         until(lambda: [w.waits_for for w in database.workers()] == ["a trainer's weights"])
         assert database.state().inserted == 0
         publish(database, 0)
+        began = time.monotonic()
         until(lambda: database.state().inserted > 0)
+        record_property("goes on", round(time.monotonic() - began, 2))
         until(lambda: [w.waits_for for w in database.workers()] == [""])
     courier.close()
 

@@ -7,6 +7,7 @@ import runpy
 from pathlib import Path
 
 import pytest
+import servers
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -29,6 +30,7 @@ def test_every_line_names_tests_that_exist(page: str, least: int) -> None:
 def test_the_faults_are_numbered_and_each_line_is_whole() -> None:
     cells = [row.split("|") for row in rows("faults.md")]
     assert {len(cell) for cell in cells} == {8}
+    assert all(re.search(r"\d|[a-z]{2}", cell[6]) for cell in cells), "how soon all goes on, or that nothing stops"
     assert [cell[1].strip() for cell in cells if cell[1].strip()] == [str(number) for number in range(1, 27)]
 
 
@@ -39,3 +41,19 @@ def test_measured_seconds_go_into_the_lines_of_their_tests(tmp_path: Path) -> No
     page = "| 1 | `tests/x.py::test_a` | – |\n| 2 | `tests/x.py::test_b` | 7 |\n| 3 | `tests/x.py::test_c` | – |\n"
     wanted = page.replace("a` | –", "a` | 0.3 to 3.0").replace("| 7", "| 1.0")
     assert script["filled"](page, script["measured"](report)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("counts", "line", "wrong"),
+    [
+        ('tests="12" failures="1" errors="2" skipped="3"', "6 | 3 | 3 | 2 |", 3),
+        ('tests="2" failures="0" errors="0" skipped="2"', "0 | 0 | 2 | 2 |", 1),  # nothing was tested
+        ("", "– | did not run | – | 2 |", 1),
+    ],
+)
+def test_a_line_of_the_table_of_servers(tmp_path: Path, counts: str, line: str, wrong: int) -> None:
+    path = servers.servers_here()[0]
+    if counts:
+        (tmp_path / "report.xml").write_text(f"<testsuites><testsuite {counts}/></testsuites>")
+    found, failed = servers.row(path, 100.0, tmp_path / "report.xml")
+    assert failed == wrong and found == f"| {servers.name_of(path).replace('server-', 'server | ')} | {line}"

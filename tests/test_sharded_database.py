@@ -16,16 +16,18 @@ from database_contract import ME, DatabaseContract, read_all
 from people import Beside, a_player, a_trainer, until
 
 from tinyverse import sharded_database
+from tinyverse.asked import Asked
 from tinyverse.codec import UNSEALED
 from tinyverse.database import BEGINNING, Database, State, Worker
 from tinyverse.errors import DatabaseLost, RunConflict, SettingsError
 from tinyverse.loop import train
 from tinyverse.player import play
 from tinyverse.position import is_behind
-from tinyverse.redis_database import RedisDatabase, list_runs
+from tinyverse.redis_database import RedisDatabase, list_runs, place_of
 from tinyverse.redis_server import Server, connect, private_server, several
 from tinyverse.replay import Flow
 from tinyverse.sharded_database import ShardedDatabase, open_database
+from tinyverse.tidying import do_clear, do_info
 
 IMPATIENT = 1.2  # seconds until the tests' clients give a server up
 STREAMS = 3
@@ -218,6 +220,82 @@ def test_servers_in_another_order_are_refused(monkeypatch: pytest.MonkeyPatch) -
         assert other.append([b"a"], worker=a_worker(0)).inserted == 1
         with pytest.raises(RunConflict, match="shard 2 of run run is not where this command looks for it"):
             other.append([b"a"], worker=a_worker(1))
+
+
+@pytest.fixture(scope="module")
+def four() -> Iterator[dict[str, str]]:
+    """URLs of four servers."""
+    with contextlib.ExitStack() as stack:
+        yield {name: stack.enter_context(private_server()).url for name in "abcd"}
+
+
+def urls(four: dict[str, str], names: str) -> str:
+    return ",".join(four[name] for name in names)
+
+
+@pytest.mark.parametrize("names", ["acb", "bac", "cab", "b", "bc", "abd", "dbc", "bd", "da"])
+def test_a_trainer_that_names_other_servers_or_another_order_ends_and_changes_nothing(
+    four: dict[str, str], names: str
+) -> None:
+    run = f"test-{secrets.token_hex(4)}"
+    database = open_database(urls(four, "abc"), run)
+    epoch = database.create({"spec": "x"})["epoch"]
+    sessions = [b"%d" % stream for stream in range(STREAMS)]
+    for stream, blob in enumerate(sessions):
+        database.append([blob], worker=a_worker(stream))
+    wanted = ", ".join(place_of(four[name]) for name in "abc")
+    with pytest.raises(RunConflict, match=rf"the servers of run {run} are {wanted}, in this|lie on 3 shards"):
+        open_database(urls(four, names), run).create({"spec": "x"})
+    assert database.create({"spec": "x"}) == {"spec": "x", "epoch": epoch} and sorted(read_all(database)) == sessions
+    database.clear()
+    for name in "abcd":  # clear left nothing that speaks of the run
+        alone = open_database(four[name], run)
+        assert alone.meta() == {}
+    assert open_database(urls(four, names), run).create({"spec": "y"})["spec"] == "y"
+    open_database(urls(four, names), run).clear()
+
+
+def test_servers_may_be_empty_or_be_called_otherwise(four: dict[str, str]) -> None:
+    run = f"test-{secrets.token_hex(4)}"
+    first = open_database(urls(four, "abc"), run)
+    epoch = first.create({})["epoch"]
+    with connect(four["b"]) as client:
+        client.unlink(*(f"tv:{{{run}{stream}}}:{name}" for stream in ("", "#1") for name in ("meta", "stat", "tally")))
+    again = open_database(urls(four, "abc"), run)
+    assert again.create({})["epoch"] == epoch
+    renamed = open_database(f"{urls(four, 'ab')},{four['c'].replace('unix:///', 'unix:////')}", run)
+    assert renamed.create({})["epoch"] == epoch
+    with connect(four["a"]) as client:
+        client.unlink(f"tv:{{{run}}}:meta")
+    assert open_database(urls(four, "abc"), run).create({})["epoch"] != epoch
+    again.clear()
+
+
+def test_a_wrong_server_that_is_lost_at_first_ends_a_trainer_when_it_answers(shards: Shards) -> None:
+    made, empty = shards.database(), [*shards.servers]
+    made.create({})
+    with Breakable() as third:
+        empty[1].kill()
+        shards.servers = (empty[0], third)
+        third.kill()
+        trainer = shards.database()
+        trainer.create({})
+        third.start()
+        with pytest.raises(RunConflict, match="the servers of run team are"):
+            until(lambda: trainer.read(BEGINNING, 1) == 0)
+
+
+def test_what_is_left_of_a_run_on_one_of_its_servers_can_be_cleared(four: dict[str, str]) -> None:
+    run = f"test-{secrets.token_hex(4)}"
+    made = open_database(urls(four, "ab"), run)
+    made.create({})
+    asked = Asked("x.py", name=run, redis=four["b"], quiet=True)
+    for work in (do_info, do_clear):
+        with pytest.raises(RunConflict, match=f"the servers of run {run} are"):
+            work(asked)
+    do_clear(asked, force=True)
+    assert open_database(four["b"], run).meta() == {}
+    made.clear()
 
 
 @pytest.mark.parametrize(("url", "shards"), [("redis://a", 0), ("redis://a,redis://b", 3), ("redis://a,redis://b", 1)])

@@ -1,6 +1,6 @@
 """A run on a real server does what a model of three things says: its sessions, its epoch, its version.
 
-Hypothesis pushes, retries, reads, trims, publishes, clears, kills the trainer, kills the server, brings it back empty or
+Hypothesis pushes, retries, reads, learns, trims, publishes, clears, kills the trainer, kills the server, brings it back empty or
 as an older copy of itself, in any order; after every step the promises hold, and a smallest story is printed where they do not.
 """
 
@@ -29,9 +29,11 @@ from tinyverse.database import BEGINNING, State, new_holder
 from tinyverse.errors import DatabaseLost, LeaseLost
 from tinyverse.position import is_behind
 from tinyverse.redis_database import RedisDatabase
+from tinyverse.redis_server import connect
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(240)]
 PARTS = some.integers(1, 5)  # sessions in a push
+KEYS = 9 + 3  # that a run has, at most: nine of one kind each, three versions
 
 
 @dataclasses.dataclass
@@ -44,6 +46,7 @@ class Model:
     epoch: str = ""
     version: int = -1
     weights: dict[int, bytes] = dataclasses.field(default_factory=dict)
+    position: str = BEGINNING  # up to which a trainer has learned
 
     def push(self, blobs: list[bytes]) -> None:
         self.entries = (self.entries + blobs)[-self.capacity :]
@@ -70,6 +73,7 @@ class Story(RuleBasedStateMachine):
         self.holder, self.number = a_dead_holder(), 0
         self.position = BEGINNING  # of a reader in this epoch
         self.loaded = ("", -1)  # epoch and version of a player's weights
+        self.learned_to, self.learned = BEGINNING, set[str]()  # what the trainer at work knows; ids in this epoch
 
     @initialize()
     def begin(self) -> None:
@@ -129,6 +133,21 @@ class Story(RuleBasedStateMachine):
         first = len(self.model.entries) - len(self.database.read(self.position, 10_000)[0]) - len(blobs)
         assert blobs == self.model.entries[first : first + len(blobs)]
 
+    @rule(limit=some.integers(1, 8))
+    def learn(self, limit: int) -> None:
+        """As a trainer that learns from each session once: it first tells how far it will have come."""
+        keys = [key for key, _ in self.database.read(self.learned_to, limit)[0]]
+        if keys:
+            self.database.report(position=keys[-1])
+            self.model.position = self.learned_to = keys[-1]
+        assert self.learned.isdisjoint(keys)
+        self.learned |= set(keys)
+
+    def new_epoch(self) -> None:
+        """Positions and ids of the one before mean nothing any more."""
+        self.position = self.learned_to = BEGINNING
+        self.learned.clear()
+
     @rule(capacity=some.integers(1, 12))
     def trim(self, capacity: int) -> None:
         self.database.report(capacity=capacity)
@@ -165,6 +184,9 @@ class Story(RuleBasedStateMachine):
         assert self.database.acquire_lease(self.holder)
         with pytest.raises(LeaseLost):
             self.database.put_weights(b"late", self.model.version + 1, holder=before)
+        self.learned_to = self.database.state().position
+        # what an older copy of the server does not know, and no trainer any more
+        self.learned = {key for key in self.learned if is_behind(key, self.model.position)}
 
     @rule()
     def load(self) -> None:
@@ -183,7 +205,7 @@ class Story(RuleBasedStateMachine):
         kept = self.model if keep_weights else Model()
         self.model = Model(epoch=kept.epoch, version=kept.version, weights=kept.weights, capacity=kept.capacity)
         if not keep_weights:
-            self.position = BEGINNING
+            self.new_epoch()
 
     @rule()
     def copy_the_server(self) -> None:
@@ -195,7 +217,7 @@ class Story(RuleBasedStateMachine):
         self.server.kill()
         self.server.start()
         if self.copy.epoch != self.model.epoch:
-            self.position = BEGINNING  # a position is good for one epoch
+            self.new_epoch()
         self.model = copy.deepcopy(self.copy)
 
     @precondition(lambda self: self.model.inserted or self.model.epoch)
@@ -205,15 +227,18 @@ class Story(RuleBasedStateMachine):
         self.server.forget()
         self.server.start()
         self.server.save()
-        self.model, self.copy, self.position = Model(), Model(), BEGINNING
+        self.model, self.copy = Model(), Model()
+        self.new_epoch()
 
     @invariant()
     def all_is_as_the_model_says(self) -> None:
         model, entries = self.model, self.database.read(BEGINNING, 10_000)
         blobs, state = [blob for _, blob in entries[0]], entries[1]
         assert blobs == model.entries and len(blobs) <= model.capacity
-        seen: Any = (state.epoch, state.version, state.inserted, state.capacity)
-        assert seen == (model.epoch, model.version, model.inserted, model.capacity)
+        seen: Any = (state.epoch, state.version, state.inserted, state.capacity, state.position)
+        assert seen == (model.epoch, model.version, model.inserted, model.capacity, model.position)
+        with connect(self.server.admin_url) as admin:
+            assert len(admin.keys(f"tv:{{{self.name}}}:*")) <= KEYS  # type: ignore[arg-type]
         newest = self.database.get_weights()
         assert newest == (None if model.version < 0 else (model.version, model.weights[model.version]))
 

@@ -309,7 +309,7 @@ def test_a_rank_without_sessions_makes_all_wait_and_none_hang(redis_url):
 def test_what_another_rank_has_learned_from_is_reported_and_what_is_unread_here_is_not_lost(monkeypatch):
     trainer = a_trainer(database := MemoryDatabase())
     trainer.join()
-    monkeypatch.setattr(towers, "exchange", lambda *mine: [mine, (*mine[:3], 3, 0)] if len(mine) > 1 else [mine])
+    monkeypatch.setattr(towers, "exchange", lambda *mine: [mine, (*mine[:4], 3, 0)] if len(mine) > 1 else [mine])
     trainer.feed()
     assert not trainer.step()
     push(database, some_sessions(4))

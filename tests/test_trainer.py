@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import sys
 import threading
 
 import numpy as np
@@ -553,6 +554,50 @@ def test_a_database_lost_while_the_run_is_made_again_is_no_deadlock(database, me
     push(database, some_sessions(2))
     trainer.feed()
     assert trainer.step()
+
+
+@pytest.mark.parametrize("thread", ["herald", "late herald", "drawing", "agreeing"])
+def test_no_position_is_carried_over_into_a_new_epoch(monkeypatch, thread):
+    """Whichever thread was at work with positions when the feeder found the run gone and made it anew."""
+    seen = []
+
+    class Noting(MemoryDatabase):
+        def _set(self, **numbers):
+            super()._set(**numbers)
+            seen.append((self._state.epoch, self._state.position))
+
+    trainer = a_trainer(database := Noting())
+    trainer.join()
+    push(database, some_sessions(4))
+    trainer.feed()
+    assert trainer.step() and seen[-1][1] == "2-0"
+
+    def gone():
+        database._reset(keep_weights=False)
+        feeder.start()
+        feeder.join(0.3)  # while it waits for a lock, it does nothing
+
+    def before(function):
+        """The function, called with what was known before the run was gone."""
+        return lambda *given, **named: (monkeypatch.undo(), gone(), function(*given, **named))[2]
+
+    feeder = Beside(lambda should_stop: trainer.feed())
+    if thread == "herald":
+        database._reset(keep_weights=False)
+        trainer.report()
+        feeder.start()
+    elif thread == "late herald":
+        monkeypatch.setattr(database, "report", before(database.report))
+        trainer.report()
+    else:
+        module, name = {"drawing": ("trainer", "furthest"), "agreeing": ("towers", "exchange")}[thread]
+        place = sys.modules[f"tinyverse.{module}"]
+        monkeypatch.setattr(place, name, before(getattr(place, name)))
+        trainer.step()
+    feeder.finish()
+    trainer.report()
+    assert database.state().epoch == trainer.state.epoch
+    assert {position for epoch, position in seen if epoch == database.state().epoch} == {"0-0"}
 
 
 # -- numbers --------------------------------------------------------------------------------------------------------

@@ -135,6 +135,11 @@ class Database(abc.ABC):
         Never retried here: an append that failed half-way may have arrived, so sessions carry (player, sequence).
         """
 
+    def append_as(self, player: str, blobs: Sequence[bytes]) -> State:
+        """Appends sessions of a player who is not here, from a file. A database of several streams puts one player's into
+        one, because a trainer takes a session that comes before its predecessor for one that came twice."""
+        return self.append(blobs)
+
     @abc.abstractmethod
     def read(self, after: str, limit: int, wait: float = 0.0) -> tuple[list[tuple[str, bytes]], State]:
         """Up to `limit` (position, session) after position `after`, oldest first, and the State at that very instant.

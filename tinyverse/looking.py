@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import time
 from collections.abc import Iterator, Mapping
@@ -140,7 +141,8 @@ def do_import(asked: Asked, path: Path) -> int:
                     if should_stop():
                         return pushed
                     time.sleep(0.1)
-                database.append([session.encode() for session in part])
+                for player, its in itertools.groupby(part, lambda session: session.metadata.get("player", "")):
+                    database.append_as(player, [session.encode() for session in its])
                 pushed += len(part)
                 bar.count(len(part))
     return pushed

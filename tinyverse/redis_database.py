@@ -46,6 +46,8 @@ LARGEST = 256 << 20  # bytes in one request; the local server cuts the line at m
 BLOCK = 1.0  # seconds a read waits on the server at a time, well below the client's timeout
 COUNTER = "count:"  # what a counter's field in `tally` begins with
 STREAMS = "streams"  # the field of `meta` that says how many there are
+PLACES = "places"  # … that says on which servers they lie, as JSON, where there are several
+SHARD = "shard"  # … that says on another of these servers which one it is; that `meta` has no epoch
 WEIGHTS_TRIES = 5
 _STAT: dict[str, Callable[[str], Any]] = {
     "update": int, "step": int, "delivered": float, "reuse": float,
@@ -129,9 +131,9 @@ class RedisDatabase(Database):
         keys = self._keys
 
         def write(pipe: Any) -> None:
-            exists = pipe.hget(keys.meta, "epoch")
+            there = pipe.hmget(keys.meta, "epoch", SHARD)
             pipe.multi()
-            if not exists:
+            if there == [None, None]:
                 pipe.hset(keys.meta, mapping={**meta, "epoch": secrets.token_hex(8), STREAMS: self.streams})
 
         self._change(write, keys.meta)
@@ -145,6 +147,9 @@ class RedisDatabase(Database):
             stored = self._client.hgetall(self._keys.meta)
             meta = {name.decode(): text.decode() for name, text in stored.items()}
             streams = int(meta.pop(STREAMS, 1))
+            places = json.loads(meta.pop(PLACES, "[]"))
+        if SHARD in meta:
+            raise misplaced(self.run, places, [self._url])
         if meta and streams != self.streams:
             raise RunConflict(
                 f"the sessions of run {self.run} lie on {streams} shard{'s' * (streams > 1)}, not on {self.streams}. Give "
@@ -462,6 +467,23 @@ def list_runs(client: redis.Redis) -> list[str]:
     """The names of the runs on a server, sorted. `client` comes from `redis_server.connect(url, key=Keys.RUNS)`."""
     names: Any = client.smembers(Keys.RUNS)
     return sorted(name.decode() for name in names)
+
+
+def place_of(url: str) -> str:
+    """Where a server is, without who asks and how.
+
+    >>> place_of("rediss://player:secret@a:6379/0?ssl_certfile=me.crt"), place_of("unix:///s.sock")
+    ('a:6379/0', '/s.sock')
+    """
+    return re.sub(r"^[a-z+]+://(.*@)?|\?.*", "", url)
+
+
+def misplaced(run: str, places: Sequence[str], urls: Sequence[str]) -> RunConflict:
+    """The error of a command that names other servers than a run's own, or these in another order."""
+    return RunConflict(
+        f"the servers of run {run} are {', '.join(places) or 'others'}, in this order; this command names "
+        f"{', '.join(map(place_of, urls))}. Name those, or remove what is left of the run on these: clear --force"
+    )
 
 
 def _check_size(size: int, what: str) -> None:

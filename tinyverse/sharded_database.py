@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
+import json
 import logging
 import threading
 import time
@@ -24,8 +25,8 @@ from typing import Any
 from tinyverse.database import BEGINNING, Database, State, Worker
 from tinyverse.errors import DatabaseError, DatabaseLost, RunConflict, SettingsError
 from tinyverse.position import joined, split
-from tinyverse.redis_database import RedisDatabase
-from tinyverse.redis_server import several
+from tinyverse.redis_database import PLACES, SHARD, RedisDatabase, misplaced, place_of
+from tinyverse.redis_server import errors, several
 from tinyverse.seal import Seal, seal_of
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ class ShardedDatabase(RedisDatabase):
     ) -> None:
         options: dict[str, Any] = {"name": name, "timeout": timeout, "seal": seal, "streams": len(urls)}
         super().__init__(urls[0], run, **options)
+        self._urls = list(urls)
         self._parts = [RedisDatabase(url, run, stream=str(index), **options) for index, url in enumerate(urls)]
         self._inserted = [0] * len(urls)  # into each stream, as last read
         self._epochs = [""] * len(urls)  # of each stream
@@ -59,19 +61,24 @@ class ShardedDatabase(RedisDatabase):
         self._kept: int | None = None  # the capacity, as reported here
         self._joined: set[int] = set()  # streams that are known to be this run's
         self._arrived: Sequence[bytes] | None = None  # a stream has them, and the first server did not hear of it
+        self._wrong: RunConflict | None = None  # what a thread found
         self._closed = threading.Event()
 
     def __repr__(self) -> str:
         return f"ShardedDatabase(run={self.run!r}, streams={self.streams})"
 
     def create(self, meta: Mapping[str, str]) -> dict[str, str]:
-        created = super().create(meta)
+        first = self._first_knows()
+        self._each(lambda index: self._check(index, *first))
+        created = super().create({**meta, PLACES: json.dumps(self._places)} if len({*self._urls}) > 1 else meta)
         self._run_epoch = created["epoch"]
         self._each(self._make)
         return created
 
     def clear(self, keep_weights: bool = False) -> None:
         self._each(lambda index: self._parts[index].clear(keep_weights))
+        if not keep_weights:
+            self._each(self._unmark)
         super().clear(keep_weights)
         self._inserted, self._drift = [0] * self.streams, 0
         self._joined.clear()
@@ -86,11 +93,12 @@ class ShardedDatabase(RedisDatabase):
 
     def append(
         self, blobs: Sequence[bytes], *, worker: Worker | None = None, episodes: Iterable[Mapping[str, Any]] = (),
-        elsewhere: int = 0,
+        elsewhere: int = 0, player: str = "",
     ) -> State:  # fmt: skip
         """As of Database, but for "all or nothing": sessions come first, in one stream, and then the rest."""
         if blobs and blobs is not self._arrived:  # not again, where only the first server was missing
-            index = zlib.crc32(worker.id.encode()) % self.streams if worker else 0
+            name = worker.id if worker else player
+            index = zlib.crc32(name.encode(errors="replace")) % self.streams
             try:
                 self._join(index)
                 self._parts[index].append(blobs)
@@ -104,9 +112,14 @@ class ShardedDatabase(RedisDatabase):
         self._arrived = None
         return state
 
+    def append_as(self, player: str, blobs: Sequence[bytes]) -> State:
+        return self.append(blobs, player=player)
+
     def read(self, after: str, limit: int, wait: float = 0.0) -> tuple[list[tuple[str, bytes]], State]:
         marks, ends, pause = split(after, self.streams), time.monotonic() + wait, 0.0
         while True:
+            if self._wrong:
+                raise self._wrong
             state, entries = self.state(), list[tuple[str, bytes]]()
             ours = bool(self._run_epoch) and state.epoch == self._run_epoch
             for turn in range(self.streams):
@@ -203,6 +216,68 @@ class ShardedDatabase(RedisDatabase):
         self._epochs[index] = part.create({OWNER: self._run_epoch})["epoch"]
         if self._kept is not None:
             part.report(capacity=self._kept)
+        if self._is_elsewhere(index):
+            self._mark(index)
+
+    def _first_knows(self) -> tuple[bytes | None, bytes | None]:
+        """(epoch, places) of the run."""
+        with errors(self._url):
+            epoch, places = self._client.hmget(self._keys.meta, "epoch", PLACES)
+        return epoch, places
+
+    def _check(self, index: int, epoch: bytes | None, places: bytes | None) -> None:
+        """Whether a server may be this one of the run's, before a trainer makes a stream there.
+
+        An empty one may, because it was lost and is back; unless it has another place than the run's own.
+
+        Raises:
+            RunConflict: it is none of the run's servers, or another one of them.
+        """
+        if not self._is_elsewhere(index):
+            return
+        part = self._parts[index]
+        with errors(part._url):
+            its_epoch, shard, its_places = part._client.hmget(self._keys.meta, "epoch", SHARD, PLACES)
+            owner, own, mine = part.meta().get(OWNER, ""), json.loads(places or its_places or "[]"), self._places
+            if its_epoch is not None:  # a run is there
+                wrong = its_epoch != epoch
+            elif shard is not None and int(shard) != index + 1:
+                wrong = True
+            else:  # a stream of the run is good at any place
+                at = 0 if epoch is None else index
+                wrong = owner.encode() != epoch and own[at : at + 1] not in ([], mine[at : at + 1])
+        if wrong:
+            raise misplaced(self.run, own, self._urls)
+
+    def _mark(self, index: int) -> None:
+        """Says on another server that the run's first one is elsewhere, to whoever takes it for that."""
+
+        def write(pipe: Any) -> None:
+            there = pipe.hmget(self._keys.meta, "epoch", SHARD)
+            pipe.multi()
+            if there == [None, None]:
+                pipe.hset(self._keys.meta, mapping={SHARD: index + 1, PLACES: json.dumps(self._places)})
+
+        self._parts[index]._change(write, self._keys.meta)
+
+    def _unmark(self, index: int) -> None:
+        def remove(pipe: Any) -> None:
+            shard = pipe.hget(self._keys.meta, SHARD)
+            pipe.multi()
+            if shard is not None:
+                pipe.unlink(self._keys.meta)
+
+        if self._is_elsewhere(index):
+            self._parts[index]._change(remove, self._keys.meta)
+
+    @property
+    def _places(self) -> list[str]:
+        return [*map(place_of, self._urls)]
+
+    def _is_elsewhere(self, index: int) -> bool:
+        """Whether a stream lies on another server than the first, where this run's keys can be written. Not within a
+        cluster, whose nodes may keep them in different places."""
+        return self._urls[index] != self._urls[0] and "+cluster:" not in self._urls[index]
 
     def _join(self, index: int) -> None:
         """Waits until a stream is this run's, as a player.
@@ -230,12 +305,18 @@ class ShardedDatabase(RedisDatabase):
     def _seek(self, index: int) -> None:
         """Tries a lost stream until it answers: here, so that who reads is not held up again."""
         while index in self._lost and not self._closed.wait(RETRY):
-            with contextlib.suppress(DatabaseError):
+            try:
                 if self._run_epoch:
+                    self._check(index, *self._first_knows())
                     self._make(index)
                 else:
                     self._parts[index].state()
                 self._lost.discard(index)
+            except RunConflict as error:
+                self._wrong = error
+                return
+            except DatabaseError:
+                pass
 
 
 def open_database(

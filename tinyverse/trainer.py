@@ -19,6 +19,7 @@ import math
 import socket
 import threading
 import time
+import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -138,6 +139,7 @@ class Trainer:
         self._furthest = BEGINNING  # that any rank has learned from
         self._counted = BEGINNING  # whose steps and episodes are in the counters
         self._taking = threading.Lock()  # a checkpoint holds a session and its place in the stream, or neither
+        self._telling = threading.RLock()  # what is told of positions is of the run's present epoch
         self._at_once = READ_AT_ONCE  # sessions asked for
         self._caught_up = False
         self._newest_of: dict[str, int] = {}  # player -> its newest sequence number
@@ -397,20 +399,26 @@ class Trainer:
             batch = self.replay.sample(self.update, length=length, burn_in=burn_in)
         if batch is None:
             self.waiting.set(self.replay.waits_for())
-        self._consumed = furthest(self._consumed, self.replay.newest_delivered)
+        with self._telling:
+            self._consumed = furthest(self._consumed, self.replay.newest_delivered)
         return batch
 
     def _all_have_drawn(self) -> bool:
         """Whether every rank has a batch. Collective; brings everyone's books along."""
+        with self._telling:
+            epoch, consumed = zlib.crc32(self.state.epoch.encode()), self._consumed
         ranks = towers.exchange(
-            self._drawn is not None, self.guard.is_spoilt(), self.replay.debt,
-            *to_numbers(self._consumed, self.database.streams),
+            self._drawn is not None, self.guard.is_spoilt(), self.replay.debt, epoch,
+            *to_numbers(consumed, self.database.streams),
         )  # fmt: skip
         ready, debts = [row[0] for row in ranks], [row[2] for row in ranks]
         # players are held back only when the poorest rank has enough, or it would wait for ever
         owed = sum(debts) if self.replay.flow.reuse is None else len(debts) * min(debts)
         self._owed_elsewhere = owed - debts[towers.rank()]
-        self._furthest = furthest(*(from_numbers([int(number) for number in row[3:]]) for row in ranks))
+        with self._telling:  # who has not seen yet that the run was made anew speaks of places in the one before
+            epoch = zlib.crc32(self.state.epoch.encode())
+            theirs = [from_numbers([int(number) for number in row[4:]]) for row in ranks if row[3] == epoch]
+            self._furthest = furthest(self._consumed, *theirs)
         if self._drawn is not None and not all(ready):
             self.waiting.set(f"rank {ready.index(0)}, which waits for sessions of its own")
         if any(row[1] for row in ranks):
@@ -511,11 +519,12 @@ class Trainer:
     def report(self) -> None:
         """The numbers by which players know whether to go on, and how data is used; of all ranks together."""
         flow, ranks = self.replay.flow, towers.size()
-        delivered = {"delivered": self.delivered} if self._caught_up else {}  # else the database knows better
-        self.database.report(
-            **delivered, position=self._furthest, update=self.update, step=self.step_count, reuse=flow.reuse or 1.0,
-            allowance=flow.allowance and flow.allowance * ranks, capacity=flow.buffer_size * ranks,
-        )  # fmt: skip
+        with self._telling:
+            delivered = {"delivered": self.delivered} if self._caught_up else {}  # else the database knows better
+            self.database.report(
+                **delivered, position=self._furthest, update=self.update, step=self.step_count, reuse=flow.reuse or 1.0,
+                allowance=flow.allowance and flow.allowance * ranks, capacity=flow.buffer_size * ranks,
+            )  # fmt: skip
 
     def beat(self) -> State:
         """A heartbeat, and what was rejected since the last."""
@@ -531,23 +540,23 @@ class Trainer:
 
     def _rejoin(self) -> None:
         """The run vanished (an empty server, a `clear`): makes it again; the training loop publishes when it can."""
-        if towers.leads():
-            logger.warning("the run is gone from the database; publishing it again.")
-            self.database.create({key: value for key, value in self.meta.items() if key != "epoch"})
-            self.database.acquire_lease(self.holder)
-        state = self.database.state()
-        if not state.epoch:  # until rank 0 has made it
-            return
-        self.version = max(self.version, state.version)
-        self._position = self._consumed = self._furthest = self._counted = BEGINNING
-        self.replay.forget_positions()
-        self._newest_of.clear()
-        self._caught_up = False
-        self._published = -1
-        if towers.leads():
-            self.report()
-            self.must_publish = True
-        self.state = state  # last: had the database been lost on the way, all of it is done again
+        with self._telling, self._taking:
+            self._position = self._consumed = self._furthest = self._counted = BEGINNING
+            self.replay.forget_positions()
+            self._newest_of.clear()
+            self._caught_up = False
+            self._published = -1
+            if towers.leads():
+                logger.warning("the run is gone from the database; publishing it again.")
+                self.report()  # before the run is there again: none must begin where the one before had ended
+                self.database.create({key: value for key, value in self.meta.items() if key != "epoch"})
+                self.database.acquire_lease(self.holder)
+            state = self.database.state()
+            if not state.epoch:  # until rank 0 has made it
+                return
+            self.version = max(self.version, state.version)
+            self.must_publish = towers.leads()
+            self.state = state  # last: had the database been lost on the way, all of it is done again
 
     # -- numbers ------------------------------------------------------------------------------------------------
 
