@@ -162,6 +162,19 @@ class TorchLearner(Learner):
         rewards = batch.rewards.clamp(-clip, clip)
         return rewards if self.return_scale is None else self.return_scale(rewards, batch.traces, batch.mask)
 
+    def behaviour_log_probs(self, batch: Batch) -> Tensor:
+        """[T, B] log μ(a|o) of the actions, by the weights that played them.
+
+        Raises:
+            SettingsError: the agent does not tell.
+        """
+        if "behaviour_log_prob" not in batch.extras:
+            raise SettingsError(
+                f"{type(self).__name__} weighs actions by how likely they were, which {type(self.agent).__name__} does "
+                "not tell: its act() gives no extra 'behaviour_log_prob'. Take a TorchAgent, or DQN for a QAgent."
+            )
+        return batch.extras["behaviour_log_prob"]
+
     def get_weights(self) -> Weights:
         return self.agent.get_weights()
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tinyverse import losses, nest, returns
 from tinyverse.batch import Batch
+from tinyverse.errors import SettingsError
 from tinyverse.learner import Metrics, Optimizer, TorchLearner
 from tinyverse.q_agent import QAgent
 
@@ -38,6 +39,8 @@ class DQN(TorchLearner):
         squash: Q is of returns squashed by `returns.squashed` with this ε; None: of plain returns.
         eta: see `losses.sequence_priorities`.
         length, burn_in: see `Learner`.
+    Raises:
+        SettingsError: the agent is no `QAgent`.
     """
 
     agent: QAgent
@@ -60,6 +63,11 @@ class DQN(TorchLearner):
         optimizer: str = "adam",
         total_updates: int | None = None,
     ) -> None:
+        if not isinstance(agent, QAgent):
+            raise SettingsError(
+                f"{type(self).__name__} got a {type(agent).__name__}, wanted QAgent(network, action_space): "
+                "it acts by the values that are learned."
+            )
         descent = Optimizer(
             agent.network.parameters(),
             optimizer,

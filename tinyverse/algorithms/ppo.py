@@ -117,7 +117,7 @@ class PPO(TorchLearner):
         observations = nest.map(lambda rows: rows[:-1], batch.observations)
         outputs, _ = network(observations, batch.initial_memory, batch.first[:-1])
         policy, values = network.distribution(outputs.policy), outputs.values.float()
-        log_rhos = policy.log_prob(batch.actions) - batch.extras["behaviour_log_prob"]
+        log_rhos = policy.log_prob(batch.actions) - self.behaviour_log_probs(batch)
         clip = self.clip * self.optimizer.remaining
 
         share = mask / losses.count(mask)  # of a row in the mean

@@ -79,7 +79,7 @@ class VTrace(TorchLearner):
         policy = network.distribution(nest.map(lambda rows: rows[:-1], outputs.policy))
         values = outputs.values.float()
         log_probs, entropies = policy.log_prob(batch.actions), policy.entropy()
-        log_rhos = log_probs - batch.extras["behaviour_log_prob"]
+        log_rhos = log_probs - self.behaviour_log_probs(batch)
 
         targets, advantages, unweighted = returns.vtrace(
             log_rhos, self.rewards(batch), batch.discounts(self.discount), batch.traces, values, **self.clips
