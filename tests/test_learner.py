@@ -82,9 +82,7 @@ class Fit(TorchLearner):
     def __init__(self, name="adam"):
         torch.manual_seed(0)
         agent = TorchAgent(ModularNetwork(spaces.Box(-1, 1, (4,)), spaces.Discrete(2)))
-        super().__init__(
-            agent, Optimizer(agent.network.parameters(), name, learning_rate=0.01, max_grad_norm=1.0, total_updates=9)
-        )
+        super().__init__(agent, name, learning_rate=0.01, max_grad_norm=1.0, total_updates=9)
 
     def train_step(self, batch):
         outputs, _ = self.agent.network(torch.ones(1, 1, 4), (), torch.zeros(1, 1, dtype=torch.bool))

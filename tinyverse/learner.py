@@ -138,8 +138,11 @@ class Optimizer:
 
 
 class TorchLearner(Learner):
-    """A learner with one agent and one optimizer; a subclass adds `train_step`.
+    """A learner with one agent and one optimizer of its network; a subclass adds `train_step`.
 
+    Args:
+        agent: its network learns.
+        optimizer, learning_rate, max_grad_norm, total_updates: see `Optimizer`.
     Attributes:
         reward_clip, return_scale: what `rewards` does, where not None.
     """
@@ -149,8 +152,23 @@ class TorchLearner(Learner):
 
     towered = True
 
-    def __init__(self, agent: TorchAgent, optimizer: Optimizer) -> None:
-        self.agent, self.optimizer = agent, optimizer
+    def __init__(
+        self,
+        agent: TorchAgent,
+        optimizer: str = "adam",
+        *,
+        learning_rate: float,
+        max_grad_norm: float | None = None,
+        total_updates: int | None = None,
+    ) -> None:
+        self.agent = agent
+        self.optimizer = Optimizer(
+            agent.network.parameters(),
+            optimizer,
+            learning_rate=learning_rate,
+            max_grad_norm=max_grad_norm,
+            total_updates=total_updates,
+        )
 
     @property
     def device(self) -> torch.device:

@@ -12,7 +12,7 @@ from torch import Tensor
 from tinyverse import losses, nest, returns
 from tinyverse.batch import Batch
 from tinyverse.errors import SettingsError
-from tinyverse.learner import Metrics, Optimizer, TorchLearner
+from tinyverse.learner import Metrics, TorchLearner
 from tinyverse.q_agent import QAgent
 
 
@@ -68,14 +68,9 @@ class DQN(TorchLearner):
                 f"{type(self).__name__} got a {type(agent).__name__}, wanted QAgent(network, action_space): "
                 "it acts by the values that are learned."
             )
-        descent = Optimizer(
-            agent.network.parameters(),
-            optimizer,
-            learning_rate=learning_rate,
-            max_grad_norm=max_grad_norm,
-            total_updates=total_updates,
+        super().__init__(
+            agent, optimizer, learning_rate=learning_rate, max_grad_norm=max_grad_norm, total_updates=total_updates
         )
-        super().__init__(agent, descent)
         self.target = copy.deepcopy(agent.network).requires_grad_(False)
         self.discount, self.n, self.double, self.target_every = discount, n, double, target_every
         self.reward_clip, self.squash, self.eta = reward_clip, squash, eta
