@@ -22,7 +22,7 @@ import pytest
 import torch
 from test_redis_server import free_port
 
-from tinyverse import cli, judging, looking, playing, redis_server, tidying, together, training
+from tinyverse import cli, judging, looking, playing, redis_server, redis_setup, tidying, together, training
 from tinyverse.evaluator import Evaluation
 from tinyverse.weights_file import WeightsFile
 
@@ -913,7 +913,7 @@ def plain_server(tmp_path: Path) -> Iterator[int]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    binary, _ = redis_server.find_binary()
+    binary, _ = redis_setup.find_binary()
     words = [
         binary,
         "--port",
