@@ -439,6 +439,10 @@ def test_other_settings_are_listed_and_forced(tinyverse: Tinyverse) -> None:
     assert tinyverse(*words, "--force").code == 0
     assert settings() == {**before, "learning_rate": 0.25, "discount": 0.9}
     assert json.loads(Path("runs/tabular/metrics.jsonl").read_text().splitlines()[-1])["update"] == 5
+    said = tinyverse(*words[:4]).err  # without -o: as the run is, not as its file says
+    assert "goes on with learning_rate=0.25, discount=0.9" in said and f"its file says {parts[0]}" in said
+    assert settings() == {**before, "learning_rate": 0.25, "discount": 0.9}
+    assert "goes on with" not in tinyverse(*words).err
 
 
 def test_force_changes_the_agreement_on_the_server(run: Tinyverse, tinyverse: Tinyverse, monkeypatch: Any) -> None:
@@ -715,7 +719,7 @@ def test_eval_plays_an_export_in_a_process_of_its_own(tinyverse: Tinyverse, fold
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["version"] == 2
     said = tinyverse("cartpole", "eval", "--weights", f"x.{suffix}")
-    one_sentence(said, 1, "belongs to the experiment catch, this is cartpole")
+    one_sentence(said, 2, "is of the experiment catch, this is cartpole: tinyverse catch eval --weights x.")
     said = tinyverse("catch", "eval", "--weights", f"x.{suffix}", "-o", "learning_rate=0.5")
     one_sentence(said, 1, "learning_rate=0.25, this asks for learning_rate=0.5")
 
