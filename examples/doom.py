@@ -10,8 +10,9 @@ Basic pays 101 for the monster, −5 for a shot and −1 for every frame, of whi
 300 of them. Here: +71 over the last 100 training episodes after 93,000 steps (372,000 frames), 7 minutes; `eval --greedy
 -n 50` 78.5 ± 1.9 (`local`, seed 1; 2 cores shared with other work, which slows Doom's own processes most).
 
-Defend the Center pays 1 for each monster and −1 for one's own death, with 26 bullets to have; what is reached there has
-not been measured.
+Defend the Center pays 1 for each monster and −1 for one's own death, with 26 bullets to have; chance gets 0.3 (54
+episodes). Health Gathering pays 1 for each frame that one lives and −100 for dying before the last, the 2,100th; chance
+gets 368 (46 episodes). That both are played and learned from is tested; what is reached there has not been measured.
 """
 
 import gymnasium as gym
