@@ -32,7 +32,7 @@ import measure
 
 from tinyverse import loader, machine
 from tinyverse.redis_database import RedisDatabase
-from tinyverse.redis_server import announcement
+from tinyverse.redis_setup import announcement
 
 machine.prepare()
 

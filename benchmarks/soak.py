@@ -46,7 +46,8 @@ from tinyverse.database import State  # noqa: E402
 from tinyverse.errors import DatabaseLost  # noqa: E402
 from tinyverse.position import BEGINNING, is_ahead  # noqa: E402
 from tinyverse.redis_database import RedisDatabase  # noqa: E402
-from tinyverse.redis_server import connect, find_binary  # noqa: E402
+from tinyverse.redis_server import connect  # noqa: E402
+from tinyverse.redis_setup import find_binary  # noqa: E402
 
 RUN, BATCH = "catch", 8
 COMMANDS = {

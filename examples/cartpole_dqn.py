@@ -4,8 +4,9 @@
     tinyverse cartpole_dqn.py run --players 1
     tinyverse cartpole_dqn.py eval -n 20 --greedy
 
-The return that training shows is of games that explore, of which the worst end most often; `eval --greedy` shows what
-was learned. The learning rate falls to 0 over `total_updates`, so that it stays.
+`eval --greedy -n 20` says 500 ± 0 after 119,000 steps, the 12,000 updates of `local` (seed 1; 12 minutes of one core, most
+of which did other work). The return that training shows, 413 then, is of games that explore, of which the worst end most
+often. The learning rate falls to 0 over `total_updates`, so that what was learned stays.
 
 Two things decide here. The buffer is small, so that most of what is learned from is where the newest policy fails. And
 the trunk is plain PyTorch, with biases that do not begin at 0 as those of `MLP` do: the kinks of its ReLUs lie apart

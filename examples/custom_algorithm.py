@@ -7,7 +7,7 @@ import gymnasium as gym
 from torch import nn
 
 from tinyverse import Experiment, TorchAgent, losses, returns
-from tinyverse.learner import Optimizer, TorchLearner
+from tinyverse.learner import TorchLearner
 from tinyverse.networks import MLP, ModularNetwork
 
 
@@ -15,7 +15,7 @@ class ActorCritic(TorchLearner):
     """TorchLearner brings weights and checkpoints; what is left to say is how a batch makes the agent better."""
 
     def __init__(self, agent, learning_rate, discount):
-        super().__init__(agent, Optimizer(agent.network.parameters(), learning_rate=learning_rate, max_grad_norm=0.5))
+        super().__init__(agent, learning_rate=learning_rate, max_grad_norm=0.5)
         self.discount = discount
 
     def train_step(self, batch):

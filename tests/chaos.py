@@ -17,7 +17,7 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
-from tinyverse import redis_server
+from tinyverse import redis_server, redis_setup
 from tinyverse.redis_server import connect
 
 AT_ONCE = 1 << 16  # bytes that the proxy takes from a socket at a time
@@ -32,7 +32,7 @@ class Breakable:
 
     def __init__(self, max_memory: int = 64 << 20) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="tvf", dir="/tmp"))
-        self.server, self._binary = redis_server._prepare(self.folder, None, max_memory)
+        self.server, self._binary = redis_setup.prepare(self.folder, None, max_memory)
         self.url, self.admin_url = self.server.url, self.server.admin_url
         self._process: subprocess.Popen[bytes] | None = None
 

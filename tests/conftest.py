@@ -13,7 +13,8 @@ import servers
 import torch
 
 from tinyverse import progress
-from tinyverse.redis_server import Server, find_binary, private_server
+from tinyverse.redis_server import Server, private_server
+from tinyverse.redis_setup import find_binary
 
 pytest.register_assert_rewrite("database_contract")
 

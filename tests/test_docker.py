@@ -23,7 +23,7 @@ import pytest
 import yaml
 from test_redis_server import free_port
 
-from tinyverse import __version__, cli, redis_server
+from tinyverse import __version__, cli, redis_setup
 from tinyverse.monitor import gather
 from tinyverse.redis_database import RedisDatabase
 
@@ -146,7 +146,7 @@ def test_commands_of_every_kind_were_found() -> None:
 
 def test_valkey_is_told_the_same_everywhere() -> None:
     """The local server's limits and its user's rights, in the container and in the chart too."""
-    ours = redis_server._configuration(Path("/s"), (9, 1, 2), "secret", "secret", None, 1)
+    ours = redis_setup._configuration(Path("/s"), (9, 1, 2), "secret", "secret", None, 1)
     own = ("port", "bind", "protected-mode", "unixsocket", "dir", "maxmemory ", "user ")
     limits = {line for line in ours if not line.startswith(own)}
     script = (DOCKER / "serve-valkey").read_text()
@@ -284,7 +284,7 @@ class Host:
         readable = all(part.stat().st_mode & 1 for file in needed for part in (file, *file.parents))
         self.user = USER if os.getuid() == 0 and readable else None
         (path / "bin").mkdir()
-        (path / "bin" / "valkey-server").symlink_to(redis_server.find_binary()[0])
+        (path / "bin" / "valkey-server").symlink_to(redis_setup.find_binary()[0])
         (path / "runs").mkdir()
         (path / "password").write_text("correct horse\n")
         (path / "password").chmod(0o400)

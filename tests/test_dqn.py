@@ -10,11 +10,12 @@ from chains import LENGTH, OBSERVED, play
 from gymnasium import spaces
 
 from tinyverse import losses, returns
-from tinyverse.algorithms import DQN
+from tinyverse.algorithms import DQN, R2D2
 from tinyverse.errors import SettingsError, SpecError
 from tinyverse.networks import MLP, ModularNetwork, SmallConv, Window
 from tinyverse.q_agent import QAgent
 from tinyverse.session import SessionSpec
+from tinyverse.torch_agent import TorchAgent
 
 torch.set_num_threads(1)
 
@@ -326,6 +327,12 @@ def test_the_seed_decides():
 def test_other_action_spaces_are_refused_in_one_sentence(space):
     with pytest.raises(SettingsError, match="wants a Discrete action space; this one is"):
         agent_of(action_space=space)
+
+
+@pytest.mark.parametrize("algorithm", [DQN, R2D2])
+def test_an_agent_without_values_is_refused(algorithm):
+    with pytest.raises(SettingsError, match=rf"{algorithm.__name__} got a TorchAgent, wanted QAgent"):
+        algorithm(TorchAgent(agent_of().network))
 
 
 def test_masks_are_refused():

@@ -11,12 +11,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tinyverse import loader
 from tinyverse.asked import Asked
 from tinyverse.evaluator import evaluate
 from tinyverse.judging import do_check
+from tinyverse.samplers import Fresh
 from tinyverse.together import do_local
 from tinyverse.training import Learning
 
@@ -46,6 +48,23 @@ def test_each_example_passes_check(name: str) -> None:
 def test_each_example_says_how_to_run_it() -> None:
     for name, file in loader.examples().items():
         assert f"tinyverse {name}.py " in file.read_text().split('"""')[1]
+
+
+@pytest.mark.parametrize(
+    "name", ["catch", "cartpole", "cartpole_dqn", "pendulum", "acrobot", "tabular", "custom_agent", "jax_cartpole"]
+)
+def test_a_seed_makes_local_repeatable(name: str) -> None:
+    if name.startswith("jax"):
+        pytest.importorskip("jax")
+
+    def weights(seed: int, run: str) -> Any:
+        trainer = do_local(Asked(name, name=run, seed=seed, quiet=True), Learning(updates=2))
+        assert trainer.row()["replay/lag"] == 0.0 or not isinstance(trainer.replay.sampler, Fresh)
+        return trainer.agent.get_weights()
+
+    first, again, other = weights(1, "a"), weights(1, "b"), weights(2, "c")
+    assert all(np.array_equal(array, again[key]) for key, array in first.items())
+    assert any(not np.array_equal(array, other[key]) for key, array in first.items())
 
 
 def test_catch_is_learned_in_half_a_minute() -> None:

@@ -100,6 +100,28 @@ def test_doom_gives_small_grey_screens_and_ends_are_told() -> None:
     assert steps == pytest.approx(300 / 4, abs=2) and total == pytest.approx(-300, abs=20)
 
 
+def test_doom_scenarios_have_three_buttons_of_which_one_is_pressed() -> None:
+    pytest.importorskip("vizdoom")
+    for scenario in loader.load_module("doom").SCENARIOS:
+        experiment = built("doom", scenario=scenario)
+        env = experiment.env()
+        buttons = [str(button).rpartition(".")[2] for button in env.unwrapped.game.get_available_buttons()]
+        pressed = {key: env.unwrapped.button_map[action] for key, action in experiment.keys.items()}
+        assert env.action_space.n == 4 and list(pressed["left"]) == [1, 0, 0] and list(pressed["right"]) == [0, 1, 0]
+        assert "LEFT" in buttons[0] and "RIGHT" in buttons[1] and buttons[2] in ("ATTACK", "MOVE_FORWARD")
+        assert list(pressed["space"]) == list(pressed["up"]) == [0, 0, 1] and not pressed[""].any()
+        env.close()
+    with pytest.raises(SettingsError, match="'e1m1' is unknown. Use one of basic, defend_the_center"):
+        built("doom", scenario="e1m1")
+
+
+@pytest.mark.parametrize("scenario", ["defend_the_center", "health_gathering"])
+def test_doom_learns_from_other_scenarios(scenario: str) -> None:
+    pytest.importorskip("vizdoom")
+    trainer = do_local(Asked("doom", seed=1, quiet=True, settings={"scenario": scenario}), Learning(updates=2))
+    assert trainer.update == 2 and np.isfinite(trainer.row()["loss/total"])
+
+
 def jax_batch(agent: Any) -> Batch:
     random = np.random.default_rng(0)
     steps, games = 6, 4

@@ -29,7 +29,7 @@ from test_commands import Place
 from test_commands import until as long_until
 from test_player import HOLDER, publish
 
-from tinyverse import redis_server
+from tinyverse import redis_server, redis_setup
 from tinyverse.database import BEGINNING, Worker
 from tinyverse.errors import DatabaseError, DatabaseLost, TinyverseError
 from tinyverse.loop import train
@@ -565,8 +565,8 @@ def _ignoring(kind: type[Exception], call: Callable[..., Any], *arguments: Any) 
 @pytest.fixture(scope="module", params=servers_here(), ids=name_of)
 def each_server(request: pytest.FixtureRequest) -> Iterator[redis_server.Server]:
     with pytest.MonkeyPatch.context() as patch:
-        version = redis_server._version(request.param)
-        patch.setattr(redis_server, "find_binary", lambda: (request.param, version))
+        version = redis_setup.version_of(request.param)
+        patch.setattr(redis_setup, "find_binary", lambda: (request.param, version))
         with redis_server.private_server() as server:
             assert server.version == ".".join(map(str, version or ()))
             yield server

@@ -5,9 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from chains import agent_of, play
 from gymnasium import spaces
 
 from tinyverse.agent import Agent
+from tinyverse.algorithms import PPO, VTrace
 from tinyverse.errors import SettingsError
 from tinyverse.learner import Learner, Optimizer, TorchLearner, learner_of
 from tinyverse.networks import ModularNetwork
@@ -80,9 +82,7 @@ class Fit(TorchLearner):
     def __init__(self, name="adam"):
         torch.manual_seed(0)
         agent = TorchAgent(ModularNetwork(spaces.Box(-1, 1, (4,)), spaces.Discrete(2)))
-        super().__init__(
-            agent, Optimizer(agent.network.parameters(), name, learning_rate=0.01, max_grad_norm=1.0, total_updates=9)
-        )
+        super().__init__(agent, name, learning_rate=0.01, max_grad_norm=1.0, total_updates=9)
 
     def train_step(self, batch):
         outputs, _ = self.agent.network(torch.ones(1, 1, 4), (), torch.zeros(1, 1, dtype=torch.bool))
@@ -153,3 +153,14 @@ def test_a_learner_says_what_it_lacks():
     for call in calls:
         with pytest.raises(NotImplementedError, match="Learner must define"):
             call()
+
+
+@pytest.mark.parametrize("algorithm", [PPO, VTrace])
+def test_an_agent_that_does_not_tell_how_likely_its_actions_were_is_refused(algorithm):
+    agent = agent_of()
+    batch = play(agent, games=4, steps=5)
+    batch.extras = {}
+    with pytest.raises(
+        SettingsError, match=rf"{algorithm.__name__} weighs .*TorchAgent does not tell.*DQN for a QAgent"
+    ):
+        algorithm(agent).train_step(batch)

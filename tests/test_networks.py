@@ -15,12 +15,14 @@ from tinyverse.networks import (
     LSTM,
     MLP,
     Categorical,
+    CategoricalHead,
     DiagonalGaussian,
     Identity,
     Joint,
     ModularNetwork,
     NatureConv,
     SmallConv,
+    Stack,
     Window,
 )
 from tinyverse.networks.bodies import stack_windows
@@ -159,6 +161,22 @@ def test_nature_conv_takes_other_sizes_without_channels(size):
 def test_any_module_can_be_a_trunk():
     network = ModularNetwork(VECTOR, spaces.Discrete(2), trunk=nn.Linear(4, 6), body=nn.Linear(6, 5))
     assert network.heads[0].linear.in_features == 5
+    images = ModularNetwork(spaces.Box(0, 1, (3, 9, 9)), spaces.Discrete(2), trunk=nn.Conv2d(3, 8, 3))
+    assert images.heads[0].linear.in_features == 8 * 7 * 7
+
+
+class Promising(nn.Module):
+    """Gives what it got, whatever it says."""
+
+    def __init__(self, features):
+        super().__init__()
+        self.features = features
+
+    def build(self, shape):
+        return self.features
+
+    def forward(self, x):
+        return x
 
 
 @pytest.mark.parametrize(
@@ -174,6 +192,15 @@ def test_any_module_can_be_a_trunk():
         (
             {"observation_space": spaces.Box(0, 255, (210, 160, 3), np.uint8)},
             ["NatureConv", "(210, 160, 3)", "channels, height"],
+        ),
+        ({"trunk": Promising(8)}, ["Promising promises 8 features", "(4,)", "(1, 2, 4)"]),
+        ({"body": Promising(65)}, ["Promising promises 65 features of 64 embeddings", "(1, 2, 64)"]),
+        ({"body": Stack(LSTM(8), nn.Linear(5, 6))}, ["Linear does not fit 8 features of LSTM"]),
+        ({"trunk": MLP}, ["MLP'> is no part of a network", "MLP(64)"]),
+        ({"body": "lstm"}, ["'lstm' is no part of a network"]),
+        (
+            {"head": lambda space, features: CategoricalHead(space, 5)},
+            ["CategoricalHead", "64 features", "Discrete(2)"],
         ),
         ({"action_space": spaces.Text(4)}, ["No head", "Text"]),
         ({"action_space": spaces.Box(0, 9, (2,), np.int64)}, ["No head", "int64"]),

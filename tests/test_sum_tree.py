@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tinyverse.sum_tree import FAN, SumTree
 
@@ -25,6 +27,20 @@ def naive_draw(priorities, place):
     raise AssertionError("the place lies behind the line")
 
 
+def holds(tree, array):
+    """The invariants: priorities are those of the array, the total is their sum, and only what has one is drawn."""
+    assert tree.get(torch.arange(len(array))).tolist() == array.tolist()
+    assert tree.total.item() == pytest.approx(array.sum(), rel=1e-12, abs=0)
+    if array.sum() > 0:
+        assert (array[tree.draw(torch.linspace(0, 1, 64, dtype=torch.float64)).numpy()] > 0).all()
+
+
+def change(tree, array, slots, values):
+    tree.set(torch.from_numpy(slots), torch.from_numpy(values))
+    for slot in set(slots):
+        array[slot] = values[slots == slot].max()
+
+
 @pytest.mark.parametrize("size", [1, 2, FAN - 1, FAN, FAN + 1, 300, FAN**2, FAN**2 + 1])
 def test_a_hundred_thousand_operations_against_an_array(size):
     random, tree, array = np.random.default_rng(size), SumTree(size), np.zeros(size)
@@ -33,14 +49,20 @@ def test_a_hundred_thousand_operations_against_an_array(size):
         values = random.exponential(size=64) * 10.0 ** random.integers(-6, 7, 64) * (random.random(64) < 0.7)
         if step % 50 == 49:
             slots, values = np.arange(size), np.zeros(size)  # everything goes
-        for slot in set(slots):
-            array[slot] = values[slots == slot].max()
-        tree.set(torch.from_numpy(slots), torch.from_numpy(values))
-        assert tree.get(torch.arange(size)).tolist() == array.tolist()
-        assert tree.total.item() == pytest.approx(array.sum(), rel=1e-12, abs=0)
-        if array.sum() > 0:
-            drawn = tree.draw(torch.from_numpy(random.random(64))).numpy()
-            assert (array[drawn] > 0).all()
+        change(tree, array, slots, values)
+        holds(tree, array)
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data(), size=st.integers(1, FAN**2 + 1))
+def test_no_history_breaks_it(data, size):
+    """Whatever is set in whatever order: also the smallest and the largest priorities beside each other."""
+    priorities = st.one_of(st.just(0.0), st.floats(1e-300, 1e100))
+    tree, array = SumTree(size), np.zeros(size)
+    for part in data.draw(st.lists(st.lists(st.tuples(st.integers(0, size - 1), priorities), min_size=1))):
+        slots, values = map(np.array, zip(*part, strict=True))
+        change(tree, array, slots, values)
+        holds(tree, array)
 
 
 @pytest.mark.parametrize("size", [1, 5, FAN + 3, 700])

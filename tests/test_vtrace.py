@@ -7,10 +7,12 @@ import pytest
 import torch
 from chains import LENGTH, OBSERVED, Chains, agent_of, play, play_on
 from gymnasium import spaces
+from test_r2d2 import Loop
 
 from tinyverse import returns
 from tinyverse.algorithms import VTrace
 from tinyverse.networks import LSTM, MLP, ModularNetwork, Window
+from tinyverse.samplers import Mixed
 from tinyverse.torch_agent import TorchAgent
 
 torch.set_num_threads(1)
@@ -45,6 +47,19 @@ def test_it_learns_to_walk_the_chain_from_lagging_players(parts, optimizer):
     assert after.rewards.sum() / after.alive.sum() > 0.9 / LENGTH
     values = agent.network(torch.arange(LENGTH)[:1, None], agent.initial_memory(1), torch.zeros(1, 1).bool())[0].values
     assert values.item() == pytest.approx(0.99 ** (LENGTH - 1), abs=0.15)
+
+
+def test_it_learns_with_replay_mixed_in(agent):
+    """Half of every batch was learned from before."""
+    loop = Loop(agent, steps=20, sampler=Mixed(fresh=0.5), reuse=None)
+    learner = VTrace(agent, learning_rate=0.01, optimizer="adam", entropy_cost=0.003, max_grad_norm=1.0)
+    for _ in range(60):
+        loop.play()
+        while (batch := loop.replay.sample()) is not None:
+            learner.train_step(batch)
+    after = play(agent, 16, 20)
+    assert learner.optimizer.updates > 100  # twice as many as from fresh sessions alone
+    assert after.rewards.sum() / after.alive.sum() > 0.9 / LENGTH
 
 
 def test_the_loss_is_the_mean_over_rows_that_happened(agent, batch):

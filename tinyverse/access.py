@@ -27,11 +27,11 @@ from tinyverse.redis_server import (
     errors,
     find_server,
     for_others,
-    keep_users,
     public,
     several,
     start,
 )
+from tinyverse.redis_setup import keep_users
 
 ROLES = ("player", "trainer", "viewer")
 OLDEST = (7, 0)

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from tinyverse import loader, redis_server
+from tinyverse import loader, redis_server, redis_setup
 from tinyverse.database import Database
 from tinyverse.errors import SettingsError, TinyverseError
 from tinyverse.progress import Bar, Share
@@ -175,7 +175,7 @@ def positive(**numbers: float | None) -> None:
 
 def _server_of_a_running_run(folder: RunFolder) -> str | None:
     try:
-        url = json.loads(redis_server.announcement(folder.path).read_text())["url"]
+        url = json.loads(redis_setup.announcement(folder.path).read_text())["url"]
         redis_server.find_server(url)
     except (OSError, ValueError, KeyError, TinyverseError):
         return None

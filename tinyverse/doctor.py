@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import redis
 
-from tinyverse import codec, loader, machine, monitor, redis_server
+from tinyverse import codec, loader, machine, monitor, redis_server, redis_setup
 from tinyverse.asked import RUNS, Asked
 from tinyverse.errors import DatabaseError, ServerError, TinyverseError
 from tinyverse.player import Player
@@ -154,7 +154,7 @@ def _server(asked: Asked) -> Iterator[Finding]:
         if asked.names_server:
             yield Finding("server", str(error), "Is it the right URL, and does the server run?")
             return
-        path, numbers = redis_server.find_binary()
+        path, numbers = redis_setup.find_binary()
         version = ".".join(map(str, numbers))
         yield Finding("server", f"none runs yet; the first command that needs one starts {path}, version {version}")
         yield from _holes(version, path)
@@ -193,7 +193,7 @@ def _holes(version: str, path: str = "") -> Iterator[Finding]:
     if len(numbers) < 3:
         return
     mended = MENDED.get((numbers[0], numbers[1]))
-    if numbers < redis_server.OLDEST:
+    if numbers < redis_setup.OLDEST:
         yield Finding("holes", f"{version} is older than 6.2", "Install a newer server.")
     elif mended is not None and numbers[2] < mended:
         system = path.startswith(("/usr/bin/", "/usr/sbin/"))

@@ -246,7 +246,13 @@ def _find(asked: Asked, weights: str | None, seen: Seen) -> WeightsFile | None:
             raise SettingsError(
                 f"--weights {weights} is neither a file here nor 'best' nor the number of a version. Checkpoints lie in {folder.checkpoints}/."
             )
-        return _agreed(WeightsFile.read(path), agreed)
+        found = WeightsFile.read(path)
+        if found.agreed.get("experiment", asked.title) != asked.title:
+            its = found.agreed["experiment"]
+            raise SettingsError(
+                f"--weights {weights} is of the experiment {its}, this is {asked.title}: tinyverse {its} eval --weights {weights}"
+            )
+        return _agreed(found, agreed)
     needless = () if weights or asked.names_server else (ServerError,)
     with contextlib.suppress(*needless), asked.connected(start=False) as database:
         state, meta = database.state(), database.meta()

@@ -138,8 +138,11 @@ class Optimizer:
 
 
 class TorchLearner(Learner):
-    """A learner with one agent and one optimizer; a subclass adds `train_step`.
+    """A learner with one agent and one optimizer of its network; a subclass adds `train_step`.
 
+    Args:
+        agent: its network learns.
+        optimizer, learning_rate, max_grad_norm, total_updates: see `Optimizer`.
     Attributes:
         reward_clip, return_scale: what `rewards` does, where not None.
     """
@@ -149,8 +152,23 @@ class TorchLearner(Learner):
 
     towered = True
 
-    def __init__(self, agent: TorchAgent, optimizer: Optimizer) -> None:
-        self.agent, self.optimizer = agent, optimizer
+    def __init__(
+        self,
+        agent: TorchAgent,
+        optimizer: str = "adam",
+        *,
+        learning_rate: float,
+        max_grad_norm: float | None = None,
+        total_updates: int | None = None,
+    ) -> None:
+        self.agent = agent
+        self.optimizer = Optimizer(
+            agent.network.parameters(),
+            optimizer,
+            learning_rate=learning_rate,
+            max_grad_norm=max_grad_norm,
+            total_updates=total_updates,
+        )
 
     @property
     def device(self) -> torch.device:
@@ -161,6 +179,19 @@ class TorchLearner(Learner):
         clip = float("inf") if self.reward_clip is None else self.reward_clip
         rewards = batch.rewards.clamp(-clip, clip)
         return rewards if self.return_scale is None else self.return_scale(rewards, batch.traces, batch.mask)
+
+    def behaviour_log_probs(self, batch: Batch) -> Tensor:
+        """[T, B] log μ(a|o) of the actions, by the weights that played them.
+
+        Raises:
+            SettingsError: the agent does not tell.
+        """
+        if "behaviour_log_prob" not in batch.extras:
+            raise SettingsError(
+                f"{type(self).__name__} weighs actions by how likely they were, which {type(self.agent).__name__} does "
+                "not tell: its act() gives no extra 'behaviour_log_prob'. Take a TorchAgent, or DQN for a QAgent."
+            )
+        return batch.extras["behaviour_log_prob"]
 
     def get_weights(self) -> Weights:
         return self.agent.get_weights()

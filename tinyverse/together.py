@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from tinyverse import machine, monitor, redis_server
+from tinyverse import machine, monitor, redis_server, redis_setup
 from tinyverse.asked import Asked, positive, stop_on_signals
 from tinyverse.database import MemoryDatabase
 from tinyverse.errors import SettingsError, TinyverseError
@@ -178,8 +178,8 @@ def _announced(folder: RunFolder, url: str) -> Iterator[None]:
 
     Its URL has a password, so it lies beside the local server's, never in a run's folder, which people copy.
     """
-    file = redis_server.announcement(folder.path)
-    redis_server.write_secretly(file, json.dumps({"url": url}))
+    file = redis_setup.announcement(folder.path)
+    redis_setup.write_secretly(file, json.dumps({"url": url}))
     try:
         yield
     finally:

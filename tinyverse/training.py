@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +194,9 @@ def make_trainer(asked: Asked, learning: Learning, database: Database) -> tuple[
         check_agreed(asked.run, agreed, asked.title, asked.given, force=learning.force)
     if learning.force and change_settings(asked, database):
         meta = {}
-    settings = asked.resolved((agreed_of(meta) or kept).get("settings", {}))
+    agreed = (agreed_of(meta) or kept).get("settings", {})
+    settings = asked.resolved(agreed)
+    _say_what_is_kept(asked, agreed)
     seed = asked.fresh_seed() + towers.rank()  # each draws others; the weights are rank 0's
     rng.seed(seed)
     experiment = loader.build(asked.module, settings)
@@ -254,6 +256,15 @@ def _begin_from(asked: Asked, file: str, agent: Agent, goes_on: bool) -> None:
         return
     agent.set_weights(WeightsFile.read(Path(file)).weights)
     asked.say(f"run {asked.run} begins with the weights in {file}")
+
+
+def _say_what_is_kept(asked: Asked, agreed: Mapping[str, Any]) -> None:
+    """A run goes on with its own settings, also where the experiment's file has been changed since, or -o is left out."""
+    written = json.loads(json.dumps(loader.defaults(asked.module), default=str))
+    others = [name for name in agreed if agreed[name] != written.get(name) and name not in asked.given]
+    if others:
+        kept, now = (", ".join(f"{name}={settings.get(name)}" for name in others) for settings in (agreed, written))
+        asked.say(f"run {asked.run} goes on with {kept}, as it was made; its file says {now} (--fresh begins anew)")
 
 
 def start_fresh(asked: Asked, database: Database) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 from tinyverse import losses, nest, returns
 from tinyverse.batch import Batch
 from tinyverse.errors import SettingsError
-from tinyverse.learner import Metrics, Optimizer, TorchLearner
+from tinyverse.learner import Metrics, TorchLearner
 from tinyverse.normalizers import ReturnScale
 from tinyverse.torch_agent import TorchAgent
 
@@ -57,14 +57,9 @@ class A2C(TorchLearner):
             raise SettingsError(
                 f"A2C got n_step={n_step} and lambda_={lambda_}; give either n_step of 1 or more, or lambda_."
             )
-        descent = Optimizer(
-            agent.network.parameters(),
-            optimizer,
-            learning_rate=learning_rate,
-            max_grad_norm=max_grad_norm,
-            total_updates=total_updates,
+        super().__init__(
+            agent, optimizer, learning_rate=learning_rate, max_grad_norm=max_grad_norm, total_updates=total_updates
         )
-        super().__init__(agent, descent)
         self.discount, self.reward_clip = discount, reward_clip
         self.lambda_, self.n_step = 0.95 if lambda_ is None else lambda_, n_step
         self.value_cost, self.entropy_cost = value_cost, entropy_cost

@@ -7,7 +7,7 @@ from torch import Tensor
 from tinyverse import losses, nest
 from tinyverse.batch import Batch
 from tinyverse.errors import SettingsError
-from tinyverse.learner import Metrics, Optimizer, TorchLearner
+from tinyverse.learner import Metrics, TorchLearner
 from tinyverse.torch_agent import TorchAgent
 
 
@@ -41,14 +41,9 @@ class BehaviourCloning(TorchLearner):
     ) -> None:
         if whom not in ("human", "all"):
             raise SettingsError(f"BehaviourCloning(whom={whom!r}) imitates nobody; there are 'human' and 'all'.")
-        descent = Optimizer(
-            agent.network.parameters(),
-            optimizer,
-            learning_rate=learning_rate,
-            max_grad_norm=max_grad_norm,
-            total_updates=total_updates,
+        super().__init__(
+            agent, optimizer, learning_rate=learning_rate, max_grad_norm=max_grad_norm, total_updates=total_updates
         )
-        super().__init__(agent, descent)
         self.whom, self.entropy_cost = whom, entropy_cost
 
     def train_step(self, batch: Batch) -> Metrics:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from tinyverse import losses, nest, returns
 from tinyverse.batch import Batch
-from tinyverse.learner import Metrics, Optimizer, TorchLearner
+from tinyverse.errors import SettingsError
+from tinyverse.learner import Metrics, TorchLearner
 from tinyverse.q_agent import QAgent
 
 
@@ -38,6 +39,8 @@ class DQN(TorchLearner):
         squash: Q is of returns squashed by `returns.squashed` with this ε; None: of plain returns.
         eta: see `losses.sequence_priorities`.
         length, burn_in: see `Learner`.
+    Raises:
+        SettingsError: the agent is no `QAgent`.
     """
 
     agent: QAgent
@@ -60,14 +63,14 @@ class DQN(TorchLearner):
         optimizer: str = "adam",
         total_updates: int | None = None,
     ) -> None:
-        descent = Optimizer(
-            agent.network.parameters(),
-            optimizer,
-            learning_rate=learning_rate,
-            max_grad_norm=max_grad_norm,
-            total_updates=total_updates,
+        if not isinstance(agent, QAgent):
+            raise SettingsError(
+                f"{type(self).__name__} got a {type(agent).__name__}, wanted QAgent(network, action_space): "
+                "it acts by the values that are learned."
+            )
+        super().__init__(
+            agent, optimizer, learning_rate=learning_rate, max_grad_norm=max_grad_norm, total_updates=total_updates
         )
-        super().__init__(agent, descent)
         self.target = copy.deepcopy(agent.network).requires_grad_(False)
         self.discount, self.n, self.double, self.target_every = discount, n, double, target_every
         self.reward_clip, self.squash, self.eta = reward_clip, squash, eta

@@ -11,7 +11,7 @@ from torch import Tensor
 from tinyverse import losses, nest, returns
 from tinyverse.batch import Batch
 from tinyverse.errors import SettingsError
-from tinyverse.learner import Metrics, Optimizer, TorchLearner
+from tinyverse.learner import Metrics, TorchLearner
 from tinyverse.normalizers import ReturnScale
 from tinyverse.torch_agent import TorchAgent
 
@@ -70,14 +70,9 @@ class PPO(TorchLearner):
             if count < 1:
                 raise SettingsError(f"PPO({name}={count}) learns nothing; give 1 or more.")
         steps = None if total_updates is None else total_updates * epochs * minibatches
-        descent = Optimizer(
-            agent.network.parameters(),
-            optimizer,
-            learning_rate=learning_rate,
-            max_grad_norm=max_grad_norm,
-            total_updates=steps,
+        super().__init__(
+            agent, optimizer, learning_rate=learning_rate, max_grad_norm=max_grad_norm, total_updates=steps
         )
-        super().__init__(agent, descent)
         self.discount, self.lambda_, self.reward_clip = discount, lambda_, reward_clip
         self.epochs, self.minibatches = epochs, minibatches
         self.clip, self.value_clip = clip, value_clip
@@ -117,7 +112,7 @@ class PPO(TorchLearner):
         observations = nest.map(lambda rows: rows[:-1], batch.observations)
         outputs, _ = network(observations, batch.initial_memory, batch.first[:-1])
         policy, values = network.distribution(outputs.policy), outputs.values.float()
-        log_rhos = policy.log_prob(batch.actions) - batch.extras["behaviour_log_prob"]
+        log_rhos = policy.log_prob(batch.actions) - self.behaviour_log_probs(batch)
         clip = self.clip * self.optimizer.remaining
 
         share = mask / losses.count(mask)  # of a row in the mean

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from tinyverse import losses, nest, returns
 from tinyverse.batch import Batch
-from tinyverse.learner import Metrics, Optimizer, TorchLearner
+from tinyverse.learner import Metrics, TorchLearner
 from tinyverse.normalizers import ReturnScale
 from tinyverse.torch_agent import TorchAgent
 
@@ -54,14 +54,9 @@ class VTrace(TorchLearner):
         optimizer: str = "rmsprop",
         total_updates: int | None = None,
     ) -> None:
-        descent = Optimizer(
-            agent.network.parameters(),
-            optimizer,
-            learning_rate=learning_rate,
-            max_grad_norm=max_grad_norm,
-            total_updates=total_updates,
+        super().__init__(
+            agent, optimizer, learning_rate=learning_rate, max_grad_norm=max_grad_norm, total_updates=total_updates
         )
-        super().__init__(agent, descent)
         self.discount, self.reward_clip = discount, reward_clip
         self.value_cost, self.entropy_cost = value_cost, entropy_cost
         self.clips = {"clip_rho": clip_rho, "clip_pg_rho": clip_pg_rho, "lambda_": lambda_}
@@ -79,7 +74,7 @@ class VTrace(TorchLearner):
         policy = network.distribution(nest.map(lambda rows: rows[:-1], outputs.policy))
         values = outputs.values.float()
         log_probs, entropies = policy.log_prob(batch.actions), policy.entropy()
-        log_rhos = log_probs - batch.extras["behaviour_log_prob"]
+        log_rhos = log_probs - self.behaviour_log_probs(batch)
 
         targets, advantages, unweighted = returns.vtrace(
             log_rhos, self.rewards(batch), batch.discounts(self.discount), batch.traces, values, **self.clips

@@ -46,7 +46,7 @@ class FeedForward(Stage):
         if hasattr(self.module, "build"):
             return int(self.module.build(shape))
         with torch.no_grad():
-            return int(self.module(torch.zeros(2, *shape, dtype=dtype)).shape[1])
+            return self.module(torch.zeros(2, *shape, dtype=dtype))[0].numel()
 
     def forward(self, x: Tensor, memory: nest.Tree, first: Tensor) -> tuple[Tensor, nest.Tree]:
         steps, games = first.shape
@@ -131,7 +131,13 @@ def stack_windows(frames: Tensor, memory: Tensor, first: Tensor) -> Tensor:
 
 
 def as_stage(module: nn.Module | None) -> Stage:
-    """The module itself if it is a stage; else it is applied row by row; None: the inputs as they are."""
+    """The module itself if it is a stage; else it is applied row by row; None: the inputs as they are.
+
+    Raises:
+        SettingsError: it is no module at all, such as a class that was not called.
+    """
+    if module is not None and not isinstance(module, nn.Module):
+        raise SettingsError(f"{module!r} is no part of a network. Give a module, as in trunk=MLP(64), body=LSTM(256).")
     return module if isinstance(module, Stage) else FeedForward(module)
 
 
@@ -141,16 +147,25 @@ def kind(stage: Stage) -> str:
 
 
 def build_stage(stage: Stage, shape: tuple[int, ...], dtype: torch.dtype, source: str) -> int:
-    """The stage's number of features.
+    """The stage's number of features, tried on two rows of zeros.
 
     Raises:
-        SettingsError: the stage cannot take `shape`; what it says is said again with both ends named.
+        SettingsError: the stage cannot take `shape`, or makes something else than it says; both ends are named.
     """
+    inner = kind(getattr(stage, "trunk", stage))
     try:
-        return stage.build(shape, dtype)
+        features = stage.build(shape, dtype)
+        with torch.no_grad():
+            rows, first = torch.zeros(1, 2, *shape, dtype=dtype), torch.zeros(1, 2, dtype=torch.bool)
+            made = tuple(stage(rows, stage.initial_memory(2, rows.device), first)[0].shape)
     except (SettingsError, RuntimeError, ValueError, TypeError, IndexError) as error:
-        inner = kind(getattr(stage, "trunk", stage))
         raise SettingsError(f"{inner} does not fit {source}: it got shape {shape}. {error}") from error
+    if made != (1, 2, features):
+        raise SettingsError(
+            f"{inner} promises {features} features of {source}, but makes {made} of two rows of it, "
+            f"wanted (1, 2, {features}). What does its build() return?"
+        )
+    return features
 
 
 def run_stage(name: str, stage: Stage, x: Tensor, memory: dict[str, Any], first: Tensor) -> Tensor:

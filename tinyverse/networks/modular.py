@@ -79,7 +79,7 @@ class ModularNetwork(nn.Module):
             self.body = as_stage(body)
             features = build_stage(self.body, (features,), torch.float32, f"{features} embeddings of the trunks")
         self.action_names = list(nest.flatten(nest.of_space(action_space, lambda space: space), "actions"))
-        self.heads = nn.ModuleList(head(space, features) for space in _leaves(action_space).values())
+        self.heads = nn.ModuleList(_fitting(head, space, features) for space in _leaves(action_space).values())
         self.value = ValueHead(value_features or features)
         self.options = [layer.options for layer in self.heads]
         if available is not None:
@@ -131,6 +131,19 @@ class ModularNetwork(nn.Module):
         """The distribution over actions that `Outputs.policy`, or some rows of it, describes."""
         parts = [head.distribution(leaf) for head, leaf in zip(self.heads, policy, strict=True)]
         return parts[0] if self.action_names == ["actions"] else Joint(self.action_names, parts)
+
+
+def _fitting(head: Callable[[Any, int], Head], space: Any, features: int) -> Head:
+    """The head of one leaf of the action space, tried on a row of zeros."""
+    layer = head(space, features)
+    try:
+        with torch.no_grad():
+            layer.distribution(layer(torch.zeros(1, 1, features))).mode()
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise SettingsError(
+            f"{type(layer).__name__} does not fit the {features} features before it and the actions {space}. {error}"
+        ) from error
+    return layer
 
 
 def _embeddings(kind: str, stages: Any, inputs: list[Tensor], memory: dict[str, Any], first: Tensor) -> Tensor:
