@@ -21,7 +21,7 @@ PIP := $(BIN)/pip --disable-pip-version-check $(shell test -t 2 || echo --quiet)
 
 # torch comes first and by its exact version, so that the small CPU build is taken where there is one
 .venv/ready: setup.py constraints.txt
-	@echo "==> setting up .venv (once; 400 MB are fetched, with PyTorch's build for CUDA, Linux's default, 3 GB)"
+	@echo "==> setting up .venv (once; 400 MB are fetched, or 3 GB with PyTorch's build for CUDA, which is Linux's default)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || (echo "tinyverse needs Python 3.11 or newer; name one with: make PYTHON=python3.12"; exit 1)
 	@$(PYTHON) -m venv .venv
 	@echo "==> 1/2 PyTorch" && $(PIP) install -c constraints.txt torch

@@ -423,7 +423,7 @@ def test_resume_and_fresh(tinyverse: Tinyverse) -> None:
     assert updates() == 5
     said = tinyverse("tabular", "local", "-n", 1, "--fresh")
     assert said.code == 0 and updates() == 1
-    assert "the older run is kept in runs/tabular." in said.err and len(list(Path("runs").iterdir())) == 2
+    assert "the older run is kept in runs/tabular." in said.err and len(list(Path("runs").glob("tabular*"))) == 2
 
 
 def test_other_settings_are_listed_and_forced(tinyverse: Tinyverse) -> None:
