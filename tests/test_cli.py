@@ -445,6 +445,10 @@ def test_other_settings_are_listed_and_forced(tinyverse: Tinyverse) -> None:
     assert "goes on with learning_rate=0.25, discount=0.9" in said and f"its file says {parts[0]}" in said
     assert settings() == {**before, "learning_rate": 0.25, "discount": 0.9}
     assert "goes on with" not in tinyverse(*words).err
+    file = Path("runs/tabular/settings.json")
+    file.write_text(file.read_text().replace("slippery", "icy"))  # as if the experiment had renamed it since
+    one_sentence(tinyverse(*words[:4]), 1, "was made with icy, which tabular has no longer", "--name", "--fresh")
+    assert tinyverse(*words[:4], "--fresh").code == 0
 
 
 def test_force_changes_the_agreement_on_the_server(run: Tinyverse, tinyverse: Tinyverse, monkeypatch: Any) -> None:

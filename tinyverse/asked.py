@@ -22,7 +22,7 @@ from typing import Any
 
 from tinyverse import loader, redis_server, redis_setup
 from tinyverse.database import Database
-from tinyverse.errors import SettingsError, TinyverseError
+from tinyverse.errors import RunConflict, SettingsError, TinyverseError
 from tinyverse.progress import Bar, Share
 from tinyverse.run_folder import RunFolder
 from tinyverse.sharded_database import open_database
@@ -92,7 +92,16 @@ class Asked:
         return RunFolder(RUNS / self.run)
 
     def resolved(self, agreed: Mapping[str, Any]) -> dict[str, Any]:
-        """All settings: defaults, over them what the run has agreed on, over that what was asked for."""
+        """All settings: defaults, over them what the run has agreed on, over that what was asked for.
+
+        Raises:
+            RunConflict: the run has settings that the experiment has no longer.
+        """
+        if gone := [name for name in agreed if name not in loader.defaults(self.module)]:
+            raise RunConflict(
+                f"run {self.run} was made with {', '.join(gone)}, which {self.title} has no longer: choose another --name, "
+                "or start anew with train --fresh."
+            )
         return loader.resolve(self.module, {**agreed, **self.given})
 
     def fresh_seed(self) -> int:
