@@ -37,7 +37,7 @@ BUSY = {"time/sample": 0.1, "time/update": 0.85}
     ("workers", "metrics", "says"),
     [
         ([], {}, "no trainer is at work; start one"),
-        ([TRAIN | {"waits_for": "32 more new sessions"}], {}, "no player is at work; start one"),
+        ([TRAIN | {"waits_for": "32 more new sessions"}], {}, "no player is at work yet; start one, or wait for one that is starting"),
         ([TRAIN], BUSY, "the trainer learns alone; nobody plays"),
         ([TRAIN, PLAY | {"stages": {"environment": 0.71, "act": 0.29}}], {"time/update": 0.3},
          "players: the environment takes 71% of a step; add players"),

@@ -88,7 +88,9 @@ def bottleneck(facts: Mapping[str, Any]) -> str:
         return "no trainer is at work; start one"
     if not players:
         return (
-            "no player is at work; start one" if trainers[0]["waits_for"] else "the trainer learns alone; nobody plays"
+            "no player is at work yet; start one, or wait for one that is starting"
+            if trainers[0]["waits_for"]
+            else "the trainer learns alone; nobody plays"
         )
     lost = [worker for worker in trainers + players if worker["waits_for"] == "the database"]
     if lost:

@@ -25,13 +25,16 @@ def make_experiment(env_id="ALE/Breakout-v5", fresh=1.0, learning_rate=3e-4, ent
             agent,
             learning_rate=learning_rate,
             entropy_cost=entropy_cost,
+            normalize_advantages=True,
             lambda_=0.95,
             max_grad_norm=0.5,
             optimizer="adam",
         )
 
     return Experiment(
-        make_pool=lambda num_games, num_threads=1: atari_pool(env_id, num_games, num_threads=num_threads),
+        make_pool=lambda num_games, num_threads=1: atari_pool(
+            env_id, num_games, num_threads=num_threads, episodic_life=True
+        ),
         make_env=lambda evaluation=False, render_mode=None: atari_env(
             env_id, evaluation=evaluation, render_mode=render_mode
         ),
