@@ -9,14 +9,13 @@ Pong: a mean return of 18 over 100 episodes after 0.6 M steps (2.4 M frames), 8.
 -o total_updates=45000` on 2 cores without a GPU. The learning rate falls to 0 over `total_updates`, of which a million
 steps make 11,700: as it comes, over 10 M steps. Breakout, with `total_updates=60000`: 60 after 2.0 M steps, 30 minutes.
 
-Rules: 84×84 grey, frame skip 4 with the maximum of the last 2, up to 30 no-op frames at the start, no sticky actions; FIRE
-after a lost life.
-For learning only, rewards are clipped to ±1 and a life is an episode; returns are of whole games, in the game's own score.
+Rules: 84×84 grey, frame skip 4 with the maximum of the last 2, up to 30 no-op frames at the start, no sticky actions, FIRE
+after a lost life. For learning only, rewards are clipped to ±1 and a life is an episode; returns are of whole games, in the game's own score.
 
 Each session is learned from 3 times, soon after it was played, in small batches: many updates, each of them clipped.
 Each pixel's running mean is taken away and features are normalised: else what is always there drowns the few pixels that
-matter, and Breakout is not learned at all. `-o network=nature` is the larger network of 2015; on a CPU the small one of 2013 learns more in the
-same time.
+matter, and Breakout is not learned at all. `-o network=nature` is the larger network of 2015; on a CPU the small one of
+2013 learns more in the same time.
 """
 
 from tinyverse import Experiment, TorchAgent

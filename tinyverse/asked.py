@@ -97,7 +97,7 @@ class Asked:
         Raises:
             RunConflict: the run has settings that the experiment has no longer.
         """
-        if gone := [name for name in agreed if name not in loader.defaults(self.module)]:
+        if gone := sorted(agreed.keys() - loader.defaults(self.module).keys()):
             raise RunConflict(
                 f"run {self.run} was made with {', '.join(gone)}, which {self.title} has no longer: choose another --name, "
                 "or start anew with train --fresh."

@@ -1,7 +1,8 @@
 """Atari by one set of rules, in batches for playing and alone for watching, equal to the last pixel.
 
 Every rule is stated, because papers differ in them: rewards are raw, an episode is a whole game unless told, buttons do
-not stick, an observation is one grey frame (a window of frames is the agent's memory), one step is 4 frames.
+not stick, an observation is one grey frame (a window of frames is the agent's memory), one step is 4 frames. The step
+after a lost life presses FIRE, whatever was chosen, where a game has it: some wait for it for ever.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ MAX_NUM_FRAMES = (
     108_000  # 30 minutes; an episode of this length is truncated. Frames before the first observation do not count
 )
 NOOP_MAX = 30  # an episode begins with 0 to NOOP_MAX - 1 frames, the first of them FIRE where a game has it
-# The step after a lost life presses FIRE too, whatever was chosen: some games wait for it to go on, for ever.
 HEIGHT = WIDTH = 84
 
 
