@@ -21,7 +21,14 @@ NETWORKS = {"small": SmallConv, "nature": NatureConv}
 
 
 def make_experiment(
-    env_id="ALE/Pong-v5", network="small", learning_rate=1e-4, epsilon=0.4, reuse=4.0, discount=0.99, unroll_length=10
+    env_id="ALE/Pong-v5",
+    network="small",
+    learning_rate=1e-4,
+    target_every=500,
+    epsilon=0.4,
+    reuse=4.0,
+    discount=0.99,
+    unroll_length=10,
 ):
     def make_pool(num_games, num_threads=1):
         return atari_pool(env_id, num_games, num_threads=num_threads, episodic_life=True)
@@ -35,7 +42,14 @@ def make_experiment(
         return QAgent(net, action_space, epsilon=epsilon, greedy_epsilon=0.001)
 
     def make_learner(agent):
-        return DQN(agent, learning_rate=learning_rate, discount=discount, n=3, target_every=500, reward_clip=1.0)
+        return DQN(
+            agent,
+            learning_rate=learning_rate,
+            target_every=target_every,
+            discount=discount,
+            n=3,
+            reward_clip=1.0,
+        )
 
     return Experiment(
         make_pool=make_pool,

@@ -73,19 +73,24 @@ def test_the_hint_is_for_learning_only() -> None:
     assert training.step(1)[1] == pytest.approx(0.1) and judging.step(1)[1] == 0.0
 
 
-def test_mujoco_runs() -> None:
+@pytest.mark.parametrize(
+    ("example", "settings"),
+    [("mujoco_sac", {"hidden": "8"}), ("mujoco_ppo", {"epochs": "1", "games": "2", "unroll_length": "8"})],
+)
+def test_mujoco_runs(example: str, settings: dict[str, str]) -> None:
     pytest.importorskip("mujoco")
     pytest.importorskip("imageio")
-    learned("mujoco_sac", 2, hidden="8", env_id="Hopper-v5")
+    learned(example, 2, env_id="Hopper-v5", **settings)
 
 
+@pytest.mark.parametrize("example", ["mujoco_sac", "mujoco_ppo"])
 @pytest.mark.parametrize("missing", ["mujoco", "imageio"])
-def test_without_mujoco_it_says_what_to_install(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_mujoco_it_says_what_to_install(missing: str, example: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.startswith("gymnasium.envs.mujoco")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(ExperimentError, match=r"pip install .*gymnasium\[mujoco\]"):
-        built(Asked("mujoco_sac")).spaces()
+        built(Asked(example)).spaces()
 
 
 def test_acrobot_knows_its_algorithms() -> None:

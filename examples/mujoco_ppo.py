@@ -1,0 +1,63 @@
+"""MuJoCo's robots by PPO: observations and rewards of any size, brought to the size 1 as they come.
+
+pip install "gymnasium[mujoco]"
+tinyverse mujoco_ppo.py local -n 490
+tinyverse mujoco_ppo.py local -n 50 -o env_id=Pendulum-v1 -o discount=0.9 --name pendulum
+tinyverse mujoco_ppo.py eval -n 10 --greedy
+"""
+
+import gymnasium as gym
+from torch import nn
+
+from tinyverse import Experiment, TorchAgent
+from tinyverse.algorithms import PPO
+from tinyverse.errors import ExperimentError
+from tinyverse.networks import MLP, ModularNetwork
+from tinyverse.normalizers import Normalized
+
+
+def make_experiment(
+    env_id="HalfCheetah-v5",
+    learning_rate=3e-4,
+    total_updates=490,
+    discount=0.99,
+    epochs=10,
+    entropy_cost=0.0,
+    unroll_length=128,
+    games=16,
+):
+    def make_env(evaluation=False, render_mode=None):
+        try:
+            return gym.make(env_id, render_mode=render_mode)
+        except ModuleNotFoundError as error:
+            raise ExperimentError(
+                f'{env_id} needs {error.name}, which is not installed: pip install "gymnasium[mujoco]"'
+            ) from None
+
+    def make_agent(observation_space, action_space):
+        def trunk():
+            return Normalized(MLP(64, 64, activation=nn.Tanh))
+
+        return TorchAgent(ModularNetwork(observation_space, action_space, trunk=trunk(), value_trunk=trunk()))
+
+    def make_learner(agent):
+        return PPO(
+            agent,
+            learning_rate=learning_rate,
+            total_updates=total_updates,
+            epochs=epochs,
+            minibatches=games,
+            entropy_cost=entropy_cost,
+            discount=discount,
+            return_scale=True,
+        )
+
+    return Experiment(
+        make_env=make_env,
+        make_agent=make_agent,
+        make_learner=make_learner,
+        unroll_length=unroll_length,
+        games=games,
+        batch=games,
+        publish_every=1,
+    )
