@@ -21,7 +21,14 @@ NETWORKS = {"small": SmallConv, "nature": NatureConv}
 
 
 def make_experiment(
-    env_id="ALE/Pong-v5", network="small", learning_rate=1e-4, epsilon=0.4, reuse=2.0, burn_in=20, length=40
+    env_id="ALE/Pong-v5",
+    network="small",
+    learning_rate=2.5e-4,
+    target_every=200,
+    epsilon=0.4,
+    reuse=4.0,
+    burn_in=10,
+    length=30,
 ):
     def make_pool(num_games, num_threads=1):
         return atari_pool(env_id, num_games, num_threads=num_threads)
@@ -35,20 +42,20 @@ def make_experiment(
         return QAgent(net, action_space, epsilon=epsilon, greedy_epsilon=0.001)
 
     def make_learner(agent):
-        return R2D2(agent, learning_rate=learning_rate, target_every=500, burn_in=burn_in, length=length)
+        return R2D2(agent, learning_rate=learning_rate, target_every=target_every, burn_in=burn_in, length=length)
 
     return Experiment(
         make_pool=make_pool,
         make_env=make_env,
         make_agent=make_agent,
         make_learner=make_learner,
-        unroll_length=burn_in + length + 20,
+        unroll_length=burn_in + length,
         games=16,
-        batch=16,
+        batch=8,
         sampler=Prioritized(alpha=0.9, beta=0.6),
         reuse=reuse,
-        buffer_size=2000,
-        min_sessions=100,
+        buffer_size=3000,
+        min_sessions=200,
         publish_every=10,
         precision="auto",
         frame_skip=FRAME_SKIP,

@@ -1,11 +1,12 @@
 """What replay is worth: V-trace on an Atari game, each session learned from once, or also again from memory.
 
     tinyverse benchmarks/experiments/replay.py local --minutes 15 --seed 1 --name once
-    tinyverse benchmarks/experiments/replay.py local --minutes 15 --seed 1 --name replay -o fresh=0.25
+    tinyverse benchmarks/experiments/replay.py local --minutes 20 --seed 1 --name replay -o fresh=0.25
     tinyverse plot once replay
 
 With `fresh=0.25` a batch of 8 has 2 new sessions and 6 out of the last 2,000; all else is the same. So a step that was
 played is learned from four times on average, and costs that much more to learn from: replay pays where playing is dear.
+What came of it: docs/results.
 """
 
 from tinyverse import Experiment, TorchAgent
