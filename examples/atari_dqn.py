@@ -3,12 +3,14 @@
     tinyverse atari_dqn.py run --players 2 -o env_id=ALE/Breakout-v5
     tinyverse atari_dqn.py eval -n 5 --greedy
 
-Rules are those of `atari.py`. The return that training shows is of games that explore; `eval --greedy` has ε = 0.001.
+Rules are those of `atari.py`. The return that training shows is of games that explore, some of them nearly half the
+time; `eval --greedy` has ε = 0.001.
 
 Sessions are short and learned from as a whole: the window of 4 frames before the first row comes with each, so no row
 is spent on filling it. 10,000 of them are 100,000 steps and 1.0 GB of frames on the trainer's device (`--buffer-size`).
 
-That it plays and makes updates is tested; what it reaches has not been measured.
+Pong: a mean return of 10 over 100 episodes of games that explore after 608,000 steps (2.4 M frames), 17 after 723,000, 36
+minutes of one core (`local --seed 1`; the other core was busy too); then `eval -n 6 --greedy`: 21 in every game.
 """
 
 from tinyverse import Experiment
@@ -23,8 +25,8 @@ NETWORKS = {"small": SmallConv, "nature": NatureConv}
 def make_experiment(
     env_id="ALE/Pong-v5",
     network="small",
-    learning_rate=1e-4,
-    target_every=500,
+    learning_rate=2.5e-4,
+    target_every=200,
     epsilon=0.4,
     reuse=4.0,
     discount=0.99,
@@ -58,7 +60,7 @@ def make_experiment(
         make_learner=make_learner,
         unroll_length=unroll_length,
         games=16,
-        batch=32,
+        batch=16,
         sampler="prioritized",
         reuse=reuse,
         buffer_size=10_000,
