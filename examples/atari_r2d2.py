@@ -4,10 +4,13 @@
     tinyverse atari_r2d2.py eval -n 5 --greedy
 
 Rules are those of `atari.py`, but rewards are not clipped: values are of squashed returns. The network sees one frame
-at a time and remembers the rest. Slices of 60 rows, the first 20 of them to warm the memory up, begin anywhere in
-sessions of 80. 2000 sessions are 160,000 steps and 1.1 GB of frames on the trainer's device (`--buffer-size`).
+at a time and remembers the rest. Sessions are learned from as a whole, from the memory they began with in play; their
+first 10 rows only bring it up to date with today's weights. 3,000 of them are 120,000 steps and 0.9 GB of frames on the
+trainer's device (`--buffer-size`).
 
-That it plays and makes updates is tested; what it reaches has not been measured.
+Pong: a mean return of 0 over 100 episodes of games that explore after 676,000 steps (2.7 M frames), 10 after 792,000; then it
+stays below 12, for a memory suffers from steps at random more than a window does. After 1.12 M steps, 42 minutes of one
+core (`local --seed 1`; the other core was busy too), `eval -n 6 --greedy` says 20 in every game.
 """
 
 from tinyverse import Experiment
