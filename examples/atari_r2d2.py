@@ -8,9 +8,9 @@ at a time and remembers the rest. Sessions are learned from as a whole, from the
 first 10 rows only bring it up to date with today's weights. 3,000 of them are 120,000 steps and 0.9 GB of frames on the
 trainer's device (`--buffer-size`).
 
-Pong: a mean return of 0 over 100 episodes of games that explore after 676,000 steps (2.7 M frames), 10 after 792,000; then it
-stays below 12, for a memory suffers from steps at random more than a window does. After 1.12 M steps, 42 minutes of one
-core (`local --seed 1`; the other core was busy too), `eval -n 6 --greedy` says 20 in every game.
+Pong: a mean return of 0 over 100 episodes of games that explore after 676,000 steps (2.7 M frames), 10 after 792,000; then
+those that explore most keep it below 12 (from −11 to 20 at the end). After 1.12 M steps, 42 minutes of one core (`local
+--seed 1`; the other core was busy too), `eval -n 6 --greedy` says 20 in every game.
 """
 
 from tinyverse import Experiment
