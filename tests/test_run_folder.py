@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 from people import a_spec
 
+from tinyverse import weights_file
 from tinyverse.errors import RunConflict, SettingsError
 from tinyverse.run_folder import RunFolder, agreed_of, agreement, check_agreed, check_spec
 from tinyverse.weights_file import WeightsFile
@@ -54,6 +56,18 @@ def test_a_half_written_file_is_no_checkpoint(folder):
     (folder.checkpoints / "update-000000002.writing").write_bytes(b"half")
     assert folder.load()["update"] == 1
     assert folder.newest().name == "update-000000001.pt"
+
+
+def test_checkpoints_half_written_by_one_that_was_killed_go(folder, monkeypatch):
+    folder.checkpoints.mkdir(parents=True)
+    left = folder.checkpoints / "update-000000007.pt.4242.writing"
+    left.write_bytes(b"half")
+    monkeypatch.setattr(weights_file, "is_gone", lambda pid: pid == 4242)
+    folder.save(1, {"update": 1})
+    assert left.exists()  # just written, perhaps by a machine that shares the folder
+    os.utime(left, (0, 0))
+    folder.save(2, {"update": 2})
+    assert not left.exists() and folder.load()["update"] == 2
 
 
 def test_a_failed_save_leaves_the_older_one(folder, monkeypatch):

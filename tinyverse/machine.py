@@ -63,6 +63,19 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def is_gone(pid: int) -> bool:
+    """Whether no process of this machine has this id; False when that cannot be known."""
+    if sys.platform == "win32" or pid <= 0:  # to ask would be to press Ctrl-C there
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except (PermissionError, OverflowError):
+        pass
+    return False
+
+
 def python_path() -> dict[str, str]:
     """The environment in which a new process finds this package where it lies, if it is not installed."""
     home = str(Path(__file__).parents[1])

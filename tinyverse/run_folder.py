@@ -14,7 +14,6 @@ import contextlib
 import itertools
 import json
 import logging
-import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -26,7 +25,7 @@ import torch
 from tinyverse.errors import RunConflict
 from tinyverse.session import SessionSpec
 from tinyverse.stored_sessions import Sessions, StoredSessions
-from tinyverse.weights_file import UNREADABLE, WeightsFile, plain, write_whole
+from tinyverse.weights_file import UNREADABLE, WeightsFile, plain, remove_leftovers, whole, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -204,15 +203,9 @@ class RunFolder:
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         if sessions is not None:
             contents["sessions"] = self.stored.write(sessions)
-        temporary = path.with_suffix(".writing")
-        try:
-            with temporary.open("wb") as file:
-                torch.save(contents, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        remove_leftovers(self.checkpoints, "*")
+        with whole(path) as file:
+            torch.save(contents, file)
         for old in self._files()[:-CHECKPOINTS_KEPT]:
             old.unlink()
         self.stored.keep_only(contents.get("sessions", []))

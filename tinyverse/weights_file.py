@@ -6,12 +6,15 @@ A trainer's checkpoint is read as well. Nothing in either is executed.
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import json
 import os
 import pickle
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -19,9 +22,11 @@ import torch
 from tinyverse.agent import Weights
 from tinyverse.codec import decode
 from tinyverse.errors import CodecError, SettingsError
+from tinyverse.machine import is_gone
 from tinyverse.weights import decode_weights, encode_weights
 
 UNREADABLE = (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError)  # what torch.load says of damage
+SILENT_SECONDS = 3600.0  # after which nobody writes into a file any more
 
 
 class WeightsFile(NamedTuple):
@@ -73,15 +78,36 @@ class WeightsFile(NamedTuple):
 
 def write_whole(path: Path, data: bytes) -> None:
     """Writes a file, whole or not at all: a reader, or a kill at any moment, finds the one before or the new one."""
+    remove_leftovers(path.parent, glob.escape(path.name))
+    with whole(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[BinaryIO]:
+    """A file to write into, which gets its name when all of it is on the disk."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.writing")
     try:
         with temporary.open("wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path, name: str) -> None:
+    """Removes what killed writers of the files that `name` is a pattern of have left behind, half written.
+
+    Their processes are gone from this machine; and as others, where that says nothing, may share the folder, nothing was
+    written for an hour either.
+    """
+    for file in folder.glob(f"{name}.*.writing"):
+        pid = file.name.split(".")[-2]
+        with contextlib.suppress(OSError):
+            if pid.isdigit() and is_gone(int(pid)) and time.time() - file.stat().st_mtime > SILENT_SECONDS:
+                file.unlink()
 
 
 def plain(contents: Any) -> Any:
