@@ -20,8 +20,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from tinyverse.errors import RunConflict
 from tinyverse.session import SessionSpec
 from tinyverse.stored_sessions import Sessions, StoredSessions
@@ -200,6 +198,8 @@ class RunFolder:
         return not self._failure
 
     def _write(self, path: Path, contents: dict[str, Any], sessions: Sessions | None) -> None:
+        import torch
+
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         if sessions is not None:
             contents["sessions"] = self.stored.write(sessions)
@@ -225,6 +225,8 @@ class RunFolder:
 
     def load(self) -> dict[str, Any] | None:
         """The newest checkpoint that can be read, or None. Local files only, and nothing in them is executed."""
+        import torch
+
         for file in reversed(self._files()):
             try:
                 return torch.load(file, map_location="cpu", weights_only=True)

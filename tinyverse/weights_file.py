@@ -1,7 +1,8 @@
 """Weights file: weights on disk, to be played or to begin another run from.
 
 `export` and `best` write plain safetensors, which other programs read too; their metadata hold what the weights are of.
-A trainer's checkpoint is read as well. Nothing in either is executed.
+A trainer's checkpoint is read as well. Nothing in either is executed. Only where tensors are is torch imported:
+`plot` and `info`, which need a folder's other files, would take seconds.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-import torch
 
 from tinyverse.agent import Weights
 from tinyverse.codec import decode
@@ -63,6 +63,8 @@ class WeightsFile(NamedTuple):
 
     @classmethod
     def _of_checkpoint(cls, path: Path) -> WeightsFile:
+        import torch
+
         contents = torch.load(path, map_location="cpu", weights_only=True)
         meta = contents.get("meta")
         agreed = {"experiment": meta["experiment"], "settings": json.loads(meta["settings"])} if meta else {}
@@ -112,6 +114,8 @@ def remove_leftovers(folder: Path, name: str) -> None:
 
 def plain(contents: Any) -> Any:
     """A copy of nested dicts and lists in which arrays are tensors on the host: what `weights_only` reading accepts."""
+    import torch
+
     if isinstance(contents, Mapping):
         return {key: plain(value) for key, value in contents.items()}
     if isinstance(contents, (list, tuple)):
