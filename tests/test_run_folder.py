@@ -83,14 +83,14 @@ def test_a_failed_save_leaves_the_older_one(folder, monkeypatch):
     assert folder.load()["update"] == 1
 
 
-@pytest.mark.parametrize("damage", ["empty", "10 bytes", "half", "almost whole", "zeros", "text"])
+@pytest.mark.parametrize("damage", ["empty", "10 bytes", "half", "almost whole", "zeros", "text", "a word"])
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(folder, damage, caplog):
     for update in (1, 2):
         folder.save(update, {"update": update, "weights": {"a": torch.zeros(1000)}, "version": update})
     whole = folder.newest().read_bytes()
     folder.newest().write_bytes({
         "empty": b"", "10 bytes": whole[:10], "half": whole[: len(whole) // 2], "almost whole": whole[:-10],
-        "zeros": bytes(len(whole)), "text": b"gone with the wind " * 50,
+        "zeros": bytes(len(whole)), "text": b"gone with the wind " * 50, "a word": b"half",
     }[damage])  # fmt: skip
     with pytest.raises(SettingsError, match="no checkpoint"):
         WeightsFile.read(folder.newest())

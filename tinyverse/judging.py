@@ -154,6 +154,9 @@ class Seen:
     stops: int | None = None  # how often the run had been asked to stop
     stopped: bool = False  # it was, meanwhile
     complaint: str = ""
+    place: str = ""  # where they were newest, as was said
+    checkpoint: tuple[Any, ...] = ()  # the folder's newest, and when it was written
+    kept: WeightsFile | None = None  # its weights
     events: TensorBoard | None = None  # where evaluations show, once there is one
 
 
@@ -217,8 +220,8 @@ def rebuild(experiment: str, settings: Mapping[str, Any]) -> Experiment:
 
 
 def weights_for(asked: Asked, weights: str | None, seen: Seen) -> WeightsFile | None:
-    """The weights asked for, with all settings resolved: of a file, the best, a version in the database, else the newest
-    there or in the folder. None where they are what was seen last.
+    """The weights asked for, with all settings resolved: of a file, the best, a version, else the newest. Versions are
+    looked for in the database and in the folder. None where they are what was seen last.
 
     Raises:
         NoWeights: there are none at all.
@@ -253,26 +256,53 @@ def _find(asked: Asked, weights: str | None, seen: Seen) -> WeightsFile | None:
                 f"--weights {weights} is of the experiment {its}, this is {asked.title}: tinyverse {its} eval --weights {weights}"
             )
         return _agreed(found, agreed)
-    needless = () if weights or asked.names_server else (ServerError,)
+    return _version(asked, None if weights is None else int(weights), seen)
+
+
+def _version(asked: Asked, wanted: int | None, seen: Seen) -> WeightsFile | None:
+    """A version of the database or of the folder; where none is wanted, the newer of what both have."""
+    folder, kept = asked.folder, _kept(asked, seen)
+    fits = kept is not None and wanted in (None, kept.version)
+    needless = () if asked.names_server or not (fits or wanted is None) else (ServerError,)
     with contextlib.suppress(*needless), asked.connected(start=False) as database:
         state, meta = database.state(), database.meta()
         seen.stopped = seen.stops is not None and state.stop > seen.stops
         seen.stops = state.stop
-        if seen.stopped or (weights is None and meta and state.version == seen.version):
+        ahead = fits and kept is not None and kept.version > state.version  # `local` went on, or the server lost some
+        if seen.stopped or (wanted is None and meta and not ahead and state.version == seen.version):
             return None
-        blob = database.get_weights(version=int(weights) if weights else None)
+        if wanted is None and kept is not None and state.version >= 0:
+            _say_which(asked, seen, (kept.version, f"{folder.path}/"), (state.version, "the server"))
+        blob = None if ahead else database.get_weights(version=wanted)
         if blob is not None and meta:
             arrays, numbers = decode_weights(blob[1])
             return WeightsFile(arrays, blob[0], numbers["update"], numbers["step"], agreed_of(meta))
-        if weights is not None and meta:
-            raise SettingsError(
-                f"run {asked.run} has no version {weights}; the newest is {state.version}, and 3 are kept."
-            )
-    if (checkpoint := folder.newest()) is not None:
-        return _agreed(WeightsFile.read(checkpoint), agreed)
+        if not fits and wanted is not None and (meta or kept):
+            newest = max(state.version, kept.version if kept else -1)
+            raise SettingsError(f"run {asked.run} has no version {wanted}; the newest is {newest}, and 3 are kept.")
+    if kept is not None and fits:
+        return _agreed(kept, folder.settings())
     raise NoWeights(
         f"run {asked.run} has no weights yet, neither on a server nor in {folder.path}/. Train it first: tinyverse {asked.experiment} train"
     )
+
+
+def _kept(asked: Asked, seen: Seen) -> WeightsFile | None:
+    """The weights of the folder's newest checkpoint that can be read; each is read once."""
+    newest = asked.folder.newest()
+    checkpoint = (newest, newest.stat().st_mtime_ns) if newest else ()
+    if checkpoint != seen.checkpoint:
+        contents = asked.folder.load()
+        seen.kept, seen.checkpoint = WeightsFile.of_checkpoint(contents) if contents else None, checkpoint
+    return seen.kept
+
+
+def _say_which(asked: Asked, seen: Seen, *there: tuple[int, str]) -> None:
+    """Says which of two versions is taken and from where, if they differ; again only if it is the other place's."""
+    (version, place), (older, other) = sorted(there, reverse=True)
+    if version != older and place != seen.place:
+        asked.say(f"taking version {version}, from {place}; {other} has {older} (--weights {older} takes that)")
+        seen.place = place
 
 
 def _agreed(found: WeightsFile, folder: Mapping[str, Any]) -> WeightsFile:

@@ -25,7 +25,9 @@ from tinyverse.errors import CodecError, SettingsError
 from tinyverse.machine import is_gone
 from tinyverse.weights import decode_weights, encode_weights
 
-UNREADABLE = (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError)  # what torch.load says of damage
+UNREADABLE = (  # what torch.load says of damage
+    RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError, LookupError, TypeError, AttributeError,
+)  # fmt: skip
 SILENT_SECONDS = 3600.0  # after which nobody writes into a file any more
 
 
@@ -55,17 +57,21 @@ class WeightsFile(NamedTuple):
         try:
             with path.open("rb") as file:
                 is_checkpoint = file.read(2) == b"PK"
-            return cls._of_checkpoint(path) if is_checkpoint else cls._of_safetensors(path.read_bytes())
-        except (*UNREADABLE, CodecError, LookupError, TypeError, AttributeError) as error:
+            return cls._of_file_of_torch(path) if is_checkpoint else cls._of_safetensors(path.read_bytes())
+        except (*UNREADABLE, CodecError) as error:
             raise SettingsError(
                 f"{path} is no checkpoint of a trainer and no file of weights that tinyverse wrote ({type(error).__name__})."
             ) from None
 
     @classmethod
-    def _of_checkpoint(cls, path: Path) -> WeightsFile:
+    def _of_file_of_torch(cls, path: Path) -> WeightsFile:
         import torch
 
-        contents = torch.load(path, map_location="cpu", weights_only=True)
+        return cls.of_checkpoint(torch.load(path, map_location="cpu", weights_only=True))
+
+    @classmethod
+    def of_checkpoint(cls, contents: Mapping[str, Any]) -> WeightsFile:
+        """The weights of what a trainer saved."""
         meta = contents.get("meta")
         agreed = {"experiment": meta["experiment"], "settings": json.loads(meta["settings"])} if meta else {}
         weights = {name: tensor.numpy() for name, tensor in contents["weights"].items()}
