@@ -20,7 +20,7 @@ from tinyverse.agent import Agent, Weights
 from tinyverse.envs.accept import pool_of
 from tinyverse.envs.pool import Pool
 from tinyverse.envs.video import VideoWriter, picture
-from tinyverse.errors import ExperimentError
+from tinyverse.errors import ExperimentError, counted
 from tinyverse.experiment import Experiment
 from tinyverse.machine import set_threads
 
@@ -49,8 +49,8 @@ class Evaluation:
 
     def __str__(self) -> str:
         error = "" if math.isnan(self.standard_error) else f" ± {self.standard_error:.2f}"
-        games = f"{len(self.returns)} game" + "s" * (len(self.returns) != 1)
-        return f"mean return {self.mean:.2f}{error} over {games} of {np.mean(self.lengths):.0f} steps (version {self.version})"
+        games, steps = counted(len(self.returns), "game"), counted(round(np.mean(self.lengths)), "step")
+        return f"mean return {self.mean:.2f}{error} over {games} of {steps} (version {self.version})"
 
 
 def evaluate(

@@ -18,7 +18,7 @@ import numpy as np
 from tinyverse import loader, machine, monitor
 from tinyverse.asked import RECORDS, Asked, positive, stop_on_signals
 from tinyverse.database import Database
-from tinyverse.errors import DatabaseError, DatabaseLost, NoWeights, ServerError, SettingsError, TinyverseError
+from tinyverse.errors import DatabaseError, DatabaseLost, NoWeights, ServerError, SettingsError, TinyverseError, counted
 from tinyverse.evaluator import Evaluation, evaluate, evaluate_in_processes
 from tinyverse.experiment import Experiment
 from tinyverse.player import HEARTBEAT_SECONDS, Player, new_worker
@@ -340,7 +340,9 @@ def do_check(asked: Asked) -> list[tuple[str, str]]:
     rows += [(f"  {name}", f"{dtype} {list(shape)}") for name, (shape, dtype) in spec.fields.items()]
     player = Player(agent, pool, experiment.unroll_length, seed=asked.fresh_seed())
     player.version, player.update = 0, 0
-    rollout = timed("playing", player.play, lambda made: f"{made.alive.size} steps of {made.num_games} games")
+    rollout = timed(
+        "playing", player.play, lambda made: f"{counted(made.alive.size, 'step')} of {counted(made.num_games, 'game')}"
+    )
     session = rollout.sessions("check", 0)[0]
     blob = timed(
         "encoding",

@@ -17,7 +17,7 @@ from typing import Any
 
 from tinyverse import monitor
 from tinyverse.asked import RECORDS, Asked
-from tinyverse.errors import SettingsError
+from tinyverse.errors import SettingsError, counted
 from tinyverse.plot import curve, plot_curves
 from tinyverse.plotting import folder_of
 from tinyverse.published import published
@@ -121,7 +121,7 @@ def _result(folder: RunFolder) -> dict[str, str]:
         "best return": f"{max(returns):.2f}" if returns else "–",
         "best evaluation": "–, by eval --every"
         if best is None
-        else f"{best['eval/return']:.2f}{error}, {best['eval/games']} games",
+        else f"{best['eval/return']:.2f}{error}, {counted(best['eval/games'], 'game')}",
     }
 
 
@@ -139,7 +139,7 @@ def _machine(starts: Sequence[dict[str, Any]]) -> Table:
     for start in starts:
         there = start["machine"]
         words = {
-            "processor": f"{there['cpu']}, {there['cores']} core{'s' * (there['cores'] != 1)}", "memory": monitor.size(there["memory"]),
+            "processor": f"{there['cpu']}, {counted(there['cores'], 'core')}", "memory": monitor.size(there["memory"]),
             "GPU": ", ".join(there["gpus"]) or "none", "learned on": start["device"], "system": there["system"],
         }  # fmt: skip
         for name, word in words.items():
