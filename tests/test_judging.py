@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
+from tinyverse import judging
 from tinyverse.asked import Asked
 from tinyverse.errors import NoWeights, SettingsError
+from tinyverse.evaluator import Evaluation
 from tinyverse.judging import Seen, weights_for
 from tinyverse.redis_database import RedisDatabase
 from tinyverse.run_folder import RunFolder
@@ -100,6 +105,28 @@ def test_who_goes_on_follows_both_and_says_where_they_changed(run, capsys):
     assert [look(), look()] == [(3, ""), (None, "")]
     run.publish(4)
     assert [look(), look()] == [(4, "taking version 4, from the server"), (None, "")]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is always a screen")
+def test_a_film_needs_no_screen(run, monkeypatch):
+    pytest.importorskip("pygame")
+    drawn_by = []
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "XDG_RUNTIME_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SDL_VIDEODRIVER", "")  # is put back at the end
+    monkeypatch.delenv("SDL_VIDEODRIVER")
+
+    def evaluate(*_):
+        drawn_by.append(os.environ.get("SDL_VIDEODRIVER"))
+        return Evaluation([1.0], [1])
+
+    monkeypatch.setattr(judging, "_evaluate", evaluate)
+    run.publish(1)
+    for render in (True, False):
+        judging.do_eval(run.asked, render=render)
+    assert drawn_by == [None, "dummy"]
+    words = [sys.executable, "-c", "import pygame; pygame.display.init(); pygame.Surface((9, 9)).fill((1, 2, 3))"]
+    assert subprocess.run(words, check=True, capture_output=True, timeout=60).stderr == b""
 
 
 def test_a_damaged_checkpoint_is_passed_over(run, caplog):

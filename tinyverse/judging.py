@@ -57,6 +57,8 @@ def do_eval(
     if every is not None and not every > 0:
         raise SettingsError(f"--every {every:g}: give a number of seconds above 0.")
     machine.set_threads(1)
+    if not render:
+        machine.draw_unseen()
     result, seen = None, Seen()
     with contextlib.ExitStack() as stack:
         asked_to_stop = stack.enter_context(stop_on_signals())
