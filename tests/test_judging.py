@@ -129,6 +129,18 @@ def test_a_film_needs_no_screen(run, monkeypatch):
     assert subprocess.run(words, check=True, capture_output=True, timeout=60).stderr == b""
 
 
+def test_what_a_single_evaluation_found_is_kept_for_the_report(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(judging, "_evaluate", lambda *_: Evaluation([1.0, 3.0], [5, 7]))
+    run.publish(5)
+    judging.do_eval(run.asked, games=2)  # without a folder there is nowhere to keep it
+    file = run.save(6)
+    for weights in (None, "5", str(file)):
+        judging.do_eval(run.asked, games=2, weights=weights)
+    kept = [(row["version"], row["eval/return"], row["eval/games"]) for row in run.folder.evaluations()]
+    assert kept == [(6, 2.0, 2), (5, 2.0, 2)]  # a file's may be another run's
+    assert run.folder.metrics() == []
+
+
 def test_a_damaged_checkpoint_is_passed_over(run, caplog):
     run.publish(5)
     run.save(9)

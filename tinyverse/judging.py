@@ -88,6 +88,9 @@ def do_eval(
                 presence.played(result)
                 if every is not None:
                     _record(asked, found, result, seen)
+                elif weights in (None, "best") or weights.isdigit():  # those of a file may be another run's
+                    with contextlib.suppress(OSError):  # the folder may be somebody else's, or not here
+                        asked.folder.log_evaluation(_row(found, result))
                 on_result(result)
             if every is None:
                 break
@@ -198,14 +201,9 @@ def _evaluate(
 
 def _record(asked: Asked, found: WeightsFile, result: Evaluation, seen: Seen) -> None:
     """Keeps the weights if they are the best, and logs the score in the folder, its TensorBoard and for `info`."""
-    error = None if math.isnan(result.standard_error) else result.standard_error
-    score = {"mean": result.mean, "standard_error": error, "games": len(result.returns)}
-    best = asked.folder.keep_best(found._replace(score=score))
-    row = {
-        "step": found.step, "update": found.update, "version": found.version, "eval/return": result.mean,
-        "eval/standard_error": error, "eval/games": len(result.returns), "eval/length": float(np.mean(result.lengths)),
-        "eval/best": best,
-    }  # fmt: skip
+    row = _row(found, result)
+    score = {"mean": result.mean, "standard_error": row["eval/standard_error"], "games": len(result.returns)}
+    row["eval/best"] = asked.folder.keep_best(found._replace(score=score))
     asked.folder.log(row)
     seen.events = seen.events or TensorBoard(asked.folder, "eval")
     seen.events.write(row)
@@ -214,6 +212,15 @@ def _record(asked: Asked, found: WeightsFile, result: Evaluation, seen: Seen) ->
     seen.events.flush()
     with contextlib.suppress(ServerError, DatabaseError), asked.connected(start=False) as database:
         database.log_metrics(row)
+
+
+def _row(found: WeightsFile, result: Evaluation) -> dict[str, Any]:
+    """An evaluation for a log."""
+    return {
+        "step": found.step, "update": found.update, "version": found.version, "eval/return": result.mean,
+        "eval/standard_error": None if math.isnan(result.standard_error) else result.standard_error,
+        "eval/games": len(result.returns), "eval/length": float(np.mean(result.lengths)),
+    }  # fmt: skip
 
 
 def rebuild(experiment: str, settings: Mapping[str, Any]) -> Experiment:

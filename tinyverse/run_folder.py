@@ -1,7 +1,8 @@
 """Run folder: what everyone in a run has agreed on, and where its trainer keeps it on disk.
 
 The agreement (experiment, settings, session spec) is created by the first trainer; a player adopts it. The folder
-`runs/<name>/` holds settings.json, metrics.jsonl, starts.jsonl (who trained it, where and with which words), TensorBoard events, the newest checkpoints and the best weights.
+`runs/<name>/` holds settings.json, metrics.jsonl, starts.jsonl (who trained it, where and with which words),
+evaluations.jsonl, TensorBoard events, the newest checkpoints and the best weights.
 
     checkpoints/update-000001200.pt     weights, optimizer, counters, random numbers, settings: the newest 3
     replay/*.rows                       the stored sessions of the newest one, which knows their checksums
@@ -153,6 +154,14 @@ class RunFolder:
     def starts(self) -> list[dict[str, Any]]:
         """What `log_start` wrote; the first row began the run, the others went on with it."""
         return _rows(self.path / "starts.jsonl")
+
+    def log_evaluation(self, row: Mapping[str, Any]) -> None:
+        """Appends what a single `eval` of the run's weights found to evaluations.jsonl; metrics.jsonl has `eval --every`'s."""
+        _append(self.path / "evaluations.jsonl", row)
+
+    def evaluations(self) -> list[dict[str, Any]]:
+        """What `log_evaluation` wrote."""
+        return _rows(self.path / "evaluations.jsonl")
 
     def save(
         self, update: int, contents: Mapping[str, Any], sessions: Sessions | None = None, *, wait: bool = True
