@@ -60,14 +60,16 @@ def test_a_half_written_file_is_no_checkpoint(folder):
 
 def test_checkpoints_half_written_by_one_that_was_killed_go(folder, monkeypatch):
     folder.checkpoints.mkdir(parents=True)
-    left = folder.checkpoints / "update-000000007.pt.4242.writing"
-    left.write_bytes(b"half")
+    left = [folder.checkpoints / f"update-000000007.pt.{pid}.writing" for pid in (4242, os.getpid())]
     monkeypatch.setattr(weights_file, "is_gone", lambda pid: pid == 4242)
+    for file in left:
+        file.write_bytes(b"half")
     folder.save(1, {"update": 1})
-    assert left.exists()  # just written, perhaps by a machine that shares the folder
-    os.utime(left, (0, 0))
+    assert all(file.exists() for file in left)  # just written, perhaps by a machine that shares the folder
+    for file in left:
+        os.utime(file, (0, 0))
     folder.save(2, {"update": 2})
-    assert not left.exists() and folder.load()["update"] == 2
+    assert not any(file.exists() for file in left) and folder.load()["update"] == 2
 
 
 def test_a_failed_save_leaves_the_older_one(folder, monkeypatch):

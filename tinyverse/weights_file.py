@@ -108,13 +108,14 @@ def whole(path: Path) -> Iterator[BinaryIO]:
 def remove_leftovers(folder: Path, name: str) -> None:
     """Removes what killed writers of the files that `name` is a pattern of have left behind, half written.
 
-    Their processes are gone from this machine; and as others, where that says nothing, may share the folder, nothing was
-    written for an hour either.
+    Their processes are gone from this machine, or had the number of this one, as in a container that was started again.
+    Other machines, of which that says nothing, may share the folder; so nothing was written for an hour either.
     """
     for file in folder.glob(f"{name}.*.writing"):
         pid = file.name.split(".")[-2]
+        gone = pid.isdecimal() and (int(pid) == os.getpid() or is_gone(int(pid)))
         with contextlib.suppress(OSError):
-            if pid.isdigit() and is_gone(int(pid)) and time.time() - file.stat().st_mtime > SILENT_SECONDS:
+            if gone and time.time() - file.stat().st_mtime > SILENT_SECONDS:
                 file.unlink()
 
 
