@@ -270,14 +270,14 @@ def _find(asked: Asked, weights: str | None, seen: Seen) -> WeightsFile | None:
 
 def _version(asked: Asked, wanted: int | None, seen: Seen) -> WeightsFile | None:
     """A version of the database or of the folder; where none is wanted, the newer of what both have."""
-    folder, kept = asked.folder, _kept(asked, seen)
-    fits = kept is not None and wanted in (None, kept.version)
-    needless = () if asked.names_server or not (fits or wanted is None) else (ServerError,)
+    folder, newest = asked.folder, _newest_kept(asked, seen)
+    kept = newest if newest is not None and wanted in (None, newest.version) else None
+    needless = () if asked.names_server or (wanted is not None and kept is None) else (ServerError,)
     with contextlib.suppress(*needless), asked.connected(start=False) as database:
         state, meta = database.state(), database.meta()
         seen.stopped = seen.stops is not None and state.stop > seen.stops
         seen.stops = state.stop
-        ahead = fits and kept is not None and kept.version > state.version  # `local` went on, or the server lost some
+        ahead = kept is not None and kept.version > state.version  # `local` went on, or the server lost some
         if seen.stopped or (wanted is None and meta and not ahead and state.version == seen.version):
             return None
         if wanted is None and kept is not None and state.version >= 0:
@@ -286,17 +286,17 @@ def _version(asked: Asked, wanted: int | None, seen: Seen) -> WeightsFile | None
         if blob is not None and meta:
             arrays, numbers = decode_weights(blob[1])
             return WeightsFile(arrays, blob[0], numbers["update"], numbers["step"], agreed_of(meta))
-        if not fits and wanted is not None and (meta or kept):
-            newest = max(state.version, kept.version if kept else -1)
-            raise SettingsError(f"run {asked.run} has no version {wanted}; the newest is {newest}, and 3 are kept.")
-    if kept is not None and fits:
+        if wanted is not None and kept is None and (meta or newest):
+            there = max(state.version, newest.version if newest else -1)
+            raise SettingsError(f"run {asked.run} has no version {wanted}; the newest is {there}, and 3 are kept.")
+    if kept is not None:
         return _agreed(kept, folder.settings())
     raise NoWeights(
         f"run {asked.run} has no weights yet, neither on a server nor in {folder.path}/. Train it first: tinyverse {asked.experiment} train"
     )
 
 
-def _kept(asked: Asked, seen: Seen) -> WeightsFile | None:
+def _newest_kept(asked: Asked, seen: Seen) -> WeightsFile | None:
     """The weights of the folder's newest checkpoint that can be read; each is read once."""
     newest = asked.folder.newest()
     checkpoint = (newest, newest.stat().st_mtime_ns) if newest else ()
