@@ -1133,7 +1133,7 @@ def test_an_illegal_run_name(tinyverse: Tinyverse, folder: Path, verb: str, name
         (["local", "-b", 64, "--buffer-size", 32], ["a batch of 64 sessions cannot come from a buffer of 32"]),
         (["local", "--min-sessions", 6000], ["min_sessions is 6000 and the buffer holds 5000", "Raise --buffer-size"]),
         (["local", "--max-lag", -1], ["max_lag is -1"]),
-        (["local", "--reuse", 3], ["Fresh delivers each session 1 times"]),
+        (["local", "--reuse", 3], ["Fresh delivers each session 1 time "]),
         (["local", "-o", "unroll_length=0"], ["unroll_length is 0, wanted a whole number of at least 1"]),
         (["local", "-o", "games"], ["-o games: write it as NAME=VALUE"]),
         (["local", "--config", "nix.toml"], ["--config nix.toml cannot be read: No such file"]),

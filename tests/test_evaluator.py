@@ -154,13 +154,15 @@ def frames_of(path):
         frames.append(frame)
 
 
-def test_the_first_game_is_filmed_from_what_the_environment_renders(tmp_path):
+@pytest.mark.parametrize(("short", "filmed"), [(0.2, 1), (0.3, 2)])  # seconds of 30 frames; a game has 7
+def test_the_first_game_is_filmed_and_the_next_if_it_is_short(tmp_path, monkeypatch, short, filmed):
+    monkeypatch.setattr(evaluator, "SHORT_SECONDS", short)
     experiment = corridors(6)
     result = evaluate(experiment, Remembering(), games=4, at_once=2, video=tmp_path / "deep" / "game.webm")
     assert (result.video, result.note) == (tmp_path / "deep" / "game.webm", "")
     brightness = [frame.mean() for frame in frames_of(result.video)]
-    assert len(brightness) == 7  # from the first observation to the last, of one game
-    assert np.abs(np.array(brightness) - 10 * np.arange(7)).max() < 6
+    assert len(brightness) == 7 * filmed  # from the first observation to the last
+    assert np.abs(np.array(brightness) - 10 * np.tile(np.arange(7), filmed)).max() < 6
     assert [env.render_mode for env in experiment.made] == ["rgb_array", None]
 
 
@@ -278,4 +280,4 @@ def test_processes_share_the_games(tmp_path, games, jobs):
     assert result.returns == [12.0] * games
     assert result.lengths == [3] * games
     assert result.video == tmp_path / "game.webm"
-    assert len(frames_of(result.video)) == 4
+    assert len(frames_of(result.video)) == 4 * min(games, 2)  # all of the first seat

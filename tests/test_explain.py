@@ -78,6 +78,8 @@ def test_rates_compression_and_how_long_a_wait_will_last():
     ("waits_for", "rate", "ends"),
     [
         ("3 more new sessions", 2.0, "about 2 s more at this rate"),
+        ("1 more new session", 2.0, "about 0 s more at this rate"),
+        ("1,200 more new sessions", 2.0, "about 600 s more at this rate"),
         ("8 more sessions (reuse 4 is reached)", 2.0, "about 4 s more at this rate"),
         ("8 more sessions (reuse 4 is reached)", 0.0, "since 1 s"),
         ("8 more sessions", None, "since 1 s"),

@@ -103,6 +103,23 @@ def test_secrets_at_the_end_or_twice():
     assert without_secrets(["a", "--redis", "x", "--password", "y", "b", "--password"]) == ["a", "b"]
 
 
+@pytest.mark.parametrize(
+    ("single", "best"),
+    [
+        ([], "4.50 ± 0.25, 8 games"),
+        ([(9.0, 7)], "4.50 ± 0.25, 8 games"),  # fewer games
+        ([(6.0, 8)], "6.00, 8 games"),
+        ([(6.0, 8), (5.0, 20)], "5.00, 20 games"),
+        ([(4.0, 20)], "4.50 ± 0.25, 8 games"),
+    ],
+)
+def test_an_evaluation_by_itself_counts_if_none_had_more_games(single, best):
+    folder = a_run("pong")
+    for mean, games in single:
+        folder.log_evaluation({"eval/return": mean, "eval/standard_error": None, "eval/games": games})
+    assert reporting._result(folder)["best evaluation"] == best
+
+
 def test_published_scores():
     assert len(ATARI) == 49 and all(len(scores) == 3 for scores in ATARI.values())
     assert published({"env_id": "ALE/Breakout-v5"}).scores["DQN (2015)"] == 401.2

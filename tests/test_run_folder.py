@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 from people import a_spec
 
+from tinyverse import weights_file
 from tinyverse.errors import RunConflict, SettingsError
 from tinyverse.run_folder import RunFolder, agreed_of, agreement, check_agreed, check_spec
 from tinyverse.weights_file import WeightsFile
@@ -56,6 +58,20 @@ def test_a_half_written_file_is_no_checkpoint(folder):
     assert folder.newest().name == "update-000000001.pt"
 
 
+def test_checkpoints_half_written_by_one_that_was_killed_go(folder, monkeypatch):
+    folder.checkpoints.mkdir(parents=True)
+    left = [folder.checkpoints / f"update-000000007.pt.{pid}.writing" for pid in (4242, os.getpid())]
+    monkeypatch.setattr(weights_file, "is_gone", lambda pid: pid == 4242)
+    for file in left:
+        file.write_bytes(b"half")
+    folder.save(1, {"update": 1})
+    assert all(file.exists() for file in left)  # just written, perhaps by a machine that shares the folder
+    for file in left:
+        os.utime(file, (0, 0))
+    folder.save(2, {"update": 2})
+    assert not any(file.exists() for file in left) and folder.load()["update"] == 2
+
+
 def test_a_failed_save_leaves_the_older_one(folder, monkeypatch):
     folder.save(1, {"update": 1})
 
@@ -69,14 +85,14 @@ def test_a_failed_save_leaves_the_older_one(folder, monkeypatch):
     assert folder.load()["update"] == 1
 
 
-@pytest.mark.parametrize("damage", ["empty", "10 bytes", "half", "almost whole", "zeros", "text"])
+@pytest.mark.parametrize("damage", ["empty", "10 bytes", "half", "almost whole", "zeros", "text", "a word"])
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(folder, damage, caplog):
     for update in (1, 2):
         folder.save(update, {"update": update, "weights": {"a": torch.zeros(1000)}, "version": update})
     whole = folder.newest().read_bytes()
     folder.newest().write_bytes({
         "empty": b"", "10 bytes": whole[:10], "half": whole[: len(whole) // 2], "almost whole": whole[:-10],
-        "zeros": bytes(len(whole)), "text": b"gone with the wind " * 50,
+        "zeros": bytes(len(whole)), "text": b"gone with the wind " * 50, "a word": b"half",
     }[damage])  # fmt: skip
     with pytest.raises(SettingsError, match="no checkpoint"):
         WeightsFile.read(folder.newest())

@@ -287,6 +287,12 @@ def test_nothing_is_learned_before_the_stored_sessions_are_read(database):
     trainer = a_trainer(database)
     trainer.join()
     assert not trainer.step()
+    assert trainer.waiting.reason == "0 of 2 sessions"  # none are stored
+    trainer.leave()
+    push(database, some_sessions(2))
+    trainer = a_trainer(database)
+    trainer.join()
+    assert not trainer.step()
     assert trainer.waiting.reason == "the stored sessions to be read"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 
 import numpy as np
 import pytest
@@ -46,6 +47,26 @@ def test_a_failed_write_leaves_the_older_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         write_whole(path, b"new")
     assert path.read_bytes() == b"old" and [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_killed_writers_left_goes_an_hour_later(tmp_path):
+    dead, other = (subprocess.Popen(["true"]) for _ in range(2))
+    assert dead.wait() == other.wait() == 0
+    files = {
+        f"best.{dead.pid}.writing": None,
+        f"best.{os.getppid()}.writing": "its process is at work",
+        f"best.{other.pid}.writing": "it may be another machine's, and was written just now",
+        f"other.{dead.pid}.writing": "another file's",
+        "best.mine.writing": "nobody's here",
+        "best": "written",
+    }
+    for name in files:
+        (tmp_path / name).write_bytes(b"half")
+        os.utime(tmp_path / name, (0, 0))
+    (tmp_path / f"best.{other.pid}.writing").touch()
+    write_whole(tmp_path / "best", b"whole")
+    assert {file.name for file in tmp_path.iterdir()} == {name for name, why in files.items() if why}
+    assert (tmp_path / "best").read_bytes() == b"whole"
 
 
 def test_the_best_stays_until_it_is_beaten(tmp_path):

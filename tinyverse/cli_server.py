@@ -6,6 +6,8 @@ import json
 
 import click
 
+from tinyverse.errors import counted
+
 
 @click.group()
 def server() -> None:
@@ -77,6 +79,6 @@ def server_status(as_json: bool) -> int:
         print("no local server runs")
     else:
         print(f"server {facts['version']} in {facts['folder']} (pid {facts['pid']}), up {facts['uptime']} s, "
-              f"{facts['memory'] / 1e6:.1f} of {facts['max_memory'] / 1e6:.0f} MB, {facts['clients']} clients")  # fmt: skip
+              f"{facts['memory'] / 1e6:.1f} of {facts['max_memory'] / 1e6:.0f} MB, {counted(facts['clients'], 'client')}")  # fmt: skip
         print(f"TINYVERSE_REDIS_URL={facts['tcp_url'] or facts['url']}")
     return 0 if facts else 1

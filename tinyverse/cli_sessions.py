@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tinyverse.errors import counted
 from tinyverse.options import common
 
 if TYPE_CHECKING:
@@ -83,10 +84,10 @@ def sessions_export(asked: Asked, file: Path, **options: Any) -> None:
     from tinyverse.looking import do_export, do_export_hdf5
 
     if file.suffix == ".h5":
-        print(f"{do_export_hdf5(asked, file, **options):,} sessions in {file}")
+        print(f"{counted(do_export_hdf5(asked, file, **options), 'session')} in {file}")
         return
     found = do_export(asked, file, **options)
-    print(f"{len(found):,} sessions, shards: {len(found.shards)}, index: {found.path}")
+    print(f"{counted(len(found), 'session')}, shards: {len(found.shards)}, index: {found.path}")
 
 
 @sessions.command(name="import")
@@ -99,4 +100,4 @@ def sessions_import(asked: Asked, file: Path) -> None:
     """
     from tinyverse.looking import do_import
 
-    print(f"{do_import(asked, file):,} sessions imported into run {asked.run}")
+    print(f"{counted(do_import(asked, file), 'session')} imported into run {asked.run}")

@@ -18,7 +18,6 @@ import dataclasses
 import os
 import secrets
 import socket
-import sys
 import threading
 import time
 from collections import deque
@@ -26,6 +25,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tinyverse.errors import LeaseLost
+from tinyverse.machine import is_gone
 from tinyverse.position import BEGINNING
 
 WEIGHTS_KEPT = 3
@@ -398,17 +398,7 @@ def new_holder() -> str:
 def holder_is_dead(holder: str) -> bool:
     """Whether the holder was a process of this host that is gone; False when that cannot be known."""
     host, _, rest = holder.rpartition(":")[0].rpartition(":")
-    if host != socket.gethostname() or not rest.isdigit() or int(rest) <= 0:
-        return False
-    if sys.platform == "win32":  # to ask would be to press Ctrl-C there
-        return False
-    try:
-        os.kill(int(rest), 0)
-    except ProcessLookupError:
-        return True
-    except (PermissionError, OverflowError):
-        pass
-    return False
+    return host == socket.gethostname() and rest.isdigit() and is_gone(int(rest))
 
 
 def check_fence(holder: str, version: int, held_by: str, newest: int) -> None:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tinyverse.errors import TinyverseError
+from tinyverse.errors import TinyverseError, counted
 from tinyverse.plot import plot_curves
 
 NAME = "pong-demo"
@@ -21,7 +21,9 @@ FIRST_MINUTES, ALL_MINUTES = 2.0, 15.0
 def main() -> int:
     minutes = float(os.environ.get("MINUTES", ALL_MINUTES))
     first = min(FIRST_MINUTES, minutes)
-    _say(f"Pong with 2 players and a trainer for {minutes:g} minutes; Ctrl-C ends it sooner and loses nothing.")
+    _say(
+        f"Pong with 2 players and a trainer for {counted(minutes, 'minute')}; Ctrl-C ends it sooner and loses nothing."
+    )
     code = _tinyverse("run", "--players", "2", "--minutes", f"{first:g}")
     _show(code)
     if code == 0 and minutes > first:

@@ -22,7 +22,7 @@ import redis
 
 from tinyverse import codec, loader, machine, monitor, redis_server, redis_setup
 from tinyverse.asked import RUNS, Asked
-from tinyverse.errors import DatabaseError, ServerError, TinyverseError
+from tinyverse.errors import DatabaseError, ServerError, TinyverseError, counted
 from tinyverse.player import Player
 from tinyverse.redis_database import RedisDatabase
 
@@ -87,7 +87,9 @@ def _processor() -> Iterator[Finding]:
         else ""
     )
     yield Finding(
-        "threads", f"{machine.cores()} cores for this process, torch takes {torch.get_num_threads()} threads", advice
+        "threads",
+        f"{counted(machine.cores(), 'core')} for this process, torch takes {counted(torch.get_num_threads(), 'thread')}",
+        advice,
     )
     capability = torch.backends.cpu.get_cpu_capability()
     bfloat16 = (

@@ -20,11 +20,12 @@ from tinyverse.agent import Agent, Weights
 from tinyverse.envs.accept import pool_of
 from tinyverse.envs.pool import Pool
 from tinyverse.envs.video import VideoWriter, picture
-from tinyverse.errors import ExperimentError
+from tinyverse.errors import ExperimentError, counted
 from tinyverse.experiment import Experiment
 from tinyverse.machine import set_threads
 
 MAX_STEPS = 200_000  # of one game; a policy that loops for ever must not hang an evaluation
+SHORT_SECONDS = 5.0  # of film; after less than that it goes on with the next game
 
 
 @dataclasses.dataclass
@@ -49,8 +50,8 @@ class Evaluation:
 
     def __str__(self) -> str:
         error = "" if math.isnan(self.standard_error) else f" ± {self.standard_error:.2f}"
-        games = f"{len(self.returns)} game" + "s" * (len(self.returns) != 1)
-        return f"mean return {self.mean:.2f}{error} over {games} of {np.mean(self.lengths):.0f} steps (version {self.version})"
+        games, steps = counted(len(self.returns), "game"), counted(round(np.mean(self.lengths)), "step")
+        return f"mean return {self.mean:.2f}{error} over {games} of {steps} (version {self.version})"
 
 
 def evaluate(
@@ -70,7 +71,7 @@ def evaluate(
     count more often than long ones.
 
     Args:
-        video: where to write a film of the first game; None: none.
+        video: where to write a film of the first game, and of more where it is short; None: none.
         render: show the first game in a window, if the environment can.
         on_game: called after each game with the number done and its return.
         should_stop: asked before each step; the games that have ended by then are what is returned.
@@ -166,7 +167,8 @@ def _pool(experiment: Experiment, seats: int, envs: list[Any], render_mode: str 
 
 
 class _Camera:
-    """Films the first game, up to its end: what the environment renders, or what the agent sees where that is an image."""
+    """Films the first game up to its end, and if that is short those that follow in its place: what the environment
+    renders, or what the agent sees where that is an image."""
 
     def __init__(self, path: Path | None, env: Any) -> None:
         self.path: Path | None = None
@@ -212,4 +214,5 @@ class _Camera:
             writer.__exit__(type(error))  # leaves no file behind
 
     def cut(self) -> None:
-        self._open = False
+        """A game is over."""
+        self._open = self._writer is not None and self._writer.frames < SHORT_SECONDS * self._fps

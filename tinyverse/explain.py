@@ -70,11 +70,11 @@ def wait(worker: Mapping[str, Any], sessions_per_second: float | None) -> str:
     )
     said = f"{who} waits: {worker['waits_for']}, since {worker['waits_seconds']:.0f} s"
     found = re.match(r"(\d+) of (\d+) sessions", worker["waits_for"]) or re.match(
-        r"()(\d+) more (new )?sessions", worker["waits_for"]
+        r"()([\d,]+) more (new )?session", worker["waits_for"]
     )
     if found is None or not sessions_per_second:
         return said
-    missing = int(found[2]) - int(found[1] or 0)
+    missing = int(found[2].replace(",", "")) - int(found[1] or 0)
     return f"{said}; about {missing / sessions_per_second:.0f} s more at this rate"
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from tinyverse import loader, machine, monitor
 from tinyverse.asked import RECORDS, Asked, positive, stop_on_signals
 from tinyverse.database import Database
-from tinyverse.errors import DatabaseError, DatabaseLost, NoWeights, ServerError, SettingsError, TinyverseError
+from tinyverse.errors import DatabaseError, DatabaseLost, NoWeights, ServerError, SettingsError, TinyverseError, counted
 from tinyverse.evaluator import Evaluation, evaluate, evaluate_in_processes
 from tinyverse.experiment import Experiment
 from tinyverse.player import HEARTBEAT_SECONDS, Player, new_worker
@@ -57,6 +57,8 @@ def do_eval(
     if every is not None and not every > 0:
         raise SettingsError(f"--every {every:g}: give a number of seconds above 0.")
     machine.set_threads(1)
+    if not render:
+        machine.draw_unseen()
     result, seen = None, Seen()
     with contextlib.ExitStack() as stack:
         asked_to_stop = stack.enter_context(stop_on_signals())
@@ -86,6 +88,9 @@ def do_eval(
                 presence.played(result)
                 if every is not None:
                     _record(asked, found, result, seen)
+                elif weights in (None, "best") or weights.isdigit():  # those of a file may be another run's
+                    with contextlib.suppress(OSError):  # the folder may be somebody else's, or not here
+                        asked.folder.log_evaluation(_row(found, result))
                 on_result(result)
             if every is None:
                 break
@@ -154,6 +159,9 @@ class Seen:
     stops: int | None = None  # how often the run had been asked to stop
     stopped: bool = False  # it was, meanwhile
     complaint: str = ""
+    place: str = ""  # where they were newest, as was said
+    checkpoint: tuple[Any, ...] = ()  # the folder's newest, and when it was written
+    kept: WeightsFile | None = None  # its weights
     events: TensorBoard | None = None  # where evaluations show, once there is one
 
 
@@ -193,14 +201,9 @@ def _evaluate(
 
 def _record(asked: Asked, found: WeightsFile, result: Evaluation, seen: Seen) -> None:
     """Keeps the weights if they are the best, and logs the score in the folder, its TensorBoard and for `info`."""
-    error = None if math.isnan(result.standard_error) else result.standard_error
-    score = {"mean": result.mean, "standard_error": error, "games": len(result.returns)}
-    best = asked.folder.keep_best(found._replace(score=score))
-    row = {
-        "step": found.step, "update": found.update, "version": found.version, "eval/return": result.mean,
-        "eval/standard_error": error, "eval/games": len(result.returns), "eval/length": float(np.mean(result.lengths)),
-        "eval/best": best,
-    }  # fmt: skip
+    row = _row(found, result)
+    score = {"mean": result.mean, "standard_error": row["eval/standard_error"], "games": len(result.returns)}
+    row["eval/best"] = asked.folder.keep_best(found._replace(score=score))
     asked.folder.log(row)
     seen.events = seen.events or TensorBoard(asked.folder, "eval")
     seen.events.write(row)
@@ -211,14 +214,23 @@ def _record(asked: Asked, found: WeightsFile, result: Evaluation, seen: Seen) ->
         database.log_metrics(row)
 
 
+def _row(found: WeightsFile, result: Evaluation) -> dict[str, Any]:
+    """An evaluation for a log."""
+    return {
+        "step": found.step, "update": found.update, "version": found.version, "eval/return": result.mean,
+        "eval/standard_error": None if math.isnan(result.standard_error) else result.standard_error,
+        "eval/games": len(result.returns), "eval/length": float(np.mean(result.lengths)),
+    }  # fmt: skip
+
+
 def rebuild(experiment: str, settings: Mapping[str, Any]) -> Experiment:
     """The experiment with these settings, in this process or another."""
     return loader.build(loader.load_module(experiment), settings)
 
 
 def weights_for(asked: Asked, weights: str | None, seen: Seen) -> WeightsFile | None:
-    """The weights asked for, with all settings resolved: of a file, the best, a version in the database, else the newest
-    there or in the folder. None where they are what was seen last.
+    """The weights asked for, with all settings resolved: of a file, the best, a version, else the newest. Versions are
+    looked for in the database and in the folder. None where they are what was seen last.
 
     Raises:
         NoWeights: there are none at all.
@@ -253,26 +265,53 @@ def _find(asked: Asked, weights: str | None, seen: Seen) -> WeightsFile | None:
                 f"--weights {weights} is of the experiment {its}, this is {asked.title}: tinyverse {its} eval --weights {weights}"
             )
         return _agreed(found, agreed)
-    needless = () if weights or asked.names_server else (ServerError,)
+    return _version(asked, None if weights is None else int(weights), seen)
+
+
+def _version(asked: Asked, wanted: int | None, seen: Seen) -> WeightsFile | None:
+    """A version of the database or of the folder; where none is wanted, the newer of what both have."""
+    folder, newest = asked.folder, _newest_kept(asked, seen)
+    kept = newest if newest is not None and wanted in (None, newest.version) else None
+    needless = () if asked.names_server or (wanted is not None and kept is None) else (ServerError,)
     with contextlib.suppress(*needless), asked.connected(start=False) as database:
         state, meta = database.state(), database.meta()
         seen.stopped = seen.stops is not None and state.stop > seen.stops
         seen.stops = state.stop
-        if seen.stopped or (weights is None and meta and state.version == seen.version):
+        ahead = kept is not None and kept.version > state.version  # `local` went on, or the server lost some
+        if seen.stopped or (wanted is None and meta and not ahead and state.version == seen.version):
             return None
-        blob = database.get_weights(version=int(weights) if weights else None)
+        if wanted is None and kept is not None and state.version >= 0:
+            _say_which(asked, seen, (kept.version, f"{folder.path}/"), (state.version, "the server"))
+        blob = None if ahead else database.get_weights(version=wanted)
         if blob is not None and meta:
             arrays, numbers = decode_weights(blob[1])
             return WeightsFile(arrays, blob[0], numbers["update"], numbers["step"], agreed_of(meta))
-        if weights is not None and meta:
-            raise SettingsError(
-                f"run {asked.run} has no version {weights}; the newest is {state.version}, and 3 are kept."
-            )
-    if (checkpoint := folder.newest()) is not None:
-        return _agreed(WeightsFile.read(checkpoint), agreed)
+        if wanted is not None and kept is None and (meta or newest):
+            there = max(state.version, newest.version if newest else -1)
+            raise SettingsError(f"run {asked.run} has no version {wanted}; the newest is {there}, and 3 are kept.")
+    if kept is not None:
+        return _agreed(kept, folder.settings())
     raise NoWeights(
         f"run {asked.run} has no weights yet, neither on a server nor in {folder.path}/. Train it first: tinyverse {asked.experiment} train"
     )
+
+
+def _newest_kept(asked: Asked, seen: Seen) -> WeightsFile | None:
+    """The weights of the folder's newest checkpoint that can be read; each is read once."""
+    newest = asked.folder.newest()
+    checkpoint = (newest, newest.stat().st_mtime_ns) if newest else ()
+    if checkpoint != seen.checkpoint:
+        contents = asked.folder.load()
+        seen.kept, seen.checkpoint = WeightsFile.of_checkpoint(contents) if contents else None, checkpoint
+    return seen.kept
+
+
+def _say_which(asked: Asked, seen: Seen, *there: tuple[int, str]) -> None:
+    """Says which of two versions is taken and from where, if they differ; again only if it is the other place's."""
+    (version, place), (older, other) = sorted(there, reverse=True)
+    if version != older and place != seen.place:
+        asked.say(f"taking version {version}, from {place}; {other} has {older} (--weights {older} takes that)")
+        seen.place = place
 
 
 def _agreed(found: WeightsFile, folder: Mapping[str, Any]) -> WeightsFile:
@@ -310,7 +349,9 @@ def do_check(asked: Asked) -> list[tuple[str, str]]:
     rows += [(f"  {name}", f"{dtype} {list(shape)}") for name, (shape, dtype) in spec.fields.items()]
     player = Player(agent, pool, experiment.unroll_length, seed=asked.fresh_seed())
     player.version, player.update = 0, 0
-    rollout = timed("playing", player.play, lambda made: f"{made.alive.size} steps of {made.num_games} games")
+    rollout = timed(
+        "playing", player.play, lambda made: f"{counted(made.alive.size, 'step')} of {counted(made.num_games, 'game')}"
+    )
     session = rollout.sessions("check", 0)[0]
     blob = timed(
         "encoding",

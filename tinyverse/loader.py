@@ -16,10 +16,12 @@ import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tinyverse.errors import ExperimentError, SettingsError, TinyverseError, did_you_mean
-from tinyverse.experiment import Experiment
+
+if TYPE_CHECKING:
+    from tinyverse.experiment import Experiment
 
 _WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 _PREFIX = "tinyverse_experiment_"  # of the names of modules loaded from files
@@ -101,6 +103,8 @@ def resolve_given(module: ModuleType, given: Mapping[str, Any]) -> dict[str, Any
 
 def build(module: ModuleType, settings: Mapping[str, Any]) -> Experiment:
     """Calls make_experiment and checks what it returns."""
+    from tinyverse.experiment import Experiment  # imports torch, which `info` and `plot` do without
+
     name = module.__name__.removeprefix(_PREFIX).split(".")[-1]
     experiment = _guarded(lambda: module.make_experiment(**settings), f"make_experiment of {name}")
     if not isinstance(experiment, Experiment):

@@ -22,7 +22,7 @@ from tinyverse import archive, loader, machine, monitor, nest
 from tinyverse.asked import RECORDS, Asked, positive, stop_on_signals
 from tinyverse.database import Database, State
 from tinyverse.envs.video import VideoWriter, picture
-from tinyverse.errors import CodecError, DatabaseError, SettingsError, SpecError
+from tinyverse.errors import CodecError, DatabaseError, SettingsError, SpecError, counted
 from tinyverse.position import BEGINNING, is_behind, is_position, just_before
 from tinyverse.run_folder import agreed_of, check_agreed
 from tinyverse.session import Session, SessionSpec
@@ -58,7 +58,7 @@ def do_list(asked: Asked, *, limit: int = 20, human: bool = False, as_json: bool
     for row in rows:
         if "error" in row:
             print(f"{row['id']} cannot be read: {row['error']}")
-    print(f"{len(rows)} of {kept:,} sessions of run {asked.run}")
+    print(f"{len(rows)} of {counted(kept, 'session')} of run {asked.run}")
 
 
 def do_show(asked: Asked, key: str | None, *, values: bool = False, as_json: bool = False) -> None:
@@ -134,7 +134,7 @@ def do_import(asked: Asked, path: Path) -> int:
         with asked.bar("sessions checked", len(found)) as bar:
             archive.check(found, spec, asked.run, on_session=bar.count)
         if len(found) > (capacity := database.state().capacity):
-            asked.say(f"the run keeps {capacity:,} sessions; of these {len(found):,} the newest will be left")
+            asked.say(f"the run keeps {counted(capacity, 'session')}; of these {len(found):,} the newest will be left")
         with asked.bar("sessions imported", len(found)) as bar:
             for part in _bounded(session for _, session in found):
                 while not database.state().may_play and any(worker.role == "train" for worker in database.workers()):

@@ -58,9 +58,28 @@ def yield_to_others() -> None:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), YIELDING)
 
 
+def draw_unseen() -> None:
+    """To be called before pygame draws what no window is to show: without a screen, SDL beneath it would complain."""
+    if sys.platform == "linux" and not os.environ.keys() & {"DISPLAY", "WAYLAND_DISPLAY"}:
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+
+
 def cores() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def is_gone(pid: int) -> bool:
+    """Whether no process of this machine has this id; False when that cannot be known."""
+    if sys.platform == "win32" or pid <= 0:  # to ask would be to press Ctrl-C there
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except (PermissionError, OverflowError):
+        pass
+    return False
 
 
 def python_path() -> dict[str, str]:

@@ -24,7 +24,7 @@ from rich.text import Text
 
 from tinyverse import explain
 from tinyverse.database import Database, Worker
-from tinyverse.errors import DatabaseError
+from tinyverse.errors import DatabaseError, counted
 from tinyverse.run_folder import RunFolder
 from tinyverse.timing import Ticker
 from tinyverse.writers import TensorBoard, Writer
@@ -77,8 +77,8 @@ def headline(facts: Mapping[str, Any]) -> str:
     judged = facts["evaluation"]
     evaluated = f", evaluated {judged['eval/return']:.2f} (best {judged['eval/best']:.2f})" if judged else ""
     return (
-        f"{facts['run']} ({facts['experiment']}): return {mean} over the last {facts['episodes']} episodes, "
-        f"{facts['step']:,} steps, update {facts['update']:,}, version {facts['version']}{evaluated}"
+        f"{facts['run']} ({facts['experiment']}): return {mean} over the last {counted(facts['episodes'], 'episode')}, "
+        f"{counted(facts['step'], 'step')}, update {facts['update']:,}, version {facts['version']}{evaluated}"
     )
 
 
@@ -100,14 +100,14 @@ def panel(facts: Mapping[str, Any]) -> RenderableType:
     for worker in facts["workers"]:
         table.add_row(*_cells(worker))
     rejected = facts["counters"].get("rejected", 0)
-    buffer += f", {rejected:,} sessions rejected" if rejected else ""
+    buffer += f", {counted(rejected, 'session')} rejected" if rejected else ""
     if facts["human_sessions"]:
         mean = "" if facts["human_return"] is None else f", return {facts['human_return']:.2f}"
-        buffer += f", {facts['human_sessions']:,} sessions played by people{mean}"
+        buffer += f", {counted(facts['human_sessions'], 'session')} played by people{mean}"
     nobody = [] if facts["workers"] else [Text("nobody is at work", style="yellow")]
     said = explain.lines(facts)
     if failed := facts["errors"]:
-        said.append(f"{len(failed)} errors; the last: {failed[-1]['error'][:200]} (info --errors)")
+        said.append(f"{counted(len(failed), 'error')}; the last: {failed[-1]['error'][:200]} (info --errors)")
     return Group(Text(headline(facts), style="bold"), Text(buffer), table, *nobody, *map(Text, said))
 
 

@@ -14,7 +14,7 @@ from tinyverse.asked import Asked, positive, stop_on_signals
 from tinyverse.database import Database
 from tinyverse.envs.pool import Pool
 from tinyverse.envs.workers import WorkerPool, knows_size
-from tinyverse.errors import DatabaseError, DatabaseLost, SettingsError, WindowClosed
+from tinyverse.errors import DatabaseError, DatabaseLost, SettingsError, WindowClosed, counted
 from tinyverse.experiment import Experiment
 from tinyverse.human import Person
 from tinyverse.player import HEARTBEAT_SECONDS, SEEDS_APART, Courier, Player, new_worker, play
@@ -88,7 +88,7 @@ def do_play(
         worker = new_worker("human" if human else "play", games=player.num_games, frame_skip=experiment.frame_skip)
         courier = Courier(database, worker, spare)
         courier.start()
-        asked.say(f"playing {player.num_games} game{'s' * (player.num_games > 1)} of run {asked.run}")
+        asked.say(f"playing {counted(player.num_games, 'game')} of run {asked.run}")
         try:
 
             def share() -> Share | None:
@@ -177,8 +177,8 @@ def _player_line(player: Player, courier: Courier) -> str:
     shares = ", ".join(f"{name} {share:.0%}" for name, share in courier.worker.stages.items())
     waits = f", waits for {courier.waiting.reason}" if courier.waiting.reason else ""
     return (
-        f"play: {player.rate.per_second():,.0f} steps/s, {player.rate.total:,} steps, version {player.version}, "
-        f"{courier.worker.sessions:,} sessions pushed{waits} ({shares})"
+        f"play: {player.rate.per_second():,.0f} steps/s, {counted(player.rate.total, 'step')}, version {player.version}, "
+        f"{counted(courier.worker.sessions, 'session')} pushed{waits} ({shares})"
     )
 
 

@@ -18,7 +18,7 @@ import torch
 
 from tinyverse import nest
 from tinyverse.batch import Batch
-from tinyverse.errors import SettingsError, SpecError
+from tinyverse.errors import SettingsError, SpecError, counted
 from tinyverse.position import BEGINNING, furthest, is_behind
 from tinyverse.ring import Ring
 from tinyverse.samplers import Sampler
@@ -78,7 +78,7 @@ class Flow:
         """
         if self.batch % ranks:
             raise SettingsError(
-                f"a batch of {self.batch} sessions cannot be shared evenly by {ranks} ranks; make -b a multiple of {ranks}."
+                f"a batch of {counted(self.batch, 'session')} cannot be shared evenly by {ranks} ranks; make -b a multiple of {ranks}."
             )
         kept, needed = -(-self.buffer_size // ranks), -(-self.min_sessions // ranks)  # rounded up
         return dataclasses.replace(self, batch=self.batch // ranks, buffer_size=kept, min_sessions=needed)
@@ -95,7 +95,7 @@ class Replay:
     def __init__(self, spec: SessionSpec, flow: Flow, sampler: Sampler, *, device: str = "cpu", seed: int = 0) -> None:
         if sampler.reuse is not None and flow.reuse not in (None, sampler.reuse):
             raise SettingsError(
-                f"{type(sampler).__name__} delivers each session {sampler.reuse:g} times by definition; reuse {flow.reuse:g} needs another sampler."
+                f"{type(sampler).__name__} delivers each session {counted(sampler.reuse, 'time')} by definition; reuse {flow.reuse:g} needs another sampler."
             )
         self.spec, self.sampler, self.device = spec, sampler, torch.device(device)
         self.flow = dataclasses.replace(flow, reuse=sampler.reuse) if sampler.reuse is not None else flow
@@ -323,12 +323,12 @@ class Replay:
             return f"{filling[0]} of {filling[1]} sessions"
         missing = self.sampler.missing(flow.batch)
         if missing:
-            return f"{missing} more new sessions"
+            return counted(missing, "more new session")
         if flow.reuse is None or self.sampler.reuse is not None:
             return ""
         debt = flow.reuse * self.received - self._delivered
         if debt < flow.batch:
-            return f"{np.ceil((flow.batch - debt) / flow.reuse):.0f} more sessions (reuse {flow.reuse:g} is reached)"
+            return f"{counted(np.ceil((flow.batch - debt) / flow.reuse), 'more session')} (reuse {flow.reuse:g} is reached)"
         return ""
 
     def _write(self, slot: int, arrays: dict[str, np.ndarray]) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from tinyverse import monitor
 from tinyverse.asked import RECORDS, Asked
-from tinyverse.errors import SettingsError
+from tinyverse.errors import SettingsError, counted
 from tinyverse.plot import curve, plot_curves
 from tinyverse.plotting import folder_of
 from tinyverse.published import published
@@ -100,13 +100,12 @@ def _sentence(result: dict[str, str]) -> str:
 def _result(folder: RunFolder) -> dict[str, str]:
     """A run's numbers in words; frames per second are those of all its players."""
     rows = [row for row in folder.metrics() if "eval/return" not in row]
-    judged = [row for row in folder.metrics() if "eval/return" in row]
+    best = _best(folder)
     last = rows[-1] if rows else {}
     seconds, starts = last.get("seconds"), folder.starts()
     cores = starts[-1]["machine"]["cores"] if starts else None
     rate = last.get("frames", 0) / seconds if seconds else None
     returns = [row["play/return"] for row in rows if row.get("play/return") is not None]
-    best = max(judged, key=lambda row: row["eval/return"], default=None)
     error = "" if best is None or best.get("eval/standard_error") is None else f" ± {best['eval/standard_error']:.2f}"
     return {
         "run": folder.path.name,
@@ -119,10 +118,18 @@ def _result(folder: RunFolder) -> dict[str, str]:
         "frames/s per core of the trainer's machine": "–" if rate is None or not cores else f"{rate / cores:,.0f}",
         "return": f"{returns[-1]:.2f}" if returns else "–",
         "best return": f"{max(returns):.2f}" if returns else "–",
-        "best evaluation": "–, by eval --every"
+        "best evaluation": "–, by eval"
         if best is None
-        else f"{best['eval/return']:.2f}{error}, {best['eval/games']} games",
+        else f"{best['eval/return']:.2f}{error}, {counted(best['eval/games'], 'game')}",
     }
+
+
+def _best(folder: RunFolder) -> dict[str, Any] | None:
+    """The evaluation of the highest mean return. One by itself counts if none had more games: a few are easily lucky."""
+    series, single = [row for row in folder.metrics() if "eval/return" in row], folder.evaluations()
+    most = max((row["eval/games"] for row in [*series, *single]), default=0)
+    judged = [*series, *(row for row in single if row["eval/games"] >= most)]
+    return max(judged, key=lambda row: row["eval/return"], default=None)
 
 
 def _has_curve(folder: Path) -> bool:
@@ -139,7 +146,7 @@ def _machine(starts: Sequence[dict[str, Any]]) -> Table:
     for start in starts:
         there = start["machine"]
         words = {
-            "processor": f"{there['cpu']}, {there['cores']} core{'s' * (there['cores'] != 1)}", "memory": monitor.size(there["memory"]),
+            "processor": f"{there['cpu']}, {counted(there['cores'], 'core')}", "memory": monitor.size(there["memory"]),
             "GPU": ", ".join(there["gpus"]) or "none", "learned on": start["device"], "system": there["system"],
         }  # fmt: skip
         for name, word in words.items():

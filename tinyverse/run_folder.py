@@ -1,7 +1,8 @@
 """Run folder: what everyone in a run has agreed on, and where its trainer keeps it on disk.
 
 The agreement (experiment, settings, session spec) is created by the first trainer; a player adopts it. The folder
-`runs/<name>/` holds settings.json, metrics.jsonl, starts.jsonl (who trained it, where and with which words), TensorBoard events, the newest checkpoints and the best weights.
+`runs/<name>/` holds settings.json, metrics.jsonl, starts.jsonl (who trained it, where and with which words),
+evaluations.jsonl, TensorBoard events, the newest checkpoints and the best weights.
 
     checkpoints/update-000001200.pt     weights, optimizer, counters, random numbers, settings: the newest 3
     replay/*.rows                       the stored sessions of the newest one, which knows their checksums
@@ -14,19 +15,16 @@ import contextlib
 import itertools
 import json
 import logging
-import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from tinyverse.errors import RunConflict
 from tinyverse.session import SessionSpec
 from tinyverse.stored_sessions import Sessions, StoredSessions
-from tinyverse.weights_file import UNREADABLE, WeightsFile, plain, write_whole
+from tinyverse.weights_file import UNREADABLE, WeightsFile, plain, remove_leftovers, whole, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -157,6 +155,14 @@ class RunFolder:
         """What `log_start` wrote; the first row began the run, the others went on with it."""
         return _rows(self.path / "starts.jsonl")
 
+    def log_evaluation(self, row: Mapping[str, Any]) -> None:
+        """Appends what a single `eval` of the run's weights found to evaluations.jsonl; metrics.jsonl has `eval --every`'s."""
+        _append(self.path / "evaluations.jsonl", row)
+
+    def evaluations(self) -> list[dict[str, Any]]:
+        """What `log_evaluation` wrote."""
+        return _rows(self.path / "evaluations.jsonl")
+
     def save(
         self, update: int, contents: Mapping[str, Any], sessions: Sessions | None = None, *, wait: bool = True
     ) -> Path:
@@ -201,18 +207,14 @@ class RunFolder:
         return not self._failure
 
     def _write(self, path: Path, contents: dict[str, Any], sessions: Sessions | None) -> None:
+        import torch
+
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         if sessions is not None:
             contents["sessions"] = self.stored.write(sessions)
-        temporary = path.with_suffix(".writing")
-        try:
-            with temporary.open("wb") as file:
-                torch.save(contents, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        remove_leftovers(self.checkpoints, "*")
+        with whole(path) as file:
+            torch.save(contents, file)
         for old in self._files()[:-CHECKPOINTS_KEPT]:
             old.unlink()
         self.stored.keep_only(contents.get("sessions", []))
@@ -232,6 +234,8 @@ class RunFolder:
 
     def load(self) -> dict[str, Any] | None:
         """The newest checkpoint that can be read, or None. Local files only, and nothing in them is executed."""
+        import torch
+
         for file in reversed(self._files()):
             try:
                 return torch.load(file, map_location="cpu", weights_only=True)

@@ -23,7 +23,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tinyverse.database import BEGINNING, Database, State, Worker
-from tinyverse.errors import DatabaseError, DatabaseLost, RunConflict, SettingsError
+from tinyverse.errors import DatabaseError, DatabaseLost, RunConflict, SettingsError, counted
 from tinyverse.position import joined, split
 from tinyverse.redis_database import PLACES, SHARD, RedisDatabase, misplaced, place_of
 from tinyverse.redis_server import errors, several
@@ -343,7 +343,7 @@ def open_database(
         urls = several(url)
         if shards is not None and (shards < 1 or len(urls) not in (1, shards)):
             raise SettingsError(
-                f"--shards {shards} with {len(urls)} server{'s' * (len(urls) > 1)}: give one URL and as many shards as you "
+                f"--shards {shards} with {counted(len(urls), 'server')}: give one URL and as many shards as you "
                 "like, or a URL for each and no --shards."
             )
         urls = urls * (shards or 1) if len(urls) == 1 else urls

@@ -10,11 +10,12 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
 import xxhash
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,8 @@ class StoredSessions:
 
         Those that are gone before they could be written are left out: they were the oldest.
         """
+        import torch
+
         self.path.mkdir(parents=True, exist_ok=True)
         wanted = sessions.numbers
         files = [
@@ -56,6 +59,8 @@ class StoredSessions:
         return files
 
     def _write_new(self, sessions: Sessions, new: Tensor) -> dict[str, Any]:
+        import torch
+
         name = f"{sessions.series}-{int(new[-1]):012d}.rows"
         temporary, checksum, stored = self.path / f"{name}.writing", xxhash.xxh3_64(), []
         with temporary.open("wb") as file:
@@ -81,6 +86,8 @@ class StoredSessions:
     def read(self, files: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields (numbers [m], bytes [m, width]) of what `write` returned; what is gone or damaged is left out, with a
         warning."""
+        import torch
+
         count = sum(len(file["numbers"]) for file in files)
         self.loaded = (0, count)
         self._files = [dict(file) for file in files if self._is_whole(file)]

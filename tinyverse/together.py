@@ -16,7 +16,7 @@ import numpy as np
 from tinyverse import machine, monitor, redis_server, redis_setup
 from tinyverse.asked import Asked, positive, stop_on_signals
 from tinyverse.database import MemoryDatabase
-from tinyverse.errors import SettingsError, TinyverseError
+from tinyverse.errors import SettingsError, TinyverseError, counted
 from tinyverse.player import Player
 from tinyverse.progress import Progress
 from tinyverse.run_folder import RunFolder
@@ -155,7 +155,9 @@ class _Players:
         """Whether no player is left; that one failed is an error, which its own output explains."""
         codes = [process.poll() for process in self._processes]
         if None not in codes and any(codes):
-            raise TinyverseError(f"all {len(codes)} players have failed (exit codes {codes}); see above for why.")
+            raise TinyverseError(
+                f"{counted(len(codes), 'player')} failed, and none is left (exit codes {codes}); see above for why."
+            )
         return None not in codes
 
     def __enter__(self) -> _Players:

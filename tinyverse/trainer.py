@@ -392,7 +392,8 @@ class Trainer:
 
     def _draw(self) -> Batch | None:
         if not self._caught_up:
-            self.waiting.set("the stored sessions to be read")
+            empty = self.state.inserted == 0 and self.replay.waits_for()
+            self.waiting.set(empty or "the stored sessions to be read")
             return None
         with self.stages("sample"):
             length, burn_in = self.learner.length, self.learner.burn_in

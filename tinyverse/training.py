@@ -21,7 +21,7 @@ from tinyverse import loader, machine, monitor, rng, towers
 from tinyverse.agent import Agent
 from tinyverse.asked import Asked, positive, stop_on_signals, without_secrets
 from tinyverse.database import Database
-from tinyverse.errors import DatabaseLost, RankLost, RunConflict, SettingsError, TinyverseError
+from tinyverse.errors import DatabaseLost, RankLost, RunConflict, SettingsError, TinyverseError, counted
 from tinyverse.experiment import Experiment
 from tinyverse.loop import train
 from tinyverse.playing import check_device, precision_of
@@ -301,8 +301,8 @@ def trainer_line(trainer: Trainer) -> str:
     mean = f"{np.mean(trainer.returns):.2f}" if trainer.returns else "–"
     waits = f", waits for {trainer.waiting.reason}" if trainer.waiting.reason else ""
     return (
-        f"train: update {trainer.update:,}, {trainer.step_count:,} steps at {trainer.step_rate.per_second():,.0f}/s, "
-        f"return {mean} over the last {len(trainer.returns)} episodes, version {trainer.version}, lag {trainer.lag:.1f}{waits}"
+        f"train: update {trainer.update:,}, {counted(trainer.step_count, 'step')} at {trainer.step_rate.per_second():,.0f}/s, "
+        f"return {mean} over the last {counted(len(trainer.returns), 'episode')}, version {trainer.version}, lag {trainer.lag:.1f}{waits}"
     )
 
 

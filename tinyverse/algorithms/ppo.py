@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tinyverse import losses, nest, returns
 from tinyverse.batch import Batch
-from tinyverse.errors import SettingsError
+from tinyverse.errors import SettingsError, counted
 from tinyverse.learner import Metrics, TorchLearner
 from tinyverse.normalizers import ReturnScale
 from tinyverse.torch_agent import TorchAgent
@@ -83,7 +83,9 @@ class PPO(TorchLearner):
     def train_step(self, batch: Batch) -> Metrics:
         sessions = batch.rewards.shape[1]
         if self.minibatches > sessions:
-            raise SettingsError(f"PPO cannot cut {sessions} sessions into {self.minibatches} minibatches. Raise -b.")
+            raise SettingsError(
+                f"PPO cannot cut {counted(sessions, 'session')} into {self.minibatches} minibatches. Raise -b."
+            )
         whole = self.estimates(batch)
         for _ in range(self.epochs):
             for part in torch.randperm(sessions, device=self.device).chunk(self.minibatches):

@@ -11,7 +11,7 @@ from tinyverse.envs.arrays import article
 from tinyverse.envs.parallel import ParallelPool, is_parallel
 from tinyverse.envs.pool import GamePool, Pool, VectorPool, check_count
 from tinyverse.envs.rebuilt import RebuiltPool
-from tinyverse.errors import ExperimentError
+from tinyverse.errors import ExperimentError, counted
 
 
 def pool_of(
@@ -55,6 +55,6 @@ def _whole(made: VectorEnv | Pool, num_games: int, realtime: bool) -> Pool:
     pool.realtime = pool.realtime or realtime
     if pool.num_games != num_games:
         raise ExperimentError(
-            f"got {pool.num_games} games, wanted {num_games}: build the vector environment with num_envs={num_games}."
+            f"got {counted(pool.num_games, 'game')}, wanted {num_games}: build the vector environment with num_envs={num_games}."
         )
     return pool

@@ -39,7 +39,7 @@ from tinyverse.envs.arrays import (
 )
 from tinyverse.envs.dialects import four, game_of, reset, space_of
 from tinyverse.envs.mending import RUNNING, Mender
-from tinyverse.errors import ExperimentError, SpecError
+from tinyverse.errors import ExperimentError, SpecError, counted
 
 HALVES = (("send", "recv"), ("step_async", "step_wait"))  # how vector environments call the halves of a step
 
@@ -97,7 +97,9 @@ class Pool(abc.ABC):
         """Closes the games."""
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.num_games} games, {self.observation_space} -> {self.action_space})"
+        return (
+            f"{type(self).__name__}({counted(self.num_games, 'game')}, {self.observation_space} -> {self.action_space})"
+        )
 
 
 class GamePool(Pool):

@@ -34,7 +34,7 @@ from tinyverse import nest
 from tinyverse.envs.arrays import Array, Door, spec_of
 from tinyverse.envs.mending import Mender
 from tinyverse.envs.pool import Pool, Step, as_int
-from tinyverse.errors import ExperimentError
+from tinyverse.errors import ExperimentError, counted
 
 START_SECONDS = 120.0  # for a worker to import the experiment and build its games
 LOOK_EVERY = 256  # steps between two looks at a worker's memory
@@ -359,7 +359,7 @@ def _built(task: _Task) -> Pool:
     pool = task.make(games)
     if pool.num_games != games:
         raise ExperimentError(
-            f"a worker has {games} games, its pool has {pool.num_games}. Choose -b and --workers so that they fit."
+            f"a worker has {counted(games, 'game')}, its pool has {pool.num_games}. Choose -b and --workers so that they fit."
         )
     return pool
 
