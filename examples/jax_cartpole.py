@@ -7,7 +7,7 @@
 All that tinyverse asks is NumPy at the door: `act` gives arrays, `train_step` gets a batch that `batch.numpy()` turns
 into arrays, weights are arrays by name. Inside, everything is functions that JAX compiles once.
 
-A mean return of 500 over 100 episodes after 126,000 steps, 41 s (seed 1; 2 cores shared with other work; `local`).
+A mean return of 500 over 100 episodes after 126,000, 251,000 and 145,000 steps, 20 to 41 s (seeds 1 to 3; `local`).
 """
 
 from functools import partial

@@ -4,9 +4,10 @@
     tinyverse lunarlander.py local -n 400
     tinyverse lunarlander.py eval -n 20 --greedy
 
-A mean return of 200 over 100 episodes after 489,000 steps, 4 minutes, and 254 after 719,000, 7 minutes; then `eval
---greedy -n 20`: 262 ± 5 (`local`, seed 1; 2 cores shared with other work). In learning, rewards are divided by the
-deviation of returns (`return_scale`), so values are of about the size 1.
+A mean return of 200 over 100 episodes after 489,000, 445,000 and 689,000 steps, 1 to 4 minutes; after 400 updates, 0.8 M
+steps, `eval --greedy -n 20`: 262 ± 5, 244 ± 9 and 251 ± 12 (`local`, seeds 1 to 3, the first of 350 updates; one core
+each, of 2 that did other work too). In learning, rewards are divided by the deviation of returns (`return_scale`), so
+values are of about the size 1.
 """
 
 import gymnasium as gym
