@@ -298,11 +298,11 @@ def _refuse_beside_a_trainer(asked: Asked, database: Database, option: str) -> N
 
 
 def trainer_line(trainer: Trainer) -> str:
-    mean = f"{np.mean(trainer.returns):.2f}" if trainer.returns else "–"
+    mean = f"{np.mean(trainer.intake.returns):.2f}" if trainer.intake.returns else "–"
     waits = f", waits for {trainer.waiting.reason}" if trainer.waiting.reason else ""
     return (
-        f"train: update {trainer.update:,}, {trainer.step_count:,} steps at {trainer.step_rate.per_second():,.0f}/s, "
-        f"return {mean} over the last {len(trainer.returns)} episodes, version {trainer.version}, lag {trainer.lag:.1f}{waits}"
+        f"train: update {trainer.update:,}, {trainer.intake.steps:,} steps at {trainer.intake.step_rate.per_second():,.0f}/s, "
+        f"return {mean} over the last {len(trainer.intake.returns)} episodes, version {trainer.version}, lag {trainer.lag:.1f}{waits}"
     )
 
 
