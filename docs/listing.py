@@ -12,7 +12,7 @@ FLOORS = {
     "memory": "sum_tree samplers shares batch ring stored_sessions replay weights weights_file rng",
     "learning": "torch_agent q_agent learner algorithms",
     "people": "envs experiment loader archive run_folder player human guard intake trainer loop evaluator explain writers prometheus monitor progress published plot",
-    "door": "asked playing training together judging exporting tidying looking page watching plotting reporting beginning scripting configuring options cli_sessions cli_server completing doctor cli demo",
+    "door": "asked playing training together judging exporting tidying looking page watching plotting reporting beginning scripting configuring options cli_sessions cli_server cli_words completing doctor cli demo",
 }
 
 

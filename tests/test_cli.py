@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from command_line import CHECKOUT, Tinyverse, one_sentence, swap_with_spy
 
-from tinyverse import cli, looking, playing, redis_setup
+from tinyverse import cli, cli_words, looking, playing, redis_setup
 
 # -- words ----------------------------------------------------------------------------------------------------------
 
@@ -25,7 +25,7 @@ from tinyverse import cli, looking, playing, redis_setup
 SESSIONS = [f"sessions {verb}" for verb in ("ls", "show", "video", "export", "import")]
 
 
-@pytest.mark.parametrize("verb", [verb for verb in cli.VERBS if verb != "sessions"] + SESSIONS)
+@pytest.mark.parametrize("verb", [verb for verb in cli_words.VERBS if verb != "sessions"] + SESSIONS)
 def test_help_of_every_verb_has_an_example(tinyverse: Tinyverse, verb: str) -> None:
     for word in ("--help", "-h"):
         said = tinyverse("catch", *verb.split(), word)
@@ -60,7 +60,7 @@ def test_every_verb_has_its_options(verb: str) -> None:
 def test_help_names_every_verb_and_example(tinyverse: Tinyverse) -> None:
     said = tinyverse("--help")
     assert said.code == 0
-    for word in (*cli.VERBS, "server", "atari", "cartpole", "catch", "tabular"):
+    for word in (*cli_words.VERBS, "server", "atari", "cartpole", "catch", "tabular"):
         assert word in said.out
     assert tinyverse().code == 2
     assert tinyverse("--version").out.startswith("tinyverse 0.")

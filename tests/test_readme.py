@@ -12,7 +12,7 @@ import pytest
 
 from tinyverse import loader
 from tinyverse.asked import Asked
-from tinyverse.cli import VERBS
+from tinyverse.cli_words import VERBS
 from tinyverse.together import do_local
 from tinyverse.training import Learning
 
