@@ -20,7 +20,8 @@ from tinyverse.access import OLDEST, ROLES, make_users
 from tinyverse.database import Worker
 from tinyverse.errors import DatabaseError, DatabaseLost, ServerError
 from tinyverse.monitor import gather
-from tinyverse.redis_database import Keys, RedisDatabase, list_runs
+from tinyverse.redis_database import RedisDatabase, list_runs
+from tinyverse.redis_keys import Keys
 from tinyverse.redis_server import connect, private_server
 from tinyverse.run_folder import agreement
 from tinyverse.sharded_database import open_database

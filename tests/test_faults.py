@@ -34,7 +34,8 @@ from tinyverse.database import BEGINNING, Worker
 from tinyverse.errors import DatabaseError, DatabaseLost, TinyverseError
 from tinyverse.loop import train
 from tinyverse.player import play
-from tinyverse.redis_database import Keys, RedisDatabase
+from tinyverse.redis_database import RedisDatabase
+from tinyverse.redis_keys import Keys
 from tinyverse.redis_server import connect
 from tinyverse.replay import Flow
 from tinyverse.run_folder import agreement

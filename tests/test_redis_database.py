@@ -19,7 +19,8 @@ from hypothesis import strategies as some
 
 from tinyverse.database import BEGINNING, Database, MemoryDatabase, State, Worker, new_holder
 from tinyverse.errors import DatabaseError, DatabaseLost, LeaseLost, SettingsError
-from tinyverse.redis_database import Keys, RedisDatabase, list_runs
+from tinyverse.redis_database import RedisDatabase, list_runs
+from tinyverse.redis_keys import Keys
 from tinyverse.redis_server import COMMANDS, Server, connect, private_server
 from tinyverse.sharded_database import open_database
 
