@@ -63,13 +63,12 @@ class Intake:
             position: where it lies in the database, behind all that were taken before.
             update: the trainer's now, against which lag is measured.
         """
-        try:
-            session = self.replay.spec.decode(blob)
-        except (CodecError, SpecError) as error:
-            self.position = position
-            return self._reject(str(error))
         with self.lock:
             self.position = position
+            try:
+                session = self.replay.spec.decode(blob)
+            except (CodecError, SpecError) as error:
+                return self._reject(str(error))
             player, sequence = session.metadata.get("player", ""), int(session.metadata["sequence"])
             if sequence <= self.newest_of.get(player, -1):
                 return self._reject("it came twice")
