@@ -1,4 +1,4 @@
-"""What several test files share: one real server, started on first use and gone with the test process; commands on it."""
+"""What several test files share: one real server, started on first use and gone with the test process; its commands."""
 
 from __future__ import annotations
 

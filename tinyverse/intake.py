@@ -136,6 +136,7 @@ class Intake:
         }  # fmt: skip
 
     def load_counters(self, state: Mapping[str, Any]) -> None:
+        """Takes what `counters` gave; of the first checkpoints there were, which have no lengths, too."""
         self.steps, self.episodes = state["step"], state["episodes"]
         self.returns, self.lengths = (deque(state.get(name, []), RECENT) for name in ("returns", "lengths"))
 

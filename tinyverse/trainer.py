@@ -267,9 +267,10 @@ class Trainer:
         """All that a checkpoint holds, but for the stored sessions themselves."""
         with self.intake.lock:
             return {
-                "learner": self.learner.state_dict(), "weights": dict(self.learner.get_weights()), "update": self.update,
-                "version": self.version, "meta": self.meta, "rng": rng.get_state(), "epoch": self.state.epoch,
-                "consumed": self._consumed, **self.intake.state_dict(), "drawing": self.replay.random_state,
+                "learner": self.learner.state_dict(), "weights": dict(self.learner.get_weights()),
+                "update": self.update, "version": self.version, "meta": self.meta, "rng": rng.get_state(),
+                "epoch": self.state.epoch, "consumed": self._consumed, **self.intake.state_dict(),
+                "drawing": self.replay.random_state,
                 "replay": self.replay.state_dict() if self.intake.caught_up and self._keeps_replay() else None,
             }  # fmt: skip
 
@@ -425,8 +426,9 @@ class Trainer:
         with self._telling:
             delivered = {"delivered": self.delivered} if self.intake.caught_up else {}  # else the database knows better
             self.database.report(
-                **delivered, position=self._furthest, update=self.update, step=self.intake.steps, reuse=flow.reuse or 1.0,
-                allowance=flow.allowance and flow.allowance * ranks, capacity=flow.buffer_size * ranks,
+                **delivered, position=self._furthest, update=self.update, step=self.intake.steps,
+                reuse=flow.reuse or 1.0, allowance=flow.allowance and flow.allowance * ranks,
+                capacity=flow.buffer_size * ranks,
             )  # fmt: skip
 
     def beat(self) -> State:
