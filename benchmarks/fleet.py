@@ -44,7 +44,8 @@ if __name__ == "__main__":  # before torch is imported, as the command line does
 
 from tinyverse import loader
 from tinyverse.player import Player, new_worker
-from tinyverse.redis_database import Keys, RedisDatabase
+from tinyverse.redis_database import RedisDatabase
+from tinyverse.redis_keys import Keys
 from tinyverse.redis_server import Server, connect, private_server
 from tinyverse.trainer import READ_AT_ONCE
 from tinyverse.weights import encode_weights

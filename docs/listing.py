@@ -8,11 +8,11 @@ BEGIN, END = "<!-- listing -->\n", "<!-- end of listing -->\n"
 FLOORS = {
     "words": "errors nest codec timing machine",
     "things": "session agent returns towers losses networks normalizers",
-    "meeting place": "position database redis_places redis_setup redis_server seal redis_database sharded_database access",
+    "meeting place": "position database redis_places redis_setup redis_server redis_keys rows seal redis_database sharded_database access",
     "memory": "sum_tree samplers shares batch ring stored_sessions replay weights weights_file rng",
     "learning": "torch_agent q_agent learner algorithms",
-    "people": "envs experiment loader archive run_folder player human guard trainer loop evaluator explain writers prometheus monitor progress published plot",
-    "door": "asked playing training together judging exporting tidying looking page watching plotting reporting beginning scripting configuring options cli_sessions cli_server completing doctor cli demo",
+    "people": "envs experiment loader archive run_folder player human guard intake trainer loop evaluator explain writers prometheus monitor progress published plot",
+    "door": "asked playing training together judging exporting tidying looking page watching plotting reporting beginning scripting configuring options cli_sessions cli_server cli_words completing doctor cli demo",
 }
 
 

@@ -1,8 +1,10 @@
-"""What several test files share: one real server, started on first use and gone with the test process."""
+"""What several test files share: one real server, started on first use and gone with the test process; its commands."""
 
 from __future__ import annotations
 
+import itertools
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,11 +14,15 @@ import pytest
 import servers
 import torch
 
-from tinyverse import progress
+from tinyverse import cli, progress
 from tinyverse.redis_server import Server, private_server
 from tinyverse.redis_setup import find_binary
 
-pytest.register_assert_rewrite("database_contract")
+pytest.register_assert_rewrite("database_contract", "command_line")
+
+from command_line import Said, Tinyverse  # noqa: E402  (after what rewrites its asserts)
+
+numbers = itertools.count()  # of runs
 
 
 def pytest_configure(config: Any) -> None:
@@ -56,3 +62,48 @@ def redis_server() -> Iterator[Server]:
 def redis_url(redis_server: Server) -> str:
     """The URL of a private server, for the restricted user every worker is."""
     return redis_server.url
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty working directory, in which no server is named or runs."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for name in ("TINYVERSE_REDIS_URL", "REDIS_URL", "TINYVERSE_PASSWORD", "TINYVERSE_PARENT", "TINYVERSE_SHARDS"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "server").mkdir(mode=0o700)
+    monkeypatch.setenv("TINYVERSE_SERVER_DIR", str(tmp_path / "server"))
+    yield tmp_path
+    for name, module in list(sys.modules.items()):
+        if (getattr(module, "__file__", None) or "").startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def tinyverse(folder: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Tinyverse]:
+    """Runs a command in this process."""
+    threads = torch.get_num_threads()
+
+    def command(*words: Any) -> Said:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main([str(word) for word in words])
+        return Said(ended.value.code, *capsys.readouterr())  # type: ignore[arg-type]
+
+    yield command
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def run(tinyverse: Tinyverse, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Tinyverse:
+    """Runs a verb of `catch` under a run name of this test's own, on a real server."""
+    monkeypatch.setenv("TINYVERSE_REDIS_URL", redis_url)
+    name = f"cli-{next(numbers)}"
+
+    def command(verb: str, *words: Any) -> Said:
+        said = tinyverse("catch", verb, "--name", name, *words)
+        assert said.code == 0, said
+        return said
+
+    command.name = name  # type: ignore[attr-defined]
+    return command

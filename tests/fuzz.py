@@ -27,7 +27,7 @@ from people import a_spec
 
 from tinyverse import codec
 from tinyverse.errors import CodecError, SpecError
-from tinyverse.redis_database import _from_json, _worker
+from tinyverse.rows import decode_heartbeat, decode_row
 from tinyverse.session import SessionSpec
 from tinyverse.weights import decode_weights
 
@@ -42,8 +42,8 @@ READERS: dict[str, Callable[[bytes], object]] = {
     "weights": decode_weights,
     "zstd": lambda data: codec.decompress(data, max_bytes=SMALL),
     "spec": lambda data: SessionSpec.from_json(data.decode(errors="replace")),
-    "heartbeat": lambda data: _worker(data, 0.0),
-    "row": _from_json,
+    "heartbeat": lambda data: decode_heartbeat(data, 0.0),
+    "row": decode_row,
 }
 EDGES = [0, 1, 7, 8, 127, 128, 255, 256, 65535, 65536, 1 << 31, (1 << 32) - 1, 1 << 62, (1 << 63) - 1, (1 << 64) - 1]
 WORDS = [b"0", b"-1", b"9" * 18, b"1e400", b"NaN", b"[]", b"{}", b"null", b'"F64"', b'"BOOL"', b"[" * 500, b"\\u0000"]

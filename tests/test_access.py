@@ -20,7 +20,8 @@ from tinyverse.access import OLDEST, ROLES, make_users
 from tinyverse.database import Worker
 from tinyverse.errors import DatabaseError, DatabaseLost, ServerError
 from tinyverse.monitor import gather
-from tinyverse.redis_database import Keys, RedisDatabase, list_runs
+from tinyverse.redis_database import RedisDatabase, list_runs
+from tinyverse.redis_keys import Keys
 from tinyverse.redis_server import connect, private_server
 from tinyverse.run_folder import agreement
 from tinyverse.sharded_database import open_database
@@ -262,7 +263,7 @@ def test_sessions_far_too_large_do_not_stop_a_trainer(place: Place) -> None:
                     trainer.feed()
         finally:
             admin.config_set("client-output-buffer-limit", "normal 0 0 0")
-    assert sum(trainer.rejected.values()) == 12 and len(trainer.replay) == 1
+    assert sum(trainer.intake.rejected.values()) == 12 and len(trainer.replay) == 1
     database.clear()
     database.close()
 

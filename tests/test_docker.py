@@ -23,7 +23,7 @@ import pytest
 import yaml
 from test_redis_server import free_port
 
-from tinyverse import __version__, cli, redis_setup
+from tinyverse import __version__, cli, cli_words, redis_setup
 from tinyverse.monitor import gather
 from tinyverse.redis_database import RedisDatabase
 
@@ -131,7 +131,7 @@ def test_systemd_verifies_its_units(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("where", "words"), commands().items())
 def test_tinyverse_understands_every_command(where: str, words: list[str]) -> None:
-    experiment, words = cli._sort_out(list(words))
+    experiment, words = cli_words.sort_out(list(words))
     command: click.Command = cli.verbs
     while isinstance(command, click.Group):
         command = command.commands[words.pop(0)]

@@ -33,7 +33,7 @@ import pytest
 import torch
 
 import tinyverse
-from tinyverse import cli, loader
+from tinyverse import cli, cli_words, loader
 from tinyverse.redis_server import private_server
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -82,7 +82,7 @@ def commands(text: str) -> Iterator[str]:
 def understand(line: str) -> None:
     """Raises what the command line itself would, and AssertionError for a setting that a packaged example has not."""
     words = shlex.split(re.sub(r"(?<= )[NS]\b", "1", line), comments=True)  # `-n N`
-    experiment, words = cli._sort_out(words)
+    experiment, words = cli_words.sort_out(words)
     command: click.Command = cli.verbs
     while isinstance(command, click.Group) and words and "--help" not in words:
         command = command.commands[words.pop(0)]
@@ -211,7 +211,7 @@ def test_the_reference_has_every_module_and_every_public_name(tmp_path: Path) ->
     modules = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in (ROOT / "tinyverse").rglob("*.py")}
     assert {name.removesuffix(".__init__") for name in modules} - heads == {"tinyverse", "tinyverse.__main__"}
     assert set(tinyverse.__all__) - {"__version__"} <= heads
-    assert {f"tinyverse EXPERIMENT {verb}" for verb in cli.VERBS} <= heads
+    assert {f"tinyverse EXPERIMENT {verb}" for verb in cli_words.VERBS} <= heads
     assert len(FENCE.findall(text)) * 2 == len(re.findall(r"^```", text, re.M))  # every block is closed
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 import pytest
-from test_cli import folder, tinyverse  # noqa: F401
 
 from tinyverse import doctor
 from tinyverse.asked import Asked
@@ -48,12 +47,12 @@ def test_a_user_that_may_do_everything_is_a_warning(redis_server):
     assert not found["rights"].ok and "~tv:*" in found["rights"].advice
 
 
-def test_without_a_server_it_says_what_would_be_started(folder):  # noqa: F811
+def test_without_a_server_it_says_what_would_be_started(folder):
     found = findings()
     assert found["server"].ok and "none runs yet" in found["server"].said and "push" in found["speed"].said
 
 
-def test_a_server_that_does_not_answer_is_a_warning(folder):  # noqa: F811
+def test_a_server_that_does_not_answer_is_a_warning(folder):
     assert not findings(redis="redis://127.0.0.1:1/0")["server"].ok
 
 
@@ -80,7 +79,7 @@ def test_threads_that_spin_and_a_clock_that_is_off(redis_server, monkeypatch):
     assert found.said.startswith(("3599", "3600")) and "NTP" in found.advice
 
 
-def test_the_command_prints_lines_or_json_and_its_code_tells(tinyverse, redis_url, monkeypatch):  # noqa: F811
+def test_the_command_prints_lines_or_json_and_its_code_tells(tinyverse, redis_url, monkeypatch):
     said = tinyverse("catch", "doctor", "--redis", redis_url)
     lines = said.out.splitlines()
     assert any("experiment" in line and "catch: " in line and line.startswith("ok") for line in lines), said
@@ -91,7 +90,7 @@ def test_the_command_prints_lines_or_json_and_its_code_tells(tinyverse, redis_ur
     assert broken.code == 1 and "does not answer" in broken.out
 
 
-def test_an_experiment_that_cannot_play_is_a_warning(tinyverse, folder, redis_url):  # noqa: F811
+def test_an_experiment_that_cannot_play_is_a_warning(tinyverse, folder, redis_url):
     (folder / "broken.py").write_text(
         "from tinyverse import Experiment\n\ndef make_experiment():\n    return Experiment(make_env=lambda: 3)\n"
     )

@@ -34,7 +34,8 @@ from tinyverse.database import BEGINNING, Worker
 from tinyverse.errors import DatabaseError, DatabaseLost, TinyverseError
 from tinyverse.loop import train
 from tinyverse.player import play
-from tinyverse.redis_database import Keys, RedisDatabase
+from tinyverse.redis_database import RedisDatabase
+from tinyverse.redis_keys import Keys
 from tinyverse.redis_server import connect
 from tinyverse.replay import Flow
 from tinyverse.run_folder import agreement
@@ -114,7 +115,7 @@ class Team:
                 assert tuple(row) not in opened, "learned from twice"
                 opened.add(tuple(row))
         assert opened
-        assert set(self.trainer.rejected) <= {"it came twice"}, self.trainer.rejected
+        assert set(self.trainer.intake.rejected) <= {"it came twice"}, self.trainer.intake.rejected
 
 
 # -- the server is lost ---------------------------------------------------------------------------------------------
@@ -260,7 +261,7 @@ def test_everyone_starts_on_a_full_server(server: Breakable, record_property: Ca
     fill(server, Keys("team").sessions)
     with Team(server.url) as team:
         record_property("goes on", team.goes_on())
-        team.trainer.rejected.clear()  # what filled it was no session
+        team.trainer.intake.rejected.clear()  # what filled it was no session
 
 
 @pytest.mark.parametrize(
@@ -476,8 +477,8 @@ def test_a_pickle_in_every_key_is_never_executed_and_training_goes_on(
             with contextlib.suppress(TinyverseError):
                 read()
         record_property("goes on", team.goes_on())
-        assert sum(team.trainer.rejected.values()) == 2
-        team.trainer.rejected.clear()
+        assert sum(team.trainer.intake.rejected.values()) == 2
+        team.trainer.intake.rejected.clear()
     assert not (tmp_path / "executed").exists()
 
 

@@ -14,11 +14,11 @@ FLOORS = {
     "things": "agent session returns towers losses networks.norms networks.trunks networks.convs networks.resnets "
     "networks.bodies networks.recurrent networks.attention networks.heads networks.modular networks.squashed "
     "networks normalizers",
-    "meeting": "position database redis_places redis_setup redis_server seal redis_database sharded_database access",
+    "meeting": "position database redis_places redis_setup redis_server redis_keys rows seal redis_database sharded_database access",
     "memory": "sum_tree samplers shares batch ring stored_sessions replay weights weights_file rng",
     "learning": "torch_agent q_agent learner algorithms.* algorithms",
-    "people": "envs.arrays envs.dialects envs.mending envs.pool envs.parallel envs.rebuilt envs.accept envs.workers envs.* envs experiment loader archive run_folder player human guard trainer loop evaluator explain writers prometheus monitor progress published plot",
-    "door": "__init__ asked playing training together judging exporting tidying looking page.games page watching plotting reporting beginning scripting configuring options cli_sessions cli_server completing doctor demo cli __main__",
+    "people": "envs.arrays envs.dialects envs.mending envs.pool envs.parallel envs.rebuilt envs.accept envs.workers envs.* envs experiment loader archive run_folder player human guard intake trainer loop evaluator explain writers prometheus monitor progress published plot",
+    "door": "__init__ asked playing training together judging exporting tidying looking page.games page watching plotting reporting beginning scripting configuring options cli_sessions cli_server cli_words completing doctor demo cli __main__",
 }
 ROOMS = [room for floor in FLOORS.values() for room in floor.split()]
 MODULES = {

@@ -81,7 +81,7 @@ def test_a_rollback_takes_the_last_checkpoint_and_goes_on(tmp_path, caplog):
     fails_at(trainer, 4)
     assert folder.load()["update"] == 0  # one to go back to, from the first moment on
     assert train(trainer, updates=8) == 8
-    assert trainer.rollbacks == 1 and "Going back to the checkpoint of update 0" in caplog.text
+    assert trainer.guard.rollbacks == 1 and "Going back to the checkpoint of update 0" in caplog.text
     assert (trainer.update, float(np.max(trainer.agent.weight))) == (8, 4.0)  # 4 updates since the weights of update 0
     assert database.state().update == 8 and folder.load()["update"] == 8
     assert all(np.isfinite(array).all() for weights in published(database) for array in weights.values())
@@ -103,7 +103,7 @@ def test_the_sessions_of_a_spoilt_batch_are_not_learned_from_again(tmp_path):
 
     trainer.learner.train_step = train_step
     train(trainer, updates=60)
-    assert trainer.rollbacks == 1
+    assert trainer.guard.rollbacks == 1
     assert 11 <= len(trainer.replay) <= 12
 
 

@@ -194,7 +194,7 @@ def test_info_counts_people_apart_and_the_curve_is_the_agents(redis_url):
     assert len(people) > len(rows) / 2 and facts["human_return"] == pytest.approx(np.mean(people))
     assert facts["mean_return"] == pytest.approx(np.mean([row["return"] for row in rows if not row.get("human")]))
     trainer.feed()
-    assert trainer.episodes == facts["episodes"] == len(rows) - len(people)
+    assert trainer.intake.episodes == facts["episodes"] == len(rows) - len(people)
     assert trainer.replay._human.sum() == 8
 
 

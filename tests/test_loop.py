@@ -162,8 +162,8 @@ def test_every_row_arrives_as_it_was_played_each_once(redis_url, source):
     check_same(sessions, trainer.learner.batches)
     alive = sum(int(session.alive.sum()) for session in sessions)
     ended = [episode for session in sessions for episode in session.episodes]
-    assert (trainer.step_count, trainer.episodes, player.rate.total) == (alive, len(ended), alive)
-    assert list(trainer.returns) == [total for total, _ in ended][-100:]
+    assert (trainer.intake.steps, trainer.intake.episodes, player.rate.total) == (alive, len(ended), alive)
+    assert list(trainer.intake.returns) == [total for total, _ in ended][-100:]
     stored = [(row["return"], row["length"]) for row in database.episodes(10_000)]
     assert stored == ended
 
@@ -193,7 +193,7 @@ def test_two_players_do_not_mix(redis_url):
         own = [session for session in sessions if session.metadata["player"] == courier.worker.id]
         assert [int(session.metadata["sequence"]) for session in own] == list(range(20))
         walk(own, nested=False)
-    assert trainer.rejected == {}
+    assert trainer.intake.rejected == {}
 
 
 def a_run_again(url, database):

@@ -9,6 +9,7 @@ import secrets
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -16,10 +17,12 @@ import redis
 from database_contract import HERE, ME, DatabaseContract, dead_pid, read_all
 from hypothesis import given, settings
 from hypothesis import strategies as some
+from people import until
 
 from tinyverse.database import BEGINNING, Database, MemoryDatabase, State, Worker, new_holder
 from tinyverse.errors import DatabaseError, DatabaseLost, LeaseLost, SettingsError
-from tinyverse.redis_database import Keys, RedisDatabase, list_runs
+from tinyverse.redis_database import RedisDatabase, list_runs
+from tinyverse.redis_keys import Keys
 from tinyverse.redis_server import COMMANDS, Server, connect, private_server
 from tinyverse.sharded_database import open_database
 
@@ -407,6 +410,20 @@ def test_a_frozen_server_is_lost_and_nothing_is_sent_twice(own_server: Server) -
     os.kill(own_server.pid, signal.SIGCONT)
     state = database.state()
     assert read_all(database) == [b"x", b"y"][: state.inserted] and state.inserted <= 2
+
+
+def test_a_reader_that_waits_while_its_server_becomes_a_replica(
+    own_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server ends the wait by an error of its own; the server has not refused anything, it is lost for a while."""
+    monkeypatch.setattr("tinyverse.redis_database.BLOCK", 4.0)
+    database = RedisDatabase(own_server.url, "x")
+    with connect(own_server.admin_url) as admin, ThreadPoolExecutor(1) as beside:
+        reading = beside.submit(database.read, "0-0", 1, wait=4.0)
+        until(lambda: admin.info("clients")["blocked_clients"])  # type: ignore[index]
+        admin.replicaof("127.0.0.1", 1)
+        with pytest.raises(DatabaseLost, match="takes no writes now"):
+            reading.result(10)
 
 
 def test_an_emptied_server_is_a_fresh_run(own_server: Server) -> None:

@@ -23,7 +23,8 @@ from test_trainer import push, some_sessions
 from tinyverse.access import OLDEST, make_users
 from tinyverse.database import Database, Worker
 from tinyverse.errors import DatabaseError, DatabaseLost, ServerError, SettingsError
-from tinyverse.redis_database import Keys, RedisDatabase, list_runs
+from tinyverse.redis_database import RedisDatabase, list_runs
+from tinyverse.redis_keys import Keys
 from tinyverse.redis_places import keepers, nodes
 from tinyverse.redis_server import connect, find_server
 from tinyverse.redis_setup import find_binary

@@ -523,7 +523,7 @@ class World:
 
     def _check_players_are_not_too_far_ahead(self):
         state, trainer = self.database.state(), self.trainer
-        if state.allowance is not None and trainer._caught_up and state.delivered == trainer.replay.delivered:
+        if state.allowance is not None and trainer.intake.caught_up and state.delivered == trainer.replay.delivered:
             assert state.debt <= state.allowance + state.reuse * self.chosen.players * self.chosen.games + 1e-6
 
     def turns_needed(self):

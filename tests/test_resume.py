@@ -65,7 +65,7 @@ def ended(trainer):
     books = {name: value for name, value in replay.state_dict().items() if name not in of_this_database}
     owed = (replay.flow.reuse or 1.0) * replay.received - replay.delivered
     return (
-        trainer.update, trainer.step_count, trainer.episodes, list(trainer.returns), list(trainer.lengths),
+        trainer.update, trainer.intake.steps, trainer.intake.episodes, list(trainer.intake.returns), list(trainer.intake.lengths),
         trainer.agent.weight.tolist(), owed, replay.random_state, str(books), str(rng.get_state()["torch"].tolist()),
         rng.get_state()["python"], rng.get_state()["numpy"],
     )  # fmt: skip
@@ -152,7 +152,7 @@ def test_only_what_may_still_be_drawn_is_kept(tmp_path, sessions, sampler):
     second.join()
     second.feed()
     assert second.replay.sampler.pending() == first.replay.sampler.pending()
-    assert second.step_count == first.step_count == steps(sessions[:7])
+    assert second.intake.steps == first.intake.steps == steps(sessions[:7])
     assert database.state().delivered == first.replay.delivered
 
 
@@ -173,7 +173,7 @@ def test_what_lost_updates_had_learned_from_is_not_fresh_again(tmp_path, session
     assert second.update == 1
     assert go_on(second, [], 1) == [([list(s.observations[0, :2]) for s in sessions[6:8]], [1.0, 1.0])]
     assert not second.step()
-    assert second.step_count == steps(sessions[:8])  # each counted once
+    assert second.intake.steps == steps(sessions[:8])  # each counted once
 
 
 def test_with_uniform_replay_what_was_owed_is_still_owed_and_no_more(tmp_path, sessions):
@@ -197,7 +197,7 @@ def test_with_uniform_replay_what_was_owed_is_still_owed_and_no_more(tmp_path, s
         made += 1
     assert made == (14 + 10) // 2
     assert database.state().debt == 0
-    assert second.step_count == steps(sessions[:15])
+    assert second.intake.steps == steps(sessions[:15])
 
 
 def test_without_the_replay_stored_sessions_are_settled(tmp_path, sessions):
@@ -434,7 +434,7 @@ def test_the_feeder_may_add_while_a_checkpoint_is_made(tmp_path, sessions):
 
     def feed():
         for position, blob in database.read("0-0", 100)[0]:
-            trainer._take(position, blob)
+            trainer.intake.take(position, blob)
 
     feeder = threading.Thread(target=feed)
     feeder.start()

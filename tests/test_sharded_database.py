@@ -423,6 +423,6 @@ def test_the_trainer_learns_on_when_a_shard_is_killed(shards: Shards, comes_back
         all_go_on(near, far)
     for _, courier in players:
         courier.close()
-    assert set(trainer.rejected) <= {"it came twice"}
+    assert set(trainer.intake.rejected) <= {"it came twice"}
     opened = [tuple(row) for batch in trainer.learner.batches for row in batch.observations[0].tolist()]
     assert len(opened) == len(set(opened)), "learned from twice"

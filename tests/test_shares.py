@@ -58,7 +58,7 @@ def test_what_is_refused_is_counted_and_nobody_waits_for_it():
     push(database, some_sessions(2, player="quiet"))
     push(database, some_sessions(10, player="loud"))
     trainer.feed()
-    assert len(trainer.replay) == 4 and trainer.rejected == {"its player sends more than its share": 8}
+    assert len(trainer.replay) == 4 and trainer.intake.rejected == {"its player sends more than its share": 8}
     while trainer.step():
         pass
     trainer.report()

@@ -283,7 +283,7 @@ def wait_for_the_poor(url, run):
         towers.anywhere(False)
         state = trainer.database.state()
         facts[name] = (trainer.update, trainer.waiting.reason, state.debt, state.position == trainer._furthest)
-    facts["reported"] = (state.allowance, state.capacity, state.step == trainer.step_count)
+    facts["reported"] = (state.allowance, state.capacity, state.step == trainer.intake.steps)
     trainer.beat()
     towers.anywhere(False)
     facts["workers"] = sorted(worker.role for worker in trainer.database.workers())
@@ -339,7 +339,7 @@ def one_learns_nan(url, run, place, on_nan):
         trainer.check()
     except NotANumber as error:
         said = str(error)
-    return trainer.update, trainer.rollbacks, said
+    return trainer.update, trainer.guard.rollbacks, said
 
 
 @pytest.mark.parametrize("on_nan", ["stop", "rollback"])

@@ -76,8 +76,12 @@ def test_a_resumed_trainer_goes_on_where_its_checkpoint_is(database, tmp_path):
     trainer.leave()
     again = a_trainer(database, folder=folder)
     again.join()
-    assert (again.update, again.step_count, again.episodes) == (3, trainer.step_count, trainer.episodes)
-    assert list(again.returns) == list(trainer.returns)
+    assert (again.update, again.intake.steps, again.intake.episodes) == (
+        3,
+        trainer.intake.steps,
+        trainer.intake.episodes,
+    )
+    assert list(again.intake.returns) == list(trainer.intake.returns)
     assert again.agent.weight == 3
     assert again.version == trainer.version + 1
     again.feed()
@@ -116,7 +120,7 @@ def test_without_a_folder_it_goes_on_from_what_was_published(database):
     first.leave()
     second = a_trainer(database)
     second.join()
-    assert (second.update, second.step_count, second.version) == (1, first.step_count, first.version + 1)
+    assert (second.update, second.intake.steps, second.version) == (1, first.intake.steps, first.version + 1)
     assert second.agent.weight == 1
 
 
@@ -221,7 +225,7 @@ def test_uniform_reads_everything_again_but_counts_steps_once(database):
     second.join()
     second.feed()
     assert len(second.replay) == 10
-    assert (second.update, second.step_count) == (5, first.step_count)
+    assert (second.update, second.intake.steps) == (5, first.intake.steps)
     assert not second.step()  # reuse is reached already
     push(database, some_sessions(2, start=10))
     second.feed()
@@ -246,8 +250,8 @@ def test_duplicates_and_damaged_sessions_are_counted_and_training_goes_on(databa
     database.append([codec.compress(codec.encode({}, {}))])
     with caplog.at_level(logging.ERROR):
         trainer.feed()
-    assert trainer.rejected["it came twice"] == 2
-    assert sum(trainer.rejected.values()) == 2 + len(bad) + 1
+    assert trainer.intake.rejected["it came twice"] == 2
+    assert sum(trainer.intake.rejected.values()) == 2 + len(bad) + 1
     while trainer.step():
         pass
     assert saw(trainer.learner) == [opening(session) for session in good]
@@ -263,7 +267,7 @@ def test_the_same_numbers_of_another_player_are_no_duplicates(database):
     trainer.join()
     push(database, some_sessions(2, player="a") + some_sessions(2, player="b"))
     trainer.feed()
-    assert trainer.rejected == {}
+    assert trainer.intake.rejected == {}
     assert len(trainer.replay) == 4
 
 

@@ -18,7 +18,7 @@ import urllib.parse
 import redis
 
 from tinyverse.errors import DatabaseError, ServerError
-from tinyverse.redis_database import Keys
+from tinyverse.redis_keys import Keys
 from tinyverse.redis_places import keepers
 from tinyverse.redis_server import (
     COMMANDS,

@@ -1,4 +1,4 @@
-"""Guard: sees to it that a trainer which learned NaN neither publishes nor saves it.
+"""Guard: sees to it that a trainer which learned NaN neither publishes nor saves it, but stops or goes back.
 
 To ask a GPU whether a loss is finite would make it stand still, so the answer is fetched beside the updates that follow.
 """
@@ -6,6 +6,7 @@ To ask a GPU whether a loss is finite would make it stand still, so the answer i
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections import deque
 from collections.abc import Mapping
@@ -15,13 +16,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from tinyverse import codec, nest
+from tinyverse import codec, nest, towers
 from tinyverse.agent import Weights
 from tinyverse.batch import Batch
-from tinyverse.errors import SettingsError
+from tinyverse.errors import CodecError, NotANumber, SettingsError
+from tinyverse.learner import Learner
+from tinyverse.replay import Replay
+from tinyverse.run_folder import RunFolder
+
+logger = logging.getLogger(__name__)
 
 JUDGED = ("loss/", "grad_norm")  # what metrics begin with that must be finite; others may have nothing to say
 UNANSWERED = 3  # updates at most whose answers are on their way
+ROLLBACKS = 3  # to one and the same checkpoint; then training stops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,13 +52,18 @@ class Guard:
 
     Args:
         on_nan: "stop", or "rollback" to the last good checkpoint.
+        folder: that holds it, and is to keep the batch; None: there is none, as on all ranks but 0.
     """
 
-    def __init__(self, on_nan: str = "stop") -> None:
+    def __init__(self, on_nan: str = "stop", folder: RunFolder | None = None) -> None:
         if on_nan not in ("stop", "rollback"):
             raise SettingsError(f"on_nan is {on_nan!r}; there are stop and rollback.")
-        self.on_nan = on_nan
+        if on_nan == "rollback" and folder is None and towers.leads():
+            raise SettingsError("on_nan='rollback' wants a folder with checkpoints to go back to.")
+        self.on_nan, self.folder = on_nan, folder
         self.spoilt: Spoilt | None = None
+        self.rollbacks = 0
+        self._rolled_back = (-1, 0)  # to which update's checkpoint, how often
         self._asked: deque[tuple[int, Batch, Mapping[str, Any], torch.Tensor, Any]] = deque()
 
     def note(self, update: int, batch: Batch, metrics: Mapping[str, Any]) -> None:
@@ -90,6 +102,42 @@ class Guard:
             return True
         self.spoilt = Spoilt(update, None, ("weights",))
         return False
+
+    def recover(self, update: int, learner: Learner, replay: Replay) -> None:
+        """Takes back what was learned since the last checkpoint, and drops the sessions of the batch that spoilt it.
+        Collective: whichever rank is spoilt, all go back.
+
+        Args:
+            update: the newest, for where only another rank knows which was wrong.
+        Raises:
+            NotANumber: it is not to be rolled back, there is no checkpoint, or going back did not help.
+        """
+        spoilt, kept = self.spoilt, ""
+        names = ", ".join(spoilt.names) if spoilt else "another rank"
+        if spoilt and self.folder and spoilt.batch:
+            try:
+                kept = f" The batch is kept in {spoilt.write(self.folder.path)}."
+            except (OSError, CodecError) as error:
+                kept = f" The batch cannot be kept ({error})."
+        what = f"update {spoilt.update if spoilt else update} learned what is no number ({names}).{kept}"
+        last = None
+        if self.folder and self.on_nan == "rollback":
+            self.folder.finish()
+            last = self.folder.load()
+        to, (before, times) = towers.from_leader(last["update"] if last else -1), self._rolled_back
+        self._rolled_back = (to, times + 1 if to == before else 1)
+        if to < 0 or self._rolled_back[1] > ROLLBACKS:
+            tried = f" It did so after each of {ROLLBACKS} rollbacks to update {to}." if to >= 0 else ""
+            raise NotANumber(
+                f"{what}{tried} Nothing of it was published or saved. Lower the learning rate, clip rewards or gradients, "
+                "and start again: training goes on from the last checkpoint."
+            )
+        logger.warning("%s Going back to the checkpoint of update %d.", what, to)
+        learner.load_state_dict(towers.from_leader(last["learner"] if last else None))
+        if spoilt and spoilt.batch:
+            replay.discard(spoilt.batch.slots)
+        self.forget()
+        self.rollbacks += 1
 
     def forget(self) -> None:
         """What was learned has been taken back."""

@@ -1,8 +1,9 @@
 """RedisDatabase: the meeting place on a Redis or Valkey server, so that players and trainers may be anywhere.
 
-Every key is spelled by `Keys`. Sessions are one stream: their order, ids that only grow and a bounded length come with
-it. What must agree is written in one MULTI, what must be checked first is WATCHed, and nothing is scripted. Time is
-the server's: a client knows how far its own steady clock is from it, because every reply brings the server's along.
+Every key is spelled in `redis_keys`. Sessions are one stream: their order, ids that only grow and a bounded length
+come with it. What must agree is written in one MULTI, what must be checked first is WATCHed, and nothing is scripted.
+Time is the server's: a client knows how far its own steady clock is from it, because every reply brings the server's
+along.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import math
 import re
 import secrets
 import time
@@ -36,58 +36,22 @@ from tinyverse.database import (
     holder_is_dead,
 )
 from tinyverse.errors import CodecError, DatabaseError, RunConflict, SettingsError
+from tinyverse.redis_keys import COUNTER, PLACES, SHARD, STREAMS, Keys
 from tinyverse.redis_places import is_one_of_several
-from tinyverse.redis_server import PREFIX, connect, errors
+from tinyverse.redis_server import connect, errors
+from tinyverse.rows import decode_heartbeat, decode_row, encode_heartbeat, encode_row
 from tinyverse.seal import Seal
 
 log = logging.getLogger(__name__)
 
 LARGEST = 256 << 20  # bytes in one request; the local server cuts the line at more
 BLOCK = 1.0  # seconds a read waits on the server at a time, well below the client's timeout
-COUNTER = "count:"  # what a counter's field in `tally` begins with
-STREAMS = "streams"  # the field of `meta` that says how many there are
-PLACES = "places"  # … that says on which servers they lie, as JSON, where there are several
-SHARD = "shard"  # … that says on another of these servers which one it is; that `meta` has no epoch
 WEIGHTS_TRIES = 5
 _STAT: dict[str, Callable[[str], Any]] = {
     "update": int, "step": int, "delivered": float, "reuse": float,
     "allowance": lambda text: float(text) if text else None, "capacity": int, "stop": int, "position": str,
 }  # fmt: skip
 T = TypeVar("T")
-_WORKER = {name: type(value) for name, value in vars(Worker("", "")).items()}
-
-
-class Keys:
-    """The keys of a run, spelled here and nowhere else. `{run}` in braces keeps a run on one slot of a cluster.
-
-    Args:
-        stream: of one stream of a run that has several, each in a slot of its own: "0", "1" …
-    Raises:
-        SettingsError: the run's name has other characters than [A-Za-z0-9._-].
-    """
-
-    RUNS = f"{PREFIX}runs"  # set: the names of all runs
-
-    def __init__(self, run: str, stream: str = "") -> None:
-        if not re.fullmatch(r"[A-Za-z0-9._-]+", run):
-            raise SettingsError(
-                f"The run's name {run!r} may have letters, digits, '.', '_' and '-' only. Choose another with --name."
-            )
-        self._prefix = f"{PREFIX}{{{run}{stream and '#' + stream}}}:"
-        self.meta = f"{self._prefix}meta"  # hash: what `create` stored, and the epoch
-        self.sessions = f"{self._prefix}sessions"  # stream: one entry a session
-        self.current = f"{self._prefix}w:cur"  # hash: version, update, step; xxh3:<v> of each version kept
-        self.heartbeats = f"{self._prefix}hb"  # hash: worker id -> JSON
-        self.lease = f"{self._prefix}lease"  # str with a time to live: who publishes
-        self.stat = f"{self._prefix}stat"  # hash: State's numbers and position, as the trainer reports them
-        self.tally = f"{self._prefix}tally"  # hash: inserted, bytes, the counters: what players may count up
-        self.episodes = f"{self._prefix}episodes"  # stream of JSON
-        self.metrics = f"{self._prefix}metrics"  # stream of JSON
-        self.errors = f"{self._prefix}errors"  # stream of JSON
-
-    def weights(self, version: int) -> str:
-        """str: the weights of one version; never written twice."""
-        return f"{self._prefix}w:{version}"
 
 
 class RedisDatabase(Database):
@@ -191,7 +155,7 @@ class RedisDatabase(Database):
         elsewhere: int = 0,
     ) -> State:  # fmt: skip
         """As of Database; `elsewhere` counts sessions of this run that lie in other streams."""
-        keys, rows, size = self._keys, [_to_json(row) for row in episodes], sum(map(len, blobs))
+        keys, rows, size = self._keys, [encode_row(row) for row in episodes], sum(map(len, blobs))
         _check_size(size, "These sessions")
         if self._clock is None:
             self.state()  # once: the capacity and the server's time are not known yet
@@ -208,7 +172,7 @@ class RedisDatabase(Database):
             if blobs:
                 pipe.hincrby(keys.tally, "bytes", size)
             if worker:
-                pipe.hset(keys.heartbeats, worker.id, self._heartbeat(worker))
+                pipe.hset(keys.heartbeats, worker.id, encode_heartbeat(worker, self._now()))
 
         return self._ask(write)[1]
 
@@ -300,7 +264,7 @@ class RedisDatabase(Database):
     def workers(self) -> list[Worker]:
         """Everyone heard of within `STALE_AFTER` seconds; who was not is removed (and back with the next heartbeat)."""
         (beats,), _ = self._ask(lambda pipe: pipe.hgetall(self._keys.heartbeats))
-        everyone = {key: _worker(text, self._now()) for key, text in beats.items()}
+        everyone = {key: decode_heartbeat(text, self._now()) for key, text in beats.items()}
         stale = [key for key, worker in everyone.items() if worker is None or worker.seen >= STALE_AFTER]
         if stale:
             with contextlib.suppress(DatabaseError), errors(self._url):  # who may only look leaves them there
@@ -401,7 +365,7 @@ class RedisDatabase(Database):
         self._with_room(write)
 
     def _log(self, key: str, row: Mapping[str, Any], kept: int) -> None:
-        entry = {"row": _to_json(row)}
+        entry = {"row": encode_row(row)}
         self._write(lambda pipe: pipe.xadd(key, entry, maxlen=kept, approximate=False))
 
     def _with_room(self, write: Callable[[], T]) -> T:
@@ -452,11 +416,8 @@ class RedisDatabase(Database):
             return []
         with errors(self._url):
             entries = self._client.xrevrange(stream, count=limit)
-        rows = (_from_json(fields.get(b"row", b"")) for _, fields in reversed(entries))
+        rows = (decode_row(fields.get(b"row", b"")) for _, fields in reversed(entries))
         return [row for row in rows if row is not None]
-
-    def _heartbeat(self, worker: Worker) -> str:
-        return _to_json({**vars(worker), "at": self._now()})
 
     def _now(self) -> float:
         """The server's time in seconds, by our steady clock since its last reply."""
@@ -498,50 +459,5 @@ def _checksums(current: Mapping[bytes, bytes]) -> dict[int, str]:
     return {int(name[5:]): text.decode() for name, text in current.items() if name.startswith(b"xxh3:")}
 
 
-def _worker(text: bytes, now: float) -> Worker | None:
-    """The worker of a heartbeat; None when it makes no sense. Fields of other releases are passed over."""
-    try:
-        beat = json.loads(text)
-        worker = Worker(**{name: beat[name] for name in beat if name in _WORKER})
-        worker.seen = max(0.0, now - float(beat["at"]))
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return None
-    if not all(_is_like(getattr(worker, name), kind) for name, kind in _WORKER.items()):
-        return None
-    for name, kind in _WORKER.items():
-        if kind is str:
-            setattr(worker, name, _harmless(getattr(worker, name)))
-    return worker
-
-
-def _is_like(value: Any, kind: type) -> bool:
-    """Whether a value that came from a network is what a field of Worker holds: then it can be shown."""
-    if kind is dict:
-        return isinstance(value, dict) and all(_is_like(share, float) for share in value.values())
-    if kind is str:
-        return isinstance(value, str)
-    return type(value) in (int, float) and math.isfinite(value)
-
-
-def _from_json(text: bytes) -> dict[str, Any] | None:
-    """A row of a log; None where somebody wrote something else there."""
-    try:
-        row = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(row, dict):
-        return None
-    return {name: _harmless(value) if isinstance(value, str) else value for name, value in row.items()}
-
-
-def _harmless(text: str) -> str:
-    """Without what would command a terminal that shows it."""
-    return "".join(letter if letter.isprintable() or letter in "\n\t" else "?" for letter in text)
-
-
 def _text(value: bytes | None) -> str:
     return value.decode(errors="replace") if value else ""
-
-
-def _to_json(row: Mapping[str, Any]) -> str:
-    return json.dumps(dict(row), default=lambda value: value.item())  # NumPy's scalars become Python's

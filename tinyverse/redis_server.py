@@ -247,6 +247,8 @@ def errors(url: str) -> Iterator[None]:
             f"{where} does not permit this: {error}. A player or viewer may not; any other user needs {PREFIX}* and: {' '.join(COMMANDS)}"
         ) from error
     except redis.RedisError as error:
+        if str(error).startswith("UNBLOCKED"):  # it became a replica while a read waited on it
+            raise DatabaseLost(f"{where} takes no writes now: {error}") from error
         raise DatabaseError(f"{where} refused: {error}") from error
     except ValueError as error:
         raise DatabaseError(

@@ -25,7 +25,8 @@ from typing import Any
 from tinyverse.database import BEGINNING, Database, State, Worker
 from tinyverse.errors import DatabaseError, DatabaseLost, RunConflict, SettingsError, counted
 from tinyverse.position import joined, split
-from tinyverse.redis_database import PLACES, SHARD, RedisDatabase, misplaced, place_of
+from tinyverse.redis_database import RedisDatabase, misplaced, place_of
+from tinyverse.redis_keys import PLACES, SHARD
 from tinyverse.redis_server import errors, several
 from tinyverse.seal import Seal, seal_of
 

@@ -14,7 +14,8 @@ from tinyverse import monitor, redis_server
 from tinyverse.asked import Asked, stop_on_signals
 from tinyverse.database import Database
 from tinyverse.errors import RunConflict, did_you_mean
-from tinyverse.redis_database import Keys, list_runs
+from tinyverse.redis_database import list_runs
+from tinyverse.redis_keys import Keys
 
 
 def do_info(asked: Asked, *, watch: bool = False, as_json: bool = False, errors: bool = False) -> None:

@@ -1,6 +1,6 @@
 """Trainer: pulls every new session once, keeps the newest in its memory, learns, and publishes weights.
 
-    feed()      database ──▶ Replay
+    feed()      database ──▶ Intake ──▶ Replay
     step()      Replay ──▶ Batch ──▶ learner
     publish()   weights ──▶ database
 
@@ -20,7 +20,7 @@ import socket
 import threading
 import time
 import zlib
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -32,7 +32,6 @@ from tinyverse.agent import Agent, Weights
 from tinyverse.batch import Batch
 from tinyverse.database import Database, State
 from tinyverse.errors import (
-    CodecError,
     DatabaseLost,
     LeaseLost,
     NotANumber,
@@ -42,14 +41,12 @@ from tinyverse.errors import (
     TinyverseError,
 )
 from tinyverse.guard import Guard
+from tinyverse.intake import Intake
 from tinyverse.learner import Learner
 from tinyverse.player import HEARTBEAT_SECONDS, new_worker
-from tinyverse.position import BEGINNING, from_numbers, furthest, is_ahead, is_behind, to_numbers
+from tinyverse.position import BEGINNING, from_numbers, furthest, is_ahead, to_numbers
 from tinyverse.replay import Replay
 from tinyverse.run_folder import RunFolder
-from tinyverse.samplers import Fresh
-from tinyverse.session import Session
-from tinyverse.shares import Shares
 from tinyverse.timing import Rate, Stages, Waiting
 from tinyverse.weights import decode_weights, encode_weights
 
@@ -57,10 +54,7 @@ logger = logging.getLogger(__name__)
 
 READ_AT_ONCE = 256  # sessions, fewer if they take more than
 READ_BYTES = 256 << 20
-RECENT = 100  # episodes in the mean return
 REPLAY_SAVED = 10**9  # bytes of stored sessions that a checkpoint holds unless it is told to, or not to
-PLAYERS_KNOWN = 10_000  # whose sequence numbers are remembered, against duplicates
-ROLLBACKS = 3  # to one and the same checkpoint; then training stops
 
 
 class Snapshot(NamedTuple):
@@ -83,7 +77,7 @@ class Trainer:
         save_replay: whether checkpoints hold the stored sessions; None: while these take at most 1 GB.
         precision: "fp32", or "bf16" for autocast.
         on_nan: "stop", or "rollback" to the last good checkpoint in `folder`.
-        player_share: of the sessions kept, how much one player may have while others play; see `Shares`.
+        player_share: see `Intake`.
     """
 
     def __init__(
@@ -117,40 +111,28 @@ class Trainer:
         self.meta, self.folder = dict(meta), folder
         self.publish_every, self.precision, self.frame_skip = publish_every, precision, frame_skip
         self.save_replay = save_replay
-        self.guard = Guard(on_nan)
-        self.shares = Shares(player_share)
-        if on_nan == "rollback" and folder is None and towers.leads():
-            raise SettingsError("on_nan='rollback' wants a folder with checkpoints to go back to.")
+        self.intake = Intake(replay, player_share)
+        self.guard = Guard(on_nan, folder)
         self.worker = new_worker("train")
         self.holder = f"{socket.gethostname()}:{self.worker.pid}:{self.worker.id}"
-        self.update = self.step_count = 0  # updates made, agent steps received
+        self.update = 0  # updates made
         self.version = -1
         self.waiting, self.stages = Waiting(), Stages()
-        self.update_rate, self.step_rate = Rate(), Rate()
-        self.returns: deque[float] = deque(maxlen=RECENT)
-        self.lengths: deque[int] = deque(maxlen=RECENT)
-        self.episodes = 0
-        self.rejected: dict[str, int] = {}  # reason -> sessions
+        self.update_rate = Rate()
         self.metrics: Mapping[str, Any] = {}  # of the last update
         self.state = State()
         self._lags: deque[float] = deque(maxlen=100)
         self._lags_of_sessions: deque[np.ndarray] = deque(maxlen=100)
-        self._position, self._consumed = BEGINNING, BEGINNING  # read so far; learned from so far
+        self._consumed = BEGINNING  # learned from so far
         self._furthest = BEGINNING  # that any rank has learned from
-        self._counted = BEGINNING  # whose steps and episodes are in the counters
-        self._taking = threading.Lock()  # a checkpoint holds a session and its place in the stream, or neither
         self._telling = threading.RLock()  # what is told of positions is of the run's present epoch
         self._at_once = READ_AT_ONCE  # sessions asked for
-        self._caught_up = False
-        self._newest_of: dict[str, int] = {}  # player -> its newest sequence number
         self._drawn: Batch | None = None  # and not learned from yet: another rank has none, or the database is lost
         self._owed_elsewhere = 0.0  # deliveries, to the shares of the other ranks
-        self._uncounted: Counter[str] = Counter()  # rejections the database does not know of yet
+        self._rejections_told = 0  # to the database
         self._checkpointed = -1
-        self._rolled_back = (-1, 0)  # to which update's checkpoint, how often
         self._began = time.monotonic()
         self.must_publish = False
-        self.rollbacks = 0  # after NaN
         self._published = -1  # the newest version that the database is known to have taken
 
     # -- coming and going ---------------------------------------------------------------------------------------
@@ -195,7 +177,7 @@ class Trainer:
         elif (found := self.database.get_weights()) is not None:  # no folder here: go on from what was published
             weights, numbers = decode_weights(found[1])
             self.agent.set_weights(weights)
-            self.version, self.update, self.step_count = found[0], numbers["update"], numbers["step"]
+            self.version, self.update, self.intake.steps = found[0], numbers["update"], numbers["step"]
 
     def _take_up(self, checkpoint: Mapping[str, Any]) -> None:
         try:
@@ -205,18 +187,16 @@ class Trainer:
                 f"the checkpoint in {self.folder and self.folder.path}/ does not fit this experiment's network or optimizer "
                 f"({str(error).splitlines()[0]} …). Start anew with --fresh, from its weights with --init-from if they fit."
             ) from error
-        self.update, self.step_count, self.episodes = (checkpoint[name] for name in ("update", "step", "episodes"))
-        self.returns.extend(checkpoint["returns"])
+        self.update = self._checkpointed = checkpoint["update"]
         self.version = max(checkpoint["version"], self.state.version)
-        self._checkpointed = self.update
+        self.intake.load_counters(checkpoint)
         if "rng" not in checkpoint:  # of a version before these were kept
             return
-        self.lengths.extend(checkpoint["lengths"])
         rng.set_state(checkpoint["rng"])
         self.replay.random_state = checkpoint["drawing"]
         same_database = checkpoint["epoch"] == self.state.epoch
         if same_database:
-            self._counted = checkpoint["position"]
+            self.intake.counted = checkpoint["position"]
         if checkpoint["replay"] is None or self.save_replay is False or not self.folder:
             return
         try:
@@ -227,28 +207,27 @@ class Trainer:
         if not same_database:
             self.replay.forget_positions()
             return
-        self._position, self._newest_of = checkpoint["position"], dict(checkpoint["newest_of"])
+        self.intake.load_place(checkpoint)
         if self.replay.sampler.reuse is not None and is_ahead(self._consumed, checkpoint["consumed"]):
             self.replay.settle(self._consumed)  # updates that were lost had learned from them
 
     def _read_on_from(self, position: str) -> None:
-        self._consumed = self._furthest = self._counted = position
-        if isinstance(self.replay.sampler, Fresh):
-            self._position = position  # at most once: what was consumed is not even read
+        self._consumed = self._furthest = position
+        self.intake.go_on_from(position)
 
     def level(self) -> None:
         """Every rank takes over what rank 0 has learned so far. Does nothing where there is only one."""
         if towers.size() == 1:
             return
         leaders = towers.from_leader({
-            "learner": self.learner.state_dict(), "update": self.update, "step": self.step_count,
-            "version": self.version, "episodes": self.episodes, "consumed": self._consumed, "counted": self._counted,
+            "learner": self.learner.state_dict(), "update": self.update, "version": self.version,
+            "consumed": self._consumed, "counted": self.intake.counted, **self.intake.counters(),
         })  # fmt: skip
         self.learner.load_state_dict(leaders["learner"])
-        self.update, self.step_count, self.episodes = leaders["update"], leaders["step"], leaders["episodes"]
-        self.version = leaders["version"]
+        self.update, self.version = leaders["update"], leaders["version"]
         self._read_on_from(leaders["consumed"])
-        self._counted = leaders["counted"]
+        self.intake.load_counters(leaders)
+        self.intake.counted = leaders["counted"]
 
     def leave(self) -> None:
         """Saves, and tells the others."""
@@ -286,14 +265,13 @@ class Trainer:
 
     def _contents(self) -> dict[str, Any]:
         """All that a checkpoint holds, but for the stored sessions themselves."""
-        with self._taking:
+        with self.intake.lock:
             return {
-                "learner": self.learner.state_dict(), "weights": dict(self.learner.get_weights()), "update": self.update,
-                "step": self.step_count, "version": self.version, "episodes": self.episodes,
-                "returns": list(self.returns), "lengths": list(self.lengths), "meta": self.meta, "rng": rng.get_state(),
-                "epoch": self.state.epoch, "position": self._position, "consumed": self._consumed,
-                "newest_of": dict(self._newest_of), "drawing": self.replay.random_state,
-                "replay": self.replay.state_dict() if self._caught_up and self._keeps_replay() else None,
+                "learner": self.learner.state_dict(), "weights": dict(self.learner.get_weights()),
+                "update": self.update, "version": self.version, "meta": self.meta, "rng": rng.get_state(),
+                "epoch": self.state.epoch, "consumed": self._consumed, **self.intake.state_dict(),
+                "drawing": self.replay.random_state,
+                "replay": self.replay.state_dict() if self.intake.caught_up and self._keeps_replay() else None,
             }  # fmt: skip
 
     def _keeps_replay(self) -> bool:
@@ -310,7 +288,7 @@ class Trainer:
         """Reads new sessions into the replay; returns how many there were."""
         limit, published = min(self._at_once, max(1, READ_BYTES // self.replay.spec.nbytes)), self._published
         try:
-            entries, state = self.database.read(self._position, limit, wait)
+            entries, state = self.database.read(self.intake.position, limit, wait)
         except DatabaseLost:
             self._at_once = max(1, limit // 4)  # what is larger than a session can be may be too large for one answer
             raise
@@ -321,13 +299,10 @@ class Trainer:
         if state.version < published:  # the server came back with an older copy of itself
             self._published, self.must_publish = -1, True
         for position, blob in entries:
-            self._take(position, blob)
-        if len(entries) < limit:  # the end of the stream: all that was inserted is here or lost
-            if not self._caught_up or state.inserted < self.replay.received:
-                self.replay.restart_books(state.inserted)
-                self._caught_up = True
-            else:
-                self.replay.forget(state.inserted - self.replay.received)
+            if reason := self.intake.take(position, blob, self.update):
+                self.worker.error = f"a session was rejected: {reason}"
+        if len(entries) < limit:
+            self.intake.at_the_end(state.inserted)
         self.state = state
         return len(entries)
 
@@ -361,37 +336,12 @@ class Trainer:
             self._recover()
 
     def _recover(self) -> None:
-        """After NaN: stops, or takes the learner's state from the last checkpoint; counters and versions go on."""
-        spoilt, kept = self.guard.spoilt, ""
-        names = ", ".join(spoilt.names) if spoilt else "another rank"
-        if spoilt and self.folder and spoilt.batch:
-            try:
-                kept = f" The batch is kept in {spoilt.write(self.folder.path)}."
-            except (OSError, CodecError) as error:
-                kept = f" The batch cannot be kept ({error})."
-        what = f"update {spoilt.update if spoilt else self.update} learned what is no number ({names}).{kept}"
-        last = None
-        if self.folder and self.guard.on_nan == "rollback":
-            self.folder.finish()
-            last = self.folder.load()
-        update, (before, times) = towers.from_leader(last["update"] if last else -1), self._rolled_back
-        self._rolled_back = (update, times + 1 if update == before else 1)
-        if update < 0 or self._rolled_back[1] > ROLLBACKS:
-            tried = f" It did so after each of {ROLLBACKS} rollbacks to update {update}." if update >= 0 else ""
-            raise NotANumber(
-                f"{what}{tried} Nothing of it was published or saved. Lower the learning rate, clip rewards or gradients, "
-                "and start again: training goes on from the last checkpoint."
-            )
-        logger.warning("%s Going back to the checkpoint of update %d.", what, update)
-        self.learner.load_state_dict(towers.from_leader(last["learner"] if last else None))
-        if spoilt and spoilt.batch:
-            self.replay.discard(spoilt.batch.slots)
-        self.guard.forget()
-        self.rollbacks += 1
+        """After NaN: counters and versions go on, from the learner of the last checkpoint."""
+        self.guard.recover(self.update, self.learner, self.replay)
         self.must_publish = True
 
     def _draw(self) -> Batch | None:
-        if not self._caught_up:
+        if not self.intake.caught_up:
             empty = self.state.inserted == 0 and self.replay.waits_for()
             self.waiting.set(empty or "the stored sessions to be read")
             return None
@@ -440,52 +390,6 @@ class Trainer:
             return False
         return True
 
-    def _take(self, position: str, blob: bytes) -> None:
-        try:
-            session = self.replay.spec.decode(blob)
-        except (CodecError, SpecError) as error:
-            self._position = position
-            self._reject(str(error))
-            return
-        with self._taking:
-            self._position = position
-            self._add(position, session)
-
-    def _add(self, position: str, session: Session) -> None:
-        player, sequence = session.metadata.get("player", ""), int(session.metadata["sequence"])
-        if sequence <= self._newest_of.get(player, -1):
-            self._reject("it came twice")
-            return
-        self._newest_of[player] = sequence
-        while len(self._newest_of) > PLAYERS_KNOWN:
-            del self._newest_of[next(iter(self._newest_of))]
-        if not self.shares.admit(player):
-            self._reject("its player sends more than its share")
-            return
-        seen = is_behind(position, self._consumed)  # before a restart
-        if towers.is_mine(player, sequence):
-            self.replay.add(session, position=position, update=self.update, seen=seen)
-        else:
-            self.replay.forget(1)  # another rank's
-        if is_behind(position, self._counted):
-            return
-        steps = int(session.alive.sum())
-        self.step_count += steps
-        self.step_rate.add(steps)
-        for total, length in () if session.human else session.episodes:  # the curve is the agent's
-            self.returns.append(total)
-            self.lengths.append(length)
-            self.episodes += 1
-
-    def _reject(self, reason: str) -> None:
-        reason = reason[:200] if len(self.rejected) < 100 else "for yet another reason"
-        if reason not in self.rejected:
-            logger.warning("a session was rejected: %s", reason)
-        self.rejected[reason] = self.rejected.get(reason, 0) + 1
-        self._uncounted["rejected"] += 1
-        self.worker.error = f"a session was rejected: {reason}"
-        self.replay.forget(1)
-
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         return torch.autocast(self.replay.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
@@ -497,7 +401,7 @@ class Trainer:
         if not self.guard.passes(self.update, weights):
             return None
         self.version += 1
-        return Snapshot(self.version, self.update, self.step_count, weights)
+        return Snapshot(self.version, self.update, self.intake.steps, weights)
 
     def publish(self, snapshot: Snapshot) -> None:
         """Players see version and weights change together. May be called again where it is unknown whether it arrived.
@@ -521,31 +425,30 @@ class Trainer:
         """The numbers by which players know whether to go on, and how data is used; of all ranks together."""
         flow, ranks = self.replay.flow, towers.size()
         with self._telling:
-            delivered = {"delivered": self.delivered} if self._caught_up else {}  # else the database knows better
+            delivered = {"delivered": self.delivered} if self.intake.caught_up else {}  # else the database knows better
             self.database.report(
-                **delivered, position=self._furthest, update=self.update, step=self.step_count, reuse=flow.reuse or 1.0,
-                allowance=flow.allowance and flow.allowance * ranks, capacity=flow.buffer_size * ranks,
+                **delivered, position=self._furthest, update=self.update, step=self.intake.steps,
+                reuse=flow.reuse or 1.0, allowance=flow.allowance and flow.allowance * ranks,
+                capacity=flow.buffer_size * ranks,
             )  # fmt: skip
 
     def beat(self) -> State:
         """A heartbeat, and what was rejected since the last."""
-        worker = self.worker
-        if self._uncounted and towers.leads():  # every rank rejects the same
-            counts, self._uncounted = self._uncounted, Counter()
-            self.database.count(**counts)
+        worker, rejections = self.worker, sum(self.intake.rejected.values())
+        if rejections > self._rejections_told and towers.leads():  # every rank rejects the same
+            new, self._rejections_told = rejections - self._rejections_told, rejections
+            self.database.count(rejected=new)
         worker.uptime = time.monotonic() - self._began
-        worker.steps, worker.steps_per_second = self.step_count, self.step_rate.per_second()
+        worker.steps, worker.steps_per_second = self.intake.steps, self.intake.step_rate.per_second()
         worker.version, worker.lag = self.version if towers.leads() else self.state.version, self.lag
         worker.waits_for, worker.waits_seconds = self.waiting.reason, self.waiting.seconds
         return self.database.beat(worker)
 
     def _rejoin(self) -> None:
         """The run vanished (an empty server, a `clear`): makes it again; the training loop publishes when it can."""
-        with self._telling, self._taking:
-            self._position = self._consumed = self._furthest = self._counted = BEGINNING
-            self.replay.forget_positions()
-            self._newest_of.clear()
-            self._caught_up = False
+        with self._telling, self.intake.lock:
+            self._consumed = self._furthest = BEGINNING
+            self.intake.begin_anew()
             self._published = -1
             if towers.leads():
                 logger.warning("the run is gone from the database; publishing it again.")
@@ -580,17 +483,13 @@ class Trainer:
         losses = {
             name: _number(value) for name, value in self.metrics.items() if name != "priorities"
         }  # None: not finite
-        replay, received = self.replay, max(self.replay.received, 1)
-        low, high = np.percentile(self.returns, (10, 90)).tolist() if self.returns else (None, None)
+        replay, steps, received = self.replay, self.intake.steps, max(self.replay.received, 1)
         return {
-            "update": self.update, "step": self.step_count, "frames": self.step_count * self.frame_skip, "version": self.version,
-            "play/return": float(np.mean(self.returns)) if self.returns else None,
-            "play/return_low": low, "play/return_high": high,
-            "play/length": float(np.mean(self.lengths)) if self.lengths else None,
-            "play/episodes": self.episodes, "play/steps_per_second": self.step_rate.per_second(),
+            "update": self.update, "step": steps, "frames": steps * self.frame_skip, "version": self.version,
+            **self.intake.row(),
             "train/updates_per_second": self.update_rate.per_second(),
             "replay/sessions": len(replay), "replay/bytes_per_session": replay.nbytes // replay.flow.buffer_size, "replay/lag": self.lag, "replay/reuse": self.delivered / received,
-            "replay/rejected": sum(self.rejected.values()), **{f"replay/{name}": n for name, n in replay.dropped.items()},
+            **{f"replay/{name}": n for name, n in replay.dropped.items()},
             **{f"time/{name}": share for name, share in self.stages.take().items()},
             **losses,
         }  # fmt: skip

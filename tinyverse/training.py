@@ -298,11 +298,11 @@ def _refuse_beside_a_trainer(asked: Asked, database: Database, option: str) -> N
 
 
 def trainer_line(trainer: Trainer) -> str:
-    mean = f"{np.mean(trainer.returns):.2f}" if trainer.returns else "–"
+    mean = f"{np.mean(trainer.intake.returns):.2f}" if trainer.intake.returns else "–"
     waits = f", waits for {trainer.waiting.reason}" if trainer.waiting.reason else ""
     return (
-        f"train: update {trainer.update:,}, {counted(trainer.step_count, 'step')} at {trainer.step_rate.per_second():,.0f}/s, "
-        f"return {mean} over the last {counted(len(trainer.returns), 'episode')}, version {trainer.version}, lag {trainer.lag:.1f}{waits}"
+        f"train: update {trainer.update:,}, {counted(trainer.intake.steps, 'step')} at {trainer.intake.step_rate.per_second():,.0f}/s, "
+        f"return {mean} over the last {counted(len(trainer.intake.returns), 'episode')}, version {trainer.version}, lag {trainer.lag:.1f}{waits}"
     )
 
 
