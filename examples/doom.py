@@ -7,8 +7,9 @@
     tinyverse doom.py play --human     arrows and space; needs a screen
 
 Basic pays 101 for the monster, −5 for a shot and −1 for every frame, of which one action takes `frame_skip`; at most
-300 of them. Here: +71 over the last 100 training episodes after 93,000 steps (372,000 frames), 7 minutes; `eval --greedy
--n 50` 78.5 ± 1.9 (`local`, seed 1; 2 cores shared with other work, which slows Doom's own processes most).
+300 of them. Here: 70 over the last 100 training episodes after 93,000, 67,000 and 58,000 steps (4 frames each); `eval --greedy
+-n 50` 78.5 ± 1.9, 81.4 ± 1.4 and 81.1 ± 1.3 after 7 minutes (`local`, seeds 1 to 3, one core each; for the first, other work
+slowed Doom's own processes).
 
 Defend the Center pays 1 for each monster and −1 for one's own death, with 26 bullets to have; chance gets 0.3 (54
 episodes). Here: 8 after 160,000 steps, 3 minutes, at best 13.6 after 515,000, 9 minutes; `eval --greedy -n 50` 12.7 ± 0.4
