@@ -205,7 +205,7 @@ def test_without_the_replay_stored_sessions_are_settled(tmp_path, sessions):
     assert first.folder.load()["replay"] is None and not (tmp_path / "replay").exists()
     second.feed()
     assert len(second.replay) == 10  # read from the database again
-    assert not second.step() and "more sessions (reuse 3 is reached)" in second.waiting.reason
+    assert not second.step() and "more session (reuse 3 is reached)" in second.waiting.reason
 
 
 def test_a_large_replay_is_left_out_unless_wanted(tmp_path, sessions, monkeypatch, caplog):
