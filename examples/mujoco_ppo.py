@@ -1,9 +1,18 @@
 """MuJoCo's robots by PPO: observations and rewards of any size, brought to the size 1 as they come.
 
-pip install "gymnasium[mujoco]"
-tinyverse mujoco_ppo.py local -n 490
-tinyverse mujoco_ppo.py local -n 50 -o env_id=Pendulum-v1 -o discount=0.9 --name pendulum
-tinyverse mujoco_ppo.py eval -n 10 --greedy
+    pip install "gymnasium[mujoco]"
+    tinyverse mujoco_ppo.py local -n 490
+    tinyverse mujoco_ppo.py run --players 1 -o env_id=Hopper-v5
+    tinyverse mujoco_ppo.py eval -n 10 --greedy
+
+A film on a machine without a screen wants `apt-get install libosmesa6`, and `MUJOCO_GL=osmesa` before the command.
+
+HalfCheetah: mean returns of 1,601, 1,353 and 1,456 over 100 episodes after a million steps, 7 to 10 minutes of one core
+that did other work too; `eval --greedy -n 20` then 1,718, 1,570 and 1,589 (`local -n 490`, seeds 1 to 3). SAC learns
+more from each step (`mujoco_sac.py`), this takes far more steps a second.
+
+Pendulum (`-n 80 -o env_id=Pendulum-v1 -o discount=0.9 -o learning_rate=1e-3 -o total_updates=80`): −152, −199 and −201,
+each ± 25, by the same evaluation after 163,000 steps, 1 to 2 minutes.
 """
 
 import gymnasium as gym

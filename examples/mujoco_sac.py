@@ -5,6 +5,8 @@
     tinyverse mujoco_sac.py run -o env_id=Hopper-v5
     tinyverse mujoco_sac.py eval -n 10 --greedy
 
+A film on a machine without a screen wants `apt-get install libosmesa6`, and `MUJOCO_GL=osmesa` before the command.
+
 HalfCheetah, seed 1, one update for every step: 2,137 ± 148 (10 greedy games) after 45,600 steps, 22 minutes of one core
 that did other work too; Stable-Baselines3's SAC beside it 1,444 ± 270 after 40,000 (docs/results).
 
