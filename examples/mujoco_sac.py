@@ -22,13 +22,16 @@ from tinyverse.errors import ExperimentError
 from tinyverse.networks import MLP
 from tinyverse.networks.squashed import SquashedActor
 
+RUNNERS = ("Ant", "HalfCheetah", "Hopper", "Humanoid", "Swimmer", "Walker2d")
+
 
 def make_experiment(env_id="HalfCheetah-v5", learning_rate=3e-4, discount=0.99, updates_per_step=1.0, hidden=256):
     unroll_length, batch = 16, 256
 
     def make_env(evaluation=False, render_mode=None):
+        camera = {"camera_name": "track"} if render_mode and env_id.startswith(RUNNERS) else {}  # else it stands still
         try:
-            return gym.make(env_id, render_mode=render_mode)
+            return gym.make(env_id, render_mode=render_mode, **camera)
         except ModuleNotFoundError as error:
             raise ExperimentError(
                 f'{env_id} needs {error.name}, which is not installed: pip install "gymnasium[mujoco]"'
