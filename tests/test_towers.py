@@ -287,6 +287,7 @@ def wait_for_the_poor(url, run):
     trainer.beat()
     towers.anywhere(False)
     facts["workers"] = sorted(worker.role for worker in trainer.database.workers())
+    towers.anywhere(False)  # none leaves before all have looked
     seen = sorted(int(slot) for batch in trainer.learner.batches for slot in batch.slots)
     trainer.leave()
     towers.anywhere(False)
