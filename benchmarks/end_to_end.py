@@ -30,18 +30,19 @@ from typing import Any
 
 import measure
 
-from tinyverse import loader, machine
-from tinyverse.redis_database import RedisDatabase
-from tinyverse.redis_setup import announcement
+from tinyverse.core import system
+from tinyverse.database.redis import RedisDatabase
+from tinyverse.database.server_config import announcement
+from tinyverse.experiment import loader
 
-machine.prepare()
+system.prepare()
 
 import torch  # noqa: E402
 
-from tinyverse.player import Player  # noqa: E402
-from tinyverse.playing import acting  # noqa: E402
-from tinyverse.replay import Flow, Replay  # noqa: E402
-from tinyverse.samplers import Fresh  # noqa: E402
+from tinyverse.cli.play import acting  # noqa: E402
+from tinyverse.player.player import Player  # noqa: E402
+from tinyverse.replay.buffer import Flow, Replay  # noqa: E402
+from tinyverse.replay.samplers import Fresh  # noqa: E402
 
 PONG = measure.HERE / "experiments" / "pong.py"
 NAME = "bench"
@@ -140,14 +141,14 @@ def ours(bench: measure.Bench, **settings: Any) -> tuple[int, measure.Way]:
     if bench.smoke:
         return 1, lambda: learned(1, 0.2, 1, **settings)
     if settings.get("algorithm") == "ppo":
-        return 1, lambda: learned(1, 10.0, 4, threads=machine.cores(), **settings)
+        return 1, lambda: learned(1, 10.0, 4, threads=system.cores(), **settings)
     rates = {players: learned(players, 6.0, 10, **settings) for players in (1, 2, 3)}
     best = max(rates, key=lambda players: rates[players])
     return best, lambda: learned(best, 10.0, 15, **settings)
 
 
 def limit(bench: measure.Bench, **settings: Any) -> measure.Way:
-    cores = machine.cores()
+    cores = system.cores()
 
     @functools.cache
     def alone() -> Alone:
@@ -195,7 +196,7 @@ def main() -> None:
             compare(bench, "Pong, every step once", {"fp32": 2.2}, {}, **SMALL)
             return
         once, epochs = {"fp32": 2.2}, {"fp32": 1.8}
-        if machine.has_bfloat16():
+        if system.has_bfloat16():
             once["bf16"], epochs["bf16"] = 3.0, 1.8
         a2c = ("sb3", "sb3.py", "fps", "a2c", "pong", "--seconds", "10", "--threads", "2")
         appo = ("sample-factory", "sample_factory.py", "--seconds", "20")

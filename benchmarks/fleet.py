@@ -37,18 +37,18 @@ import hiredis
 import measure
 import redis
 
-from tinyverse import machine
+from tinyverse.core import system
 
 if __name__ == "__main__":  # before torch is imported, as the command line does
-    machine.prepare()
+    system.prepare()
 
-from tinyverse import loader
-from tinyverse.player import Player, new_worker
-from tinyverse.redis_database import RedisDatabase
-from tinyverse.redis_keys import Keys
-from tinyverse.redis_server import Server, connect, private_server
-from tinyverse.trainer import READ_AT_ONCE
-from tinyverse.weights import encode_weights
+from tinyverse.core.weights import encode_weights
+from tinyverse.database.redis import RedisDatabase
+from tinyverse.database.schema import Keys
+from tinyverse.database.server import Server, connect, private_server
+from tinyverse.experiment import loader
+from tinyverse.player.player import Player, new_worker
+from tinyverse.trainer.trainer import READ_AT_ONCE
 
 RUN, HOLDER = "fleet", "bench"
 GAMES, STEPS, SPEED = 16, 20, 800  # of each player: games, steps of a session, steps per second
@@ -90,7 +90,7 @@ def main() -> None:
     with measure.session("fleet", __doc__) as bench, contextlib.ExitStack() as stack:
         counts, seconds = ((5, 20), 0.3) if bench.smoke else (PLAYERS, 6.0)
         allow_files(4 * counts[-1] + 1000)
-        machine.set_threads(1)
+        system.set_threads(1)
         with measure.on_core(1):
             server = stack.enter_context(private_server(listen=f"127.0.0.1:{measure.free_port()}"))
         measure.pinned(0)

@@ -29,25 +29,25 @@ from pathlib import Path
 
 import measure
 
-from tinyverse import machine
+from tinyverse.core import system
 
 if __name__ == "__main__":
-    machine.prepare()
+    system.prepare()
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from torch import nn
 
+from tinyverse.agents.torch_agent import TorchAgent
 from tinyverse.algorithms import VTrace
-from tinyverse.batch import Batch
+from tinyverse.core.batch import Batch
+from tinyverse.core.session import Session, SessionSpec
+from tinyverse.database.server import private_server
 from tinyverse.networks import ImpalaResNet, ModularNetwork, NatureConv, Window
-from tinyverse.redis_server import private_server
-from tinyverse.replay import Flow, Replay
-from tinyverse.run_folder import RunFolder
-from tinyverse.samplers import Uniform
-from tinyverse.session import Session, SessionSpec
-from tinyverse.torch_agent import TorchAgent
+from tinyverse.replay.buffer import Flow, Replay
+from tinyverse.replay.samplers import Uniform
+from tinyverse.trainer.run_folder import RunFolder
 
 STEPS, FED, FRAMES_PER_CORE = 20, 2000, 150_000 / 16  # steps of a session, sessions a second, frames a second
 SCREEN, BUTTONS = spaces.Box(0, 255, (84, 84), np.uint8), spaces.Discrete(6)
@@ -162,7 +162,7 @@ def noise(spec: SessionSpec, number: int) -> Session:
 
 def measure_run(bench: measure.Bench, device: str) -> None:
     """The whole of it once: frames per second from the second half of the run's metrics."""
-    cores, minutes = machine.cores(), 1.5
+    cores, minutes = system.cores(), 1.5
     players = max(1, cores - 2)
     size = ["--games", "64", "-b", "128", "--buffer-size", "1024", "-s", "5", "--minutes", str(minutes)]
     if bench.smoke:

@@ -28,16 +28,16 @@ import measure
 import numpy as np
 from gymnasium import spaces
 
-from tinyverse import machine
-from tinyverse.agent import Agent
-from tinyverse.database import BEGINNING, State
+from tinyverse.agents.agent import Agent
+from tinyverse.core import system
+from tinyverse.core.errors import DatabaseError
+from tinyverse.core.session import Session, SessionSpec
+from tinyverse.core.weights import decode_weights, encode_weights
+from tinyverse.database.base import BEGINNING, State
+from tinyverse.database.redis import RedisDatabase
+from tinyverse.database.server import private_server
 from tinyverse.envs.pool import Pool, Step
-from tinyverse.errors import DatabaseError
-from tinyverse.player import Courier, Player, new_worker, play
-from tinyverse.redis_database import RedisDatabase
-from tinyverse.redis_server import private_server
-from tinyverse.session import Session, SessionSpec
-from tinyverse.weights import decode_weights, encode_weights
+from tinyverse.player.player import Courier, Player, new_worker, play
 
 GAMES, STEPS, PROCESSES, HOLDER = 8, 20, 4, "bench"
 LATENCY = "seconds per push"
@@ -45,7 +45,7 @@ Curve = dict[int, float]  # size -> rate, or what it costs
 
 
 def main() -> None:
-    machine.prepare()  # as every tinyverse process
+    system.prepare()  # as every tinyverse process
     with measure.session("growth", __doc__) as bench:
         with private_server() as server:
             panels = {
@@ -89,7 +89,7 @@ def grow_players(bench: measure.Bench, url: str) -> dict[str, Curve]:
     counts, seconds = ((1, 2), 0.4) if bench.smoke else ((1, 4, 16, 64), 2.0)
     latencies: dict[int, list[float]] = {count: [] for count in counts}
     with ProcessPoolExecutor(
-        min(PROCESSES, counts[-1]), multiprocessing.get_context("spawn"), machine.prepare
+        min(PROCESSES, counts[-1]), multiprocessing.get_context("spawn"), system.prepare
     ) as executor:
 
         def way(count: int) -> float:

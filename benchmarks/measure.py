@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tinyverse import machine
+from tinyverse.core import system
 
 HERE = Path(__file__).resolve().parent
 PEERS = Path(os.environ.get("TINYVERSE_PEERS", HERE.parent / ".peers"))  # made by peers.sh
@@ -171,8 +171,8 @@ def this_machine() -> str:
     """The processor, its cores and what matters here of its flags, in words."""
     words = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     model = next((line.split(":", 1)[1].strip() for line in words.splitlines() if line.startswith("model name")), "")
-    narrow = "bf16" if machine.has_bfloat16() else "no bf16"
-    return f"{machine.cores()} cores of {model or platform.processor()} ({narrow}), Python {platform.python_version()}"
+    narrow = "bf16" if system.has_bfloat16() else "no bf16"
+    return f"{system.cores()} cores of {model or platform.processor()} ({narrow}), Python {platform.python_version()}"
 
 
 MACHINE = this_machine()  # before a script pins itself to one of its cores

@@ -20,9 +20,9 @@ from collections.abc import Callable
 
 import measure
 
-from tinyverse import machine
+from tinyverse.core import system
 
-machine.prepare()
+system.prepare()
 
 import gymnasium  # noqa: E402
 import joblib  # noqa: E402
@@ -31,22 +31,22 @@ import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
 from tinyverse import TorchAgent  # noqa: E402
+from tinyverse.database.redis import RedisDatabase  # noqa: E402
+from tinyverse.database.server import connect, private_server  # noqa: E402
 from tinyverse.envs.atari import atari_pool  # noqa: E402
 from tinyverse.networks import ModularNetwork, NatureConv, Window  # noqa: E402
-from tinyverse.player import Courier, Player, new_worker, play  # noqa: E402
-from tinyverse.redis_database import RedisDatabase  # noqa: E402
-from tinyverse.redis_server import connect, private_server  # noqa: E402
+from tinyverse.player.player import Courier, Player, new_worker, play  # noqa: E402
 
 STEPS = 20
 # by cores, in a pool; an emulator takes 170 ms to start
 GAMES = {1: 4, 2: 4} if "--smoke" in sys.argv else {1: 32, 2: 64}
-PRECISIONS = {"fp32": torch.float32, **({"bf16": torch.bfloat16} if machine.has_bfloat16() else {})}
+PRECISIONS = {"fp32": torch.float32, **({"bf16": torch.bfloat16} if system.has_bfloat16() else {})}
 
 
 def main() -> None:
     with measure.session("player", __doc__) as bench:
         torch.manual_seed(0)
-        machine.set_threads(1)
+        system.set_threads(1)
         with contextlib.ExitStack() as stack:
             with measure.on_core(1):
                 server = stack.enter_context(private_server())
@@ -62,7 +62,7 @@ def main() -> None:
                         ways["naive, 32 games"] = naive(server.admin_url, GAMES[1], bench.seconds(4.0))
                         wanted |= {"naive, 1 game": 3.0, "naive, 32 games": 1.4}
                     bench.compare(f"one core, {precision}", ways, at_least=wanted)
-                if machine.cores() > 1:
+                if system.cores() > 1:
                     ways = {
                         "ours": ours(server.url, dtype, 2, bench.seconds(8.0)),
                         "limit": twice(limit_of(dtype, GAMES[2], bench.seconds(4.0))),

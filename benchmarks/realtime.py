@@ -25,20 +25,20 @@ from typing import Any
 
 import measure
 
-from tinyverse import machine
+from tinyverse.core import system
 
-machine.prepare()
+system.prepare()
 
 import gymnasium  # noqa: E402
 import numpy as np  # noqa: E402
 
 from tinyverse import TorchAgent  # noqa: E402
+from tinyverse.core.weights import encode_weights  # noqa: E402
+from tinyverse.database.redis import RedisDatabase  # noqa: E402
+from tinyverse.database.server import private_server  # noqa: E402
 from tinyverse.envs import GamePool  # noqa: E402
 from tinyverse.networks import ModularNetwork, NatureConv, Window  # noqa: E402
-from tinyverse.player import Courier, Player, new_worker, play  # noqa: E402
-from tinyverse.redis_database import RedisDatabase  # noqa: E402
-from tinyverse.redis_server import private_server  # noqa: E402
-from tinyverse.weights import encode_weights  # noqa: E402
+from tinyverse.player.player import Courier, Player, new_worker, play  # noqa: E402
 
 HERTZ, STEPS = 30, 20
 WORSE = 0.1  # of the period: by so much may the 99th percentile be longer
@@ -68,7 +68,7 @@ class Clock(gymnasium.Env):
 
 def main() -> None:
     with measure.session("realtime", __doc__) as bench, private_server() as server:
-        machine.set_threads(1)
+        system.set_threads(1)
         seconds = max(bench.seconds(15.0), 1.0)
         limit = way_of(None, seconds)
         for what, frozen in (("30 Hz", 0), (f"30 Hz, server frozen {seconds / 3:.0f} s of {seconds:.0f}", server.pid)):
@@ -175,7 +175,7 @@ def publishing(url: str) -> Any:
 
 
 def publish(url: str) -> None:
-    machine.set_threads(1)
+    system.set_threads(1)
     database, weights, version = RedisDatabase(url, "realtime"), agent().get_weights(), 0
     database.create({})
     database.report(capacity=1000)

@@ -3,7 +3,7 @@
     python benchmarks/soak.py 60 [--seed N] [--report docs/results]
 
 One trainer and two players of examples/catch.py, real processes, reach a real server through a bad network (see
-tests/chaos.py). Every few seconds one thing breaks; whoever was killed is started again with the same command, as is
+tests/helpers/chaos.py). Every few seconds one thing breaks; whoever was killed is started again with the same command, as is
 who could not start because there was no server. A witness reads along all the time. What must hold:
 
 * versions and positions never go back within an epoch, and no player goes back to older weights;
@@ -39,15 +39,14 @@ import psutil
 CHECKOUT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(CHECKOUT), str(CHECKOUT / "tests")]
 
-from chaos import Breakable, Proxy  # noqa: E402
-
-from tinyverse import codec  # noqa: E402
-from tinyverse.database import State  # noqa: E402
-from tinyverse.errors import DatabaseLost  # noqa: E402
-from tinyverse.position import BEGINNING, is_ahead  # noqa: E402
-from tinyverse.redis_database import RedisDatabase  # noqa: E402
-from tinyverse.redis_server import connect  # noqa: E402
-from tinyverse.redis_setup import find_binary  # noqa: E402
+from tests.helpers.chaos import Breakable, Proxy  # noqa: E402
+from tinyverse.core import codec  # noqa: E402
+from tinyverse.core.errors import DatabaseLost  # noqa: E402
+from tinyverse.database.base import State  # noqa: E402
+from tinyverse.database.position import BEGINNING, is_ahead  # noqa: E402
+from tinyverse.database.redis import RedisDatabase  # noqa: E402
+from tinyverse.database.server import connect  # noqa: E402
+from tinyverse.database.server_config import find_binary  # noqa: E402
 
 RUN, BATCH = "catch", 8
 COMMANDS = {

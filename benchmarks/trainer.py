@@ -27,31 +27,31 @@ from typing import Any
 
 import measure
 
-from tinyverse import machine
+from tinyverse.core import system
 
 if __name__ == "__main__":  # before torch is imported; the processes started here only import this file
-    machine.prepare()
+    system.prepare()
     os.environ.pop("OMP_WAIT_POLICY", None)  # one thread does not wait, and the naive way has everything as it comes
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tinyverse.agents.torch_agent import TorchAgent
 from tinyverse.algorithms import VTrace
-from tinyverse.batch import Batch
+from tinyverse.core.batch import Batch
+from tinyverse.core.session import Session, SessionSpec
+from tinyverse.database.redis import RedisDatabase
+from tinyverse.database.server import private_server
 from tinyverse.envs.atari import atari_pool
-from tinyverse.loop import train
 from tinyverse.networks import ModularNetwork, NatureConv, Window
 from tinyverse.networks.bodies import stack_windows
-from tinyverse.player import Player, new_worker
-from tinyverse.redis_database import RedisDatabase
-from tinyverse.redis_server import private_server
-from tinyverse.replay import Flow, Replay
-from tinyverse.run_folder import agreement
-from tinyverse.samplers import Fresh, Uniform
-from tinyverse.session import Session, SessionSpec
-from tinyverse.torch_agent import TorchAgent
-from tinyverse.trainer import Trainer
+from tinyverse.player.player import Player, new_worker
+from tinyverse.replay.buffer import Flow, Replay
+from tinyverse.replay.samplers import Fresh, Uniform
+from tinyverse.trainer.loop import train
+from tinyverse.trainer.run_folder import agreement
+from tinyverse.trainer.trainer import Trainer
 
 STEPS, AT_ONCE, PUBLISH_EVERY, SETTLING = 20, 8, 10, 2
 LEARNING_RATE, MAX_NORM, DISCOUNT, VALUE_COST, ENTROPY_COST = 1e-4, 40.0, 0.99, 0.5, 0.01
@@ -67,7 +67,7 @@ def main() -> None:
         sessions = [session for part in range(8) for session in player.play().sessions("", part * batch)]
         spec = SessionSpec.of(pool.observation_space, pool.action_space, player.agent, STEPS)
         with measure.on_core(1), private_server() as server, measure.on_core(0), naive(spec, sessions[:batch]) as way:
-            for precision in ("fp32", "bf16")[: 1 + (machine.has_bfloat16() and not bench.smoke)]:
+            for precision in ("fp32", "bf16")[: 1 + (system.has_bfloat16() and not bench.smoke)]:
                 learner = new_learner(pool)
                 replay = Replay(spec, Flow(batch=batch, buffer_size=256), Fresh())
                 trainer = Trainer(

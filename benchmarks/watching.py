@@ -25,18 +25,18 @@ from typing import Any
 
 import measure
 
-from tinyverse import machine
+from tinyverse.core import system
 
 if __name__ == "__main__":  # before torch is imported, as the command line does
-    machine.prepare()
+    system.prepare()
 
-from tinyverse import loader
-from tinyverse.asked import Asked
-from tinyverse.player import Courier, Player, new_worker, play
-from tinyverse.redis_database import RedisDatabase
-from tinyverse.redis_server import private_server
-from tinyverse.run_folder import agreement
-from tinyverse.weights import encode_weights
+from tinyverse.cli.context import Asked
+from tinyverse.core.weights import encode_weights
+from tinyverse.database.redis import RedisDatabase
+from tinyverse.database.server import private_server
+from tinyverse.experiment import loader
+from tinyverse.player.player import Courier, Player, new_worker, play
+from tinyverse.trainer.run_folder import agreement
 
 HOLDER = "bench"
 LOOKS = 1.0  # seconds between two looks at the game: no page asks more often
@@ -44,7 +44,7 @@ LOOKS = 1.0  # seconds between two looks at the game: no page asks more often
 
 def main() -> None:
     with measure.session("watching", __doc__) as bench, contextlib.ExitStack() as stack:
-        machine.set_threads(1)
+        system.set_threads(1)
         with measure.on_core(1):
             server = stack.enter_context(private_server())
         asked = Asked("atari", name="watched", redis=server.url, quiet=True)

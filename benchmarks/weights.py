@@ -30,30 +30,30 @@ from typing import Any
 import measure
 import numpy as np
 
-from tinyverse import machine
+from tinyverse.core import system
 
 if __name__ == "__main__":  # before torch is imported, as the command line does
-    machine.prepare()
+    system.prepare()
 
 from gymnasium import spaces
 
-from tinyverse import loader
-from tinyverse.agent import Agent, Weights
-from tinyverse.experiment import Experiment
+from tinyverse.agents.agent import Agent, Weights
+from tinyverse.agents.torch_agent import TorchAgent
+from tinyverse.cli.play import acting
+from tinyverse.core.weights import decode_weights, encode_weights
+from tinyverse.database.redis import RedisDatabase
+from tinyverse.database.server import connect, private_server
+from tinyverse.experiment import loader
+from tinyverse.experiment.experiment import Experiment
 from tinyverse.networks import MLP, ModularNetwork
-from tinyverse.player import Courier, Player, new_worker, play
-from tinyverse.playing import acting
-from tinyverse.redis_database import RedisDatabase
-from tinyverse.redis_server import connect, private_server
-from tinyverse.torch_agent import TorchAgent
-from tinyverse.weights import decode_weights, encode_weights
+from tinyverse.player.player import Courier, Player, new_worker, play
 
 RUN, EVERY = "stepping", 1.0  # seconds between two publications
 
 
 def main() -> None:
     with measure.session("weights", __doc__) as bench, contextlib.ExitStack() as stack:
-        machine.set_threads(1)
+        system.set_threads(1)
         with measure.on_core(1):
             server = stack.enter_context(private_server(listen=f"127.0.0.1:{measure.free_port()}"))
             publishing = stack.enter_context(publisher(server.tcp_url, bench.smoke))
@@ -181,7 +181,7 @@ def publisher(url: str, smoke: bool) -> Iterator[Event]:
 
 
 def publish_often(url: str, smoke: bool, publishing: Event, ending: Event) -> None:
-    machine.set_threads(1)
+    system.set_threads(1)
     database, weights, version = RedisDatabase(url, RUN), atari(smoke).agent().get_weights(), -1
     while not ending.wait(0.2 if smoke else EVERY):
         if publishing.is_set():

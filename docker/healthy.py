@@ -11,9 +11,9 @@ import os
 import socket
 import sys
 
-from tinyverse import redis_server
-from tinyverse.errors import DatabaseLost, ServerError, TinyverseError
-from tinyverse.redis_database import RedisDatabase
+from tinyverse.core.errors import DatabaseLost, ServerError, TinyverseError
+from tinyverse.database import server as redis_server
+from tinyverse.database.redis import RedisDatabase
 
 
 def healthy(run: str, role: str) -> bool:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import ast
 import re
-import runpy
 import textwrap
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
-from tinyverse import cli
+from tinyverse.cli import main as cli
 
 ROOT = Path(__file__).resolve().parent.parent
 SECTION = re.compile(r"(Args|Attributes|Raises|Returns|Yields):(.*)")
@@ -26,12 +26,17 @@ def write(folder: Path) -> list[str]:
     """Writes all pages into `folder` and returns their names, without suffix, in the house's order."""
     folder.mkdir(parents=True, exist_ok=True)
     pages = {"commands": "".join(commands())}
-    for floor, names in runpy.run_path(str(ROOT / "docs" / "listing.py"))["FLOORS"].items():
-        modules = [file for name in names.split() for file in _files(ROOT / "tinyverse" / name)]
-        pages[floor.replace(" ", "-")] = f"# Python: {floor}\n\n" + "".join(map(module, modules))
+    for package in reversed(layers()):
+        pages[package] = f"# Python: {package}\n\n" + "".join(map(module, _files(ROOT / "tinyverse" / package)))
     for name, text in pages.items():
         (folder / f"{name}.md").write_text(text)
     return list(pages)
+
+
+def layers() -> list[str]:
+    """The packages, as the contract on imports orders them: the highest first."""
+    contract = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]
+    return [name.removeprefix("tinyverse.") for name in contract["layers"]]
 
 
 def commands() -> Iterator[str]:

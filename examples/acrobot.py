@@ -17,7 +17,7 @@ import gymnasium as gym
 
 from tinyverse import Experiment, TorchAgent
 from tinyverse.algorithms import A2C, PPO
-from tinyverse.errors import SettingsError
+from tinyverse.core.errors import SettingsError
 from tinyverse.networks import MLP, ModularNetwork
 
 

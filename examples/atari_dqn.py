@@ -14,10 +14,10 @@ minutes of one core (`local --seed 1`; the other core was busy too); then `eval 
 """
 
 from tinyverse import Experiment
+from tinyverse.agents import QAgent
 from tinyverse.algorithms import DQN
 from tinyverse.envs.atari import FRAME_SKIP, atari_env, atari_pool
 from tinyverse.networks import ModularNetwork, NatureConv, SmallConv, Window
-from tinyverse.q_agent import QAgent
 
 NETWORKS = {"small": SmallConv, "nature": NatureConv}
 

@@ -14,11 +14,11 @@ those that explore most keep it below 12 (from −11 to 20 at the end). After 1.
 """
 
 from tinyverse import Experiment
+from tinyverse.agents import QAgent
 from tinyverse.algorithms import R2D2
 from tinyverse.envs.atari import FRAME_SKIP, atari_env, atari_pool
 from tinyverse.networks import LSTM, ModularNetwork, NatureConv, SmallConv
-from tinyverse.q_agent import QAgent
-from tinyverse.samplers import Prioritized
+from tinyverse.replay import Prioritized
 
 NETWORKS = {"small": SmallConv, "nature": NatureConv}
 

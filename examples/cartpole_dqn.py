@@ -17,9 +17,9 @@ import gymnasium as gym
 from torch import nn
 
 from tinyverse import Experiment
+from tinyverse.agents import QAgent
 from tinyverse.algorithms import DQN
 from tinyverse.networks import ModularNetwork
-from tinyverse.q_agent import QAgent
 
 
 def make_experiment(env_id="CartPole-v1", learning_rate=1e-3, total_updates=12000, epsilon=0.4, reuse=16.0, games=16):

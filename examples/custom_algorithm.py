@@ -6,8 +6,8 @@ tinyverse custom_algorithm.py local -n 200
 import gymnasium as gym
 from torch import nn
 
-from tinyverse import Experiment, TorchAgent, losses, returns
-from tinyverse.learner import TorchLearner
+from tinyverse import Experiment, TorchAgent
+from tinyverse.algorithms import TorchLearner, losses, returns
 from tinyverse.networks import MLP, ModularNetwork
 
 

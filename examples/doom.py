@@ -23,8 +23,8 @@ import gymnasium as gym
 
 from tinyverse import Experiment, TorchAgent
 from tinyverse.algorithms import VTrace
-from tinyverse.envs.preprocess import PreprocessImage
-from tinyverse.errors import ExperimentError, SettingsError
+from tinyverse.core.errors import ExperimentError, SettingsError
+from tinyverse.envs.wrappers import PreprocessImage
 from tinyverse.networks import ModularNetwork, SmallConv, Window
 
 FRAMES_PER_SECOND = 35  # of the game

@@ -16,7 +16,7 @@ import gymnasium as gym
 import numpy as np
 
 from tinyverse import Agent, Experiment, Learner
-from tinyverse.errors import ExperimentError
+from tinyverse.core.errors import ExperimentError
 
 try:
     import jax

@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from tinyverse import Experiment, TorchAgent
 from tinyverse.algorithms import PPO
-from tinyverse.errors import ExperimentError, SettingsError
+from tinyverse.core.errors import ExperimentError, SettingsError
 from tinyverse.networks import GRU, LSTM, MLP, Attention, ModularNetwork, Stack
 
 BODIES = {

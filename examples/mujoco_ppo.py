@@ -21,9 +21,8 @@ from torch import nn
 
 from tinyverse import Experiment, TorchAgent
 from tinyverse.algorithms import PPO
-from tinyverse.errors import ExperimentError
-from tinyverse.networks import MLP, ModularNetwork
-from tinyverse.normalizers import Normalized
+from tinyverse.core.errors import ExperimentError
+from tinyverse.networks import MLP, ModularNetwork, Normalized
 
 RUNNERS = ("Ant", "HalfCheetah", "Hopper", "Humanoid", "Swimmer", "Walker2d")
 

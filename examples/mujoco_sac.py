@@ -18,7 +18,7 @@ import gymnasium as gym
 
 from tinyverse import Experiment, TorchAgent
 from tinyverse.algorithms.sac import SAC
-from tinyverse.errors import ExperimentError
+from tinyverse.core.errors import ExperimentError
 from tinyverse.networks import MLP
 from tinyverse.networks.squashed import SquashedActor
 

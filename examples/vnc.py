@@ -17,10 +17,10 @@ import numpy as np
 from torch import nn
 
 from tinyverse import Experiment
+from tinyverse.agents import QAgent
 from tinyverse.algorithms import DQN
 from tinyverse.envs.vnc import Desktop, VncEnv, VncPool
 from tinyverse.networks import Identity, ModularNetwork
-from tinyverse.q_agent import QAgent
 
 PAGE = Path(__file__).with_name("falling.html")
 SIDE, STRIP, CELL = 160, 8, 8  # pixels: the field, and above it the row of cells that tells the score

@@ -11,22 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import servers
 import torch
 
-from tinyverse import cli, progress
-from tinyverse.redis_server import Server, private_server
-from tinyverse.redis_setup import find_binary
+from tests.helpers import servers
+from tinyverse.cli import main as cli
+from tinyverse.database.server import Server, private_server
+from tinyverse.database.server_config import find_binary
+from tinyverse.monitoring import progress
 
-pytest.register_assert_rewrite("database_contract", "command_line")
+pytest.register_assert_rewrite("tests.helpers.database_contract", "tests.helpers.command_line")
 
-from command_line import Said, Tinyverse  # noqa: E402  (after what rewrites its asserts)
+from tests.helpers.command_line import Said, Tinyverse  # noqa: E402  (after what rewrites its asserts)
 
 numbers = itertools.count()  # of runs
 
 
 def pytest_configure(config: Any) -> None:
-    """Before any test looks for a server; see tests/servers.py."""
+    """Before any test looks for a server; see tests/helpers/servers.py."""
     if servers.CHOSEN:
         folder = Path(tempfile.mkdtemp(prefix="tvs", dir="/tmp"))
         config.add_cleanup(lambda: shutil.rmtree(folder))

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 import tinyverse
-from tinyverse import errors
+from tinyverse.core import errors
 
 MODULES = sorted(
     module.name
@@ -25,13 +25,13 @@ def test_all_is_what_can_be_imported():
     exec("from tinyverse import *", namespace)
     assert set(tinyverse.__all__) == set(namespace) - {"__builtins__"}
     assert len(set(tinyverse.__all__)) == len(tinyverse.__all__)
-    assert {*tinyverse._HOMES, "__version__"} == set(tinyverse.__all__)
+    assert {*tinyverse._MODULES, "__version__"} == set(tinyverse.__all__)
 
 
 @pytest.mark.parametrize("name", sorted(set(tinyverse.__all__) - {"__version__"}))
 def test_public_names_come_from_their_home_and_say_what_they_are(name):
     thing = getattr(tinyverse, name)
-    assert thing.__name__ == name and thing.__module__ == f"tinyverse.{tinyverse._HOMES[name]}"
+    assert thing.__name__ == name and thing.__module__ == f"tinyverse.{tinyverse._MODULES[name]}"
     own = thing.__doc__ if inspect.isfunction(thing) else vars(thing)["__doc__"]
     assert own and not own.startswith(f"{name}("), "a docstring of its own, not the one dataclasses make"
 
@@ -41,7 +41,7 @@ def test_names_that_do_not_exist_are_attribute_errors():
         _ = tinyverse.nonsense
 
 
-@pytest.mark.parametrize("module", ["tinyverse", "tinyverse.cli"])
+@pytest.mark.parametrize("module", ["tinyverse", "tinyverse.cli.main"])
 def test_the_door_costs_no_torch(module):
     code = f"import sys, {module}; print(sorted({{'torch', 'gymnasium', 'numpy'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
@@ -55,7 +55,7 @@ def test_all_exceptions_of_the_package_are_in_the_tree():
             ours = (
                 inspect.isclass(thing) and issubclass(thing, BaseException) and thing.__module__.startswith("tinyverse")
             )
-            if ours and (thing.__module__ != "tinyverse.errors" or not issubclass(thing, errors.TinyverseError)):
+            if ours and (thing.__module__ != "tinyverse.core.errors" or not issubclass(thing, errors.TinyverseError)):
                 strays.append(thing)
     assert strays == []
 

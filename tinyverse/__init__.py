@@ -5,26 +5,28 @@ tinyverse atari.py play -b 3      tinyverse atari.py train -b 10      tinyverse 
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
+from tinyverse.core.lazy import imported
+
 if TYPE_CHECKING:
-    from tinyverse.agent import Agent, RandomAgent
-    from tinyverse.batch import Batch
-    from tinyverse.database import Database, MemoryDatabase
-    from tinyverse.errors import TinyverseError
-    from tinyverse.experiment import Experiment
-    from tinyverse.learner import Learner
-    from tinyverse.scripting import load, run
-    from tinyverse.session import Session, SessionSpec
-    from tinyverse.torch_agent import TorchAgent
+    from tinyverse.agents.agent import Agent, RandomAgent
+    from tinyverse.agents.torch_agent import TorchAgent
+    from tinyverse.algorithms.learner import Learner
+    from tinyverse.api import load, run
+    from tinyverse.core.batch import Batch
+    from tinyverse.core.errors import TinyverseError
+    from tinyverse.core.session import Session, SessionSpec
+    from tinyverse.database.base import Database, MemoryDatabase
+    from tinyverse.experiment.experiment import Experiment
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "Agent": "agent", "RandomAgent": "agent", "Batch": "batch", "Database": "database", "MemoryDatabase": "database",
-    "Experiment": "experiment", "Learner": "learner", "Session": "session", "SessionSpec": "session",
-    "TinyverseError": "errors", "TorchAgent": "torch_agent", "load": "scripting", "run": "scripting",
+_MODULES = {
+    "Agent": "agents.agent", "Batch": "core.batch", "Database": "database.base", "Experiment": "experiment.experiment",
+    "Learner": "algorithms.learner", "MemoryDatabase": "database.base", "RandomAgent": "agents.agent",
+    "Session": "core.session", "SessionSpec": "core.session", "TinyverseError": "core.errors",
+    "TorchAgent": "agents.torch_agent", "load": "api", "run": "api",
 }  # fmt: skip
 
 __all__ = [
@@ -35,6 +37,4 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Imports a public name when it is first used, so that `tinyverse --help` need not import torch."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'tinyverse' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"tinyverse.{_HOMES[name]}"), name)
+    return imported(__name__, name, _MODULES)

@@ -6,6 +6,6 @@ from pathlib import Path
 if not __package__:  # run as a folder: its parent is where the package lies
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from tinyverse.cli import main
+from tinyverse.cli.main import main
 
 main()

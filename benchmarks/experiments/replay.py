@@ -13,7 +13,7 @@ from tinyverse import Experiment, TorchAgent
 from tinyverse.algorithms import VTrace
 from tinyverse.envs.atari import FRAME_SKIP, atari_env, atari_pool
 from tinyverse.networks import ModularNetwork, SmallConv, Window
-from tinyverse.samplers import Mixed
+from tinyverse.replay.samplers import Mixed
 
 
 def make_experiment(env_id="ALE/Breakout-v5", fresh=1.0, learning_rate=3e-4, entropy_cost=0.01, unroll_length=16):

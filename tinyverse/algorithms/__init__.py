@@ -1,10 +1,29 @@
 """Algorithms, each a `Learner` in one file that can be read from top to bottom."""
 
-from tinyverse.algorithms.a2c import A2C
-from tinyverse.algorithms.behaviour_cloning import BehaviourCloning
-from tinyverse.algorithms.dqn import DQN, R2D2
-from tinyverse.algorithms.ppo import PPO
-from tinyverse.algorithms.sac import SAC
-from tinyverse.algorithms.vtrace import VTrace
+from __future__ import annotations
 
-__all__ = ["A2C", "BehaviourCloning", "DQN", "PPO", "R2D2", "SAC", "VTrace"]
+from typing import TYPE_CHECKING, Any
+
+from tinyverse.core.lazy import imported
+
+if TYPE_CHECKING:
+    from tinyverse.algorithms.a2c import A2C
+    from tinyverse.algorithms.behaviour_cloning import BehaviourCloning
+    from tinyverse.algorithms.dqn import DQN, R2D2
+    from tinyverse.algorithms.learner import Learner, Optimizer, TorchLearner
+    from tinyverse.algorithms.ppo import PPO
+    from tinyverse.algorithms.sac import SAC
+    from tinyverse.algorithms.vtrace import VTrace
+
+__all__ = [
+    "A2C", "DQN", "PPO", "R2D2", "SAC", "BehaviourCloning", "Learner", "Optimizer", "TorchLearner", "VTrace",
+]  # fmt: skip
+
+_MODULES = {
+    "A2C": "a2c", "BehaviourCloning": "behaviour_cloning", "DQN": "dqn", "Learner": "learner", "Optimizer": "learner",
+    "PPO": "ppo", "R2D2": "dqn", "SAC": "sac", "TorchLearner": "learner", "VTrace": "vtrace",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    return imported(__name__, name, _MODULES)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from tinyverse import losses, nest, returns
-from tinyverse.batch import Batch
-from tinyverse.errors import SettingsError
-from tinyverse.learner import Metrics, TorchLearner
-from tinyverse.normalizers import ReturnScale
-from tinyverse.torch_agent import TorchAgent
+from tinyverse.agents.torch_agent import TorchAgent
+from tinyverse.algorithms import losses, returns
+from tinyverse.algorithms.learner import Metrics, TorchLearner
+from tinyverse.core import nest
+from tinyverse.core.batch import Batch
+from tinyverse.core.errors import SettingsError
+from tinyverse.networks.normalization import ReturnScale
 
 
 class A2C(TorchLearner):

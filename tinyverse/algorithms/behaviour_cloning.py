@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from tinyverse import losses, nest
-from tinyverse.batch import Batch
-from tinyverse.errors import SettingsError
-from tinyverse.learner import Metrics, TorchLearner
-from tinyverse.torch_agent import TorchAgent
+from tinyverse.agents.torch_agent import TorchAgent
+from tinyverse.algorithms import losses
+from tinyverse.algorithms.learner import Metrics, TorchLearner
+from tinyverse.core import nest
+from tinyverse.core.batch import Batch
+from tinyverse.core.errors import SettingsError
 
 
 class BehaviourCloning(TorchLearner):

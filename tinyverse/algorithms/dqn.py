@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tinyverse import losses, nest, returns
-from tinyverse.batch import Batch
-from tinyverse.errors import SettingsError
-from tinyverse.learner import Metrics, TorchLearner
-from tinyverse.q_agent import QAgent
+from tinyverse.agents.q_agent import QAgent
+from tinyverse.algorithms import losses, returns
+from tinyverse.algorithms.learner import Metrics, TorchLearner
+from tinyverse.core import nest
+from tinyverse.core.batch import Batch
+from tinyverse.core.errors import SettingsError
 
 
 class DQN(TorchLearner):

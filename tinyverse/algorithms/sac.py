@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tinyverse import losses, nest
-from tinyverse.agent import Weights
-from tinyverse.batch import Batch
-from tinyverse.errors import SettingsError
-from tinyverse.learner import Learner, Metrics, Optimizer
+from tinyverse.agents.agent import Weights
+from tinyverse.agents.torch_agent import TorchAgent
+from tinyverse.algorithms import losses
+from tinyverse.algorithms.learner import Learner, Metrics, Optimizer
+from tinyverse.core import nest
+from tinyverse.core.batch import Batch
+from tinyverse.core.errors import SettingsError
 from tinyverse.networks.squashed import SquashedActor, SquashedGaussian
-from tinyverse.torch_agent import TorchAgent
 
 
 class Rows(NamedTuple):

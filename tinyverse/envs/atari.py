@@ -19,8 +19,8 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorObservationWrapper, VectorWrapper
 from gymnasium.vector.utils import batch_space
 
+from tinyverse.core.errors import ExperimentError
 from tinyverse.envs.pool import VectorPool
-from tinyverse.errors import ExperimentError
 
 FRAME_SKIP = 4  # emulator frames per agent step
 FRAMES_PER_SECOND = 60  # of the emulator

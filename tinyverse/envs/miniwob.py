@@ -22,7 +22,7 @@ import numpy as np
 import xxhash
 from gymnasium import spaces
 
-from tinyverse.errors import ExperimentError
+from tinyverse.core.errors import ExperimentError
 
 WIDTH, HEIGHT = 160, 210  # pixels of every task
 KINDS = ("button", "input", "a")

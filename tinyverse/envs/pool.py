@@ -23,8 +23,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from tinyverse import nest
-from tinyverse.envs.arrays import (
+from tinyverse.core import nest
+from tinyverse.core.errors import ExperimentError, SpecError, counted
+from tinyverse.envs.adapters import four, game_of, reset, space_of
+from tinyverse.envs.restarts import RUNNING, Mender
+from tinyverse.envs.spaces import (
     Array,
     Door,
     blank,
@@ -37,9 +40,6 @@ from tinyverse.envs.arrays import (
     spec_of,
     unlike,
 )
-from tinyverse.envs.dialects import four, game_of, reset, space_of
-from tinyverse.envs.mending import RUNNING, Mender
-from tinyverse.errors import ExperimentError, SpecError, counted
 
 HALVES = (("send", "recv"), ("step_async", "step_wait"))  # how vector environments call the halves of a step
 

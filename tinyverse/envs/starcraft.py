@@ -22,7 +22,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from tinyverse.errors import ExperimentError
+from tinyverse.core.errors import ExperimentError
 
 SCREEN_LAYERS = (
     "player_relative",

@@ -11,8 +11,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from tinyverse import nest
-from tinyverse.errors import TinyverseError
+from tinyverse.core import nest
+from tinyverse.core.errors import TinyverseError
 
 WATCHABLE = 320  # pixels of the longer side below which a frame is enlarged
 

@@ -30,8 +30,8 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from tinyverse.core.errors import ExperimentError
 from tinyverse.envs.pool import Pool, Step
-from tinyverse.errors import ExperimentError
 
 Region = tuple[int, int, int, int]  # x, y, width, height in pixels of the screen
 SECONDS = 20.0  # that a server may take to answer, and a program to begin an episode

@@ -16,6 +16,7 @@ from tinyverse.networks.heads import (
     ValueHead,
 )
 from tinyverse.networks.modular import ModularNetwork, Outputs
+from tinyverse.networks.normalization import Normalized
 from tinyverse.networks.norms import BatchNorm
 from tinyverse.networks.recurrent import GRU, LSTM
 from tinyverse.networks.resnets import ImpalaResNet, ResNet18
@@ -42,6 +43,7 @@ __all__ = [
     "MultiCategorical",
     "MultiCategoricalHead",
     "NatureConv",
+    "Normalized",
     "Outputs",
     "ResNet18",
     "SmallConv",

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tinyverse import nest
-from tinyverse.errors import SettingsError
+from tinyverse.core import nest
+from tinyverse.core.errors import SettingsError
 from tinyverse.networks.bodies import Stage, in_full_precision
 from tinyverse.networks.trunks import Identity, orthogonal
 

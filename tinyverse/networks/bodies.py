@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tinyverse import nest
-from tinyverse.errors import SettingsError
+from tinyverse.core import nest
+from tinyverse.core.errors import SettingsError
 from tinyverse.networks.trunks import Identity
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tinyverse import towers
-from tinyverse.errors import SettingsError
+from tinyverse.core import distributed
+from tinyverse.core.errors import SettingsError
 from tinyverse.networks.norms import norm_layer
 from tinyverse.networks.trunks import orthogonal
 
@@ -71,7 +71,7 @@ class Background(nn.Module):
     def _move(self, x: Tensor) -> None:
         self.count += 1
         some = x[::4].permute(0, 2, 3, 1)  # enough to tell a mean by, in a quarter of the time
-        batch = towers.mean(some.mean(0, dtype=torch.float32)).to(self.mean)
+        batch = distributed.mean(some.mean(0, dtype=torch.float32)).to(self.mean)
         self.mean.lerp_(batch, (1 / self.count).clamp(min=self.slowest))
 
 

@@ -14,8 +14,8 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from tinyverse import nest
-from tinyverse.errors import SettingsError
+from tinyverse.core import nest
+from tinyverse.core.errors import SettingsError
 from tinyverse.networks.trunks import orthogonal
 
 UNAVAILABLE = -1e9  # a logit: e^−1e9 is 0 in every float type, and sums and differences of a few stay finite

@@ -15,8 +15,8 @@ from gymnasium import spaces
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tinyverse import nest
-from tinyverse.errors import SettingsError
+from tinyverse.core import nest
+from tinyverse.core.errors import SettingsError
 from tinyverse.networks.bodies import Stage, as_stage, build_stage, in_full_precision, initial_memories, run_stage
 from tinyverse.networks.convs import NatureConv
 from tinyverse.networks.heads import Distribution, Head, Joint, ValueHead, choices, head_for, masked

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tinyverse.errors import SettingsError
+from tinyverse.core.errors import SettingsError
 
 
 def norm_layer(kind: str, features: int, *, image: bool = False) -> nn.Module:

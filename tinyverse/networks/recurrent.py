@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tinyverse import nest
+from tinyverse.core import nest
 from tinyverse.networks.bodies import Stage, in_full_precision
 from tinyverse.networks.trunks import Identity, orthogonal
 

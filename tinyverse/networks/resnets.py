@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tinyverse.errors import SettingsError
+from tinyverse.core.errors import SettingsError
 from tinyverse.networks.convs import PixelConv, channels_last, flat, image_shape
 from tinyverse.networks.norms import norm_layer
 from tinyverse.networks.trunks import HIDDEN_GAIN, orthogonal

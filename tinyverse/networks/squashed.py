@@ -18,8 +18,8 @@ from gymnasium import spaces
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tinyverse import nest
-from tinyverse.errors import SettingsError
+from tinyverse.core import nest
+from tinyverse.core.errors import SettingsError
 from tinyverse.networks.heads import Head
 from tinyverse.networks.modular import ModularNetwork
 from tinyverse.networks.trunks import MLP, Identity

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from tinyverse.errors import SettingsError
+from tinyverse.core.errors import SettingsError
 from tinyverse.networks.norms import norm_layer
 
 Layer = TypeVar("Layer", bound=nn.Module)

@@ -1,0 +1,129 @@
+"""PPO: its loss written out row by row, that it makes the steps it says, and that it learns."""
+
+import pytest
+import torch
+from gymnasium import spaces
+
+from tests.helpers.chains import LENGTH, OBSERVED, agent_of, play
+from tinyverse.agents.torch_agent import TorchAgent
+from tinyverse.algorithms import PPO, returns
+from tinyverse.core.errors import SettingsError
+from tinyverse.networks import LSTM, MLP, ModularNetwork, Window
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def agent():
+    return agent_of()
+
+
+@pytest.fixture
+def batch(agent):
+    batch = play(agent, games=8, steps=10)
+    batch.extras["behaviour_log_prob"] += 0.4 * torch.randn(10, 8, generator=torch.Generator().manual_seed(0))
+    return batch
+
+
+@pytest.mark.parametrize(
+    "parts", [{"trunk": MLP(16)}, {"trunk": Window(2, MLP(16)), "body": LSTM(16)}], ids=["mlp", "lstm"]
+)
+def test_it_learns_to_walk_the_chain(parts):
+    agent = agent_of(**parts)
+    learner = PPO(agent, learning_rate=3e-3, entropy_cost=0.003, minibatches=2, epochs=3)
+    before = play(agent, 16, 20)
+    for _ in range(40):
+        metrics = learner.train_step(play(agent, 16, 20))
+    after = play(agent, 16, 20)
+    assert before.rewards.sum() / before.alive.sum() < 0.15
+    assert after.rewards.sum() / after.alive.sum() > 0.9 / LENGTH
+    assert metrics["value/explained_variance"] > 0.5
+
+
+def test_the_loss_row_by_row(agent, batch):
+    learner = PPO(
+        agent, discount=0.9, lambda_=0.7, clip=0.1, value_clip=0.05, entropy_cost=0.2, normalize_advantages=False
+    )
+    whole = learner.estimates(batch)
+    _, values, targets, advantages = whole
+    outputs, _ = agent.network(batch.observations, (), batch.first)
+    alive_values = outputs.values.detach()
+    expected = returns.gae(batch.rewards, batch.discounts(0.9), batch.traces, alive_values, 0.7)
+    torch.testing.assert_close(advantages, expected)
+    torch.testing.assert_close(targets, expected + values)
+    with torch.no_grad():
+        for parameter in agent.network.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    loss, metrics = learner.loss(*whole)
+    outputs, _ = agent.network(batch.observations, (), batch.first)
+    log_probs = outputs.policy[0].log_softmax(-1)
+    total, rows, clipped, distance = 0.0, 0, 0, 0.0
+    for t in range(10):
+        for b in range(8):
+            if not batch.alive[t, b]:
+                continue
+            log_rho = log_probs[t, b, batch.actions[t, b]] - batch.extras["behaviour_log_prob"][t, b]
+            rho, advantage = log_rho.exp().item(), advantages[t, b].item()
+            old, new = values[t, b].item(), outputs.values[t, b].item()
+            target, near = targets[t, b].item(), min(max(new, old - 0.05), old + 0.05)
+            total -= min(rho * advantage, min(max(rho, 0.9), 1.1) * advantage)
+            total += 0.5 * 0.5 * max((target - new) ** 2, (target - near) ** 2)
+            total += 0.2 * (log_probs[t, b].exp() * log_probs[t, b]).sum().item()
+            rows, clipped, distance = rows + 1, clipped + (abs(rho - 1) > 0.1), distance + rho - 1 - log_rho.item()
+    assert loss.item() == pytest.approx(total / rows, rel=1e-4)
+    metrics = metrics()
+    assert metrics["policy/clipped"].item() == pytest.approx(clipped / rows)
+    assert metrics["policy/kl"].item() == pytest.approx(distance / rows, rel=1e-3)
+
+
+def test_every_session_is_seen_once_an_epoch(agent, batch, monkeypatch):
+    learner, seen = PPO(agent, epochs=3, minibatches=3), []
+    monkeypatch.setattr(
+        PPO,
+        "loss",
+        lambda self, part, *rest, loss=PPO.loss: (seen.append(part.slots.tolist()), loss(self, part, *rest))[1],
+    )
+    learner.train_step(batch)
+    assert [len(part) for part in seen] == [3, 3, 2] * 3
+    for epoch in range(3):
+        assert sorted(sum(seen[3 * epoch : 3 * epoch + 3], [])) == list(range(8))
+    assert len({str(part) for part in seen}) > 3  # in a new order
+    assert learner.optimizer.updates == 9
+
+
+def test_one_minibatch_equals_the_whole_batch(agent, batch):
+    learner = PPO(agent)
+    estimates, order = learner.estimates(batch), torch.randperm(8)
+    whole = learner.loss(*estimates)[0]
+    shuffled = learner.loss(batch.columns(order), *(rows[:, order] for rows in estimates[1:]))[0]
+    assert shuffled.item() == pytest.approx(whole.item(), rel=1e-5)
+
+
+def test_rate_and_clip_fall_together(agent, batch):
+    learner = PPO(agent, epochs=2, minibatches=1, total_updates=2, learning_rate=1.0, clip=0.2)
+    assert learner.optimizer.current_learning_rate == 1.0
+    learner.optimizer.updates = 2  # after one of the two train steps
+    assert learner.optimizer.current_learning_rate == 0.5
+    whole = learner.estimates(batch)
+    clipped = learner.loss(*whole)[1]()["policy/clipped"]
+    learner.optimizer.updates = 0
+    assert clipped > learner.loss(*whole)[1]()["policy/clipped"]
+
+
+@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"minibatches": 0}])
+def test_nothing_to_do_is_refused(agent, wrong):
+    with pytest.raises(SettingsError, match="1 or more"):
+        PPO(agent, **wrong)
+
+
+def test_more_minibatches_than_sessions(agent, batch):
+    with pytest.raises(SettingsError, match="8 sessions into 9 minibatches"):
+        PPO(agent, minibatches=9).train_step(batch)
+
+
+def test_a_joint_action():
+    space = spaces.Tuple([spaces.Discrete(2), spaces.Discrete(2)])
+    agent = TorchAgent(ModularNetwork(OBSERVED, space))
+    batch = play(agent_of(), 4, 6)
+    batch.actions = (batch.actions, 1 - batch.actions)
+    assert PPO(agent, minibatches=2).train_step(batch)["loss/total"].isfinite()

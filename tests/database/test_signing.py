@@ -1,0 +1,116 @@
+"""Seal: who does not know the secret can neither make sessions and weights nor move them elsewhere."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from collections.abc import Iterator
+
+import pytest
+
+from tests.helpers.database_contract import ME, DatabaseContract
+from tests.helpers.people import a_trainer
+from tests.trainer.test_trainer import some_sessions
+from tinyverse.core.codec import UNSEALED
+from tinyverse.core.errors import CodecError, SettingsError
+from tinyverse.database.base import BEGINNING, Database
+from tinyverse.database.redis import RedisDatabase
+from tinyverse.database.server import Server, connect
+from tinyverse.database.sharded_database import open_database
+from tinyverse.database.signing import Seal
+
+SECRET = "a secret of more than 16 characters"
+
+
+class TestSealedDatabase(DatabaseContract):
+    @pytest.fixture
+    def database(self, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:  # type: ignore[override]
+        monkeypatch.setenv("TINYVERSE_SECRET", SECRET)
+        made = open_database(redis_url, f"test-{secrets.token_hex(4)}")
+        yield made
+        made.clear()
+        made.close()
+
+
+def a_database(url: str, run: str, secret: str = SECRET) -> RedisDatabase:
+    return RedisDatabase(url, run, seal=Seal(secret, run) if secret else None)
+
+
+@pytest.fixture
+def run() -> str:
+    return f"test-{secrets.token_hex(4)}"
+
+
+def test_the_seal_is_hmac_sha256_of_key_context_and_blob() -> None:
+    key = hmac.new(SECRET.encode(), b"tinyverse\0pong\0epoch\0session", hashlib.sha256).digest()
+    assert Seal(SECRET, "pong").make("epoch", "session", b"blob") == hmac.new(key, b"blob", hashlib.sha256).digest()
+
+
+def test_a_seal_fits_nothing_else() -> None:
+    seal = Seal(SECRET, "pong")
+    made = seal.make("e", "weights 7", b"blob")
+    assert seal.fits(made, "e", "weights 7", b"blob")
+    for other in (("f", "weights 7", b"blob"), ("e", "weights 8", b"blob"), ("e", "session", b"blob"), ("e", "weights 7", b"blub")):  # fmt: skip
+        assert not seal.fits(made, *other)
+    assert not Seal(SECRET, "pong2").fits(made, "e", "weights 7", b"blob")
+    assert not Seal(SECRET + "x", "pong").fits(made, "e", "weights 7", b"blob")
+    assert not seal.fits(None, "e", "weights 7", b"blob") and not seal.fits(made[:-1], "e", "weights 7", b"blob")
+
+
+@pytest.mark.parametrize("secret", ["", "another secret, as long as that"])
+def test_sessions_without_the_secret_are_rejected_and_counted(redis_url: str, run: str, secret: str) -> None:
+    ours, theirs = a_database(redis_url, run), a_database(redis_url, run, secret)
+    trainer = a_trainer(ours)
+    trainer.join()
+    good, forged = some_sessions(1), some_sessions(1, player="mallory")
+    theirs.append([forged[0].encode()])
+    ours.append([good[0].encode()])
+    trainer.feed()
+    assert len(trainer.replay) == 1 and sum(trainer.intake.rejected.values()) == 1
+    assert "TINYVERSE_SECRET" in next(iter(trainer.intake.rejected))
+    assert [blob == UNSEALED for _, blob in ours.newest(5)] == [True, False]
+
+
+@pytest.mark.parametrize("secret", ["", "another secret, as long as that"])
+def test_weights_without_the_secret_are_not_taken(redis_url: str, run: str, secret: str) -> None:
+    ours, theirs = a_database(redis_url, run), a_database(redis_url, run, secret)
+    ours.create({"spec": "s"})
+    ours.acquire_lease(ME)
+    ours.put_weights(b"right", 1, holder=ME)
+    assert ours.get_weights() == (1, b"right")
+    theirs.put_weights(b"forged", 2, holder=ME)
+    with pytest.raises(CodecError, match=r"version 2 .*TINYVERSE_SECRET"):
+        ours.get_weights()
+    assert ours.get_weights(version=1) == (1, b"right")
+
+
+def test_what_was_sealed_for_one_epoch_run_or_version_is_no_good_elsewhere(redis_server: Server, redis_url: str, run: str) -> None:  # fmt: skip
+    ours, other = a_database(redis_url, run), a_database(redis_url, run + "-2")
+    for database in (ours, other):
+        database.create({"spec": "s"})
+        database.acquire_lease(ME)
+        database.append([b"session"])
+        database.put_weights(b"old", 1, holder=ME)
+    entry = ours._client.xrange(ours._keys.sessions)[0][1]
+    ours._client.xadd(other._keys.sessions, entry)
+    assert [blob for _, blob in other.read(BEGINNING, 9)[0]] == [b"session", UNSEALED]
+    ours.clear()
+    ours.create({"spec": "s"})
+    ours._client.xadd(ours._keys.sessions, entry)  # kept from an earlier epoch
+    assert [blob for _, blob in ours.read(BEGINNING, 9)[0]] == [UNSEALED]
+    current = other._client.hgetall(other._keys.current)
+    with connect(redis_server.admin_url) as admin:  # the old weights, called new ones
+        admin.set(other._keys.weights(2), b"old")
+        admin.hset(
+            other._keys.current, mapping={"version": 2, "xxh3:2": current[b"xxh3:1"], "seal:2": current[b"seal:1"]}
+        )
+    with pytest.raises(CodecError, match="version 2"):
+        other.get_weights()
+
+
+def test_a_secret_that_is_too_short(monkeypatch: pytest.MonkeyPatch, redis_url: str) -> None:
+    monkeypatch.setenv("TINYVERSE_SECRET", "sesame")
+    with pytest.raises(SettingsError, match="6 characters") as caught:
+        open_database(redis_url, "x")
+    assert "sesame" not in str(caught.value)

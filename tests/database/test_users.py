@@ -1,0 +1,275 @@
+"""Access: what each role may do, asked of every server there is here."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis
+
+from tests.database.test_redis import FORBIDDEN
+from tests.database.test_sharded_database import name_for
+from tests.helpers.database_contract import ME, DatabaseContract, read_all
+from tests.helpers.people import a_spec
+from tests.helpers.servers import name_of, servers_here
+from tinyverse.core.errors import DatabaseError, DatabaseLost, ServerError
+from tinyverse.database import server as redis_server
+from tinyverse.database import server_config
+from tinyverse.database.base import Worker
+from tinyverse.database.redis import RedisDatabase, list_runs
+from tinyverse.database.schema import Keys
+from tinyverse.database.server import connect, private_server
+from tinyverse.database.sharded_database import open_database
+from tinyverse.database.users import OLDEST, ROLES, make_users
+from tinyverse.monitoring.status import gather
+from tinyverse.trainer.run_folder import agreement
+
+BINARIES = [path for path in servers_here() if (server_config.version_of(path) or ()) >= OLDEST]
+RUN = "pong"
+
+
+class Place:
+    """A server with the roles of one run, and a second run beside it."""
+
+    def __init__(self, url: str) -> None:
+        self.admin = url
+        self.urls = make_users(RUN, url)
+        self.databases = {role: RedisDatabase(self.urls[role], RUN) for role in ROLES}
+        self.trainer, self.player, self.viewer = (self.databases[role] for role in ("trainer", "player", "viewer"))
+
+    def fresh(self) -> Place:
+        with connect(self.admin) as admin:
+            admin.flushall()
+        for run in (RUN, "other"):
+            database = RedisDatabase(self.admin, run)
+            database.create({"spec": "s"})
+            database.acquire_lease(ME)
+            database.put_weights(b"weights", 3, holder=ME)
+            database.append([b"session"])
+            database.close()
+        return self
+
+
+@pytest.fixture(scope="module", params=BINARIES, ids=name_of)
+def server(request: Any) -> Iterator[Place]:
+    with pytest.MonkeyPatch.context() as patched:
+        version = server_config.version_of(request.param)
+        patched.setattr(server_config, "find_binary", lambda: (request.param, version))
+        with private_server() as started:
+            yield Place(started.admin_url)
+
+
+@pytest.fixture
+def place(server: Place) -> Place:
+    return server.fresh()
+
+
+@contextlib.contextmanager
+def denied() -> Iterator[None]:
+    with pytest.raises(DatabaseError, match="does not permit"):
+        yield
+
+
+def test_a_player_can_play(place: Place) -> None:
+    player = place.player
+    assert player.meta()["spec"] == "s" and player.get_weights() == (3, b"weights")
+    state = player.append([b"a", b"b"], worker=Worker("play-1", "play"), episodes=[{"return": 1.0, "length": 2}])
+    assert (state.inserted, state.version) == (3, 3) and state == player.state() == player.beat(
+        Worker("play-1", "play")
+    )
+    player.count(human=2)
+    player.log_error({"error": "e"})
+    assert read_all(place.trainer) == [b"session", b"a", b"b"]
+    assert [worker.id for worker in place.trainer.workers()] == ["play-1"]
+    player.leave("play-1")
+    assert place.viewer.workers() == [] and place.viewer.counters() == {"human": 2}
+
+
+def test_roles_on_shards(place: Place) -> None:
+    """The three of one run on two servers' URLs, which are one here, and two streams."""
+    urls = make_users("sharded", f"{place.admin},{place.admin}")
+    trainer, player, viewer = (open_database(urls[role], "sharded") for role in ("trainer", "player", "viewer"))
+    trainer.create({"spec": "s"})
+    trainer.report(capacity=4)
+    for stream in (0, 1, 0):
+        state = player.append([b"a", b"b"], worker=Worker(name_for(stream, 2), "play"))
+    assert state.inserted == 6 and len(read_all(trainer)) == 4 == len(read_all(viewer)) == viewer.size()["sessions"]
+    with denied():
+        player.read("0-0", 1)
+    with denied():
+        player.clear()
+
+
+def test_a_player_cannot_write_weights_nor_lead_the_run(place: Place) -> None:
+    player, state = place.player, place.trainer.state()
+    for attempt in (
+        lambda: player.put_weights(b"mine", 4, holder=ME), lambda: player.acquire_lease("me:1:x"), player.ask_stop,
+        lambda: player.release_lease(ME), player.clear, lambda: player.create({"spec": "other"}),
+        lambda: player.report(capacity=1, delivered=1e9), lambda: player.log_metrics({"a": 1}), player.workers,
+        lambda: player.read("0-0", 1), lambda: player.newest(1), player.episodes,
+    ):  # fmt: skip
+        with denied():
+            attempt()
+    assert place.trainer.state() == state and place.trainer.get_weights() == (3, b"weights")
+
+
+WRITES = [
+    ("SET", "w:3", "x"), ("SET", "lease", "x"), ("HSET", "w:cur", "version", "9"), ("HSET", "meta", "epoch", "x"), ("HSET", "stat", "stop", "9"),
+    ("HINCRBY", "stat", "stop", "1"), ("HINCRBY", "w:cur", "version", "9"), ("HDEL", "meta", "epoch"), ("HDEL", "w:cur", "version"),
+    ("UNLINK", "w:3"), ("UNLINK", "sessions"), ("XADD", "metrics", "*", "a", "b"), ("XADD", "w:4", "*", "a", "b"), ("XTRIM", "episodes", "MAXLEN", "0"),
+    ("HSET", "tally", "inserted", "x"), ("XRANGE", "sessions", "-", "+"), ("HGETALL", "hb"), ("GET", "lease"), ("HINCRBY", "hb", "x", "1"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", WRITES, ids=lambda command: " ".join(command[:2]))
+def test_a_player_cannot_do_it_by_hand(place: Place, command: tuple[str, ...]) -> None:
+    name, key, *rest = command
+    with connect(place.urls["player"]) as client, pytest.raises(redis.exceptions.NoPermissionError):
+        client.execute_command(name, f"tv:{{{RUN}}}:{key}", *rest)
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("command", [*FORBIDDEN, ("ACL", "WHOAMI"), ("SUBSCRIBE", "tv:x"), ("XADD", Keys("other").sessions, "*", "s", "x"), ("GET", Keys("other").weights(3)), ("HGETALL", Keys("other").meta), ("DUMP", Keys(RUN).meta), ("SORT", Keys(RUN).sessions), ("COPY", Keys(RUN).meta, Keys(RUN).sessions), ("OBJECT", "ENCODING", Keys(RUN).meta)], ids=lambda command: " ".join(map(str, command[:2])))  # fmt: skip
+def test_no_role_administers_or_sees_another_run(place: Place, role: str, command: tuple[Any, ...]) -> None:
+    with connect(place.urls[role]) as client, pytest.raises(redis.ResponseError, match="permission|not allowed"):
+        client.execute_command(*command)
+
+
+def test_a_viewer_only_looks(place: Place) -> None:
+    viewer = place.viewer
+    assert viewer.meta()["spec"] == "s" and viewer.get_weights() == (3, b"weights") and read_all(viewer) == [b"session"]
+    assert viewer.size()["sessions"] == 1 and viewer.episodes() == viewer.metrics() == viewer.errors() == []
+    with connect(place.urls["viewer"]) as client:
+        assert list_runs(client) == ["other", RUN]
+    for attempt in (
+        lambda: viewer.append([b"x"]), lambda: viewer.beat(Worker("w", "play")), lambda: viewer.put_weights(b"", 9, holder=ME),
+        viewer.clear, viewer.ask_stop, lambda: viewer.count(rejected=1), lambda: viewer.leave("x"),
+    ):  # fmt: skip
+        with denied():
+            attempt()
+
+
+def test_a_viewer_of_stale_workers_leaves_them(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.trainer.beat(Worker("play-1", "play"))
+    monkeypatch.setattr("tinyverse.database.redis.STALE_AFTER", 0.0)
+    assert place.viewer.workers() == []
+
+
+def test_a_trainer_does_all_of_its_own_run(place: Place) -> None:
+    place.trainer.clear()
+    DatabaseContract().fill(place.trainer)
+    place.trainer.clear()
+    with pytest.raises(DatabaseError, match="does not permit"):
+        RedisDatabase(place.urls["trainer"], "other").state()
+
+
+def test_a_full_server_lets_players_go_on(place: Place) -> None:
+    with connect(place.admin) as admin:
+        admin.config_set("maxmemory", "32mb")
+        try:
+            for _ in range(80):
+                place.player.append([bytes(500_000)])
+        finally:
+            admin.config_set("maxmemory", "0")
+    assert place.trainer.state().inserted == 81
+
+
+def test_new_passwords_shut_the_old_ones_out(server: Place) -> None:
+    old, new = make_users("again", server.admin), make_users("again", server.admin)
+    with pytest.raises(DatabaseError, match="refuses user 'player.again'"):
+        RedisDatabase(old["player"], "again").meta()
+    assert RedisDatabase(new["player"], "again").meta() == {}
+
+
+def test_who_may_not_make_users_is_told_so(place: Place) -> None:
+    with pytest.raises(ServerError, match="may not make others") as caught:
+        make_users(RUN, place.urls["trainer"])
+    assert place.urls["trainer"].split(":")[2].partition("@")[0] not in str(caught.value)
+
+
+# what a hostile player writes, and who reads it
+
+
+def test_rubbish_in_logs_and_heartbeats_is_passed_over(place: Place) -> None:
+    keys = Keys(RUN)
+    with connect(place.urls["player"]) as client:
+        for row in (b"{", b"[]", b"\xff", b"[" * 100_000):
+            client.xadd(keys.episodes, {"row": row})
+        client.xadd(keys.episodes, {"other": "field"})
+        client.xadd(keys.sessions, {"other": "field"})
+        for number, beat in enumerate(
+            (
+                "{",
+                '{"id": "a", "role": "play", "at": 1, "steps_per_second": "x"}',
+                "[" * 100_000,
+                '{"id": 1, "role": [], "at": 1e999}',
+            )
+        ):
+            client.hset(keys.heartbeats, str(number), beat)
+        client.hincrby(keys.tally, b"count:\xff", 1)
+        client.xadd(keys.episodes, {"row": '{"return": "x"}'})
+        client.xadd(keys.errors, {"row": '{"error": 1}'})
+    place.player.append(
+        [], episodes=[{"return": 1.0, "length": 1}], worker=Worker("good", "play", error="a\x1b[31m\nb")
+    )
+    assert place.viewer.episodes(1) == [{"return": 1.0, "length": 1}]
+    assert [(worker.id, worker.error) for worker in place.viewer.workers()] == [("good", "a?[31m\nb")]
+    with connect(place.admin) as admin:
+        admin.hset(keys.meta, mapping=agreement("pong", {}, a_spec()))
+    facts = gather(place.viewer, RUN)
+    assert (facts["mean_return"], facts["errors"]) == (1.0, [])
+    assert read_all(place.trainer) == [b"session", b""] and len(place.viewer.counters()) == 1
+
+
+@pytest.mark.skipif(server_config.find_binary()[1] < OLDEST, reason="this server cannot keep roles apart")
+def test_the_local_server_knows_its_users_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    import tempfile
+
+    folder = tempfile.mkdtemp(dir="/tmp")
+    monkeypatch.setenv("TINYVERSE_SERVER_DIR", folder)
+    for name in ("TINYVERSE_REDIS_URL", "REDIS_URL"):
+        monkeypatch.delenv(name, raising=False)
+    try:
+        urls = make_users(RUN)
+        assert urls["player"].startswith("unix://player.pong:")
+        assert redis_server.stop()
+        redis_server.start()
+        assert RedisDatabase(urls["player"], RUN).append([b"x"]).inserted == 1
+        with denied():
+            RedisDatabase(urls["viewer"], RUN).append([b"x"])
+    finally:
+        redis_server.stop()
+        shutil.rmtree(folder)
+
+
+def test_sessions_far_too_large_do_not_stop_a_trainer(place: Place) -> None:
+    """The server cuts the line at an answer that is too long: fewer are asked for then, and each is rejected."""
+    from tests.helpers.people import a_trainer
+    from tests.trainer.test_trainer import some_sessions
+
+    database = RedisDatabase(place.admin, "flooded")
+    trainer = a_trainer(database)
+    trainer.join()
+    for _ in range(12):
+        database.append([bytes(2 << 20)])
+    database.append([some_sessions(1)[0].encode()])
+    with connect(place.admin) as admin:
+        admin.config_set("client-output-buffer-limit", "normal 8mb 0 0")
+        try:
+            for _ in range(20):
+                with contextlib.suppress(DatabaseLost):
+                    trainer.feed()
+        finally:
+            admin.config_set("client-output-buffer-limit", "normal 0 0 0")
+    assert sum(trainer.intake.rejected.values()) == 12 and len(trainer.replay) == 1
+    database.clear()
+    database.close()
+
+
+def test_a_server_that_cannot_keep_roles_apart_is_refused(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tinyverse.database.users.OLDEST", (99, 0))
+    with pytest.raises(ServerError, match=r"roles want Redis 7.0 or newer, or Valkey"):
+        make_users("new", place.admin)

@@ -1,0 +1,64 @@
+"""The README is true: its experiment runs, its commands exist, its table counts the lines that are there."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tinyverse.cli.context import Asked
+from tinyverse.cli.run import do_local
+from tinyverse.cli.train import Learning
+from tinyverse.cli.words import VERBS
+from tinyverse.experiment import loader
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_table_of_files_is_up_to_date() -> None:
+    updated = runpy.run_path(str(ROOT / "docs" / "listing.py"))["updated"]
+    assert updated(README) == README, "run: python docs/listing.py"
+
+
+def test_the_table_knows_every_module() -> None:
+    floors = runpy.run_path(str(ROOT / "docs" / "listing.py"))["FLOORS"]
+    named = {name for names in floors.values() for name in names.split()}
+    there = {
+        path.stem for path in (ROOT / "tinyverse").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
+    assert named == there - {"__init__", "__main__", "__pycache__"}
+
+
+def test_the_experiment_of_the_readme_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (text,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    assert len(text.splitlines()) <= 35
+    (tmp_path / "mine.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    trainer = do_local(Asked("mine.py", quiet=True, seed=1), Learning(updates=60))
+    assert trainer.update == 60
+    assert sum(trainer.intake.returns) / len(trainer.intake.returns) > 28  # a random player balances for 22 steps
+    assert loader.examples().keys() >= {"atari", "cartpole", "catch", "tabular"}
+
+
+def test_every_command_of_the_readme_has_a_verb() -> None:
+    commands = re.findall(r"tinyverse ((?:\w|\.)+) (\w+)", README.replace("`", ""))
+    verbs = [verb for experiment, verb in commands if experiment.endswith(".py") or experiment in loader.examples()]
+    assert len(verbs) > 8
+    assert set(verbs) <= set(VERBS)
+
+
+def test_the_make_targets_of_the_readme_exist() -> None:
+    for target in set(re.findall(r"`?make ([a-z-]+)", README)):
+        subprocess.run(["make", "-n", target], cwd=ROOT, check=True, capture_output=True, timeout=30)
+
+
+def test_a_checkout_runs_as_the_forerunner_did(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tinyverse"), "catch.py", "local", "-n", "2", "--quiet"], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr

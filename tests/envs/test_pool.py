@@ -1,0 +1,295 @@
+"""Pools of every source of environments give the rows that design and docstring draw."""
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorObservationWrapper
+
+from tests.helpers.counting import BUTTONS, CountingAgent, CountingEnv, clock, counting_vector, reward_of, truncates
+from tests.helpers.sources import GAMES, SOURCES, UNSEEDED, Passing, asynchronous
+from tinyverse.core.errors import ExperimentError, SpecError
+from tinyverse.envs import GamePool, Pool, VectorPool, pool_of
+from tinyverse.envs.multi_agent import ParallelPool
+
+STEPS = 120
+
+
+@pytest.fixture(params=SOURCES)
+def pool(request: pytest.FixtureRequest) -> Any:
+    pool = SOURCES[request.param]()
+    yield pool
+    pool.close()
+
+
+def test_a_wrapper_is_not_gone_past() -> None:
+    env = Passing(asynchronous())
+    pool = VectorPool(env)
+    pool.reset(0)
+    pool.step(np.zeros(GAMES, np.int64))
+    pool.send(np.zeros(GAMES, np.int64))
+    pool.receive()
+    pool.close()
+    assert hasattr(env, "step_wait") and env.steps == 2
+
+
+def test_rows_are_those_of_the_drawing(pool: Pool) -> None:
+    rng = np.random.default_rng(0)
+    before, ended = clock(pool.reset(seed=7)).copy(), np.zeros(GAMES, bool)
+    assert (before[:, :2] == 0).all()
+    ends = np.zeros(2, int)
+    for _ in range(STEPS):
+        button = rng.integers(BUTTONS, size=GAMES)
+        nested = isinstance(pool.action_space, spaces.Dict)
+        actions = {"button": button, "stick": np.full((GAMES, 2), 9.0)} if nested else button
+        observations, rewards, terminated, truncated, _ = pool.step(actions)
+        now = clock(observations)
+        assert rewards.dtype == np.float32 and terminated.dtype == truncated.dtype == bool
+        for game in range(GAMES):
+            episode, step, tag = now[game]
+            assert tag == before[game, 2], "a game's row holds another game"
+            if ended[game] and truncated[game]:  # an agent waits for the others
+                assert isinstance(pool, ParallelPool) and (now[game] == before[game]).all() and rewards[game] == 0
+                continue
+            if ended[game]:
+                assert episode > before[game, 0] and step == 0, "the row after an end is not a reset"
+                assert (rewards[game], terminated[game], truncated[game]) == (0, False, False)
+            else:
+                assert (episode, step) == (before[game, 0], before[game, 1] + 1)
+                assert rewards[game] == reward_of(episode, before[game, 1], button[game])
+            assert not (truncated if not truncates(episode) else terminated)[game]
+        ended, before = terminated | truncated, now.copy()
+        ends += terminated.sum(), truncated.sum()
+    assert (ends > GAMES).all(), "too few ends to prove anything"
+
+
+def test_memory_counts_what_the_observation_says(pool: Pool) -> None:
+    agent = CountingAgent(pool.observation_space, pool.action_space)
+    observations, memory, first = pool.reset(seed=1), agent.initial_memory(GAMES), np.ones(GAMES, bool)
+    ended = np.zeros(GAMES, bool)
+    for _ in range(STEPS):
+        actions, memory, extras = agent.act(observations, memory, first)
+        waits = ended & first  # an agent that is out, while others play on
+        np.testing.assert_array_equal(extras["count"][~waits], clock(observations)[~waits, 1])
+        observations, _, terminated, truncated, _ = pool.step(actions)
+        first, ended = ended, terminated | truncated
+
+
+@pytest.mark.parametrize("source", sorted(SOURCES.keys() - UNSEEDED))
+def test_equal_seeds_give_equal_games_and_unequal_ones_do_not(source: str) -> None:
+    def play(seed: int) -> np.ndarray:
+        pool = SOURCES[source]()
+        agent = CountingAgent(pool.observation_space, pool.action_space)
+        rows = [clock(pool.reset(seed)).copy()]
+        for _ in range(20):
+            actions = agent.act(rows[-1], agent.initial_memory(GAMES), np.ones(GAMES, bool))[0]
+            rows.append(clock(pool.step(actions).observations).copy())
+        return np.stack(rows)
+
+    np.testing.assert_array_equal(play(3), play(3))
+    tags = np.concatenate([play(seed)[0, :, 2] for seed in (3, 4, 5)])
+    assert len(set(tags.tolist())) == 3 * GAMES, "neighbouring seeds share games"
+
+
+def test_reset_in_the_middle_forgets_that_games_had_ended() -> None:
+    for make in (SOURCES["games"], SOURCES["next step"], SOURCES["disabled"]):
+        pool = make()
+        pool.reset(seed=0)
+        while not np.logical_or(*pool.step(np.zeros(GAMES, int))[2:]).any():
+            pass
+        pool.reset(seed=0)
+        assert (clock(pool.step(np.zeros(GAMES, int)).observations)[:, 1] == 1).all()
+
+
+class Spy(CountingEnv):
+    """Remembers the actions it got; what it observes or pays can be spoilt."""
+
+    def __init__(self, action_space: Any = None, observation: Any = None, reward: Any = 0.0) -> None:
+        super().__init__()
+        self.action_space = action_space or self.action_space
+        self.spoilt, self.reward, self.actions = observation, reward, []
+
+    def step(self, action: Any) -> Any:
+        self.actions.append(action)
+        return np.zeros(3, np.int32) if self.spoilt is None else self.spoilt, self.reward, False, False, {}
+
+
+def spied(action_space: Any, actions: Any) -> Any:
+    pool = GamePool(lambda: Spy(action_space), 2)
+    pool.reset(seed=0)
+    pool.step(actions)
+    return [env.actions[0] for env in pool._envs]
+
+
+def test_single_games_get_an_int_for_discrete() -> None:
+    first, second = spied(spaces.Discrete(4), np.array([2, 3], np.int32))
+    assert type(first) is int and (first, second) == (2, 3)
+
+
+def test_box_actions_are_clipped_to_the_bounds_of_each_axis() -> None:
+    box = spaces.Box(np.array([-1, -2], np.float32), np.array([1, 2], np.float32))
+    first, second = spied(box, np.array([[-9.0, 9.0], [0.5, -3.0]]))
+    np.testing.assert_array_equal(first, [-1, 2])
+    np.testing.assert_array_equal(second, [0.5, -2])
+    assert first.dtype == np.float32
+
+
+def test_nested_actions_are_split_per_game() -> None:
+    space = spaces.Dict(keys=spaces.Tuple((spaces.Discrete(3), spaces.MultiBinary(2))), stick=spaces.Box(-1, 1, ()))
+    actions = {"keys": (np.array([1, 2]), np.array([[0, 1], [1, 1]])), "stick": np.array([5.0, 0.25])}
+    first, second = spied(space, actions)
+    assert first["keys"][0] == 1 and second["keys"][0] == 2
+    np.testing.assert_array_equal(second["keys"][1], [1, 1])
+    assert first["stick"] == 1.0 and second["stick"] == 0.25
+
+
+@pytest.mark.parametrize("make", [SOURCES["games"], SOURCES["next step"]])
+@pytest.mark.parametrize("actions", [np.zeros((GAMES, 1), int), np.zeros(GAMES), np.zeros(GAMES + 1, int), {"a": 1}])
+def test_actions_unlike_the_space_are_refused(make: Callable[[], Pool], actions: Any) -> None:
+    pool = make()
+    pool.reset(seed=0)
+    with pytest.raises(SpecError, match=r"actions .*int64"):
+        pool.step(actions)
+
+
+@pytest.mark.parametrize(
+    ("observation", "got"),
+    [
+        (np.zeros(3, np.float64), r"float64\[3\].*int32\[3\]"),
+        (np.zeros(1, np.int32), r"int32\[1\].*int32\[3\]"),  # numpy would spread it over the row
+        (np.zeros((2, 3), np.int32), r"int32\[2, 3\].*int32\[3\]"),
+        ({"x": 1}, r"object\[\].*int32\[3\]"),
+    ],
+)
+def test_an_observation_unlike_its_space_is_refused(observation: Any, got: str) -> None:
+    pool = GamePool(lambda: Spy(observation=observation), 1)
+    pool.reset(seed=0)
+    with pytest.raises(SpecError, match=got):
+        pool.step(np.zeros(1, int))
+
+
+def test_a_nested_observation_that_lacks_a_key_is_refused() -> None:
+    class Lacking(CountingEnv):
+        def _observation(self) -> Any:
+            return {"clock": np.zeros(3, np.int32)}
+
+    with pytest.raises(SpecError, match="not built like its observation_space"):
+        GamePool(lambda: Lacking(nested=True), 1).reset(seed=0)
+
+
+def test_a_vector_environment_that_breaks_its_space_is_refused() -> None:
+    class Doubled(VectorObservationWrapper):
+        def observations(self, observations: Any) -> Any:
+            return observations.astype(np.float64)
+
+    with pytest.raises(SpecError, match=r"float64\[5, 3\].*int32\[5, 3\]"):
+        VectorPool(Doubled(counting_vector(GAMES))).reset(seed=0)
+
+
+def test_an_array_as_reward_is_refused() -> None:
+    pool = GamePool(lambda: Spy(reward=np.ones(1)), 1)
+    pool.reset(seed=0)
+    with pytest.raises(SpecError, match=r"reward has shape \[1\]"):
+        pool.step(np.zeros(1, int))
+
+
+def test_an_error_inside_the_environment_comes_out_untouched() -> None:
+    class Broken(CountingEnv):
+        def step(self, action: Any) -> Any:
+            raise KeyError("mine")
+
+    pool = GamePool(Broken, 1)
+    pool.reset(seed=0)
+    with pytest.raises(KeyError, match="mine"):
+        pool.step(np.zeros(1, int))
+
+
+def test_observation_and_info_are_told_from_a_tuple_observation() -> None:
+    class Pair(gymnasium.Env):
+        observation_space = spaces.Tuple((spaces.Box(0, 1, (2,)), spaces.Dict(a=spaces.Discrete(3))))
+        action_space = spaces.Discrete(2)
+
+        def __init__(self, modern: bool) -> None:
+            self.modern = modern
+
+        def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+            observation = (np.ones(2, np.float32), {"a": 2})
+            return (observation, {"a": 1}) if self.modern else observation
+
+    for modern in (True, False):
+        box, inside = GamePool(lambda modern=modern: Pair(modern), 1).reset(seed=0)
+        np.testing.assert_array_equal(box, [[1, 1]])
+        np.testing.assert_array_equal(inside["a"], [2])
+
+
+def test_same_step_is_refused_with_the_line_that_changes_it() -> None:
+    with pytest.raises(ExperimentError, match=r"autoreset_mode=gymnasium\.vector\.AutoresetMode\.NEXT_STEP") as error:
+        VectorPool(counting_vector(2, AutoresetMode.SAME_STEP))
+    assert "\n" not in str(error.value)
+
+
+def test_a_vector_environment_that_declares_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Silent(VectorEnv):
+        num_envs = 2
+
+    class Declared(Silent):
+        metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP}
+
+    monkeypatch.setitem(VectorEnv.metadata, "autoreset_mode", AutoresetMode.NEXT_STEP)  # as ale-py leaves it behind
+    with pytest.raises(ExperimentError, match="Silent does not say how it resets"):
+        VectorPool(Silent())
+    with pytest.raises(ExperimentError, match="Declared resets in the step"):
+        VectorPool(Declared())
+
+
+def test_pool_of_wraps_whatever_can_be_stepped() -> None:
+    made: list[CountingEnv] = []
+
+    def make() -> CountingEnv:
+        made.append(CountingEnv())
+        return made[-1]
+
+    pool = pool_of(make, 3, realtime=True)
+    assert isinstance(pool, GamePool) and pool.realtime and len(made) == 3 == len(set(map(id, pool._envs)))
+    assert isinstance(pool_of(counting_vector(2), 2), VectorPool)
+    assert isinstance(pool_of(lambda: counting_vector(2), 2), VectorPool)
+    assert pool_of(pool, 3) is pool and pool_of(lambda: pool, 3) is pool
+    assert pool_of(counting_vector(2), 2, realtime=True).realtime and not pool_of(counting_vector(2), 2).realtime
+
+
+@pytest.mark.parametrize(
+    ("thing", "words"),
+    [
+        (CountingEnv(), "got a CountingEnv, wanted a function"),
+        (3, "got an int, wanted a function"),
+        (lambda: None, "make_env gave None, wanted a gymnasium.Env"),
+        (lambda: counting_vector(3), "got 3 games, wanted 2: .*num_envs=2"),
+    ],
+)
+def test_pool_of_says_what_it_got_and_what_it_wants(thing: Any, words: str) -> None:
+    with pytest.raises(ExperimentError, match=words):
+        pool_of(thing, 2)
+    with pytest.raises(ExperimentError, match="got 0 games"):
+        pool_of(CountingEnv, 0)
+
+
+def test_spaces_that_hold_no_arrays_are_refused() -> None:
+    class Talking(CountingEnv):
+        def __init__(self) -> None:
+            super().__init__()
+            self.observation_space = spaces.Dict(said=spaces.Text(10))
+
+    with pytest.raises(ExperimentError, match=r"Text.*holds no arrays"):
+        GamePool(Talking, 1)
+
+
+def test_an_integer_of_any_width_is_a_discrete_observation() -> None:
+    env = Spy(observation=np.int32(7))
+    env.observation_space = spaces.Discrete(9)
+    env._observation = lambda: 3  # type: ignore[method-assign]
+    pool = GamePool(lambda: env, 1)
+    assert pool.reset(seed=0).tolist() == [3]
+    assert pool.step(np.zeros(1, int)).observations.tolist() == [7]

@@ -1,0 +1,76 @@
+"""A corridor of three steps, for algorithms: learned in seconds, and full of episode ends."""
+
+import numpy as np
+import torch
+from gymnasium import spaces
+
+from tinyverse.agents.torch_agent import TorchAgent
+from tinyverse.core import nest
+from tinyverse.core.batch import Batch
+from tinyverse.networks import MLP, ModularNetwork
+
+LENGTH = 3  # of the chain
+OBSERVED = spaces.Discrete(LENGTH + 1)
+
+
+class Chains:
+    """B games of a corridor: action 1 goes on and earns 1 at its end, action 0 gives up and earns nothing.
+
+    Ends as NEXT_STEP does: a reset row after every end. A step outside the corridor is never rewarded.
+    """
+
+    def __init__(self, games):
+        self.place, self.resetting = np.zeros(games, np.int64), np.zeros(games, bool)
+
+    def step(self, actions):
+        alive = ~self.resetting
+        self.place = np.where(alive, self.place + (actions == 1), 0)
+        rewards = (alive & (self.place == LENGTH)).astype(np.float32)
+        terminated = alive & ((actions == 0) | (self.place == LENGTH))
+        self.resetting = terminated
+        return self.place.copy(), rewards, terminated, alive
+
+
+def pick(where, yes, no):
+    return np.stack([yes[game] if chosen else no[game] for game, chosen in enumerate(where)])
+
+
+def play(agent, games, steps):
+    return play_on(agent, Chains(games), agent.initial_memory(games), np.zeros(games, bool), steps)[0]
+
+
+def play_on(agent, chains, memory, first, steps):
+    """A batch of the next steps, and the memory and `first` to go on with."""
+    games, observations, rows = len(first), [chains.place.copy()], []
+    arrays, fresh = agent.memory_arrays(memory), agent.memory_arrays(agent.initial_memory(games))
+    beginning = nest.map(torch.from_numpy, nest.map(lambda now, new: pick(first, new, now), arrays, fresh))
+    for _ in range(steps):
+        actions, memory, extras = agent.act(observations[-1], memory, first)
+        place, rewards, terminated, alive = chains.step(actions)
+        first = ~alive
+        observations.append(place)
+        rows.append((actions, rewards, terminated, alive, extras["behaviour_log_prob"]))
+    actions, rewards, terminated, alive, log_probs = (
+        torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True)
+    )
+    batch = Batch(
+        observations=torch.from_numpy(np.stack(observations)),
+        actions=actions,
+        rewards=rewards,
+        terminated=terminated,
+        truncated=torch.zeros_like(terminated),
+        alive=alive,
+        initial_memory=beginning,
+        extras={"behaviour_log_prob": log_probs},
+        weights=torch.ones(games),
+        lag=torch.zeros(games),
+        slots=torch.arange(games),
+    )
+    return batch, memory, first
+
+
+def agent_of(**parts):
+    torch.manual_seed(0)
+    agent = TorchAgent(ModularNetwork(OBSERVED, spaces.Discrete(2), **(parts or {"trunk": MLP(16)})))
+    agent.seed(0)
+    return agent

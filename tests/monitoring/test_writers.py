@@ -1,0 +1,180 @@
+"""Writers: every place gets every row, arrays as histograms, films as films; none of them can end training."""
+
+from __future__ import annotations
+
+import json
+import logging
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.helpers.people import until
+from tinyverse.cli import main as cli
+from tinyverse.core.errors import SettingsError
+from tinyverse.database.base import MemoryDatabase
+from tinyverse.envs.video import VideoWriter
+from tinyverse.monitoring import status
+from tinyverse.monitoring.prometheus import Prometheus, page
+from tinyverse.monitoring.writers import TensorBoard, open_writer
+from tinyverse.trainer.run_folder import RunFolder
+
+ROW = {"step": 100, "seconds": 1.5, "play/return": None, "loss/total": 0.5}
+ARRAYS = {"replay/lags": np.array([0, 1, 1, 5])}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = RunFolder("runs/game")
+    folder.write_settings({"experiment": "game", "settings": {"learning_rate": 1e-3}})
+    return folder
+
+
+def a_film(path):
+    with VideoWriter(path, fps=10) as film:
+        for shade in range(5):
+            film.write(np.full((64, 96, 3), 40 * shade, np.uint8))
+    return Path(path)
+
+
+def test_tensorboard_has_curves_histograms_and_films(folder):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    writer = TensorBoard(folder)
+    writer.write(ROW | ARRAYS | {"empty": np.zeros(0)})
+    writer.film("eval/film", a_film("a.webm"), 100)
+    writer.close()
+    events = EventAccumulator(str(folder.path / "tensorboard"))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss/total")] == [(100, 0.5)]
+    (event,) = events.Histograms("replay/lags")
+    assert (event.histogram_value.num, event.histogram_value.sum, event.histogram_value.max) == (4, 7, 5)
+    (image,) = events.Images("eval/film")
+    assert image.encoded_image_string[:4] == b"GIF8" and image.width > image.height
+    assert events.Tags()["histograms"] == ["replay/lags"]
+
+
+def test_a_place_that_fails_ends_nothing(folder, caplog):
+    class Full:
+        closed = False
+
+        def write(self, row):
+            raise OSError("no space")
+
+        def close(self):
+            self.closed = True
+
+    class Kept(Full):
+        rows = []
+
+        def write(self, row):
+            self.rows.append(row)
+
+    full, kept = Full(), Kept()
+    log = status.TrainLog(lambda: dict(ROW), folder, MemoryDatabase(), writers=[full, kept], arrays=lambda: ARRAYS)
+    with caplog.at_level(logging.WARNING):
+        log.close()
+    assert full.closed and kept.closed and "Full took no row (no space)" in caplog.text
+    assert kept.rows[0]["replay/lags"] is ARRAYS["replay/lags"]
+    assert "replay/lags" not in folder.metrics()[0]  # a row of metrics.jsonl is numbers
+
+
+def test_wandb_writes_offline(folder, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for step in (100, 200):  # the second goes on with the first
+        writer = open_writer("wandb", folder)
+        writer.write({**ROW, **ARRAYS, "step": step})
+        writer.film("eval/film", a_film("a.webm"), step)
+        writer.close()
+        identity = (folder.path / "wandb-id").read_text()
+    files = list((folder.path / "wandb").glob(f"offline-run-*/run-{identity}.wandb"))
+    assert len(files) == 2
+    for file in files:  # a process of wandb's writes it, and ours does not wait for that one
+        until(lambda file=file: b"loss/total" in file.read_bytes() and b"learning_rate" in file.read_bytes(), 30)
+
+
+@pytest.mark.filterwarnings("default")
+def test_mlflow_writes_to_a_file(folder, monkeypatch, tmp_path):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    mlflow.set_tracking_uri(f"file:{tmp_path}/mlruns")
+    for step in (100, 200):
+        writer = open_writer("mlflow", folder)
+        writer.write({**ROW, **ARRAYS, "step": step})
+        writer.close()
+    client = mlflow.MlflowClient()
+    run = client.get_run((folder.path / "mlflow-id").read_text())
+    assert run.data.params == {"learning_rate": "0.001"} and run.info.status == "FINISHED"
+    assert [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, "loss/total")] == [
+        (100, 0.5),
+        (200, 0.5),
+    ]
+    assert run.data.metrics["replay/lags"] == 1.75
+
+
+def test_what_is_not_there_is_said(folder, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(SettingsError, match=r"--track wandb: wandb is not installed: pip install 'tinyverse\[wandb\]'"):
+        open_writer("wandb", folder)
+    with pytest.raises(SettingsError, match="--track wandbb: there are wandb, mlflow"):
+        open_writer("wandbb", folder)
+
+
+def get(port, path="/metrics"):
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+        return answer.headers["Content-Type"], answer.read().decode()
+
+
+def test_prometheus_reads_the_newest_row():
+    served = Prometheus("0", {"run": 'a "game"\\'})
+    try:
+        assert get(served.port)[1] == ""
+        served.write({"step": 1, "loss/total": 9.0})
+        served.write(ROW | ARRAYS | {"nan": float("nan")})
+        kind, text = get(served.port)
+        assert kind.startswith("text/plain; version=0.0.4")
+        assert text.splitlines() == [
+            line for name, value in [("step", "100"), ("seconds", "1.5"), ("loss_total", "0.5")]
+            for line in (f"# TYPE tinyverse_{name} gauge", f'tinyverse_{name}{{run="a \\"game\\"\\\\"}} {value}')
+        ]  # fmt: skip
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            get(served.port, "/else")
+        with pytest.raises(SettingsError, match=r"--metrics-port .* cannot be listened on: Address already in use"):
+            Prometheus(str(served.port), {})
+    finally:
+        served.close()
+    with pytest.raises(urllib.error.URLError):
+        get(served.port)
+    assert page({}, {}) == ""
+
+
+@pytest.mark.parametrize("place", ["many", "", "70000", "host:"])
+def test_no_port_is_said(place):
+    with pytest.raises(SettingsError, match="give a port, or HOST:PORT"):
+        Prometheus(place, {})
+
+
+def test_a_trainer_serves_and_writes_its_lags(folder, capsys, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    pages = []
+    close = Prometheus.close
+    monkeypatch.setattr(Prometheus, "close", lambda self: (pages.append(get(self.port)[1]), close(self)))
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["catch", "local", "-n", "4", "-q", "--metrics-port", "0"])
+    assert ended.value.code == 0
+    assert 'tinyverse_update{run="catch"} 4' in pages[0]
+    events = EventAccumulator("runs/catch/tensorboard")
+    events.Reload()
+    (event,) = events.Histograms("replay/lags")
+    assert event.histogram_value.num == 4 * 32 and event.histogram_value.max == 0  # in lockstep nothing is late
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["catch", "local", "-n", "4", "-q", "--track", "nowhere"])
+    assert ended.value.code == 2 and "--track nowhere: there are" in capsys.readouterr().err
+    assert json.loads(Path("runs/catch/metrics.jsonl").read_text().splitlines()[-1])["update"] == 4

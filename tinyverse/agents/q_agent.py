@@ -1,0 +1,94 @@
+"""QAgent: an agent that takes the action of the highest value, or now and then any: what Q-learning needs to explore."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from tinyverse.agents.torch_agent import TorchAgent
+from tinyverse.core import nest
+from tinyverse.core.errors import SettingsError
+from tinyverse.networks import Outputs
+
+
+class QAgent(TorchAgent):
+    """Greedy in Q, but for a chance ε of any action, which every game has its own of.
+
+    A network with one Discrete action space serves as it is. Its value head is V and its policy head A of a dueling
+    network (Wang et al. 2016, eq. 9), so that all heads learn:
+
+        Q(o, a) = V(o) + A(o, a) − mean_a' A(o, a')
+
+    As in Ape-X (Horgan et al. 2018, section 4.1), ε_i = ε^(1 + α i/(N−1)): some games explore, others show what was
+    learned, and no schedule is needed. Nobody knows all N games here, so n games take places i/(N−1) that are 1/n
+    apart, from one that the player's seed draws: however many there are, they cover the range. A game's ε is part of
+    its memory, and so stays with it when weights change; sessions do not carry it.
+
+    Args:
+        network: see `TorchAgent`.
+        action_space: of one game.
+        epsilon, alpha: see above.
+        greedy_epsilon: the chance of any action where `act(greedy=True)`, for games in which the best never ends.
+        dueling: False: the policy head alone is Q.
+    Raises:
+        SettingsError: the action space is not Discrete, or the network masks actions.
+    """
+
+    def __init__(
+        self,
+        network: Any,
+        action_space: Any,
+        *,
+        epsilon: float = 0.4,
+        alpha: float = 7.0,
+        greedy_epsilon: float = 0.0,
+        dueling: bool = True,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        if not isinstance(action_space, spaces.Discrete):
+            raise SettingsError(
+                f"Q-learning compares all actions, so QAgent wants a Discrete action space; this one is {action_space}. "
+                "For others take VTrace or PPO."
+            )
+        if getattr(network, "mask_at", None) is not None:
+            raise SettingsError(
+                "QAgent explores all actions and knows no masks, but the observations have available_actions. "
+                "Rename that leaf, or take VTrace or PPO."
+            )
+        super().__init__(network, device)
+        self.start = int(action_space.start)
+        self.epsilon, self.alpha, self.greedy_epsilon, self.dueling = epsilon, alpha, greedy_epsilon, dueling
+
+    def q_values(self, outputs: Outputs) -> Tensor:
+        """[T, B, A] float32 of what the network said."""
+        (advantages,) = outputs.policy
+        if not self.dueling:
+            return advantages.float()
+        return (outputs.values[..., None] + advantages - advantages.mean(-1, keepdim=True)).float()
+
+    def initial_memory(self, n: int) -> tuple[nest.Tree, Tensor]:
+        """(the network's memory, [n] ε)"""
+        offset = torch.rand((), generator=self.generator, device=self.device)
+        places = (offset + torch.arange(n, device=self.device) / n) % 1
+        return self.network.initial_memory(n), self.epsilon ** (1 + self.alpha * places)
+
+    @torch.inference_mode()
+    def act(
+        self, observations: nest.Tree, memory: tuple[nest.Tree, Tensor], first: np.ndarray, greedy: bool = False
+    ) -> tuple[np.ndarray, tuple[nest.Tree, Tensor], dict[str, np.ndarray]]:
+        inner, epsilons = memory
+        rows = nest.map(lambda array: self._tensor(array)[None], observations)
+        outputs, inner = self.network(rows, inner, self._tensor(first)[None])
+        q = self.q_values(outputs)[0]
+        chances = torch.rand(len(q), generator=self.generator, device=self.device)
+        anything = torch.randint(q.shape[-1], (len(q),), generator=self.generator, device=self.device)
+        explores = chances < (self.greedy_epsilon if greedy else epsilons)
+        actions = torch.where(explores, anything, q.argmax(-1)) + self.start
+        return actions.cpu().numpy(), (inner, epsilons), {}
+
+    def memory_arrays(self, memory: tuple[nest.Tree, Tensor]) -> nest.Tree:
+        return super().memory_arrays(memory[0])

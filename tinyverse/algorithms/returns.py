@@ -1,0 +1,199 @@
+"""Returns: what a state or an action turned out to be worth, as pure functions on time-first tensors.
+
+All share one convention, so that sessions may hold several episodes and rows that did not happen:
+
+    discounts  γ, and 0 where the episode terminated: there is no next state to bootstrap from
+    traces     1, and 0 where the episode ended in any way: nothing flows back over that row
+    values     [T+1, B] V(o[t]); after a time limit values[t+1] is V of the true last observation of the episode
+
+The row after an end is the reset, which did not happen. It still gets a number, made of the next episode; the
+cut trace keeps that number from every row before it, and a loss must leave the row out (`Batch.mask`).
+
+Everything here is a target: no gradient flows through it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tinyverse.core.errors import SpecError
+
+
+class VTraceReturns(NamedTuple):
+    """What `vtrace` gives."""
+
+    values: Tensor  # [T, B] v_s, the targets of the value function
+    advantages: Tensor  # [T, B] of the policy gradient, with ρ in them
+    unweighted: Tensor  # [T, B] the same without ρ, for a loss that has the ratio in it
+
+
+@torch.no_grad()
+def n_step(rewards: Tensor, discounts: Tensor, traces: Tensor, values: Tensor, n: int) -> Tensor:
+    """n-step returns (Sutton & Barto 2018, eq. 7.1), shorter where the episode or the slice ends earlier.
+
+        G_t = r_t + γ r_{t+1} + … + γ^{n−1} r_{t+n−1} + γ^n V(o_{t+n})
+
+    Args:
+        rewards, discounts, traces: [T, B].
+        values: [T+1, B].
+        n: how many rewards at most; T or more means all there are.
+    Returns:
+        [T, B].
+    Raises:
+        SpecError: the shapes do not fit.
+    """
+    _check("n_step", values, rewards=rewards, discounts=discounts, traces=traces)
+    returns = values
+    for _ in range(min(n, len(rewards))):
+        following = torch.where(traces > 0, returns[1:], values[1:])
+        returns = torch.cat([rewards + discounts * following, values[-1:]])
+    return returns[:-1]
+
+
+@torch.no_grad()
+def gae(rewards: Tensor, discounts: Tensor, traces: Tensor, values: Tensor, lambda_: float = 0.95) -> Tensor:
+    """Generalised advantage estimates (Schulman et al. 2016, eq. 16).
+
+        Â_t = Σ_l (γλ)^l δ_{t+l},    δ_t = r_t + γ V(o_{t+1}) − V(o_t)
+
+    Args:
+        rewards, discounts, traces: [T, B].
+        values: [T+1, B].
+        lambda_: 0 is the one-step error, 1 the whole return minus V.
+    Returns:
+        [T, B].
+    Raises:
+        SpecError: the shapes do not fit.
+    """
+    _check("gae", values, rewards=rewards, discounts=discounts, traces=traces)
+    errors = rewards + discounts * values[1:] - values[:-1]
+    return _discounted_sums(errors, discounts * traces * lambda_)
+
+
+@torch.no_grad()
+def lambda_returns(rewards: Tensor, discounts: Tensor, traces: Tensor, values: Tensor, lambda_: float = 0.95) -> Tensor:
+    """λ-returns (Sutton & Barto 2018, eq. 12.18): n-step returns of every n, weighted by (1−λ) λ^{n−1}.
+
+        G_t = r_t + γ ((1−λ) V(o_{t+1}) + λ G_{t+1})
+
+    Takes what `gae` takes, and is `gae` + V. Returns [T, B].
+    """
+    return gae(rewards, discounts, traces, values, lambda_) + values[:-1]
+
+
+@torch.no_grad()
+def vtrace(
+    log_rhos: Tensor,
+    rewards: Tensor,
+    discounts: Tensor,
+    traces: Tensor,
+    values: Tensor,
+    *,
+    clip_rho: float = 1.0,
+    clip_pg_rho: float = 1.0,
+    clip_c: float = 1.0,
+    lambda_: float = 1.0,
+) -> VTraceReturns:
+    """V-trace targets and policy-gradient advantages (Espeholt et al. 2018, IMPALA, eq. 1 and section 4.2).
+
+        v_s = V(o_s) + Σ_{t≥s} γ^{t−s} (Π_{i=s}^{t−1} c_i) ρ_t (r_t + γ V(o_{t+1}) − V(o_t))
+        ρ_t = min(clip_rho, π/μ),   c_t = λ min(clip_c, π/μ)
+        advantage_t = min(clip_pg_rho, π/μ) (r_t + γ v_{t+1} − V(o_t))
+
+    Where a time limit ended the episode v_{t+1} belongs to the next one, and V(o_{t+1}) stands in its place.
+
+    Args:
+        log_rhos: [T, B] log π(a|o) − log μ(a|o) of the action as a whole: add the parts of a joint action first.
+        rewards, discounts, traces: [T, B].
+        values: [T+1, B].
+    Raises:
+        SpecError: the shapes do not fit.
+    """
+    _check("vtrace", values, log_rhos=log_rhos, rewards=rewards, discounts=discounts, traces=traces)
+    rhos = log_rhos.exp()
+    errors = rhos.clamp(max=clip_rho) * (rewards + discounts * values[1:] - values[:-1])
+    decays = discounts * traces * lambda_ * rhos.clamp(max=clip_c)
+    targets = values[:-1] + _discounted_sums(errors, decays)
+    following = torch.where(traces > 0, torch.cat([targets[1:], values[-1:]]), values[1:])
+    unweighted = rewards + discounts * following - values[:-1]
+    return VTraceReturns(targets, rhos.clamp(max=clip_pg_rho) * unweighted, unweighted)
+
+
+@torch.no_grad()
+def double_q(
+    rewards: Tensor,
+    discounts: Tensor,
+    traces: Tensor,
+    online: Tensor,
+    target: Tensor,
+    n: int = 1,
+    *,
+    squash: float | None = None,
+) -> Tensor:
+    """n-step targets of double Q-learning (van Hasselt et al. 2016, eq. 4; Kapturowski et al. 2019, R2D2, eq. 1).
+
+        y_t = h( Σ_{k<n} γ^k r_{t+k} + γ^n h⁻¹( Q⁻(o_{t+n}, argmax_a Q(o_{t+n}, a)) ) )
+
+    n is smaller where the episode or the slice ends earlier.
+
+    Args:
+        rewards, discounts, traces: [T, B].
+        online: [T+1, B, A] Q, which chooses the action; the same as `target` for plain Q-learning.
+        target: [T+1, B, A] Q⁻ of the target network, which says what the action is worth.
+        squash: ε of h; None: no h.
+    Returns:
+        [T, B].
+    Raises:
+        SpecError: the shapes do not fit.
+    """
+    if online.shape != target.shape or online.ndim != 3:
+        raise SpecError(
+            f"double_q got Q of shapes {tuple(online.shape)} and {tuple(target.shape)}, wanted [T+1, B, A]."
+        )
+    values = target.gather(-1, online.argmax(-1, keepdim=True))[..., 0]
+    if squash is None:
+        return n_step(rewards, discounts, traces, values, n)
+    return squashed(n_step(rewards, discounts, traces, unsquashed(values, squash), n), squash)
+
+
+def squashed(x: Tensor, epsilon: float = 1e-3) -> Tensor:
+    """h(x) = sign(x) (√(|x| + 1) − 1) + εx: returns of any size become moderate ones (Pohlen et al. 2018, section 3.2).
+
+    Written without the difference of two numbers near 1, which would cost small returns their digits.
+    """
+    return x / ((x.abs() + 1).sqrt() + 1) + epsilon * x
+
+
+def unsquashed(x: Tensor, epsilon: float = 1e-3) -> Tensor:
+    """h⁻¹(x), the inverse of `squashed` (Pohlen et al. 2018, proposition A.2; for ε > 0).
+
+    h⁻¹(x) = sign(x) (((√(1 + 4ε(|x| + 1 + ε)) − 1) / 2ε)² − 1)
+    """
+    shifted = x.abs() + 1 + epsilon
+    root = 2 * shifted / ((1 + 4 * epsilon * shifted).sqrt() + 1)
+    return x.sign() * (root.square() - 1)
+
+
+def _discounted_sums(terms: Tensor, decays: Tensor) -> Tensor:
+    """[T, B] of x_t + decay_t (x_{t+1} + decay_{t+1} (…)), from the last row backwards."""
+    total = torch.zeros_like(terms[0])
+    sums = []
+    for term, decay in zip(reversed(terms.unbind()), reversed(decays.unbind()), strict=True):
+        total = torch.addcmul(term, decay, total)
+        sums.append(total)
+    return torch.stack(sums[::-1])
+
+
+def _check(name: str, values: Tensor, **rows: Tensor) -> None:
+    steps, games = rows["rewards"].shape if rows["rewards"].ndim == 2 else (0, 0)
+    wrong = {key: tuple(tensor.shape) for key, tensor in rows.items() if tensor.shape != (steps, games)}
+    if values.shape != (steps + 1, games):
+        wrong["values"] = tuple(values.shape)
+    if wrong or not steps:
+        raise SpecError(
+            f"{name} got rewards of shape {tuple(rows['rewards'].shape)} with {wrong or 'no rows'}. It wants [T, B] "
+            "with T ≥ 1 for all, but [T+1, B] for values: the last row is the observation after the last step."
+        )

@@ -1,0 +1,193 @@
+"""Asked: what every verb is told on the command line: which experiment, which run, which server. And how it is stopped.
+
+Signals ask a worker to finish; a second SIGINT ends it at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import re
+import secrets
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from tinyverse.core.errors import RunConflict, SettingsError, TinyverseError
+from tinyverse.database import server as redis_server
+from tinyverse.database import server_config
+from tinyverse.database.base import Database
+from tinyverse.database.sharded_database import open_database
+from tinyverse.experiment import loader
+from tinyverse.monitoring.progress import Bar, Share
+from tinyverse.trainer.run_folder import RunFolder
+
+RUNS, RECORDS = Path("runs"), Path("records")
+
+
+@dataclasses.dataclass
+class Asked:
+    """What every verb is told."""
+
+    experiment: str
+    name: str = ""
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)  # -o and --config
+    redis: str | None = None
+    host: str | None = None
+    port: int | None = None
+    password: str | None = None
+    database: str | None = None
+    shards: int | None = None
+    seed: int | None = None
+    quiet: bool = False
+    bars: bool = True  # whether it is shown how far something is
+
+    def __post_init__(self) -> None:
+        if self.run and not re.fullmatch(r"(?!\.+$)[A-Za-z0-9._-]{1,100}", self.run):  # a folder has this name too
+            raise SettingsError(
+                f"the run's name {self.run!r} may have letters, digits, '.', '_' and '-' only, at most 100. Choose another with --name."
+            )
+
+    @functools.cached_property
+    def module(self) -> ModuleType:
+        return loader.load_module(self.experiment)
+
+    @functools.cached_property
+    def given(self) -> dict[str, Any]:
+        """The settings asked for, checked and converted."""
+        return loader.resolve_given(self.module, self.settings)
+
+    def load(self) -> None:
+        """Says what is wrong with the experiment or its settings before a server is started for it."""
+        _ = self.given
+
+    @property
+    def names_server(self) -> bool:
+        """Whether an option or the environment names a server."""
+        return bool(
+            self.redis or self.host or self.port or os.environ.get("TINYVERSE_REDIS_URL") or os.environ.get("REDIS_URL")
+        )
+
+    @property
+    def source(self) -> str:
+        """Where the experiment can be found from any folder: the path of its file, or its module's name."""
+        return str(Path(self.module.__file__).resolve()) if self.module.__file__ else self.module.__name__
+
+    @property
+    def title(self) -> str:
+        """The experiment's own name, by which a run knows it."""
+        return Path(self.experiment).stem if self.experiment.endswith(".py") else self.experiment.split(".")[-1]
+
+    @property
+    def run(self) -> str:
+        return self.name or self.title
+
+    @property
+    def folder(self) -> RunFolder:
+        return RunFolder(RUNS / self.run)
+
+    def resolved(self, agreed: Mapping[str, Any]) -> dict[str, Any]:
+        """All settings: defaults, over them what the run has agreed on, over that what was asked for.
+
+        Raises:
+            RunConflict: the run has settings that the experiment has no longer.
+        """
+        if gone := sorted(agreed.keys() - loader.defaults(self.module).keys()):
+            raise RunConflict(
+                f"run {self.run} was made with {', '.join(gone)}, which {self.title} has no longer: choose another --name, "
+                "or start anew with train --fresh."
+            )
+        return loader.resolve(self.module, {**agreed, **self.given})
+
+    def fresh_seed(self) -> int:
+        return secrets.randbits(31) if self.seed is None else self.seed
+
+    @contextlib.contextmanager
+    def connected(self, start: bool = True) -> Iterator[Database]:
+        """The run's database; starts this user's local server if there is no other."""
+        database = open_database(self.server(start), self.run, database=self.database, shards=self.shards)
+        try:
+            yield database
+        finally:
+            database.close()
+
+    def server(self, start: bool) -> str:
+        if self.database and not (self.redis or self.host or self.port):
+            return ""
+        if not self.names_server and (url := _server_of_a_running_run(self.folder)):
+            return url
+        address = redis_server.find_server(self.redis, self.host, self.port, self.password, start=start)
+        if address.source == "started":
+            self.say(
+                f"started a local server for this user, {address}; it stays for the others (tinyverse server stop ends it)"
+            )
+        return address.url
+
+    def bar(self, what: str, total: float | None = None, look: Callable[[], Share] | None = None) -> Bar:
+        """Shows how far something is, if it takes long."""
+        return Bar(what, total, quiet=self.quiet or not self.bars, look=look)
+
+    def say(self, text: str) -> None:
+        if not self.quiet:
+            print(f"tinyverse: {text}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[Callable[[], bool]]:
+    """Yields `should_stop`: true after SIGINT, SIGTERM, SIGHUP or SIGUSR1 (on Windows after SIGINT or SIGBREAK), or when
+    the parent that asked to be watched is gone. A second SIGINT ends at once."""
+    asked = threading.Event()
+    parent = os.environ.get("TINYVERSE_PARENT")
+
+    def handle(number: int, frame: Any) -> None:
+        if asked.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked.set()
+
+    names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGBREAK")
+    wanted = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    in_main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, handle) for number in wanted} if in_main else {}
+    try:
+        yield lambda: asked.is_set() or (parent is not None and os.getppid() != int(parent))
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def without_secrets(words: Sequence[str]) -> list[str]:
+    """A command's words without the server's address and password, to be kept in a file.
+
+    >>> without_secrets(["atari.py", "train", "--redis", "redis://:secret@10.0.0.5", "--password=secret", "-b", "16"])
+    ['atari.py', 'train', '-b', '16']
+    """
+    kept, secret = [], False
+    for word in words:
+        if not (secret or word.startswith(("--redis=", "--password="))) and word not in ("--redis", "--password"):
+            kept.append(word)
+        secret = word in ("--redis", "--password")
+    return kept
+
+
+def positive(**numbers: float | None) -> None:
+    """Raises SettingsError for a count less than 1, or a fraction that is not above 0."""
+    for name, number in numbers.items():
+        if number is not None and (number <= 0 or (isinstance(number, int) and number < 1)):
+            least = "at least 1" if isinstance(number, int) else "more than 0"
+            raise SettingsError(f"{name.replace('_', ' ')} is {number}; it must be {least}.")
+
+
+def _server_of_a_running_run(folder: RunFolder) -> str | None:
+    try:
+        url = json.loads(server_config.announcement(folder.path).read_text())["url"]
+        redis_server.find_server(url)
+    except (OSError, ValueError, KeyError, TinyverseError):
+        return None
+    return str(url)

@@ -1,0 +1,272 @@
+"""Doctor: the verb `doctor`: is everything here as it should be? A line for each thing, and what to do where it is not.
+
+It builds the experiment if one is named, and pushes a few megabytes into a run of its own, which it removes again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import platform
+import secrets
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import redis
+
+from tinyverse.cli.context import RUNS, Asked
+from tinyverse.core import codec
+from tinyverse.core import system as machine
+from tinyverse.core.errors import DatabaseError, ServerError, TinyverseError, counted
+from tinyverse.database import server, server_config
+from tinyverse.database.redis import RedisDatabase
+from tinyverse.experiment import loader
+from tinyverse.monitoring import status
+from tinyverse.player.player import Player
+
+MENDED = {(6, 2): 20, (7, 2): 11, (7, 4): 6, (8, 0): 4, (8, 1): 4, (8, 2): 2}  # patch release by major and minor
+HOLES = "CVE-2025-49844, 46817, 46818 and 46819: whoever may run scripts can take the server over"
+SLOW = 20.0  # MB/s to the server below which pushing holds players up
+SKEW = 5.0  # seconds between the clocks
+MEMORY = 2 << 30  # bytes free for a trainer or player to begin with
+DISK = 1 << 30  # bytes free for checkpoints
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One thing looked at."""
+
+    what: str
+    said: str
+    advice: str = ""  # what to do; "" where all is well
+
+    @property
+    def ok(self) -> bool:
+        return not self.advice
+
+    def __str__(self) -> str:
+        return f"{'ok     ' if self.ok else 'warning'}  {self.what:<12}  {self.said}" + (
+            f". {self.advice}" if self.advice else ""
+        )
+
+
+def do_doctor(asked: Asked) -> Iterator[Finding]:
+    """Looks at one thing after the other; what fails in a way that nobody foresaw is a finding too."""
+    looks: dict[str, Callable[[], Iterator[Finding]]] = {
+        "software": _software, "processor": _processor, "gpu": _gpu, "memory": _memory, "codec": _codec,
+        "server": lambda: _server(asked),
+    }  # fmt: skip
+    if asked.experiment:
+        looks["experiment"] = lambda: _experiment(asked)
+    for what, look in looks.items():
+        try:
+            yield from look()
+        except (TinyverseError, redis.RedisError, OSError, RuntimeError) as error:
+            yield Finding(what, str(error) or type(error).__name__, "It could not be looked at.")
+
+
+def _software() -> Iterator[Finding]:
+    import torch
+
+    old = sys.version_info < (3, 11)
+    yield Finding(
+        "python", f"{platform.python_version()}, {sys.executable}", "Install Python 3.11 or newer." if old else ""
+    )
+    yield Finding("torch", torch.__version__)
+
+
+def _processor() -> Iterator[Finding]:
+    import torch
+
+    spins = os.environ.get("OMP_WAIT_POLICY", "").upper() != "PASSIVE" and os.environ.get("GOMP_SPINCOUNT") != "0"
+    advice = (
+        "Set OMP_WAIT_POLICY=PASSIVE: threads that spin while they wait take the cores from each other."
+        if spins
+        else ""
+    )
+    yield Finding(
+        "threads",
+        f"{counted(machine.cores(), 'core')} for this process, torch takes {counted(torch.get_num_threads(), 'thread')}",
+        advice,
+    )
+    capability = torch.backends.cpu.get_cpu_capability()
+    bfloat16 = (
+        "multiplies bfloat16 itself" if machine.has_bfloat16() else "has no bfloat16; --precision auto stays fp32"
+    )
+    plain = capability == "DEFAULT" and platform.machine() in ("x86_64", "AMD64")
+    yield Finding(
+        "cpu", f"{capability}, {bfloat16}", "This processor has no AVX2; expect a tenth of the speed." if plain else ""
+    )
+
+
+def _gpu() -> Iterator[Finding]:
+    import torch
+
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+        yield Finding("gpu", f"{', '.join(names)}; learn there with train --device cuda")
+    elif Path("/dev/nvidia0").exists():
+        said = "there is one that this torch cannot use"
+        yield Finding("gpu", said, "Install torch with CUDA, by the line of its get-started page, and a driver as new.")
+    else:
+        yield Finding("gpu", "none; learning is on the CPU")
+
+
+def _memory() -> Iterator[Finding]:
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # not every system says
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+        text = Path("/proc/meminfo").read_text().split() if Path("/proc/meminfo").exists() else []
+        if "MemAvailable:" in text:
+            free = 1024 * int(text[text.index("MemAvailable:") + 1])
+        advice = "End something, or lower --buffer-size and --games." if free < MEMORY else ""
+        yield Finding("memory", f"{status.size(free)} available", advice)
+    place = next(path for path in (RUNS, *RUNS.absolute().parents) if path.exists())
+    disk = shutil.disk_usage(place).free
+    if not os.access(place, os.W_OK):
+        yield Finding(
+            "disk", f"{place.absolute()} cannot be written", "Train in a folder of yours: checkpoints go to ./runs."
+        )
+    else:
+        advice = "Make room: checkpoints go to ./runs." if disk < DISK else ""
+        yield Finding("disk", f"{status.size(disk)} free at {place.absolute()}", advice)
+
+
+def _codec() -> Iterator[Finding]:
+    arrays: dict[str, np.ndarray] = {
+        "image": np.zeros((65, 84, 84), np.uint8),
+        "number": np.linspace(0, 1, 1000, dtype=np.float32),
+    }
+    began = time.perf_counter()
+    blob = codec.compress(codec.encode(arrays, {"who": "doctor"}))
+    back, metadata = codec.decode(codec.decompress(blob))
+    milliseconds = 1000 * (time.perf_counter() - began)
+    same = metadata == {"who": "doctor"} and all(np.array_equal(back[name], array) for name, array in arrays.items())
+    advice = "" if same else "Something is wrong with NumPy or zstandard here: install them anew."
+    yield Finding(
+        "codec", f"a session there and back in {milliseconds:.1f} ms, {'the same' if same else 'NOT the same'}", advice
+    )
+
+
+def _server(asked: Asked) -> Iterator[Finding]:
+    try:
+        address = server.find_server(asked.redis, asked.host, asked.port, asked.password, start=False)
+    except ServerError as error:
+        if asked.names_server:
+            yield Finding("server", str(error), "Is it the right URL, and does the server run?")
+            return
+        path, numbers = server_config.find_binary()
+        version = ".".join(map(str, numbers))
+        yield Finding("server", f"none runs yet; the first command that needs one starts {path}, version {version}")
+        yield from _holes(version, path)
+        with server.private_server() as trial:
+            yield _speed(trial.url)
+        return
+    with server.errors(address.url), server.connect(address.url) as client:
+        local, version = server.status() if address.source == "running" else None, ""
+        if local is not None:
+            version = str(local["version"])
+        with contextlib.suppress(redis.exceptions.NoPermissionError):
+            info: Any = client.info("server")
+            version = str(info.get("valkey_version") or info["redis_version"])
+        yield Finding("server", f"{address} ({address.source}), version {version or 'hidden from us'}")
+        yield from _holes(version)
+        if address.url.startswith("redis://") and not any(
+            word in str(address) for word in ("localhost", "127.0.0.1", "[::1]")
+        ):
+            advice = "Use it in a network you trust, through a tunnel (ssh, WireGuard), or with TLS (rediss://)."
+            yield Finding("encryption", "none between here and the server", advice)
+        yield _rights(client)
+        yield _clock(client)
+        if local is not None:
+            full = local["memory"] > 0.9 * local["max_memory"] > 0
+            used = f"{status.size(local['memory'])} of {status.size(local['max_memory'])} used"
+            yield Finding(
+                "room",
+                used,
+                "Clear old runs (tinyverse RUN clear), or start it with more --max-memory." if full else "",
+            )
+    yield _speed(address.url)
+
+
+def _holes(version: str, path: str = "") -> Iterator[Finding]:
+    numbers = tuple(int(part) for part in version.split(".") if part.isdigit())
+    if len(numbers) < 3:
+        return
+    mended = MENDED.get((numbers[0], numbers[1]))
+    if numbers < server_config.OLDEST:
+        yield Finding("holes", f"{version} is older than 6.2", "Install a newer server.")
+    elif mended is not None and numbers[2] < mended:
+        system = path.startswith(("/usr/bin/", "/usr/sbin/"))
+        advice = "A distribution may have mended it all the same; else install" if system else "Install"
+        release = f"{numbers[0]}.{numbers[1]}.{mended}"
+        yield Finding(
+            "holes", f"{version} has {HOLES}", f"{advice} {release} or newer; our own user may run no scripts."
+        )
+
+
+def _rights(client: redis.Redis) -> Finding:
+    """Whether we are the restricted user; asks for something harmless that it may not do."""
+    try:
+        client.config_get("maxmemory")
+    except redis.exceptions.NoPermissionError:
+        return Finding("rights", "only what tinyverse needs, as it should be")
+    except redis.ResponseError:
+        return Finding("rights", "the server has no CONFIG; its provider looks after it")
+    advice = f"Make a user for tinyverse: ~{server.PREFIX}* -@all and +{' +'.join(server.COMMANDS[:3])} …"
+    return Finding("rights", "our user may do everything, and so may whoever reads our URL", advice)
+
+
+def _clock(client: redis.Redis) -> Finding:
+    began = time.time()
+    seconds, microseconds = client.time()
+    now = time.time()
+    skew = seconds + 1e-6 * microseconds - (began + now) / 2
+    advice = "Nothing in a run depends on it, but dates in logs differ: set both by NTP." if abs(skew) > SKEW else ""
+    return Finding(
+        "clock", f"{abs(skew):.2f} s from the server's; an answer takes {1000 * (now - began):.1f} ms", advice
+    )
+
+
+def _speed(url: str) -> Finding:
+    database = RedisDatabase(url, f"doctor-{secrets.token_hex(4)}")
+    blobs = [secrets.token_bytes(64 << 10) for _ in range(64)]
+    try:
+        began = time.perf_counter()
+        database.append(blobs)
+        pushed = time.perf_counter()
+        same = [blob for _, blob in database.read("0-0", len(blobs))[0]] == blobs
+        fetched = time.perf_counter()
+    except DatabaseError as error:
+        return Finding("speed", str(error), "Without pushing and fetching nothing will work.")
+    finally:
+        with contextlib.suppress(DatabaseError):
+            database.clear()
+            database.close()
+    push, fetch = (4.194304 / seconds for seconds in (pushed - began, fetched - pushed))
+    advice = "The network is slow: play and train nearer to the server." if min(push, fetch) < SLOW else ""
+    said = f"push {push:,.0f} MB/s, fetch {fetch:,.0f} MB/s" + ("" if same else ", and what came back differs")
+    return Finding("speed", said, advice if same else "Sessions get damaged on the way: look at the server's log.")
+
+
+def _experiment(asked: Asked) -> Iterator[Finding]:
+    try:
+        experiment = loader.build(asked.module, asked.resolved({}))
+        player = Player(experiment.agent(), experiment.pool(experiment.games), experiment.unroll_length)
+        began = time.perf_counter()
+        rollout = player.play()
+        seconds = time.perf_counter() - began
+        player.close()
+        experiment.spec(player.agent).decode(rollout.sessions("doctor", 0, version="0", update="0")[0].encode())
+    except TinyverseError as error:
+        yield Finding("experiment", f"{asked.experiment}: {error}", f"tinyverse {asked.experiment} check shows more.")
+        return
+    rate = rollout.alive.size / seconds
+    yield Finding(
+        "experiment", f"{asked.experiment}: {rollout.alive.size} steps at {rate:,.0f} steps/s, a session that fits"
+    )

@@ -1,0 +1,61 @@
+"""Plotting: the verb `plot`. From the words on the command line to groups of runs, each of which becomes a curve."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from tinyverse.cli.context import RUNS
+from tinyverse.core.errors import SettingsError, did_you_mean
+from tinyverse.monitoring.plot import plot_curves
+from tinyverse.trainer.run_folder import RunFolder
+
+SEED = re.compile(r"[-_.]s(eed)?[-_]?\d+$")
+
+
+def do_plot(runs: Sequence[str], *, out: Path, x: str = "step", y: str = "play/return", title: str = "") -> Path:
+    """Draws the curves of these runs into the PNG `out`, and returns it.
+
+    Raises:
+        SettingsError: a run is not there, has no such curve, or runs of one curve have different settings.
+    """
+    if out.suffix != ".png":
+        raise SettingsError(f"--out {out}: curves are written as a .png. Call it {out.with_suffix('.png')}.")
+    groups: dict[str, list[Path]] = {}
+    for word in runs:
+        label, equals, names = word.rpartition("=")
+        for name in filter(None, names.split(",")) if equals else [word]:
+            folder = folder_of(name)
+            members = groups.setdefault(label or SEED.sub("", folder.name), [])
+            if folder not in members:
+                members.append(folder)
+    for label, folders in groups.items():
+        _check_alike(label, folders)
+    return plot_curves(groups, out, x=x, y=y, title=title)
+
+
+def folder_of(run: str) -> Path:
+    """The folder of a run: its name in ./runs, or a path.
+
+    Raises:
+        SettingsError: there is none with metrics in it.
+    """
+    for folder in (RUNS / run, Path(run)):
+        if (folder / "metrics.jsonl").is_file():
+            return folder
+    there = sorted(file.parent.name for file in RUNS.glob("*/metrics.jsonl"))
+    hint = did_you_mean(run, there) or f" In {RUNS}/ there is {', '.join(there) or 'nothing'}."
+    raise SettingsError(f"there is no run {run} with a metrics.jsonl in {RUNS}/, and no folder of that name.{hint}")
+
+
+def _check_alike(label: str, folders: Sequence[Path]) -> None:
+    """Seeds of one curve differ in nothing else, as far as their folders say what they were made with."""
+    made = {folder: settings for folder in folders if (settings := RunFolder(folder).settings().get("settings"))}
+    for folder, settings in list(made.items())[1:]:
+        first = next(iter(made))
+        if different := [name for name in settings if settings[name] != made[first].get(name)]:
+            raise SettingsError(
+                f"{first.name} and {folder.name} would be seeds of one curve, {label}, but differ in {', '.join(different)}. "
+                f"Plot them apart: a={first.name} b={folder.name}."
+            )

@@ -1,0 +1,1 @@
+"""Core: what travels between processes (sessions, batches, weights), and what every package needs."""

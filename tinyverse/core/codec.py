@@ -1,0 +1,250 @@
+"""Codec: named arrays to bytes and back, because nothing that can execute may cross a network.
+
+The format is safetensors: 8 bytes of header length, a JSON header, raw little-endian buffers. Written here because the
+library copies every buffer; tests prove that each reads the other's bytes. Bytes that shrink travel inside one zstd
+frame, told by its magic number.
+
+The reader trusts nothing: every size is checked against `max_bytes` and the true length before anything is allocated.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import struct
+import threading
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+import zstandard
+
+from tinyverse.core.errors import CodecError
+
+MAX_HEADER = 64 * 1024
+MAX_ARRAYS = 256
+MAX_DIMENSIONS = 8
+MAX_BYTES = 1 << 30
+TRIED = 4096  # bytes of a large blob whose compression tells whether the whole is worth it
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+UNSEALED = b"unsealed"  # what a database gives in place of a blob whose seal does not fit
+WRONG_SEAL = "its seal is missing or made with another secret. Set the same TINYVERSE_SECRET everywhere."
+
+_DTYPES = {
+    "BOOL": np.dtype("?"), "U8": np.dtype("u1"), "I8": np.dtype("i1"), "U16": np.dtype("<u2"), "I16": np.dtype("<i2"),
+    "U32": np.dtype("<u4"), "I32": np.dtype("<i4"), "U64": np.dtype("<u8"), "I64": np.dtype("<i8"),
+    "F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "F64": np.dtype("<f8"), "BF16": np.dtype("<u2"),
+}  # fmt: skip
+_NAMES = {dtype: name for name, dtype in _DTYPES.items() if name != "BF16"}
+_local = threading.local()  # zstd contexts are not safe to share between threads
+
+
+def encode(
+    arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None, *, bfloat16: Collection[str] = ()
+) -> bytes:
+    """Arrays and string metadata as one safetensors blob.
+
+    Args:
+        bfloat16: names of float32 arrays to round to bfloat16 (nearest even): half the bytes, 8 bits of precision.
+    Raises:
+        CodecError: something that `decode` would refuse: a dtype without a name in the format, too many arrays or
+            dimensions, metadata that is not strings.
+    """
+    given = {name: np.asarray(array) for name, array in arrays.items()}
+    order, layout = _layout(tuple((name, array.dtype, array.shape, name in bfloat16) for name, array in given.items()))
+    opening = _FIRST + _ENCODER.encode(_strings(dict(metadata))) + "," * bool(order) if metadata else "{"
+    head = (opening + layout).encode()
+    head += b" " * (-len(head) % 8)  # buffers begin aligned, and wider items come first, so all stay aligned
+    if len(head) > MAX_HEADER:
+        raise CodecError(f"{len(order)} arrays make a header of {len(head)} bytes; at most {MAX_HEADER} are allowed.")
+    buffers: list[Any] = [
+        _to_bfloat16(given[name]) if kind == "BF16" else np.ascontiguousarray(given[name], _DTYPES[kind])
+        for name, kind in order
+    ]
+    return b"".join([struct.pack("<Q", len(head)), head, *buffers])
+
+
+def decode(blob: bytes, *, max_bytes: int = MAX_BYTES) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Inverse of `encode`: read-only views into `blob` (bfloat16 widened to float32), and the metadata.
+
+    Raises:
+        CodecError: anything at all is not as the format says, or larger than `max_bytes`.
+    """
+    if len(blob) > max_bytes + MAX_HEADER + 8:
+        raise CodecError(f"{len(blob)} bytes is more than the {max_bytes} allowed here.")
+    if len(blob) < 8:
+        raise CodecError(f"{len(blob)} bytes is too short to be a blob.")
+    if blob == UNSEALED:
+        raise CodecError(WRONG_SEAL)
+    (length,) = struct.unpack_from("<Q", blob)
+    if length > MAX_HEADER or length > len(blob) - 8:
+        raise CodecError(f"the header claims {length} bytes; {min(MAX_HEADER, len(blob) - 8)} are possible.")
+    metadata, layout = _split(bytes(blob[8 : 8 + length]))
+    entries, size = _parse_layout(layout, max_bytes)
+    start = 8 + length
+    if size != len(blob) - start:
+        raise CodecError(f"the arrays take {size} bytes, but {len(blob) - start} follow the header.")
+    arrays = {}
+    for name, kind, shape, begin, end in entries:
+        if kind == "BOOL" and bytes(blob[start + begin : start + end]).strip(b"\0\1"):
+            raise CodecError(f"{name} holds booleans that are neither 0 nor 1.")
+        array = np.ndarray(shape, _DTYPES[kind], blob, start + begin)
+        arrays[name] = _from_bfloat16(array) if kind == "BF16" else array
+    return arrays, metadata
+
+
+def whole_number(metadata: Mapping[str, str], name: str) -> int:
+    """A number of metadata that came from a network, 0 or more and safe to put into an int64.
+
+    Raises:
+        CodecError: it is missing or something else.
+    """
+    text = metadata.get(name, "")
+    if not (text.isascii() and text.isdigit() and len(text) <= 18):
+        raise CodecError(f"the metadata has {name} {text[:40]!r}; wanted a whole number.")
+    return int(text)
+
+
+def compress(blob: bytes) -> bytes:
+    """`blob` in one zstd frame where that saves a quarter, else `blob` itself: random floats are not worth the time.
+
+    Of a large blob a piece from its middle is tried first.
+    """
+    if not hasattr(_local, "compressor"):
+        _local.compressor = zstandard.ZstdCompressor(level=1)
+    compress, middle = _local.compressor.compress, len(blob) // 2
+    if len(blob) > 8 * TRIED and len(compress(blob[middle : middle + TRIED])) > 0.9 * TRIED:
+        return blob
+    packed = compress(blob)
+    return packed if len(packed) < 0.75 * len(blob) else blob
+
+
+def decompress(blob: bytes, *, max_bytes: int = MAX_BYTES) -> bytes:
+    """Inverse of `compress`. The declared size is checked first: zstd would allocate whatever a frame claims.
+
+    Raises:
+        CodecError: a damaged or second frame, or a content size that is unknown, 0 or more than `max_bytes`.
+    """
+    if bytes(blob[:4]) != ZSTD_MAGIC:
+        return blob
+    try:
+        size = zstandard.get_frame_parameters(blob).content_size
+        if not 0 < size <= max_bytes + MAX_HEADER + 8:  # an unknown size reads as a huge number
+            raise CodecError(f"a zstd frame claims {size} bytes; 1 to {max_bytes} are allowed here.")
+        if not hasattr(_local, "decompressor"):
+            _local.decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 27)
+        return _local.decompressor.decompress(blob, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise CodecError(f"a damaged zstd frame: {error}") from None
+
+
+@functools.lru_cache(16)
+def _layout(given: tuple[tuple[str, np.dtype, tuple[int, ...], bool], ...]) -> tuple[list[tuple[str, str]], str]:
+    """([(name, kind)] in the order of their buffers, the header after its metadata). A run's sessions share it."""
+    if len(given) > MAX_ARRAYS:
+        raise CodecError(f"{len(given)} arrays; at most {MAX_ARRAYS}.")
+    header: dict[str, Any] = {}
+    order, offset = [], 0
+    for name, dtype, shape, narrow in sorted(given, key=lambda item: -item[1].itemsize):
+        if (little := dtype.newbyteorder("<")) not in _NAMES:
+            raise CodecError(f"{name} has dtype {dtype}; only booleans, integers and floats can be encoded.")
+        if len(shape) > MAX_DIMENSIONS or name == "__metadata__":
+            raise CodecError(
+                f"{name} cannot be encoded: {len(shape)} dimensions are more than {MAX_DIMENSIONS}, or the name is taken."
+            )
+        kind = "BF16" if narrow else _NAMES[little]
+        end = offset + math.prod(shape) * _DTYPES[kind].itemsize
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": (offset, end)}
+        order.append((name, kind))
+        offset = end
+    return order, json.dumps(header, separators=(",", ":"))[1:]
+
+
+def _split(head: bytes) -> tuple[dict[str, str], str]:
+    """(metadata, the header without them). All sessions of a run share the second, so it need not be parsed again."""
+    try:
+        text = head.decode()
+        if text.startswith(_FIRST):
+            metadata, end = _DECODER.raw_decode(text, len(_FIRST))
+            if text.startswith(',"', end):
+                return _strings(metadata), "{" + text[end + 1 :]
+        header = _DECODER.decode(text)
+        if not isinstance(header, dict):
+            raise CodecError("the header is no JSON object.")
+        return _strings(header.pop("__metadata__", {})), json.dumps(header)
+    except (ValueError, RecursionError) as error:
+        raise CodecError(f"the header is not JSON: {str(error)[:80]}") from None
+
+
+def _strings(metadata: Any) -> dict[str, str]:
+    if not isinstance(metadata, dict) or not {*map(type, metadata), *map(type, metadata.values())} <= {str}:
+        raise CodecError("__metadata__ must hold strings only.")
+    return metadata
+
+
+@functools.lru_cache(16)
+def _parse_layout(text: str, max_bytes: int) -> tuple[list[tuple[str, str, tuple[int, ...], int, int]], int]:
+    """(name, kind, shape, begin and end of each array in the order of their bytes; bytes of all)."""
+    try:
+        header = _DECODER.decode(text)
+    except (ValueError, RecursionError) as error:
+        raise CodecError(f"the header is not JSON: {str(error)[:80]}") from None
+    if "__metadata__" in header:
+        raise CodecError("the header has its metadata twice.")
+    if len(header) > MAX_ARRAYS:
+        raise CodecError(f"{len(header)} arrays; at most {MAX_ARRAYS}.")
+    entries = [_parse_entry(name, entry, max_bytes) for name, entry in header.items()]
+    entries.sort(key=lambda entry: entry[3:])
+    offset = 0
+    for name, _, _, begin, end in entries:
+        if begin != offset:
+            raise CodecError(
+                f"{name} begins at {begin}, where {offset} was expected: buffers must touch and not overlap."
+            )
+        offset = end
+    return entries, offset
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) != len(pairs):
+        raise CodecError("a name stands twice in the header.")
+    return dict(pairs)
+
+
+_FIRST, _DECODER = '{"__metadata__":', json.JSONDecoder(object_pairs_hook=_no_duplicates)
+_ENCODER = json.JSONEncoder(separators=(",", ":"))
+
+
+def _parse_entry(name: str, entry: Any, max_bytes: int) -> tuple[str, str, tuple[int, ...], int, int]:
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise CodecError(f"{name} must have exactly dtype, shape and data_offsets.")
+    kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(kind, str) or kind not in _DTYPES:
+        raise CodecError(f"{name} has dtype {str(kind)[:40]!r}; known are {', '.join(_DTYPES)}.")
+    if not _whole_numbers(shape) or len(shape) > MAX_DIMENSIONS:
+        raise CodecError(f"{name} has shape {str(shape)[:80]}; wanted at most {MAX_DIMENSIONS} whole numbers.")
+    if not _whole_numbers(offsets) or len(offsets) != 2:
+        raise CodecError(f"{name} has data_offsets {str(offsets)[:80]}; wanted two whole numbers.")
+    size = _DTYPES[kind].itemsize
+    if math.prod(max(number, 1) for number in shape) * size > max_bytes:
+        raise CodecError(f"{name} has shape {str(shape)[:80]}: more than the {max_bytes} bytes allowed here.")
+    if offsets[1] - offsets[0] != math.prod(shape) * size:
+        raise CodecError(
+            f"{name} of shape {shape} needs {math.prod(shape) * size} bytes, its offsets hold {offsets[1] - offsets[0]}."
+        )
+    return name, kind, tuple(shape), offsets[0], offsets[1]
+
+
+def _whole_numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(type(number) is int and 0 <= number < 1 << 62 for number in value)
+
+
+def _to_bfloat16(array: np.ndarray) -> np.ndarray:
+    bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return np.where(np.isnan(array), 0x7FC0, rounded).astype("<u2")
+
+
+def _from_bfloat16(array: np.ndarray) -> np.ndarray:
+    return (array.astype(np.uint32) << 16).view(np.float32)

@@ -1,0 +1,233 @@
+"""Towers: several trainer processes, the ranks, that learn as one; all of torch.distributed is in this file.
+
+Every rank has the same weights and takes the same steps, each from its own share of the sessions. A process that no
+launcher started is alone: then every function here is the identity and costs nothing.
+
+    launch(words, 4)         starts this command four times here, and again from the checkpoint when one of them dies
+    with joined("cuda"):     in each of them (also under `torchrun`, on several machines)
+        exchange(ready, …)   once a turn: step together, or wait together
+        total(rows)          sums over all ranks, where a loss needs them
+        average_gradients    before every step of an optimizer
+
+Control numbers go over gloo and host memory, so they wait for no GPU; gradients on GPUs go over NCCL. Collectives are
+called by the training thread only, by all ranks in the same order.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import io
+import os
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import xxhash
+from torch import Tensor, nn
+
+from tinyverse.core.errors import RankLost, SettingsError, TinyverseError
+
+RESTARTS = 20  # of all ranks, before `launch` gives up
+
+
+def launched() -> bool:
+    """Whether a launcher (`launch`, `torchrun`) started this process as a rank."""
+    return {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+
+
+def restarted() -> bool:
+    """Whether the ranks have been started before by the same launcher, and one of them died."""
+    return launched() and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+
+
+def rank() -> int:
+    """Which of the ranks this process is, from 0."""
+    return dist.get_rank() if _together() else 0
+
+
+def size() -> int:
+    """How many ranks there are."""
+    return dist.get_world_size() if _together() else 1
+
+
+def neighbours() -> int:
+    """How many ranks share this machine, this one among them."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if _together() else 1
+
+
+def leads() -> bool:
+    """Whether this is rank 0, which alone holds the lease, publishes, and writes files."""
+    return rank() == 0
+
+
+@contextlib.contextmanager
+def joined(device: str) -> Iterator[str]:
+    """Makes this process one of the ranks that its launcher started, if one did; yields the device to learn on.
+
+    Args:
+        device: "cpu", or "cuda", of which each rank of a machine takes another.
+    Raises:
+        SettingsError: one certain GPU for all ranks.
+    """
+    if not launched():
+        yield device
+        return
+    if ":" in device:
+        raise SettingsError(f"--device {device} for several ranks: write --device cuda, and each takes one of its own.")
+    if device == "cuda":
+        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+        torch.cuda.set_device(device)
+    with _among_peers():
+        dist.init_process_group("gloo" if device == "cpu" else "cpu:gloo,cuda:nccl")
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def leader_first() -> Iterator[None]:
+    """Rank 0 passes through the block before the others enter it."""
+    if not leads():
+        anywhere(False)
+    yield
+    if leads():
+        anywhere(False)
+
+
+def exchange(*numbers: float) -> list[tuple[float, ...]]:
+    """The numbers (as float64) of every rank, by rank. One at least: for an empty message nobody waits."""
+    if not _together():
+        return [numbers]
+    mine = torch.tensor(numbers, dtype=torch.float64)
+    all_ranks = [torch.empty_like(mine) for _ in range(size())]
+    with _among_peers():
+        dist.all_gather(all_ranks, mine)
+    return [tuple(row.tolist()) for row in all_ranks]
+
+
+def anywhere(true: bool) -> bool:
+    """Whether it is true on any rank."""
+    return any(said for (said,) in exchange(true))
+
+
+def from_leader(contents: Any) -> Any:
+    """What rank 0 gave: tensors, numbers and strings in dicts and lists, which is all that is read."""
+    if not _together():
+        return contents
+    mine = io.BytesIO()
+    if leads():
+        torch.save(contents, mine)
+    size = int(exchange(len(mine.getbuffer()))[0][0])
+    buffer = torch.frombuffer(mine.getbuffer(), dtype=torch.uint8) if leads() else torch.empty(size, dtype=torch.uint8)
+    with _among_peers():
+        dist.broadcast(buffer, 0)
+    return torch.load(io.BytesIO(buffer.numpy().tobytes()), map_location="cpu", weights_only=True)
+
+
+def total(numbers: Tensor) -> Tensor:
+    """The sum over all ranks, element by element; a constant, through which no gradient flows."""
+    if not _together():
+        return numbers
+    numbers = numbers.detach().clone()
+    with _among_peers():
+        dist.all_reduce(numbers)
+    return numbers
+
+
+def mean(numbers: Tensor) -> Tensor:
+    """The mean over all ranks, as `total`."""
+    return total(numbers) / size()
+
+
+def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Replaces every gradient by its mean over all ranks.
+
+    The mean, not the sum: so a term that every rank has alike (a regulariser, SAC's target entropy) keeps its size. Sums
+    over a rank's rows are divided by `losses.count`, the mean number of rows of a rank, and the mean of those quotients
+    is the mean over all rows of all ranks.
+    """
+    if not _together():
+        return
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    averaged = mean(torch.cat([gradient.flatten() for gradient in gradients]))  # one message
+    for gradient, part in zip(gradients, averaged.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def is_mine(player: str, sequence: int) -> bool:
+    """Whether a session falls into this rank's share.
+
+    A player's sessions go round the ranks, so that shares are equal to one session for each player; where the round
+    begins is a hash of its name. Who pushed a session twice gets it to the same rank, which knows it then.
+    """
+    return (xxhash.xxh3_64_intdigest(player.encode(errors="surrogatepass")) + sequence) % size() == rank()
+
+
+def launch(words: Iterable[str], ranks: int) -> None:
+    """Runs `tinyverse WORDS` in so many processes of this machine under torch's elastic launcher, until they are done.
+
+    When one dies, all are started again, and go on from the checkpoint. A signal is passed on to all.
+
+    Raises:
+        TinyverseError: a rank ended with an error for a person, or they died too often.
+    """
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "lo")
+    for library in ("GLOO", "NCCL"):  # a machine's own name need not be one that it can look up
+        os.environ.setdefault(f"{library}_SOCKET_IFNAME", loopback)
+    # else ranks that start again find the addresses of those before them in the launcher's store, and wait for the dead
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    os.environ["TINYVERSE_PARENT"] = str(os.getpid())  # the ranks end when this process is gone
+    with tempfile.TemporaryDirectory(prefix="tinyverse-") as logs:
+        config = LaunchConfig(
+            min_nodes=1, max_nodes=1, nproc_per_node=ranks, run_id=f"tinyverse-{os.getpid()}", rdzv_backend="c10d",
+            rdzv_endpoint="127.0.0.1:0", local_addr="127.0.0.1", max_restarts=RESTARTS,
+            logs_specs=DefaultLogsSpecs(log_dir=logs),
+        )  # fmt: skip
+        try:
+            elastic_launch(config, sys.executable)("-m", "tinyverse", *words)
+        except SignalException as end:
+            if end.sigval == signal.SIGQUIT:
+                raise TinyverseError(f"the {ranks} ranks have ended; what one of them said above is why.") from None
+        except ChildFailedError:
+            raise TinyverseError(
+                f"one of the {ranks} ranks has died {RESTARTS + 1} times; see above for why. The checkpoint is kept."
+            ) from None
+
+
+def give_up() -> None:
+    """Tells `launch`, when this process ends, not to start the ranks again: the error will not go away by that."""
+    parent = os.environ.get("TINYVERSE_PARENT")
+    if launched() and parent == str(os.getppid()):
+        atexit.register(_tell, int(parent))
+
+
+def _tell(launcher: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(launcher, signal.SIGQUIT)
+
+
+def _together() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+@contextlib.contextmanager
+def _among_peers() -> Iterator[None]:
+    """What torch says when a peer is gone, as an error of ours."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).strip().split("\n")[0][:200]
+        raise RankLost(
+            f"another rank of this trainer is gone ({reason}). All begin again from the checkpoint."
+        ) from error

@@ -1,0 +1,201 @@
+"""Session: T consecutive steps of one game, and the spec that all sessions of a run agree on.
+
+    row t          0    1    2    3    4    5
+    observations   o0   o1   o2   o3   p0   p1   p2     T + 1 rows; o3 ends its episode, p0 opens the next
+    actions        a0   a1   a2   ·    b0   b1          · was ignored by the environment
+    rewards        r    r    r    0    r    r
+    terminated     –    –    ✓    –    –    –           (or truncated)
+    alive          ✓    ✓    ✓    –    ✓    ✓           row 3 is the reset: it did not happen
+
+The reset spends a row (Gymnasium's NEXT_STEP), so the true last observation of an episode is in the sequence.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from tinyverse.agents.agent import Agent
+from tinyverse.core import codec, nest
+from tinyverse.core.errors import CodecError, SpecError
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """T steps of one game; it need not start or end with an episode.
+
+    Synonyms: an unroll (IMPALA), a rollout (PPO), a sequence (R2D2).
+    """
+
+    observations: nest.Tree  # [T+1, …] per leaf
+    actions: nest.Tree  # [T, …] per leaf
+    rewards: np.ndarray  # [T] float32, raw
+    terminated: np.ndarray  # [T] bool
+    truncated: np.ndarray  # [T] bool
+    alive: np.ndarray  # [T] bool
+    initial_memory: nest.Tree  # […] per leaf: the agent's memory before row 0, any reset applied
+    extras: dict[str, np.ndarray]  # [T, …] float32, named by the agent
+    metadata: dict[str, str] = dataclasses.field(default_factory=dict)
+    # player, sequence: who pushed it and as which; version, update: the weights that played it;
+    # returns, lengths: JSON lists of the episodes that ended in it; human: "1" where a person played
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Every leaf by its dotted name."""
+        return {name: leaf for field in TREES for name, leaf in nest.items(getattr(self, field), field)}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> Session:
+        trees = {name: nest.map(arrays.__getitem__, names) for name, names in _forms(tuple(arrays)).items()}
+        return cls(**{**trees, "extras": trees["extras"] or {}}, metadata=dict(metadata))
+
+    def encode(self) -> bytes:
+        """Bytes for the wire: safetensors, compressed where it pays."""
+        return codec.compress(codec.encode(self.arrays(), self.metadata))
+
+    @property
+    def human(self) -> bool:
+        """Whether a person played it (`play --human`)."""
+        return self.metadata.get("human") == "1"
+
+    @property
+    def episodes(self) -> list[tuple[float, int]]:
+        """(return, length in steps) of each episode that ended in this session."""
+        returns, lengths = self.metadata.get("returns", "[]"), self.metadata.get("lengths", "[]")
+        if returns == lengths == "[]":
+            return []
+        return list(zip(json.loads(returns), json.loads(lengths), strict=True))
+
+
+LONGEST_NAME = 200  # characters of a player's name, which trainers remember
+TREES = tuple(field.name for field in dataclasses.fields(Session) if field.name != "metadata")
+
+
+@dataclasses.dataclass(frozen=True)
+class SessionSpec:
+    """Names, shapes and dtypes of a run's sessions, published with its weights."""
+
+    fields: dict[str, tuple[tuple[int, ...], np.dtype]]  # dotted name -> (shape, dtype)
+
+    @classmethod
+    def of(cls, observation_space: Any, action_space: Any, agent: Agent, length: int) -> SessionSpec:
+        """The spec of sessions of `length` steps that `agent` plays in these spaces (asks it for one action).
+
+        Raises:
+            SpecError: a space whose samples have no fixed shape.
+        """
+        observations = nest.of_space(observation_space, _blank)
+        memory = agent.initial_memory(1)
+        actions, _, extras = agent.act(observations, memory, np.ones(1, bool))
+        flag = np.zeros((1, length), bool)
+        example = Session(
+            observations=nest.map(lambda leaf: _rows(leaf, length + 1), observations),
+            actions=nest.map(lambda leaf: _rows(np.asarray(leaf), length), actions),
+            rewards=np.zeros((1, length), np.float32),
+            initial_memory=nest.map(np.asarray, agent.memory_arrays(memory)),
+            extras={name: _rows(np.asarray(leaf), length) for name, leaf in extras.items()},
+            terminated=flag, truncated=flag, alive=flag,
+        )  # fmt: skip
+        return cls({name: (leaf.shape[1:], leaf.dtype) for name, leaf in example.arrays().items()})
+
+    @property
+    def length(self) -> int:
+        """T, the steps of a session."""
+        return self.fields["rewards"][0][0]
+
+    @functools.cached_property
+    def nbytes(self) -> int:
+        """Bytes of a session's arrays, uncompressed."""
+        return sum(math.prod(shape) * dtype.itemsize for shape, dtype in self.fields.values())
+
+    def to_json(self) -> str:
+        return json.dumps({name: [dtype.str, list(shape)] for name, (shape, dtype) in self.fields.items()})
+
+    @classmethod
+    def from_json(cls, text: str) -> SessionSpec:
+        """Inverse of `to_json`.
+
+        Raises:
+            SpecError: the text is no spec.
+        """
+        try:
+            fields = {
+                name: (tuple(map(int, shape)), np.dtype(str(dtype)))
+                for name, (dtype, shape) in json.loads(text).items()
+            }
+        except (ValueError, TypeError, AttributeError, RecursionError, SyntaxError, OverflowError):  # dtypes are parsed
+            raise SpecError(f"the run's spec of its sessions is garbled: {text[:80]!r}") from None
+        if any(dtype.kind not in "biuf" for _, dtype in fields.values()):
+            raise SpecError("the run's spec has arrays that are neither booleans, integers nor floats.")
+        return cls(fields)
+
+    def difference(self, fields: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> str:
+        """One sentence on the first way in which `fields` differ; "" where they do not."""
+        if fields == self.fields:
+            return ""
+        for name, (shape, dtype) in self.fields.items():
+            if name not in fields:
+                return f"session.{name} is missing, this run's sessions have it."
+            if fields[name] != (shape, dtype):
+                got_shape, got_dtype = fields[name]
+                return f"session.{name} is {got_dtype} {got_shape}, this run's sessions have {dtype} {shape}."
+        extra = sorted(set(fields) - set(self.fields))
+        return f"session.{extra[0]} is unknown to this run." if extra else ""
+
+    def decode(self, blob: bytes) -> Session:
+        """A session from the wire, checked.
+
+        Raises:
+            CodecError: the bytes are damaged, or larger than this run's sessions can be.
+            SpecError: names, shapes or dtypes differ, a reward or an observation is not finite, or anything is NaN.
+        """
+        limit = self.nbytes + codec.MAX_HEADER
+        arrays, metadata = codec.decode(codec.decompress(blob, max_bytes=limit), max_bytes=limit)
+        wrong = self.difference({name: (array.shape, array.dtype) for name, array in arrays.items()})
+        if wrong:
+            raise SpecError(wrong)
+        for name, array in arrays.items():  # an agent may say −∞ of an action that is not allowed
+            strict = name.split(".")[0] in ("observations", "rewards")
+            if array.dtype.kind == "f" and not (np.isfinite(array) if strict else ~np.isnan(array)).all():
+                what = "NaN or infinity" if strict else "NaN"
+                raise SpecError(f"session.{name} holds {what}: learning from it would spoil the weights.")
+        session = Session.from_arrays(arrays, metadata)
+        if len(metadata.get("player", "")) > LONGEST_NAME:
+            raise CodecError(f"the session's player has a name of more than {LONGEST_NAME} characters.")
+        for name in ("version", "update", "sequence"):
+            codec.whole_number(metadata, name)
+        try:
+            episodes = session.episodes
+            sound = len(episodes) <= self.length and all(_is_episode(*episode) for episode in episodes)
+        except (ValueError, TypeError, RecursionError):
+            sound = False
+        if not sound:
+            raise CodecError("the session's metadata has garbled returns or lengths of episodes.")
+        return session
+
+
+@functools.lru_cache(16)
+def _forms(names: tuple[str, ...]) -> dict[str, nest.Tree]:
+    """The trees of a session whose leaves have these dotted names, with the names for leaves. A run's sessions share them."""
+    return {tree: nest.unflatten({name: name for name in names}, tree) for tree in TREES}
+
+
+def _blank(space: Any) -> np.ndarray:
+    """[1, …] zeros, as observations of one game."""
+    if space.shape is None:
+        raise SpecError(f"observations of {space} have no fixed shape; turn them into arrays in make_env.")
+    return np.zeros((1, *space.shape), space.dtype)
+
+
+def _is_episode(total: Any, length: Any) -> bool:
+    return type(total) in (int, float) and abs(total) < 1e300 and type(length) is int and 0 < length < 1 << 53
+
+
+def _rows(leaf: np.ndarray, length: int) -> np.ndarray:
+    """[1, …] -> [1, length, …]"""
+    return np.repeat(leaf[:, None], length, axis=1)

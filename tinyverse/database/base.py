@@ -1,0 +1,415 @@
+"""Database: where players and trainers meet. Bytes in, bytes out; it knows nothing of arrays.
+
+Two implementations pass one contract suite: MemoryDatabase here (one process) and RedisDatabase. A user's own class
+works too (`--database module:Class`). Losing a database loses the replay, never the run: the trainer's checkpoint is
+the truth.
+
+    player                                  trainer
+      append(blobs) -> State                  create(meta), acquire_lease(holder)
+      get_weights(newer_than)                 read(after, limit) -> blobs, State
+                                              report(delivered=…, position=…) before each update
+                                              put_weights(blob, version, holder=…)
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import os
+import secrets
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from tinyverse.core.errors import LeaseLost
+from tinyverse.core.system import is_gone
+from tinyverse.database.position import BEGINNING
+
+WEIGHTS_KEPT = 3
+LOG_KEPT = 10_000  # rows of each of the two short logs: episodes and metrics
+ERRORS_KEPT = 100  # with their tracebacks
+STALE_AFTER = 15.0  # seconds without a heartbeat after which a worker counts as gone
+LEASE_SECONDS = 10.0
+REPORTED = ("update", "step", "delivered", "reuse", "allowance", "capacity", "position")  # of State, by the trainer
+KEPT_BY_CLEAR = ("update", "step", "capacity", "stop")  # of State, when the weights are kept
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """A run at one instant; every round trip of a worker brings one back."""
+
+    epoch: str = ""  # random id of this incarnation of the run; "" until a trainer has created it
+    version: int = -1  # newest published weights; -1 before the first
+    update: int = 0  # the trainer's updates so far
+    step: int = 0  # agent steps learned from so far
+    inserted: int = 0  # sessions ever appended
+    delivered: float = 0.0  # deliveries to training, counting lost and expired sessions as delivered
+    reuse: float = 1.0  # wanted deliveries per session
+    allowance: float | None = None  # how far inserted·reuse may be ahead of delivered; None: nobody waits
+    capacity: int = 5000  # sessions kept
+    stop: int = 0  # how often the run was asked to stop; a worker leaves when it grows
+    position: str = BEGINNING  # the trainer's read position
+
+    @property
+    def debt(self) -> float:
+        """Deliveries still owed to the sessions inserted so far."""
+        return self.inserted * self.reuse - self.delivered
+
+    @property
+    def may_play(self) -> bool:
+        """Whether a player may begin a session."""
+        return self.allowance is None or self.debt <= self.allowance
+
+
+@dataclasses.dataclass
+class Worker:
+    """What a worker says of itself in each heartbeat."""
+
+    id: str
+    role: str  # play, human, train, eval
+    host: str = ""
+    pid: int = 0
+    games: int = 0
+    steps: int = 0
+    steps_per_second: float = 0.0
+    version: int = -1
+    lag: float = 0.0  # in updates, mean over recent sessions
+    frame_skip: int = 1  # frames per step
+    stages: dict[str, float] = dataclasses.field(default_factory=dict)  # share of a player's time (0 … 1) in each
+    sessions: int = 0
+    dropped: int = 0  # sessions that a real-time player could not wait to push
+    faults: int = 0  # games that failed and were built anew
+    uptime: float = 0.0  # seconds
+    waits_for: str = ""
+    waits_seconds: float = 0.0
+    error: str = ""  # the last one
+    seen: float = 0.0  # seconds since the heartbeat, set by the database when read
+
+
+class Database(abc.ABC):
+    """The meeting place of one run. Methods are safe to call from several threads.
+
+    Raises `DatabaseLost` when it cannot be reached (the caller may retry), `DatabaseError` when it says no.
+
+    Attributes:
+        streams: in how many streams its sessions lie; each has an order of its own, see `position`.
+    """
+
+    streams: int = 1
+
+    # -- the run ------------------------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def create(self, meta: Mapping[str, str]) -> dict[str, str]:
+        """Creates the run with `meta` and a random `epoch`, unless it exists; returns the meta in force."""
+
+    @abc.abstractmethod
+    def meta(self) -> dict[str, str]:
+        """What `create` stored; {} when the run does not exist."""
+
+    @abc.abstractmethod
+    def state(self) -> State: ...
+
+    @abc.abstractmethod
+    def ask_stop(self) -> None:
+        """Asks every worker of the run to finish and leave (`State.stop` grows by one)."""
+
+    @abc.abstractmethod
+    def clear(self, keep_weights: bool = False) -> None:
+        """Removes the run; with `keep_weights`, only its sessions, workers, counters and logs."""
+
+    def close(self) -> None:  # noqa: B027
+        """Gives back connections. The run stays."""
+
+    # -- sessions -----------------------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def append(
+        self, blobs: Sequence[bytes], *, worker: Worker | None = None, episodes: Iterable[Mapping[str, Any]] = ()
+    ) -> State:
+        """Appends sessions (the newest `State.capacity` are kept), a heartbeat and finished episodes, all or nothing.
+
+        Never retried here: an append that failed half-way may have arrived, so sessions carry (player, sequence).
+        """
+
+    def append_as(self, player: str, blobs: Sequence[bytes]) -> State:
+        """Appends sessions of a player who is not here, from a file. A database of several streams puts one player's into
+        one, because a trainer takes a session that comes before its predecessor for one that came twice."""
+        return self.append(blobs)
+
+    @abc.abstractmethod
+    def read(self, after: str, limit: int, wait: float = 0.0) -> tuple[list[tuple[str, bytes]], State]:
+        """Up to `limit` (position, session) after position `after`, oldest first, and the State at that very instant.
+
+        Fewer than `limit` means the end was reached: everything inserted so far was read or is gone.
+        Waits up to `wait` seconds for the first one. A position that was trimmed away reads from the oldest kept; it
+        is good for one epoch.
+        """
+
+    def newest(self, limit: int) -> list[tuple[str, bytes]]:
+        """The newest `limit` sessions, oldest first. A database that need not read all for it overrides this."""
+        found: deque[tuple[str, bytes]] = deque(maxlen=limit)
+        after = BEGINNING
+        while entries := self.read(after, 64)[0]:
+            found.extend(entries)
+            after = entries[-1][0]
+        return list(found)
+
+    # -- weights ------------------------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def put_weights(self, blob: bytes, version: int, *, holder: str, update: int = 0, step: int = 0) -> None:
+        """Publishes weights; version, blob, update and step change together. Keeps the newest 3 versions.
+
+        Raises:
+            LeaseLost: `holder` does not hold the lease, or `version` is not above the newest.
+        """
+
+    @abc.abstractmethod
+    def get_weights(self, newer_than: int = -1, version: int | None = None) -> tuple[int, bytes] | None:
+        """(version, blob) of the newest weights if newer than `newer_than`, or of exactly `version`; else None."""
+
+    @abc.abstractmethod
+    def acquire_lease(self, holder: str) -> bool:
+        """Takes or renews (10 s) the right to publish; False while another holds it. `holder` is "host:pid:random"."""
+
+    @abc.abstractmethod
+    def release_lease(self, holder: str) -> None:
+        """Gives the lease back, if `holder` has it."""
+
+    # -- people and numbers -------------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def beat(self, worker: Worker) -> State:
+        """A heartbeat alone."""
+
+    @abc.abstractmethod
+    def leave(self, worker_id: str) -> None:
+        """Removes a worker's heartbeat."""
+
+    @abc.abstractmethod
+    def workers(self) -> list[Worker]:
+        """Everyone heard of within `STALE_AFTER` seconds."""
+
+    @abc.abstractmethod
+    def report(self, **numbers: Any) -> None:
+        """Sets any of State's update, step, delivered, reuse, allowance, capacity (at once), position.
+
+        Raises:
+            TypeError: another name is given.
+        """
+
+    @abc.abstractmethod
+    def count(self, **numbers: int) -> None:
+        """Adds to counters such as `rejected`, `dropped`, `expired`."""
+
+    @abc.abstractmethod
+    def counters(self) -> dict[str, int]: ...
+
+    @abc.abstractmethod
+    def episodes(self, limit: int = 100) -> list[dict[str, Any]]:
+        """The newest finished episodes, oldest first."""
+
+    @abc.abstractmethod
+    def log_metrics(self, row: Mapping[str, Any]) -> None: ...
+
+    @abc.abstractmethod
+    def metrics(self, limit: int = 100) -> list[dict[str, Any]]:
+        """The newest rows of the trainer's log, oldest first."""
+
+    def log_error(self, row: Mapping[str, Any]) -> None:  # noqa: B027
+        """Keeps what ended a worker: role, host, pid, error, traceback. A database may leave it out."""
+
+    def errors(self, limit: int = 10) -> list[dict[str, Any]]:
+        """The newest errors logged, oldest first."""
+        return []
+
+    @abc.abstractmethod
+    def size(self) -> dict[str, int]:
+        """`sessions` kept and the `bytes` they take (an estimate)."""
+
+
+class MemoryDatabase(Database):
+    """One process: `local` and tests."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition(threading.RLock())
+        self._last = 0  # ids keep growing, also over a clear
+        self._reset(keep_weights=False)
+
+    def _reset(self, keep_weights: bool) -> None:
+        if not keep_weights:
+            self._meta: dict[str, str] = {}
+            self._weights: dict[int, bytes] = {}
+            self._holder, self._lease_ends = "", 0.0
+            self._state = State()
+        kept = {name: getattr(self._state, name) for name in ("epoch", "version", *KEPT_BY_CLEAR)}
+        self._state = State(**kept)
+        self._sessions: deque[tuple[int, bytes]] = deque()
+        self._workers: dict[str, tuple[float, Worker]] = {}
+        self._counters: dict[str, int] = {}
+        self._episodes: deque[dict[str, Any]] = deque(maxlen=LOG_KEPT)
+        self._metrics: deque[dict[str, Any]] = deque(maxlen=LOG_KEPT)
+        self._errors: deque[dict[str, Any]] = deque(maxlen=ERRORS_KEPT)
+
+    def create(self, meta: Mapping[str, str]) -> dict[str, str]:
+        with self._changed:
+            if not self._meta:
+                self._meta = {**meta, "epoch": secrets.token_hex(8)}
+                self._set(epoch=self._meta["epoch"])
+            return dict(self._meta)
+
+    def meta(self) -> dict[str, str]:
+        with self._changed:
+            return dict(self._meta)
+
+    def state(self) -> State:
+        with self._changed:
+            return self._state
+
+    def ask_stop(self) -> None:
+        with self._changed:
+            self._set(stop=self._state.stop + 1)
+
+    def clear(self, keep_weights: bool = False) -> None:
+        with self._changed:
+            self._reset(keep_weights)
+
+    def append(
+        self, blobs: Sequence[bytes], *, worker: Worker | None = None, episodes: Iterable[Mapping[str, Any]] = ()
+    ) -> State:
+        with self._changed:
+            for blob in blobs:
+                self._last += 1
+                self._sessions.append((self._last, bytes(blob)))
+            self._trim()
+            self._episodes.extend(dict(row) for row in episodes)
+            self._set(inserted=self._state.inserted + len(blobs))
+            return self.beat(worker) if worker else self._state
+
+    def read(self, after: str, limit: int, wait: float = 0.0) -> tuple[list[tuple[str, bytes]], State]:
+        last = int(after.partition("-")[0])
+        with self._changed:
+            self._changed.wait_for(lambda: self._sessions and self._sessions[-1][0] > last, wait)
+            new = [(f"{key}-0", blob) for key, blob in self._sessions if key > last]
+            return new[:limit], self._state
+
+    def put_weights(self, blob: bytes, version: int, *, holder: str, update: int = 0, step: int = 0) -> None:
+        with self._changed:
+            check_fence(holder, version, self._held_by(), self._state.version)
+            self._weights[version] = bytes(blob)
+            for old in sorted(self._weights)[:-WEIGHTS_KEPT]:
+                del self._weights[old]
+            self._set(version=version, update=update, step=step)
+
+    def get_weights(self, newer_than: int = -1, version: int | None = None) -> tuple[int, bytes] | None:
+        with self._changed:
+            wanted = self._state.version if version is None else version
+            if wanted not in self._weights or (version is None and wanted <= newer_than):
+                return None
+            return wanted, self._weights[wanted]
+
+    def acquire_lease(self, holder: str) -> bool:
+        with self._changed:
+            if self._held_by() not in ("", holder):
+                return False
+            self._holder, self._lease_ends = holder, time.monotonic() + LEASE_SECONDS
+            return True
+
+    def release_lease(self, holder: str) -> None:
+        with self._changed:
+            if self._holder == holder:
+                self._holder = ""
+
+    def beat(self, worker: Worker) -> State:
+        with self._changed:
+            self._workers[worker.id] = (time.monotonic(), dataclasses.replace(worker))
+            return self._state
+
+    def leave(self, worker_id: str) -> None:
+        with self._changed:
+            self._workers.pop(worker_id, None)
+
+    def workers(self) -> list[Worker]:
+        with self._changed:
+            now = time.monotonic()
+            seen = [dataclasses.replace(worker, seen=now - when) for when, worker in self._workers.values()]
+            return [worker for worker in seen if worker.seen < STALE_AFTER]
+
+    def report(self, **numbers: Any) -> None:
+        check_report(numbers)
+        with self._changed:
+            self._set(**numbers)
+            self._trim()
+
+    def count(self, **numbers: int) -> None:
+        with self._changed:
+            for name, number in numbers.items():
+                self._counters[name] = self._counters.get(name, 0) + number
+
+    def counters(self) -> dict[str, int]:
+        with self._changed:
+            return dict(self._counters)
+
+    def episodes(self, limit: int = 100) -> list[dict[str, Any]]:
+        with self._changed:
+            return list(self._episodes)[-limit:] if limit > 0 else []
+
+    def log_metrics(self, row: Mapping[str, Any]) -> None:
+        with self._changed:
+            self._metrics.append(dict(row))
+
+    def metrics(self, limit: int = 100) -> list[dict[str, Any]]:
+        with self._changed:
+            return list(self._metrics)[-limit:] if limit > 0 else []
+
+    def log_error(self, row: Mapping[str, Any]) -> None:
+        with self._changed:
+            self._errors.append(dict(row))
+
+    def errors(self, limit: int = 10) -> list[dict[str, Any]]:
+        with self._changed:
+            return list(self._errors)[-limit:] if limit > 0 else []
+
+    def size(self) -> dict[str, int]:
+        with self._changed:
+            return {"sessions": len(self._sessions), "bytes": sum(len(blob) for _, blob in self._sessions)}
+
+    def _held_by(self) -> str:
+        return self._holder if time.monotonic() < self._lease_ends else ""
+
+    def _trim(self) -> None:
+        while len(self._sessions) > self._state.capacity:
+            self._sessions.popleft()
+
+    def _set(self, **numbers: Any) -> None:
+        self._state = dataclasses.replace(self._state, **numbers)
+        self._changed.notify_all()
+
+
+def new_holder() -> str:
+    """A name to hold a lease by: "host:pid:random", so that a dead holder can be told from this machine."""
+    return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+
+
+def holder_is_dead(holder: str) -> bool:
+    """Whether the holder was a process of this host that is gone; False when that cannot be known."""
+    host, _, rest = holder.rpartition(":")[0].rpartition(":")
+    return host == socket.gethostname() and rest.isdigit() and is_gone(int(rest))
+
+
+def check_fence(holder: str, version: int, held_by: str, newest: int) -> None:
+    """Raises LeaseLost unless `holder` has the lease and `version` is above the newest."""
+    if held_by != holder:
+        raise LeaseLost(f"{holder} may not publish version {version}: the lease is held by {held_by or 'nobody'}.")
+    if version <= newest:
+        raise LeaseLost(f"{holder} may not publish version {version}: version {newest} is out already.")
+
+
+def check_report(numbers: Mapping[str, Any]) -> None:
+    """Raises TypeError for names that `Database.report` does not set."""
+    if unknown := sorted(set(numbers) - set(REPORTED)):
+        raise TypeError(f"report() sets {', '.join(REPORTED)}, not {', '.join(unknown)}.")

@@ -1,0 +1,115 @@
+"""Access: three users for a run, so that who only plays or looks can do no more than that.
+
+    player    appends sessions, heartbeats and finished episodes; reads the run's weights and agreement
+    trainer   everything in this run, nothing in others
+    viewer    reads
+
+The server enforces it. Key permissions apart for reading and writing exist from Redis 7.0 on, and in every Valkey.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import secrets
+import urllib.parse
+
+import redis
+
+from tinyverse.core.errors import DatabaseError, ServerError
+from tinyverse.database.redis_places import keepers
+from tinyverse.database.schema import Keys
+from tinyverse.database.server import (
+    COMMANDS,
+    Server,
+    connect,
+    errors,
+    find_server,
+    for_others,
+    public,
+    several,
+    start,
+)
+from tinyverse.database.server_config import keep_users
+
+ROLES = ("player", "trainer", "viewer")
+OLDEST = (7, 0)
+_ALL = ("ping", "time", "client|setname", "multi", "exec", "get", "hget", "hmget", "hgetall")  # of every role
+_READING = ("xrange", "xrevrange", "xread", "xlen", "smembers")
+
+
+def rules(role: str, run: str) -> list[str]:
+    """What an ACL says of a role. Brackets keep a command to its own keys: who may count sessions may not set State."""
+    keys, streams = Keys(run), Keys(run, "*")  # of a run without shards the latter are nobody's
+    everything = [each.weights(0).removesuffix("w:0") + "*" for each in (keys, streams)]
+    shared = ["resetchannels", "-@all"]
+    if role == "trainer":
+        return [*shared, *_grant(*COMMANDS), *(f"~{key}" for key in everything), f"~{Keys.RUNS}"]
+    if role == "viewer":
+        return [*shared, *_grant(*_ALL, *_READING), *(f"%R~{key}" for key in everything), f"%R~{Keys.RUNS}"]
+    readable = [key for each in (keys, streams) for key in (each.meta, each.stat, each.tally, each.current)]
+    readable.append(keys.weights(0).removesuffix("0") + "*")
+    return [
+        *shared, *_grant(*_ALL), *(f"%R~{key}" for key in readable),
+        f"(+xadd %W~{keys.sessions} %W~{streams.sessions} %W~{keys.episodes} %W~{keys.errors})",
+        f"(+xtrim +xlen ~{keys.sessions} ~{streams.sessions})",  # a full server: the oldest make room
+        f"(+hset +hdel %W~{keys.heartbeats})",
+        f"(+hincrby ~{keys.tally} ~{streams.tally})",
+    ]  # fmt: skip
+
+
+def make_users(run: str, url: str | None = None) -> dict[str, str]:
+    """Makes the three users with new passwords; who had the old ones is shut out. Returns each role's URL.
+
+    Args:
+        url: of a server, or of several, with a user who may run ACL; of a cluster, with all its nodes. None: as the
+            environment says, else this user's local server.
+    Raises:
+        ServerError: the server is too old, or does not let us.
+    """
+    named = url or os.environ.get("TINYVERSE_REDIS_URL") or os.environ.get("REDIS_URL")
+    local: Server | None = None if named else start()
+    admin = local.admin_url if local else find_server(url).url
+    base = (for_others(local.tcp_url) if local.tcp_url else local.url) if local else admin
+    passwords = {role: secrets.token_hex(32) for role in ROLES}
+    lines = {
+        role: [f"{role}.{run}", "reset", "on", f"#{_sha256(passwords[role])}", *rules(role, run)] for role in ROLES
+    }
+    try:
+        for node in itertools.chain(*map(keepers, several(admin))):
+            _set_users(node, list(lines.values()))
+    except DatabaseError as error:
+        if isinstance(error.__cause__, redis.exceptions.NoPermissionError):
+            raise ServerError(
+                f"{public(admin)}: this user may not make others. Name one who may run INFO and ACL SETUSER, in "
+                "TINYVERSE_REDIS_URL."
+            ) from error
+        raise
+    if local:
+        keep_users(local, {line[0]: " ".join(line) for line in lines.values()})
+    return {
+        role: ",".join(_with_user(one, f"{role}.{run}", passwords[role]) for one in several(base)) for role in ROLES
+    }
+
+
+def _set_users(url: str, lines: list[list[str]]) -> None:
+    with errors(url), connect(url) as client:
+        version = client.info("server")["redis_version"]
+        if tuple(map(int, version.split(".")[:2])) < OLDEST:
+            raise ServerError(f"{public(url)} is {version}; roles want Redis 7.0 or newer, or Valkey.")
+        for line in lines:
+            client.execute_command("ACL", "SETUSER", *line)
+
+
+def _grant(*commands: str) -> list[str]:
+    return [f"+{command}" for command in commands]
+
+
+def _with_user(url: str, user: str, password: str) -> str:
+    parts = urllib.parse.urlsplit(url)
+    return parts._replace(netloc=f"{user}:{password}@{parts.netloc.rpartition('@')[2]}").geturl()
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,60 @@
+"""Accept: whatever `make_env` or `make_pool` returns becomes a pool here, once, or is refused in one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from gymnasium.vector import VectorEnv
+
+from tinyverse.core.errors import ExperimentError, counted
+from tinyverse.envs.multi_agent import ParallelPool, is_parallel
+from tinyverse.envs.pool import GamePool, Pool, VectorPool, check_count
+from tinyverse.envs.restarting_pool import RebuiltPool
+from tinyverse.envs.spaces import article
+
+
+def pool_of(
+    thing: Any,
+    num_games: int,
+    *,
+    realtime: bool = False,
+    mend: bool = False,
+    remake: Callable[[], Any] | None = None,
+) -> Pool:
+    """A pool of `num_games` games of a Pool, a VectorEnv, or a function that makes either or a single environment.
+
+    Args:
+        mend: build anew what fails, instead of raising.
+        remake: makes another VectorEnv or Pool in place of one that fails; without it `thing` does, if it is a function.
+    Raises:
+        ExperimentError: it is none of these, or has another number of games.
+    """
+    check_count(num_games)
+    made = thing() if callable(thing) else thing
+    remake = remake or (thing if callable(thing) else None)
+    if isinstance(made, (VectorEnv, Pool)):
+        pool = _whole(made, num_games, realtime)
+        return RebuiltPool(pool, lambda: _whole(remake(), num_games, realtime)) if mend and remake else pool
+    if not callable(thing):
+        raise ExperimentError(
+            f"got {article(thing)}, wanted a function that makes an environment, or a Gymnasium VectorEnv."
+        )
+    first = [made]
+
+    def make() -> Any:
+        return first.pop() if first else thing()
+
+    if is_parallel(made):
+        return ParallelPool(make, num_games, realtime=realtime, mend=mend)
+    return GamePool(make, num_games, realtime=realtime, mend=mend)
+
+
+def _whole(made: VectorEnv | Pool, num_games: int, realtime: bool) -> Pool:
+    pool = VectorPool(made) if isinstance(made, VectorEnv) else made
+    pool.realtime = pool.realtime or realtime
+    if pool.num_games != num_games:
+        raise ExperimentError(
+            f"got {counted(pool.num_games, 'game')}, wanted {num_games}: build the vector environment with num_envs={num_games}."
+        )
+    return pool

@@ -1,0 +1,171 @@
+"""Parallel: several agents in one world (PettingZoo's parallel environments), each of them a game of the batch.
+
+All share one set of weights. An agent that is out while others play on has rows that do not count until the next
+episode, which begins for all of them at once. PettingZoo itself is not imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tinyverse.core import nest
+from tinyverse.core.errors import ExperimentError, SpecError
+from tinyverse.envs.adapters import space_of
+from tinyverse.envs.pool import Pool, Step, as_int
+from tinyverse.envs.restarts import RUNNING, Mender
+from tinyverse.envs.spaces import Door, blank, fit, floats_of, has_nan, not_a_number, number_of, spec_of
+
+
+def is_parallel(env: Any) -> bool:
+    """Whether it speaks as PettingZoo's parallel environments do."""
+    return hasattr(env, "possible_agents") and not hasattr(env, "agent_iter")
+
+
+class ParallelPool(Pool):
+    """Worlds of A agents, stepped one by one in this process: world w has the games w·A … w·A + A − 1.
+
+    Of `num_games` there are as many as fill whole worlds, and one world at least. With `mend`, a world that raises, or
+    returns what its spaces do not say, is built anew (`mending`), which ends the episodes of all its agents; else it
+    raises.
+    """
+
+    def __init__(
+        self, make_env: Callable[[], Any], num_games: int, *, realtime: bool = False, mend: bool = False
+    ) -> None:
+        first, self._make = make_env(), make_env
+        self._agents: list[Any] = list(first.possible_agents)
+        rest = range(math.ceil(num_games / len(self._agents)) - 1)
+        self._worlds: list[Any] = [first, *(make_env() for _ in rest)]  # None: to be built anew
+        self.num_games, self.realtime = len(self._worlds) * len(self._agents), realtime
+        self.observation_space = _shared(first.observation_space, self._agents, "observation")
+        self.action_space = _shared(first.action_space, self._agents, "action")
+        self._spec = spec_of(self.observation_space, ())
+        self._door = Door(self.action_space, self.num_games)
+        self._observations = blank(self._spec, self.num_games)
+        self._over = np.zeros(self.num_games, bool)
+        self._mender = Mender(len(self._worlds), "world") if mend else None
+        self._seeds: list[np.random.SeedSequence] = []
+        self._step_count = 0
+
+    def reset(self, seed: int | None = None) -> nest.Tree:
+        self._seeds = np.random.SeedSequence(seed).spawn(len(self._worlds))
+        self._clear()
+        for world in range(len(self._worlds)):
+            self._first_reset(world)
+        return self._observations
+
+    def step(self, actions: nest.Tree) -> Step:
+        columns = self._door.columns(actions)
+        if self._mender is not None and all(world is None for world in self._worlds):
+            self._mender.wait(list(range(len(self._worlds))))
+        self._step_count += 1
+        self._clear()
+        for world in range(len(self._worlds)):
+            try:
+                self._next(world, columns)
+            except Exception as error:
+                self._lose(world, error)
+        self._over |= self._terminated | self._truncated
+        return Step(self._observations, self._rewards, self._terminated, self._truncated)
+
+    def close(self) -> None:
+        for world in self._worlds:
+            if world is not None:
+                world.close()
+
+    def _games(self, world: int) -> range:
+        return range(world * len(self._agents), (world + 1) * len(self._agents))
+
+    def _clear(self) -> None:
+        """Nothing has happened in this step yet: who is out stays out."""
+        self._rewards = np.zeros(self.num_games, np.float32)
+        self._terminated, self._truncated = np.zeros(self.num_games, bool), self._over.copy()
+
+    def _next(self, world: int, columns: nest.Tree) -> None:
+        """The next rows of a world's games."""
+        if not self._over[self._games(world)].all():
+            self._step(world, columns)
+        elif self._worlds[world] is not None:
+            self._begin(world, None)
+            if self._mender is not None:
+                self._mender.sound(world)
+        elif self._mender is not None and not self._mender.seconds(world):
+            self._worlds[world] = self._make()
+            self._mender.rebuilt(world, step=self._step_count)
+            self._begin(world, as_int(self._seeds[world].spawn(1)[0]))
+
+    def _first_reset(self, world: int) -> None:
+        """Of a world that must begin: there is nothing to show of it before."""
+        while True:
+            try:
+                if self._worlds[world] is None:
+                    self._worlds[world] = self._make()
+                return self._begin(world, as_int(self._seeds[world]))
+            except Exception as error:
+                self._lose(world, error)
+                if self._mender is None or self._mender.running(world) >= RUNNING:
+                    raise
+                self._mender.wait([world])
+
+    def _begin(self, world: int, seed: int | None) -> None:
+        # here as in `_step`, nothing is written before all is found sound: a world that fails shows what it showed last
+        env = self._worlds[world]
+        observations = (env.reset() if seed is None else env.reset(seed=seed))[0]
+        missing = [agent for agent in self._agents if agent not in observations]
+        if missing:
+            raise SpecError(f"reset gave no observation of {missing}, wanted one of each of possible_agents.")
+        self._store({game: observations[agent] for agent, game in zip(self._agents, self._games(world), strict=True)})
+        games = self._games(world)
+        self._over[games] = self._truncated[games] = False
+
+    def _step(self, world: int, columns: nest.Tree) -> None:
+        playing = {
+            agent: game for agent, game in zip(self._agents, self._games(world), strict=True) if not self._over[game]
+        }
+        actions = {agent: nest.map(lambda column: column[game], columns) for agent, game in playing.items()}  # noqa: B023
+        observations, rewards, terminated, truncated, _ = self._worlds[world].step(actions)
+        paid = {game: number_of(rewards.get(agent, 0.0)) for agent, game in playing.items()}
+        if not math.isfinite(sum(paid.values())):
+            raise not_a_number("reward")
+        self._store({game: observations[agent] for agent, game in playing.items() if agent in observations})
+        for agent, game in playing.items():
+            self._rewards[game] = paid[game]
+            self._terminated[game] = terminated.get(agent, False)
+            # gone without a word: an episode that was cut
+            self._truncated[game] = not self._terminated[game] and truncated.get(agent, agent not in observations)
+
+    def _store(self, observations: dict[int, nest.Tree]) -> None:
+        fitting = {game: fit(self._spec, observation) for game, observation in observations.items()}
+        if any(has_nan(floats_of(observation)) for observation in fitting.values()):
+            raise not_a_number("observation")
+        for game, observation in fitting.items():
+            nest.map(lambda batch, leaf: batch.__setitem__(game, leaf), self._observations, observation)  # noqa: B023
+
+    def _lose(self, world: int, error: Exception) -> None:
+        """Closes a world that failed; its rows show what they showed last, and are the last of their episodes."""
+        if self._mender is None:
+            raise error
+        env, self._worlds[world] = self._worlds[world], None
+        with contextlib.suppress(Exception):  # it is broken: what it says while it is closed helps nobody
+            env.close()
+        games = self._games(world)
+        self._rewards[games], self._terminated[games], self._truncated[games] = 0.0, False, True
+        self._mender.failed(world, error, step=self._step_count)
+        self.faults, self.fault = self._mender.faults, self._mender.fault
+
+
+def _shared(space_for: Callable[[Any], Any], agents: list[Any], what: str) -> Any:
+    """The one space of all agents."""
+    spaces = [space_of(space_for(agent)) for agent in agents]
+    for agent, space in zip(agents, spaces, strict=True):
+        if space != spaces[0]:
+            raise ExperimentError(
+                f"the {what} space of agent {agents[0]} is {spaces[0]}, that of {agent} is {space}; agents that share "
+                "their weights need one space: pad them in make_env (supersuit does it)."
+            )
+    return spaces[0]

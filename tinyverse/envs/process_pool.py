@@ -1,0 +1,405 @@
+"""Workers: games stepped in processes of their own, because stepping is heavy Python, or because a game may hang.
+
+A hung step can only be ended by ending the process it hangs in: so `step_timeout` needs workers. A worker that dies, is
+killed, hangs or grows too large is replaced, and the episodes of all its games end as truncated; a single game that
+fails inside a worker is mended there.
+
+Observations, actions, rewards and flags lie in memory that all processes share; a pipe says only whose turn it is. What
+goes to a new process is a module-level function and its arguments, so any start method does ("spawn" is taken: torch
+and emulators have threads, which "fork" does not copy).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import faulthandler
+import itertools
+import multiprocessing
+import os
+import signal
+import struct
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinyverse.core import nest
+from tinyverse.core.errors import ExperimentError, counted
+from tinyverse.envs.pool import Pool, Step, as_int
+from tinyverse.envs.restarts import Mender
+from tinyverse.envs.spaces import Array, Door, spec_of
+
+START_SECONDS = 120.0  # for a worker to import the experiment and build its games
+LOOK_EVERY = 256  # steps between two looks at a worker's memory
+ORDER = struct.Struct("<cBq")  # what to do, into which buffer, with which seed
+ALIGNED = 64  # bytes
+
+
+class WorkerPool(Pool):
+    """B games dealt to K processes.
+
+    Args:
+        make: makes a pool of so many games; called in each worker, so it must be a module-level function, or a
+            functools.partial of one.
+        spaces: observation and action space of one game.
+        step_timeout: seconds that a worker may take for a step (or reset) of its games; None: for ever.
+        memory: bytes that a worker may grow to; None: any.
+    Raises:
+        ExperimentError: a worker could not build its games.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[int], Pool],
+        num_games: int,
+        workers: int,
+        spaces: tuple[Any, Any],
+        *,
+        step_timeout: float | None = None,
+        memory: int | None = None,
+        realtime: bool = False,
+    ) -> None:
+        self.num_games, self.realtime = num_games, realtime
+        self.observation_space, self.action_space = spaces
+        workers = min(workers, num_games)
+        context = multiprocessing.get_context("spawn")
+        observations, actions = (spec_of(space, (num_games,)) for space in spaces)
+        layout = _Layout(observations, actions, num_games)
+        shared = context.RawArray("B", layout.bytes)  # a file without a name: gone with the last process that has it
+        self._views = layout.views(shared)
+        self._door = Door(self.action_space, num_games)
+        self._timeout, self._turn = step_timeout, 0
+        self._mender, self._step_count = Mender(workers, "worker"), 0
+        self._seeds = np.random.SeedSequence().spawn(workers)
+        edges = np.linspace(0, num_games, workers + 1).astype(int).tolist()
+        self._workers = [
+            _Worker(context, _Task(make, slice(*games), layout, memory), shared) for games in itertools.pairwise(edges)
+        ]
+        self._needs_reset = [True] * workers
+        with self._closing_on_error():
+            for worker in self._workers:
+                worker.start()
+            for worker in self._workers:
+                worker.await_ready(START_SECONDS)
+
+    def reset(self, seed: int | None = None) -> nest.Tree:
+        self._seeds = np.random.SeedSequence(seed).spawn(len(self._workers))
+        with self._closing_on_error():
+            for worker, sequence in zip(self._workers, self._seeds, strict=True):
+                if not worker.ready:
+                    worker.start()
+                    worker.await_ready(START_SECONDS)
+                worker.order(b"R", self._turn, as_int(sequence))
+            for worker in self._workers:
+                worker.answer(START_SECONDS)
+        self._needs_reset = [False] * len(self._workers)
+        return self._views.observations[self._turn]
+
+    def step(self, actions: nest.Tree) -> Step:
+        self.send(actions)
+        return self.receive()
+
+    def send(self, actions: nest.Tree) -> None:
+        nest.map(lambda shared, leaf: shared.__setitem__(..., leaf), self._views.actions, self._door.arrays(actions))
+        self._step_count += 1
+        self._turn ^= 1  # two buffers in turn: the rows of a worker that dies are taken from the step before
+        self._replace_lost()
+        self._asked = [index for index, worker in enumerate(self._workers) if worker.ready]
+        for index in self._asked:
+            worker = self._workers[index]
+            if self._needs_reset[index]:
+                worker.order(b"R", self._turn, as_int(self._seeds[index].spawn(1)[0]))
+            else:
+                worker.order(b"S", self._turn)
+
+    def receive(self) -> Step:
+        views, until = self._views, None if self._timeout is None else time.monotonic() + self._timeout
+        for index, worker in enumerate(self._workers):
+            if index not in self._asked:
+                self._repeat(worker)
+                continue
+            try:
+                news = worker.answer(None if until is None else max(0.0, until - time.monotonic()))
+                self._needs_reset[index] = False
+                if news:
+                    self.faults, self.fault = self.faults + 1, news
+            except ExperimentError as error:
+                self._lose(index, error)
+        rewards, terminated, truncated = (np.array(column) for column in views.results)
+        return Step(views.observations[self._turn], rewards, terminated, truncated)
+
+    def close(self) -> None:
+        for worker in self._workers:
+            worker.close()
+
+    def _replace_lost(self) -> None:
+        """Starts what is due, takes in what has started; waits if there is nothing else to step."""
+        while True:
+            for index, worker in enumerate(self._workers):
+                if not worker.alive and not self._mender.seconds(index):
+                    worker.start()
+                elif worker.alive and not worker.ready:
+                    try:
+                        if worker.await_ready(0.0):
+                            self._mender.rebuilt(index, step=self._step_count)
+                    except ExperimentError as error:
+                        self._lose(index, error)
+            if any(worker.ready for worker in self._workers):
+                return
+            starting = [worker.connection for worker in self._workers if worker.alive]
+            wait(starting, 0.5) if starting else time.sleep(0.01)
+
+    def _lose(self, index: int, error: ExperimentError) -> None:
+        worker = self._workers[index]
+        worker.kill()
+        self._needs_reset[index] = True
+        self._repeat(worker)
+        self._mender.failed(index, error, step=self._step_count, final=worker.gave_up)
+        self.faults, self.fault = self.faults + 1, self._mender.fault
+
+    def _repeat(self, worker: _Worker) -> None:
+        """The rows of a worker that is not there show what they showed last, and are over."""
+        games, now, before = worker.task.games, self._turn, 1 - self._turn
+        nest.map(
+            lambda new, old: new.__setitem__(games, old[games]), *(self._views.observations[n] for n in (now, before))
+        )
+        for column, value in zip(self._views.results, (0.0, False, True), strict=True):
+            column[games] = value
+
+    @contextlib.contextmanager
+    def _closing_on_error(self) -> Any:
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
+
+
+@dataclasses.dataclass
+class _Views:
+    """Arrays in the shared memory."""
+
+    observations: tuple[nest.Tree, nest.Tree]  # [B, …] per leaf, used in turn
+    actions: nest.Tree  # [B, …] per leaf
+    results: tuple[np.ndarray, np.ndarray, np.ndarray]  # rewards, terminated, truncated: [B]
+
+
+class _Layout:
+    """Where which array lies in the shared memory; the same in every process."""
+
+    def __init__(self, observations: nest.Tree, actions: nest.Tree, num_games: int) -> None:
+        results = tuple(Array((num_games,), np.dtype(kind)) for kind in (np.float32, bool, bool))
+        self._spec = (observations, observations, actions, results)
+        self.bytes = sum(_room(leaf) for leaf in nest.leaves(self._spec)) or 1
+
+    def views(self, memory: Any) -> _Views:
+        start = 0
+
+        def view(leaf: Array) -> np.ndarray:
+            nonlocal start
+            array = np.frombuffer(memory, leaf.dtype, int(np.prod(leaf.shape)), start).reshape(leaf.shape)
+            start += _room(leaf)
+            return array
+
+        one, other, actions, results = nest.map(view, self._spec)
+        return _Views((one, other), actions, results)
+
+
+def _room(leaf: Array) -> int:
+    return -(-int(np.prod(leaf.shape)) * leaf.dtype.itemsize // ALIGNED) * ALIGNED
+
+
+@dataclasses.dataclass
+class _Task:
+    """What a worker has to do."""
+
+    make: Callable[[int], Pool]
+    games: slice
+    layout: _Layout
+    memory: int | None
+
+
+class _Worker:
+    """A worker process, seen from the player's side."""
+
+    def __init__(self, context: Any, task: _Task, shared: Any) -> None:
+        self.task = task
+        self.alive = self.ready = self.gave_up = False
+        self._context, self._shared = context, shared
+        self._process: Any = None
+        self.connection: Connection
+        self._began = 0.0
+        file, name = tempfile.mkstemp(prefix="tinyverse-worker-")
+        os.close(file)  # an open one could not be opened again on Windows
+        self._last_words = Path(name)
+
+    def start(self) -> None:
+        self.connection, theirs = self._context.Pipe()
+        self._process = self._context.Process(
+            target=_work, args=(self.task, self._shared, theirs, self._last_words), daemon=True
+        )
+        try:
+            self._process.start()
+        except Exception as error:
+            raise ExperimentError(
+                f"a worker process cannot be started: {error}. What makes its games must be a module's own function."
+            ) from error
+        theirs.close()
+        self.alive, self.ready, self.gave_up, self._began = True, False, False, time.monotonic()
+
+    def await_ready(self, seconds: float) -> bool:
+        """Whether its games are built; waits so long for it."""
+        if not self.connection.poll(seconds):
+            if time.monotonic() - self._began < START_SECONDS:
+                return False
+            raise ExperimentError(f"{self} has not built its games in {START_SECONDS:.0f} s.")
+        self._receive()
+        self.ready = True
+        return True
+
+    def order(self, what: bytes, buffer: int, seed: int = 0) -> None:
+        with contextlib.suppress(OSError):  # it is dead: whoever waits for its answer will see
+            self.connection.send_bytes(ORDER.pack(what, buffer, seed))
+
+    def answer(self, seconds: float | None) -> str:
+        """Waits until an order is carried out; returns the traceback of a game that failed meanwhile, or nothing."""
+        if not self.connection.poll(seconds):
+            raise ExperimentError(f"{self} has not answered in time and is killed (--step-timeout).{self._stack()}")
+        return self._receive()
+
+    def _receive(self) -> str:
+        try:
+            text = self.connection.recv_bytes().decode()
+        except (EOFError, OSError):
+            self._process.join(5.0)
+            code = self._process.exitcode
+            how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
+            raise ExperimentError(f"{self} {how}.{self._words()}") from None
+        if text.startswith("!"):
+            self.gave_up = text.startswith("!!")
+            raise ExperimentError(f"{self}:\n{text.lstrip('!')}")
+        return text
+
+    def _stack(self) -> str:
+        """Where it hangs, as its faulthandler writes it; it answers even while C code runs. On Windows nobody knows."""
+        if hasattr(faulthandler, "register"):
+            with contextlib.suppress(OSError):
+                os.kill(self._process.pid, signal.SIGUSR2)
+                time.sleep(0.1)
+        return self._words()
+
+    def _words(self) -> str:
+        text = self._last_words.read_text(encoding="utf-8", errors="replace").strip()
+        return "\n" + text if text else ""
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.join(5.0)
+            self.connection.close()
+        self.alive = self.ready = False
+
+    def close(self) -> None:
+        """Lets it close its games; kills it if that takes 2 seconds."""
+        if self.alive:
+            self.order(b"C", 0)
+            self._process.join(2.0)
+            self.kill()
+        with contextlib.suppress(OSError):  # Windows keeps what a process that still ends has open
+            self._last_words.unlink(missing_ok=True)
+
+    def __str__(self) -> str:
+        games = self.task.games
+        names = f"game {games.start}" if games.stop - games.start == 1 else f"games {games.start} to {games.stop - 1}"
+        return f"the worker of {names} (pid {self._process.pid})"
+
+
+def _work(task: _Task, shared: Any, connection: Connection, last_words: Path) -> None:
+    """A worker process, from beginning to end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the player ends its workers
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    file = last_words.open("w", encoding="utf-8")
+    faulthandler.enable(file)
+    if hasattr(faulthandler, "register"):
+        faulthandler.register(signal.SIGUSR2, file)
+    try:
+        pool = _built(task)
+        connection.send_bytes(b"")
+    except Exception:
+        _say_last(connection, "!")
+    else:
+        try:
+            _serve(task, pool, task.layout.views(shared), connection)
+        except Exception:
+            _say_last(connection, "!!")  # the pool has mended what it could
+        pool.close()
+
+
+def _say_last(connection: Connection, mark: str) -> None:
+    with contextlib.suppress(OSError):
+        connection.send_bytes(f"{mark}{traceback.format_exc().rstrip()}".encode())
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _built(task: _Task) -> Pool:
+    games = task.games.stop - task.games.start
+    pool = task.make(games)
+    if pool.num_games != games:
+        raise ExperimentError(
+            f"a worker has {counted(games, 'game')}, its pool has {pool.num_games}. Choose -b and --workers so that they fit."
+        )
+    return pool
+
+
+def _serve(task: _Task, pool: Pool, views: _Views, connection: Connection) -> None:
+    games, faults, count = task.games, 0, 0
+    results: list[Any]
+    while True:
+        try:
+            what, buffer, seed = ORDER.unpack(connection.recv_bytes())
+        except (EOFError, OSError):
+            return
+        if what == b"C":
+            return
+        if what == b"R":
+            observations, results = pool.reset(seed), [0.0, False, False]
+        else:
+            # copies: a game may keep its actions, and these are overwritten
+            observations, *results = pool.step(nest.map(lambda leaf: np.array(leaf[games]), views.actions))[:4]
+        nest.map(lambda shared, leaf: shared.__setitem__(games, leaf), views.observations[buffer], observations)
+        for column, values in zip(views.results, results, strict=True):
+            column[games] = values
+        count += 1
+        if task.memory is not None and count % LOOK_EVERY == 0 and (size := _resident()) > task.memory:
+            words = f"it has grown to {size >> 20} MiB, and may have {task.memory >> 20} (--worker-memory)."
+            connection.send_bytes(f"!{words}".encode())
+            return
+        connection.send_bytes(pool.fault.encode() if pool.faults > faults else b"")
+        faults = pool.faults
+
+
+def knows_size() -> bool:
+    """Whether a worker can tell how large it is: only Linux says it."""
+    return _resident() > 0
+
+
+def _resident() -> int:
+    """Bytes of this process in memory; 0 where /proc does not say (`knows_size`)."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0

@@ -1,0 +1,88 @@
+"""Rebuilt: games that live and fail together, as in a native vector environment, are built anew together."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+import numpy as np
+
+from tinyverse.core import nest
+from tinyverse.envs.pool import Pool, Step, as_int
+from tinyverse.envs.restarts import Mender
+
+
+class RebuiltPool(Pool):
+    """A pool, and another like it whenever one raises: the episodes of all its games end as truncated (`mending`).
+
+    Args:
+        make: gives the next pool.
+    """
+
+    def __init__(self, pool: Pool, make: Callable[[], Pool]) -> None:
+        self._pool: Pool | None = pool  # None: to be built anew
+        self._make = make
+        self.num_games, self.realtime = pool.num_games, pool.realtime
+        self.observation_space, self.action_space = pool.observation_space, pool.action_space
+        self._mender, self._step_count = Mender(1, "pool"), 0
+        self._seeds = np.random.SeedSequence()
+        self._failure: Exception | None = None  # of the first half of a step
+
+    def reset(self, seed: int | None = None) -> nest.Tree:
+        self._seeds, self._failure = np.random.SeedSequence(seed), None
+        while True:
+            try:
+                if self._pool is None:
+                    self._pool = self._make()
+                self._last = self._pool.reset(seed)
+                return self._last
+            except Exception as error:
+                self._lose(error)
+                self._mender.wait([0])
+
+    def step(self, actions: nest.Tree) -> Step:
+        self.send(actions)
+        return self.receive()
+
+    def send(self, actions: nest.Tree) -> None:
+        if self._pool is not None:
+            try:
+                self._pool.send(actions)
+            except Exception as error:
+                self._failure = error
+
+    def receive(self) -> Step:
+        self._step_count += 1
+        try:
+            step = self._begun_anew() if self._pool is None else self._received(self._pool)
+        except Exception as error:
+            self._lose(error)
+            everybody = np.ones(self.num_games, bool)  # their rows show what they showed last
+            return Step(self._last, np.zeros(self.num_games, np.float32), ~everybody, everybody)
+        self._last = step.observations
+        return step
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.close()
+
+    def _received(self, pool: Pool) -> Step:
+        if self._failure is not None:
+            raise self._failure
+        return pool.receive()
+
+    def _begun_anew(self) -> Step:
+        self._mender.wait([0])
+        self._pool = self._make()
+        self._mender.rebuilt(0, step=self._step_count)
+        observations = self._pool.reset(as_int(self._seeds.spawn(1)[0]))
+        nobody = np.zeros(self.num_games, bool)
+        return Step(observations, np.zeros(self.num_games, np.float32), nobody, nobody.copy())
+
+    def _lose(self, error: Exception) -> None:
+        pool, self._pool, self._failure = self._pool, None, None
+        with contextlib.suppress(Exception):  # it is broken: what it says while it is closed helps nobody
+            if pool is not None:
+                pool.close()
+        self._mender.failed(0, error, step=self._step_count)
+        self.faults, self.fault = self._mender.faults, self._mender.fault

@@ -1,0 +1,136 @@
+"""Arrays: what the spaces of a game say of its observations and actions, and whether they are so.
+
+A tree shaped like a space has an `Array` (shape and dtype) at each leaf; observations are held against it, and actions
+are brought to it, so that whatever differs is named here and nowhere later.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+from tinyverse.core import nest
+from tinyverse.core.errors import ExperimentError, SpecError
+
+
+class Door:
+    """Brings actions [B, …] to the shape, dtype and bounds of a space."""
+
+    def __init__(self, space: Any, num_games: int) -> None:
+        self._spaces = nest.of_space(space, lambda leaf: leaf)
+        self._num_games = num_games
+        spec_of(space, ())
+
+    def arrays(self, actions: nest.Tree) -> nest.Tree:
+        """One array [B, …] per leaf, as a VectorEnv takes them."""
+        try:
+            return nest.map(self._leaf, self._spaces, actions)
+        except (LookupError, TypeError, ValueError) as error:
+            raise SpecError(
+                f"the agent's actions are not built like the action space {self._spaces}: {error!r}."
+            ) from None
+
+    def columns(self, actions: nest.Tree) -> nest.Tree:
+        """One sequence of B per leaf, whose elements single environments take: int for Discrete."""
+        return nest.map(
+            lambda space, leaf: leaf.tolist() if _is_discrete(space) else leaf, self._spaces, self.arrays(actions)
+        )
+
+    def _leaf(self, space: Any, actions: Any) -> np.ndarray:
+        array, shape = np.asarray(actions), (self._num_games, *space.shape)
+        if array.shape != shape or not np.can_cast(array.dtype, space.dtype, "same_kind"):
+            raise SpecError(
+                f"the agent's actions are {array.dtype}{list(array.shape)}, the games want {space.dtype}{list(shape)}."
+            )
+        if hasattr(space, "low") and hasattr(space, "high"):
+            array = np.clip(array, space.low, space.high)
+        return array.astype(space.dtype, copy=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Array:
+    """Shape and dtype of one leaf."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def __str__(self) -> str:
+        return f"{self.dtype}{list(self.shape)}"
+
+
+def spec_of(space: Any, batch: tuple[int, ...]) -> nest.Tree:
+    """The arrays of a space, with `batch` axes before them."""
+
+    def leaf(part: Any) -> Array:
+        dtype = getattr(part, "dtype", None)
+        if getattr(part, "shape", None) is None or dtype is None or np.dtype(dtype).kind not in "biuf":
+            raise ExperimentError(
+                f"{part} holds no arrays of numbers. Wrap the environment so that its spaces are Box, Discrete, Dict …"
+            )
+        return Array(batch + tuple(part.shape), np.dtype(dtype))
+
+    return nest.of_space(space, leaf)
+
+
+def blank(spec: nest.Tree, num_games: int) -> nest.Tree:
+    """Zeros [B, …] for the arrays […] of `spec`."""
+    return nest.map(lambda leaf: np.zeros((num_games, *leaf.shape), leaf.dtype), spec)
+
+
+def fit(spec: nest.Tree, observation: nest.Tree) -> nest.Tree:
+    """The observation as arrays; a SpecError if they differ from `spec`."""
+    try:
+        return nest.map(fit_leaf, spec, observation)
+    except (LookupError, TypeError, ValueError):
+        raise unlike(observation) from None
+
+
+def fit_leaf(wanted: Array, part: Any) -> np.ndarray:
+    array = np.asarray(part)
+    if array.shape == wanted.shape and array.dtype == wanted.dtype:
+        return array
+    if array.shape == wanted.shape and np.can_cast(array.dtype, wanted.dtype, "same_kind"):
+        return array.astype(wanted.dtype)  # float64 where float32 was declared: common, and harmless
+    got = Array(array.shape, array.dtype)
+    raise SpecError(f"the environment's observation is {got}, its observation_space is {wanted}. Change one of them.")
+
+
+def unlike(observation: nest.Tree) -> SpecError:
+    return SpecError(
+        f"the environment's observation is {article(observation)} that is not built like its observation_space: "
+        "wanted arrays, for a Dict a dict with its keys, for a Tuple a tuple of its length."
+    )
+
+
+def number_of(reward: Any) -> float:
+    if isinstance(reward, (float, int)) or not np.ndim(reward):
+        return float(reward)
+    raise SpecError(f"the environment's reward has shape {list(np.shape(reward))}, wanted one number. Return a float.")
+
+
+def floats_of(observations: nest.Tree) -> list[np.ndarray]:
+    """The leaves of floats, flat."""
+    return [leaf.reshape(-1) for leaf in nest.leaves(observations) if leaf.dtype.kind == "f"]
+
+
+def has_nan(floats: list[np.ndarray]) -> bool:
+    """A sum of squares is NaN only where a term is: one pass, and no array of answers."""
+    return any(math.isnan(leaf.dot(leaf)) for leaf in floats)
+
+
+def not_a_number(what: str) -> SpecError:
+    return SpecError(
+        f"the environment's {what} is not a number (NaN or infinite). A network that sees one never recovers."
+    )
+
+
+def _is_discrete(space: Any) -> bool:
+    return hasattr(space, "n") and space.shape == ()
+
+
+def article(thing: Any) -> str:
+    name = type(thing).__name__
+    return "None" if thing is None else f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"

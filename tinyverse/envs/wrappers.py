@@ -1,0 +1,348 @@
+"""Preprocess: observations and rewards as learning wants them, in small steps, each checked against what it is given.
+
+    env = preprocess(env, Grey(), Resize(84, 84), Divide(255), Flatten())
+    env = env if evaluation else shape_rewards(env, scale=0.1, clip=1.0)
+
+Both take a single environment or a Gymnasium vector environment. What can be done on the trainer's device is better done
+there: a `Window` in the network instead of `Frames` (sessions are k times smaller), NatureConv divides by 255 itself, and
+`ReturnScale` in the learner is saved with the run.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import cv2
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import VectorEnv, VectorWrapper
+from gymnasium.vector.utils import batch_space
+
+from tinyverse.core.errors import ExperimentError
+
+
+class Transform:
+    """One step from array to array. It never turns a larger number into a smaller one, so bounds pass like the rest."""
+
+    def __call__(self, array: np.ndarray) -> np.ndarray:
+        raise NotImplementedError(f"{type(self).__name__} must define __call__()")
+
+    def refuses(self, space: spaces.Box) -> str:
+        """What it wants instead of such observations; "" where it takes them."""
+        return ""
+
+    def bounds(self, space: spaces.Box) -> tuple[np.ndarray, np.ndarray]:
+        """The lowest and the highest array that can come out."""
+        return self(space.low), self(space.high)
+
+    def reset(self) -> None:
+        """An episode begins."""
+
+
+@dataclasses.dataclass
+class Cast(Transform):
+    """Another dtype; integers only if they can hold the bounds."""
+
+    dtype: Any
+
+    def __call__(self, array: np.ndarray) -> np.ndarray:
+        return array.astype(self.dtype)
+
+    def refuses(self, space: spaces.Box) -> str:
+        if np.dtype(self.dtype).kind == "f":
+            return ""
+        limits = np.iinfo(self.dtype)
+        fits = np.all(space.low >= limits.min) and np.all(space.high <= limits.max)
+        return "" if fits else f"bounds within {limits.min} … {limits.max}"
+
+
+@dataclasses.dataclass
+class Crop(Transform):
+    """The part that matters: `Crop(lambda image: image[34:194])`."""
+
+    part: Callable[[np.ndarray], np.ndarray]
+
+    def __call__(self, array: np.ndarray) -> np.ndarray:
+        return self.part(array)
+
+    def refuses(self, space: spaces.Box) -> str:
+        left = self.part(space.low)
+        return "" if left.size else f"that something is left; after crop it is {list(left.shape)}"
+
+
+class _ImageTransform(Transform):
+    def refuses(self, space: spaces.Box) -> str:
+        fits = space.dtype == np.uint8 and (len(space.shape) == 2 or space.shape[2:] in ((1,), (3,)))
+        return "" if fits else "images, a Box of uint8 [H, W], [H, W, 1] or [H, W, 3]"
+
+
+@dataclasses.dataclass
+class Grey(_ImageTransform):
+    """[H, W] of [H, W, 3] by the luma of ITU-R BT.601; what has one channel loses only its last axis."""
+
+    def __call__(self, array: np.ndarray) -> np.ndarray:
+        if array.ndim == 2:
+            return array
+        return array[:, :, 0] if array.shape[2] == 1 else cv2.cvtColor(_contiguous(array), cv2.COLOR_RGB2GRAY)
+
+
+@dataclasses.dataclass
+class Resize(_ImageTransform):
+    """Another size; a smaller image averages areas."""
+
+    height: int
+    width: int
+
+    def __call__(self, array: np.ndarray) -> np.ndarray:
+        resized = cv2.resize(_contiguous(array), (self.width, self.height), interpolation=cv2.INTER_AREA)
+        return resized.reshape(self.height, self.width, *array.shape[2:])
+
+
+@dataclasses.dataclass
+class ChannelsFirst(_ImageTransform):
+    """[C, H, W] as convolutions want it, of [H, W, C]; [1, H, W] of [H, W]."""
+
+    def __call__(self, array: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(np.moveaxis(np.atleast_3d(array), -1, 0))
+
+
+@dataclasses.dataclass
+class Divide(Transform):
+    """Floats, divided by a number above 0."""
+
+    by: float
+    dtype: Any = np.float32
+
+    def __call__(self, array: np.ndarray) -> np.ndarray:
+        return array.astype(self.dtype) / np.dtype(self.dtype).type(self.by)
+
+    def refuses(self, space: spaces.Box) -> str:
+        return "" if self.by > 0 else "a number above 0 to divide by"
+
+
+@dataclasses.dataclass
+class Frames(Transform):
+    """[k, …]: the newest `k` observations, the newest last; zeros before the episode's beginning."""
+
+    k: int
+    _past: np.ndarray | None = dataclasses.field(default=None, init=False, repr=False)
+
+    def __call__(self, array: np.ndarray) -> np.ndarray:
+        if self._past is None:
+            self._past = np.zeros((self.k, *array.shape), array.dtype)
+        self._past = np.concatenate([self._past[1:], array[None]])
+        return self._past
+
+    def refuses(self, space: spaces.Box) -> str:
+        return "" if self.k > 0 else "k of 1 or more"
+
+    def bounds(self, space: spaces.Box) -> tuple[np.ndarray, np.ndarray]:
+        low, high = (np.stack([bound] * self.k) for bound in (space.low, space.high))
+        return np.minimum(low, 0), np.maximum(high, 0)
+
+    def reset(self) -> None:
+        self._past = None
+
+
+@dataclasses.dataclass
+class Flatten(Transform):
+    """[D] of any shape."""
+
+    def __call__(self, array: np.ndarray) -> np.ndarray:
+        return array.reshape(-1)
+
+
+def preprocess(env: Any, *steps: Transform) -> Any:
+    """The environment with every observation taken through `steps`, in order.
+
+    Args:
+        env: a gymnasium.Env or a VectorEnv whose observations are a Box.
+    Raises:
+        ExperimentError: a step cannot take what the one before gives; both are named.
+    """
+    return (_PreprocessVector if isinstance(env, VectorEnv) else Preprocess)(env, *steps)
+
+
+class _Pipeline:
+    """The steps of one game, with what they remember."""
+
+    def __init__(self, space: Any, steps: Sequence[Transform]) -> None:
+        self.steps = copy.deepcopy(steps)
+        for number, step in enumerate(self.steps, 1):
+            space = _after(space, step, number)
+        self.space = space
+
+    def __call__(self, array: np.ndarray, begins: bool) -> np.ndarray:
+        for step in self.steps:
+            if begins:
+                step.reset()
+            array = step(array)
+        return array
+
+
+def _after(space: Any, step: Transform, number: int) -> spaces.Box:
+    wanted = step.refuses(space) if isinstance(space, spaces.Box) else "numbers or an image, a Box"
+    if wanted:
+        raise ExperimentError(f"step {number} of preprocessing, {step}, got observations {space}, wanted {wanted}.")
+    low, high = step.bounds(space)
+    return spaces.Box(low, high, dtype=low.dtype.type)
+
+
+class Preprocess(gymnasium.ObservationWrapper):
+    """A single environment behind the steps; see `preprocess`."""
+
+    def __init__(self, env: gymnasium.Env, *steps: Transform) -> None:
+        super().__init__(env)
+        self._pipeline, self._begins = _Pipeline(env.observation_space, steps), True
+        self.observation_space = self._pipeline.space
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        self._begins = True
+        return super().reset(seed=seed, options=options)
+
+    def observation(self, observation: np.ndarray) -> np.ndarray:
+        begins, self._begins = self._begins, False
+        return self._pipeline(np.asarray(observation), begins)
+
+
+class PreprocessImage(Preprocess):
+    """Observations become [height, width] grey images, or [3, height, width] in colour: the usual steps in one.
+
+    Args:
+        env: its observations are [H, W], [H, W, 1] or [H, W, 3] uint8 images.
+        crop: takes the image as the environment gives it, returns the part that matters: `lambda image: image[34:194]`.
+        dtype: np.uint8 keeps 0 … 255; a float dtype gives 0 … 1.
+    Raises:
+        ExperimentError: the observation is no such image, or nothing is left of it after `crop`.
+    """
+
+    def __init__(
+        self,
+        env: gymnasium.Env,
+        height: int = 64,
+        width: int = 64,
+        grayscale: bool = True,
+        crop: Callable[[np.ndarray], np.ndarray] = lambda image: image,
+        dtype: Any = np.uint8,
+    ) -> None:
+        if np.dtype(dtype) != np.uint8 and np.dtype(dtype).kind != "f":
+            raise ExperimentError(f"PreprocessImage gives uint8 or floats, not {np.dtype(dtype)}.")
+        steps = [Crop(crop), *([Grey()] if grayscale else []), Resize(height, width)]
+        steps += [] if grayscale else [ChannelsFirst()]
+        super().__init__(env, *steps, *([] if np.dtype(dtype) == np.uint8 else [Divide(255, dtype)]))
+
+
+class _PreprocessVector(VectorWrapper):
+    """A vector environment behind the steps, of which every game has its own; NEXT_STEP and DISABLED resets."""
+
+    def __init__(self, env: VectorEnv, *steps: Transform) -> None:
+        super().__init__(env)
+        self._pipelines = [_Pipeline(env.single_observation_space, steps) for _ in range(env.num_envs)]
+        self.single_observation_space = self._pipelines[0].space
+        self.observation_space = batch_space(self.single_observation_space, env.num_envs)
+        self._begins = np.ones(env.num_envs, bool)
+        self._seen = np.zeros((env.num_envs, *self._pipelines[0].space.shape), self._pipelines[0].space.dtype)
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        observations, info = self.env.reset(seed=seed, options=options)
+        which = np.asarray((options or {}).get("reset_mask", np.ones(self.env.num_envs, bool)))
+        self._begins |= which
+        return self._observe(observations, which), info
+
+    def step(self, actions: Any) -> tuple[Any, ...]:
+        observations, rewards, terminated, truncated, info = self.env.step(actions)
+        observations = self._observe(observations, np.ones(self.env.num_envs, bool))
+        self._begins = np.asarray(terminated) | np.asarray(truncated)
+        return observations, rewards, terminated, truncated, info
+
+    def _observe(self, observations: np.ndarray, which: np.ndarray) -> np.ndarray:
+        for game in np.flatnonzero(which):
+            self._seen[game] = self._pipelines[game](observations[game], bool(self._begins[game]))
+            self._begins[game] = False
+        return self._seen.copy()
+
+
+def shape_rewards(env: Any, *, normalize: float | None = None, scale: float = 1.0, clip: float | None = None) -> Any:
+    """The environment with rewards divided by their running deviation, then scaled, then clipped to ± `clip`.
+
+    For learning only: `make_env(evaluation=True)` should give the game's own. `play/return` counts shaped rewards.
+
+    Args:
+        env: a gymnasium.Env or a VectorEnv.
+        normalize: γ; divides by the deviation of all discounted sums Σ γ^k r_{t−k} so far (Engstrom et al. 2020, section
+            3). Every player finds its own and forgets it when it ends; `ReturnScale` in a learner does neither.
+    """
+    shape = _Rewards(getattr(env, "num_envs", 1) if isinstance(env, VectorEnv) else 1, normalize, scale, clip)
+    return (_ShapeVector if isinstance(env, VectorEnv) else _ShapeSingle)(env, shape)
+
+
+class _Rewards:
+    """Shapes the rewards [n] of n games; the row after an end is a reset and counts nowhere."""
+
+    def __init__(self, games: int, discount: float | None, scale: float, clip: float | None) -> None:
+        self._discount, self._scale = discount, scale
+        self._clip = np.inf if clip is None else clip
+        self._sums, self.resetting = np.zeros(games), np.zeros(games, bool)
+        self._count, self._mean, self._squares = 0, 0.0, 0.0
+
+    def __call__(self, rewards: np.ndarray, ended: np.ndarray) -> np.ndarray:
+        rewards = np.asarray(rewards, float)
+        if self._discount is not None:
+            self._sums = np.where(self.resetting, 0.0, self._discount * self._sums + rewards)
+            self._see(self._sums[~self.resetting])
+            variance = self._squares / max(self._count, 1)
+            rewards = rewards / np.sqrt(variance if variance > 1e-8 else 1.0)
+            self._sums[ended] = 0.0
+        return np.clip(self._scale * rewards, -self._clip, self._clip)
+
+    def begin(self, which: np.ndarray | bool = True) -> None:
+        """New episodes, in some games or all."""
+        self._sums[which], self.resetting[which] = 0.0, False
+
+    def _see(self, sums: np.ndarray) -> None:
+        for number in sums:  # Welford 1962
+            self._count += 1
+            delta = number - self._mean
+            self._mean += delta / self._count
+            self._squares += delta * (number - self._mean)
+
+
+class _ShapeSingle(gymnasium.Wrapper):
+    def __init__(self, env: gymnasium.Env, shape: _Rewards) -> None:
+        super().__init__(env)
+        self._shape = shape
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        self._shape.begin()
+        return self.env.reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> Any:
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        ended = np.array([terminated or truncated])
+        return observation, float(self._shape(np.array([reward]), ended)[0]), terminated, truncated, info
+
+
+class _ShapeVector(VectorWrapper):
+    def __init__(self, env: VectorEnv, shape: _Rewards) -> None:
+        super().__init__(env)
+        self._shape = shape
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        self._shape.begin((options or {}).get("reset_mask", True))
+        return self.env.reset(seed=seed, options=options)
+
+    def step(self, actions: Any) -> tuple[Any, ...]:
+        observations, rewards, terminated, truncated, info = self.env.step(actions)
+        ended = np.asarray(terminated) | np.asarray(truncated)
+        shaped = self._shape(rewards, ended)
+        self._shape.resetting = ended
+        return observations, shaped, terminated, truncated, info
+
+
+def _contiguous(array: np.ndarray) -> np.ndarray:
+    """As OpenCV wants it."""
+    return cast(np.ndarray, np.ascontiguousarray(array))

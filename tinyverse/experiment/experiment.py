@@ -1,0 +1,185 @@
+"""Experiment: what to play and how to learn, written by the user in one module.
+
+    def make_experiment(env_id="CartPole-v1", learning_rate=1e-3) -> Experiment: ...
+
+The signature of `make_experiment` is the configuration: `-o learning_rate=3e-4` sets it, converted to the default's
+type, and the resolved settings are published with the run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import itertools
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import gymnasium
+
+from tinyverse.agents.agent import Agent
+from tinyverse.algorithms.learner import Learner, learner_of
+from tinyverse.core.errors import ExperimentError
+from tinyverse.core.session import SessionSpec
+from tinyverse.envs.factory import pool_of
+from tinyverse.envs.pool import Pool
+from tinyverse.replay.samplers import Sampler
+
+
+class Experiment:
+    """Everything of yours that tinyverse calls. Give the parts as arguments, or override them in a subclass.
+
+    make_env(evaluation=False)      one environment; further arguments `render_mode` are passed if it takes them
+    make_pool(num_games)            instead of it, or beside it: a native vector environment for playing; the arguments
+                                    `num_threads`, cores to step on (`play --cores`), and `seed`, for environments that
+                                    are seeded when they are built (envpool), are passed if it takes them
+    make_agent(observation_space, action_space)     an Agent
+    keys                            for `play --human`: {"left": 0, "right+space": 3, …, "": what no key means}; keys by
+                                    pygame's names, actions as the environment takes them
+    make_learner(agent)             a Learner; or train_step(agent, batch) -> metrics, which gets one around it
+
+    and how data is used: unroll_length, sampler, and with a command-line option each that overrides them
+    batch, games, buffer_size, reuse, max_lag, min_sessions, publish_every, precision
+    """
+
+    unroll_length: int = 20
+    batch: int = 10  # sessions per update
+    games: int = 1  # games that one player steps at once
+    buffer_size: int = 5000  # sessions kept
+    sampler: str | Sampler = "fresh"
+    reuse: float | None = None  # deliveries per session; None: as fast as the trainer can (Fresh: 1)
+    max_lag: int | None = None  # in updates
+    min_sessions: int = 0
+    publish_every: int = 10  # updates between two publications
+    precision: str = "fp32"  # or "bf16", or "auto": bf16 where the device multiplies it itself
+    frame_skip: int = 1  # environment frames per step, for display only
+    keys: Mapping[str, Any] | None = None  # None: those the environment names (`get_keys_to_action`)
+    realtime: bool = False  # the environment's clock does not wait for the trainer
+
+    make_pool: Callable[[int], Any] | None = None
+    train_step: Callable[[Agent, Any], Mapping[str, Any]] | None = None
+
+    def __init__(self, **parts: Any) -> None:
+        for name, part in parts.items():
+            if name.startswith("_") or not hasattr(Experiment, name):
+                known = [word for word in vars(Experiment) | Experiment.__annotations__ if not word.startswith("_")]
+                raise ExperimentError(f"Experiment has no part {name!r}; it has {', '.join(sorted(known))}.")
+            if not callable(part) and (name.startswith("make_") or name == "train_step"):
+                raise ExperimentError(f"{name} is {part!r}, wanted a function.")
+            setattr(self, name, part)
+        self._spaces: tuple[Any, Any] | None = None
+
+    def make_env(self, evaluation: bool = False) -> Any:
+        raise ExperimentError(
+            "the experiment gives no environment: pass make_env=… or make_pool=… to Experiment, or override it."
+        )
+
+    def make_agent(self, observation_space: Any, action_space: Any) -> Agent:
+        raise ExperimentError("the experiment gives no agent: pass make_agent=… to Experiment, or override it.")
+
+    def make_learner(self, agent: Agent) -> Learner:
+        if self.train_step is None:
+            raise ExperimentError(
+                "the experiment cannot learn: pass make_learner=… or train_step=… to Experiment, or override one."
+            )
+        return learner_of(self.train_step, agent)
+
+    # what the rest of the program calls; nothing below is meant to be overridden
+
+    def check(self) -> None:
+        """Raises ExperimentError where a number that counts something is none, or less than 1."""
+        for name in ("unroll_length", "batch", "games", "buffer_size", "publish_every", "frame_skip"):
+            count = getattr(self, name)
+            if not isinstance(count, int) or count < 1:
+                raise ExperimentError(f"the experiment's {name} is {count!r}, wanted a whole number of at least 1.")
+
+    def env(self, evaluation: bool = False, render_mode: str | None = None) -> Any:
+        """One environment; arguments that the user's `make_env` does not take are not passed."""
+        with _readable():
+            return _call_with(self.make_env, evaluation=evaluation, render_mode=render_mode)
+
+    def pool(self, num_games: int, cores: int = 1, *, seed: int | None = None, mend: bool = False) -> Pool:
+        """`num_games` games for playing, stepped on so many cores where they can; with `mend`, what fails is built anew."""
+        seeds = itertools.count(secrets.randbits(30) if seed is None else seed % (1 << 30))
+        make_pool: Callable[..., Any] | None = self.make_pool
+        if make_pool is not None and _takes(make_pool, "num_threads"):
+            make_pool = functools.partial(make_pool, num_threads=cores)
+        takes_seed = make_pool is not None and _takes(make_pool, "seed")
+
+        def make() -> Any:
+            assert make_pool is not None
+            seeded = functools.partial(make_pool, seed=next(seeds)) if takes_seed else make_pool
+            with _readable():
+                return _call("make_pool", seeded, num_games=num_games)
+
+        made, remake = (self.env, None) if make_pool is None else (make(), make)
+        pool = pool_of(made, num_games, realtime=self.realtime, mend=mend, remake=remake)
+        self._spaces = (pool.observation_space, pool.action_space)
+        return pool
+
+    def spaces(self) -> tuple[Any, Any]:
+        """(observation space, action space) of one game; builds an environment for a moment if need be."""
+        if self._spaces is None:
+            self.pool(1).close()
+        assert self._spaces is not None
+        return self._spaces
+
+    def agent(self) -> Agent:
+        """A new agent, checked."""
+        observation_space, action_space = self.spaces()
+        agent = _call("make_agent", self.make_agent, observation_space=observation_space, action_space=action_space)
+        if not callable(getattr(agent, "act", None)):
+            raise ExperimentError(
+                f"make_agent returned {type(agent).__name__}, wanted an Agent with act(observations, memory, first)."
+            )
+        return agent
+
+    def learner(self, agent: Agent) -> Learner:
+        """The learner of `agent`, checked."""
+        learner = _call("make_learner", self.make_learner, agent=agent)
+        if not callable(getattr(learner, "train_step", None)):
+            raise ExperimentError(
+                f"make_learner returned {type(learner).__name__}, wanted a Learner with train_step(batch)."
+            )
+        return learner
+
+    def spec(self, agent: Agent) -> SessionSpec:
+        """What the run's sessions look like."""
+        return SessionSpec.of(*self.spaces(), agent, self.unroll_length)
+
+
+def _call(name: str, function: Callable[..., Any], **arguments: Any) -> Any:
+    """Calls the user's function with positional arguments, which it must take."""
+    try:
+        inspect.signature(function).bind(*arguments.values())
+    except TypeError as error:
+        raise ExperimentError(
+            f"{name} is called as {name}({', '.join(arguments)}), which it does not take: {error}."
+        ) from None
+    except ValueError:  # a builtin, which has no signature
+        pass
+    return function(*arguments.values())
+
+
+def _takes(function: Callable[..., Any], name: str) -> bool:
+    try:
+        return name in inspect.signature(function).parameters
+    except ValueError:  # a builtin, which has no signature
+        return False
+
+
+@contextlib.contextmanager
+def _readable() -> Iterator[None]:
+    """What Gymnasium says of an id it does not know, or of a package it misses, is a sentence for the user already."""
+    try:
+        yield
+    except gymnasium.error.Error as error:
+        raise ExperimentError(f"make_env: {error}") from error
+
+
+def _call_with(function: Callable[..., Any], **arguments: Any) -> Any:
+    parameters = inspect.signature(function).parameters
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return function(**arguments)
+    return function(**{name: value for name, value in arguments.items() if name in parameters})

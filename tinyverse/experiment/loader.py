@@ -1,0 +1,195 @@
+"""Loader: from the words on the command line to an Experiment: finds the module, converts the settings.
+
+An experiment is a file, a dotted module, or the name of a packaged example. Errors inside it show its author's own
+traceback, from their first frame on.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import inspect
+import sys
+import sysconfig
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from tinyverse.core.errors import ExperimentError, SettingsError, TinyverseError, did_you_mean
+
+if TYPE_CHECKING:
+    from tinyverse.experiment.experiment import Experiment
+
+_WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+_PREFIX = "tinyverse_experiment_"  # of the names of modules loaded from files
+_OWN = Path(__file__).parent
+_LIBRARIES = [Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+
+
+def load_module(name: str) -> ModuleType:
+    """The module that `name` stands for.
+
+    Raises:
+        ExperimentError: there is none, it raised while it was imported, or it has no make_experiment.
+    """
+    path = Path(name)
+    if path.suffix == ".py":
+        if not path.is_file():
+            if path.stem not in examples() or path.parent != Path():
+                raise ExperimentError(f"there is no file {name}.{_hint(name)}")
+            print(f"tinyverse: there is no {name} here, so this is the packaged example of that name.", file=sys.stderr)
+            path = examples()[path.stem]
+        module = _guarded(lambda: _from_file(path), name)
+    elif name in examples():
+        module = _guarded(lambda: _from_file(examples()[name]), name)
+    elif _is_module(name):
+        module = _guarded(lambda: importlib.import_module(name), name)
+    else:
+        raise ExperimentError(f"{name} is no file, no module and no packaged example.{_hint(name)}")
+    if not callable(getattr(module, "make_experiment", None)):
+        raise ExperimentError(
+            f"{name} has no function make_experiment(); define one that returns a tinyverse.Experiment."
+        )
+    return module
+
+
+def is_experiment(name: str) -> bool:
+    """Whether `load_module` would find something of this name."""
+    return Path(name).is_file() or Path(name).stem in examples() or _is_module(name)
+
+
+def examples() -> dict[str, Path]:
+    """The packaged examples: name -> file."""
+    spec = importlib.util.find_spec("tinyverse_examples")
+    folders = spec.submodule_search_locations if spec else [str(Path(__file__).parent.parent / "examples")]
+    files = [file for folder in folders or [] for file in sorted(Path(folder).glob("*.py"))]
+    return {file.stem: file for file in files if file.stem != "__init__"}
+
+
+def defaults(module: ModuleType) -> dict[str, Any]:
+    """The settings of an experiment module: the arguments of make_experiment and their defaults."""
+    parameters = inspect.signature(module.make_experiment).parameters
+    for name, parameter in parameters.items():
+        if parameter.default is inspect.Parameter.empty:
+            raise ExperimentError(
+                f"make_experiment({name}) has no default; give every argument one: they are the settings."
+            )
+    return {name: parameter.default for name, parameter in parameters.items()}
+
+
+def resolve(module: ModuleType, given: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings: the defaults, replaced by the `given` ones, converted to the defaults' types.
+
+    Raises:
+        SettingsError: an unknown name, or a value that is not of its type.
+    """
+    settings = defaults(module)
+    for name, value in given.items():
+        if name not in settings:
+            hint = did_you_mean(name, settings)
+            raise SettingsError(f"there is no setting {name!r}.{hint} There are: {', '.join(settings) or 'none'}.")
+        settings[name] = _convert(name, value, settings[name])
+    return settings
+
+
+def resolve_given(module: ModuleType, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Only the given settings, checked and converted."""
+    settings = resolve(module, given)
+    return {name: settings[name] for name in given}
+
+
+def build(module: ModuleType, settings: Mapping[str, Any]) -> Experiment:
+    """Calls make_experiment and checks what it returns."""
+    from tinyverse.experiment.experiment import Experiment  # imports torch, which `info` and `plot` do without
+
+    name = module.__name__.removeprefix(_PREFIX).split(".")[-1]
+    experiment = _guarded(lambda: module.make_experiment(**settings), f"make_experiment of {name}")
+    if not isinstance(experiment, Experiment):
+        raise ExperimentError(f"make_experiment returned {type(experiment).__name__}, wanted a tinyverse.Experiment.")
+    experiment.check()
+    return experiment
+
+
+def is_ours(error: BaseException) -> bool:
+    """Whether no line of the user's code stands in the way from this package to where the exception was raised."""
+    return not any(map(_is_theirs, traceback.extract_tb(error.__traceback__)))
+
+
+def user_traceback(error: BaseException) -> str:
+    """The traceback from the user's first frame on; of an error in a library that they import, from its last frame."""
+    frames = traceback.extract_tb(error.__traceback__)
+    first = next((index for index, frame in enumerate(frames) if _is_theirs(frame)), len(frames) - 1)
+    return "".join(traceback.format_list(frames[first:]) + traceback.format_exception_only(error)).rstrip()
+
+
+def _is_theirs(frame: traceback.FrameSummary) -> bool:
+    """Whether it is a line of neither this package, nor Python, nor what is installed."""
+    path = Path(frame.filename)
+    return not frame.filename.startswith("<") and not any(path.is_relative_to(place) for place in (_OWN, *_LIBRARIES))
+
+
+def _convert(name: str, value: Any, default: Any) -> Any:
+    """`value`, text from the command line or a value from a file, as the type of `default`."""
+    kind = type(default)
+    if type(value) is kind and not isinstance(value, (tuple, list)):
+        return value
+    try:
+        if default is None:
+            return _literal(value) if isinstance(value, str) else value
+        if kind is bool:
+            return _WORDS[str(value).lower()]
+        if kind in (tuple, list):
+            parts = (
+                [part for part in value.strip("()[] ").split(",") if part.strip()] if isinstance(value, str) else value
+            )
+            return kind(_convert(name, part, default[0] if default else None) for part in parts)
+        if kind in (int, float, str) and isinstance(value, (str, int)):
+            return kind(value)
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise SettingsError(f"{name}={value} cannot be read as {kind.__name__}; its default is {default!r}.") from None
+
+
+def _literal(text: str) -> Any:
+    """The number, None, True or False that `text` spells; else `text` itself."""
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+    return value if value is None or isinstance(value, (bool, int, float)) else text
+
+
+def _guarded(load: Callable[[], Any], name: str) -> Any:
+    try:
+        return load()
+    except TinyverseError:
+        raise
+    except Exception as error:
+        raise ExperimentError(f"{name} raised {type(error).__name__}:\n{user_traceback(error)}") from error
+
+
+def _from_file(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"{_PREFIX}{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module.__name__] = module  # dataclasses look their module up by name
+    folder = str(path.parent.resolve())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)  # its own imports work as with `python file.py`
+    spec.loader.exec_module(module)
+    return module
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _hint(name: str) -> str:
+    here = [file.name for file in Path().glob("*.py")]
+    return did_you_mean(name, here + list(examples())) or f" The packaged examples are {', '.join(examples())}."

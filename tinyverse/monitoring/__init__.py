@@ -1,0 +1,1 @@
+"""Monitoring: what one can look at: status, metrics, plots, reports, the dashboard."""

@@ -1,0 +1,284 @@
+"""Page: one page that shows a run while it trains. It reads the database, runs/NAME and
+./records, and changes nothing.
+
+    /                 the page: static/index.html, its style and script, and uPlot 1.6.32 (MIT) to draw curves with
+    /history          the trainer's log so far, thinned, as columns
+    /events           what `info --json` says, as server-sent events, once a second
+    /game?player=ID   the newest steps of one of a player's games, with what its agent thought (page.games)
+    /film/NAME        a film of an evaluation
+
+Nothing is asked of a player: all of this has been in the database before. Needs the extra `page`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import ipaddress
+import itertools
+import json
+import math
+import re
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tinyverse.core.errors import ServerError, SettingsError, TinyverseError
+from tinyverse.database.base import LOG_KEPT, Database
+from tinyverse.database.position import BEGINNING, is_position
+from tinyverse.monitoring import status
+from tinyverse.monitoring.dashboard.games import Games
+from tinyverse.trainer.run_folder import RunFolder
+
+STATIC = Path(__file__).with_name("static")
+POINTS = 1000  # of a curve; more are not seen
+DRAWN = re.compile(
+    r"seconds|step|play/return(_low|_high)?|play/steps_per_second|train/updates_per_second|replay/lag|loss/.+"
+)
+SECONDS = 1.0  # between two looks at the database, however many people look at the page
+VIEWERS = 64  # connections at once
+HEADERS = {
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; media-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",  # an address may hold the token
+    "cross-origin-resource-policy": "same-origin",
+    "cache-control": "no-cache",
+}
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+def facts(database: Database, run: str, films: Path) -> dict[str, Any]:
+    """What `info --json` says, less the curve, which /history has; and the newest film of an evaluation."""
+    known = status.gather(database, run)
+    del known["curve"]
+    return known | {"film": _newest_film(run, films)}
+
+
+def history(database: Database, folder: RunFolder) -> dict[str, Any]:
+    """{"columns": a list per name that is drawn, None where a row has no number; "evaluations": rows}, oldest first.
+
+    What the database no longer knows, as its server came back empty, the run's folder does, where it is here. Steps only
+    grow: what was logged after the last checkpoint and before a kill is left out, for those steps were made again.
+    """
+    rows = database.metrics(LOG_KEPT)
+    begins = min((row["step"] for row in rows if "step" in row), default=math.inf)
+    rows = [row for row in folder.metrics() if row.get("step", begins) < begins] + rows
+    log = [row for row in rows if "eval/return" not in row and row.get("step") is not None]
+    fewest = list(itertools.accumulate((row["step"] for row in reversed(log)), min))[::-1]  # of a row and all after it
+    log = [row for row, least in zip(log, fewest, strict=True) if row["step"] <= least]
+    log = log[(len(log) - 1) % -(-len(log) // POINTS) :: -(-len(log) // POINTS)] if log else []  # ends with the newest
+    names = sorted({name for row in log for name in row if DRAWN.fullmatch(name)})
+    return {
+        "columns": {name: [row.get(name) for row in log] for name in names},
+        "evaluations": [row for row in rows if "eval/return" in row][-POINTS:],
+    }
+
+
+def application(
+    database: Database,
+    folder: RunFolder,
+    games: Games,
+    films: Path,
+    *,
+    token: str = "",
+    hosts: tuple[str, ...] = LOOPBACK,
+    closing: threading.Event | None = None,
+) -> Callable[..., Any]:
+    """The page as an ASGI application.
+
+    Args:
+        token: whoever does not show it is refused; "": nobody is asked, but the request must be meant for `hosts`.
+        hosts: names this machine is called by. Another name in the Host header is a web page elsewhere whose own name
+            was made to point here (DNS rebinding).
+        closing: once it is set, streams of events end.
+    """
+    from starlette.applications import Starlette
+    from starlette.concurrency import run_in_threadpool
+    from starlette.exceptions import HTTPException
+    from starlette.requests import Request
+    from starlette.responses import FileResponse, Response, StreamingResponse
+    from starlette.routing import Mount, Route
+    from starlette.staticfiles import StaticFiles
+
+    run = folder.path.name
+    newest = _Once(lambda: facts(database, run, films))
+
+    async def answer(ask: Callable[[], Any]) -> Response:
+        return Response(await run_in_threadpool(_said, ask), media_type="application/json")
+
+    async def get_history(request: Request) -> Response:
+        return await answer(lambda: history(database, folder))
+
+    async def get_game(request: Request) -> Response:
+        asked = request.query_params
+        seat = asked.get("game", "0")
+        if not re.fullmatch(r"\d{1,9}", seat) or not is_position(asked.get("after") or BEGINNING):
+            raise HTTPException(400, "game is a number from 0 on, after is the id of a session.")
+        return await answer(lambda: games.strip(asked.get("player", ""), int(seat), asked.get("after", "")))
+
+    async def get_film(request: Request) -> Response:
+        name = request.path_params["name"]
+        if not _film_of(run).fullmatch(name) or not (films / name).is_file():
+            raise HTTPException(404, f"there is no film {name}.")
+        return FileResponse(films / name, media_type="video/webm")
+
+    async def get_events(request: Request) -> Response:
+        async def events() -> AsyncIterator[str]:
+            while closing is None or not closing.is_set():
+                yield f"data: {await run_in_threadpool(_said, newest)}\n\n"
+                await asyncio.sleep(SECONDS)
+
+        return StreamingResponse(events(), media_type="text/event-stream")
+
+    routes = [
+        Route("/history", get_history),
+        Route("/events", get_events),
+        Route("/game", get_game),
+        Route("/film/{name}", get_film),
+        Mount("/", StaticFiles(directory=STATIC, html=True)),
+    ]
+    return _guarded(Starlette(routes=routes), token, hosts)
+
+
+@contextlib.contextmanager
+def served(make: Callable[[tuple[str, ...], threading.Event], Callable[..., Any]], listen: str) -> Iterator[str]:
+    """Serves what `make(hosts, closing)` returns on `listen` ("host:port") in a thread; yields its URL.
+
+    Raises:
+        SettingsError: `listen` is no host and port. ServerError: nobody can listen there.
+    """
+    import uvicorn
+
+    host, port = address(listen)
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listening = socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise ServerError(
+            f"nobody can listen on {listen}: {error.strerror or error}. Choose another place: --listen HOST:PORT."
+        ) from None
+    closing = threading.Event()
+    config = uvicorn.Config(
+        make((*LOOPBACK, host), closing), log_config=None, access_log=False, server_header=False, lifespan="off", ws="none",
+        timeout_graceful_shutdown=2, limit_concurrency=VIEWERS,
+    )  # fmt: skip
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, args=([listening],), name="page", daemon=True)
+    thread.start()
+    try:
+        yield f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}/"
+    finally:
+        closing.set()
+        server.should_exit = True
+        thread.join(10)
+        listening.close()
+
+
+def address(listen: str) -> tuple[str, int]:
+    """(host, port) of "host:port"; an IPv6 host stands in brackets."""
+    found = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]/\s]+):(\d{1,5})", listen)
+    if not found or int(found[2]) > 65535:
+        raise SettingsError(f"--listen {listen}: write it as HOST:PORT, for example 127.0.0.1:7080.")
+    return found[1].strip("[]"), int(found[2])
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server on `host`."""
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
+class _Once:
+    """One answer for all who ask within SECONDS."""
+
+    def __init__(self, ask: Callable[[], Any]) -> None:
+        self._ask, self._lock = ask, threading.Lock()
+        self._answer: Any = None
+        self._asked = -math.inf
+
+    def __call__(self) -> Any:
+        with self._lock:
+            if time.monotonic() - self._asked > SECONDS / 2:
+                self._answer, self._asked = self._ask(), time.monotonic()
+            return self._answer
+
+
+def _said(ask: Callable[[], Any]) -> str:
+    """The answer as JSON; what a person can mend as {"problem": a sentence}."""
+    try:
+        return json.dumps(_plain(ask()), allow_nan=False)
+    except TinyverseError as error:
+        return json.dumps({"problem": str(error)})
+
+
+def _plain(value: Any) -> Any:
+    """The same with None for what is no finite number: JSON has no words for it."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(name): _plain(part) for name, part in value.items()}
+    return [_plain(part) for part in value] if isinstance(value, (list, tuple)) else value
+
+
+def _film_of(run: str) -> re.Pattern[str]:
+    return re.compile(rf"{re.escape(run)}-v(\d+)\.webm")
+
+
+def _newest_film(run: str, films: Path) -> dict[str, Any] | None:
+    found = []
+    for path in films.glob("*.webm"):
+        if match := _film_of(run).fullmatch(path.name):
+            with contextlib.suppress(OSError):  # somebody tidies up
+                found.append((path.stat().st_mtime, int(match[1]), path.name))
+    return dict(zip(("seconds", "version", "name"), max(found), strict=True)) if found else None
+
+
+def _guarded(app: Callable[..., Any], token: str, hosts: tuple[str, ...]) -> Callable[..., Any]:
+    """The application behind its door: reads only, known hosts or the token only, HEADERS on every answer."""
+    from starlette.datastructures import MutableHeaders
+    from starlette.requests import Request
+    from starlette.responses import PlainTextResponse, RedirectResponse, Response
+
+    def refused(request: Request) -> Response | None:
+        if request.method not in ("GET", "HEAD"):
+            return PlainTextResponse("this page only shows.", 405, {"allow": "GET, HEAD"})
+        if not token:
+            host = request.headers.get("host", "")
+            if _without_port(host) not in hosts:
+                return PlainTextResponse(f"this page is not called {host[:100]!r}; open it as localhost.", 421)
+            return None
+        name = f"tinyverse-{(request.scope.get('server') or ('', 0))[1]}"  # a browser's cookies do not know ports
+        shown = request.query_params.get("token")
+        if shown is not None and _same(shown, token):
+            answer = RedirectResponse("/", 303)  # so that the token stays in no history
+            answer.set_cookie(name, token, httponly=True, samesite="strict")
+            return answer
+        bearer = request.headers.get("authorization", "").removeprefix("Bearer ")
+        if _same(request.cookies.get(name, ""), token) or _same(bearer, token):
+            return None
+        return PlainTextResponse("open this page by the address with ?token=… that `watch` printed.", 401)
+
+    async def guard(scope: Any, receive: Any, send: Any) -> None:
+        async def send_with_headers(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
+        await (refused(Request(scope)) or app)(scope, receive, send_with_headers)
+
+    return guard
+
+
+def _without_port(host: str) -> str:
+    return re.sub(r":\d*$", "", host.lower()).strip("[]")
+
+
+def _same(shown: str, token: str) -> bool:
+    """Compared in a time that does not tell how much of it was right."""
+    return hmac.compare_digest(shown.encode(), token.encode())

@@ -1,0 +1,141 @@
+"""Explain: what a run's numbers mean, in sentences: how long a wait will last, how learning goes, what holds all up."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tinyverse.core.errors import TinyverseError
+from tinyverse.core.session import SessionSpec
+from tinyverse.database.base import State
+
+PLAYS = ("play", "human")
+BARS = "▁▂▃▄▅▆▇█"
+CURVE = 40  # points of the sparkline, at most
+IDLE = 0.2  # share of its time from which on a side counts as waiting
+ADVICE = {
+    "environment": "the environment takes {share:.0%} of a step; add players",
+    "act": "acting takes {share:.0%} of a step; add players, or play --cores 2",
+}
+
+
+def more(
+    facts: Mapping[str, Any], state: State, meta: Mapping[str, str], metrics: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """What `monitor.gather` adds to its plain facts."""
+    workers = facts["workers"]
+    players = [worker for worker in workers if worker["role"] in PLAYS]
+    steps = sum(worker["steps_per_second"] for worker in players)
+    spec = _spec(meta)
+    per_second = steps / spec.length if spec else None
+    compression = spec.nbytes * facts["sessions"] / facts["bytes"] if spec and facts["bytes"] else None
+    curve = [
+        [row["step"], row["play/return"]] for row in metrics if row.get("play/return") is not None and "step" in row
+    ]
+    return {
+        "reuse_wanted": None if state.allowance is None else state.reuse,
+        "compression": compression,
+        "steps_per_second": steps,
+        "frames_per_second": sum(worker["steps_per_second"] * worker["frame_skip"] for worker in players),
+        "sessions_per_second": per_second,
+        "curve": curve,
+        "waits": {worker["id"]: sentence for worker in workers if (sentence := wait(worker, per_second))},
+        "bottleneck": bottleneck(facts),
+    }
+
+
+def lines(facts: Mapping[str, Any]) -> list[str]:
+    """The same for people; nothing of a run that does not exist."""
+    if not facts["epoch"]:
+        return []
+    said = [f"{facts['steps_per_second']:,.0f} steps/s, {facts['frames_per_second']:,.0f} frames/s"]
+    if len(facts["curve"]) > 1:
+        returns = [value for _, value in facts["curve"]]
+        said[0] += f"; return {sparkline(returns)} {returns[-1]:.4g}"
+    return [*said, *sorted(set(facts["waits"].values())), facts["bottleneck"]]
+
+
+def wait(worker: Mapping[str, Any], sessions_per_second: float | None) -> str:
+    """What a worker waits for and how long that will take, as a sentence; "" when it does not.
+
+    >>> wait({"role": "train", "waits_for": "312 of 500 sessions", "waits_seconds": 60}, 4.7)
+    'trainer waits: 312 of 500 sessions, since 60 s; about 40 s more at this rate'
+    """
+    if not worker["waits_for"]:
+        return ""
+    who = {"train": "trainer", "play": "player", "human": "person", "eval": "evaluator"}.get(
+        worker["role"], worker["role"]
+    )
+    said = f"{who} waits: {worker['waits_for']}, since {worker['waits_seconds']:.0f} s"
+    found = re.match(r"(\d+) of (\d+) sessions", worker["waits_for"]) or re.match(
+        r"()([\d,]+) more (new )?session", worker["waits_for"]
+    )
+    if found is None or not sessions_per_second:
+        return said
+    missing = int(found[2].replace(",", "")) - int(found[1] or 0)
+    return f"{said}; about {missing / sessions_per_second:.0f} s more at this rate"
+
+
+def bottleneck(facts: Mapping[str, Any]) -> str:
+    """One sentence on who holds the others up, and what would help."""
+    if not facts["epoch"]:
+        return "no trainer has created the run; start one"
+    trainers = [worker for worker in facts["workers"] if worker["role"] == "train"]
+    players = [worker for worker in facts["workers"] if worker["role"] in PLAYS]
+    if not trainers:
+        return "no trainer is at work; start one"
+    if not players:
+        return (
+            "no player is at work yet; start one, or wait for one that is starting"
+            if trainers[0]["waits_for"]
+            else "the trainer learns alone; nobody plays"
+        )
+    lost = [worker for worker in trainers + players if worker["waits_for"] == "the database"]
+    if lost:
+        return f"database: {lost[0]['role']} on {lost[0]['host']} waits for it; is the network or the server slow?"
+    shares = {name[5:]: share for name, share in facts["metrics"].items() if name.startswith("time/")}
+    trainer_idle = max(0.0, 1 - sum(shares.values())) if shares else float(bool(trainers[0]["waits_for"]))
+    player_idle = sum(map(_idle, players)) / len(players)
+    if max(trainer_idle, player_idle) < IDLE:
+        return "nobody waits long; more of everything would be faster"
+    if player_idle > trainer_idle:
+        update = f"an update takes {shares['update']:.0%} of its time; " if "update" in shares else ""
+        return f"trainer: {update}give it more threads, a GPU or bf16, or a smaller reuse"
+    stages: dict[str, float] = {}
+    for worker in players:
+        for name, share in worker["stages"].items():
+            stages[name] = stages.get(name, 0.0) + share
+    if not stages:
+        return "players: the trainer waits for them; add players"
+    name = max(stages, key=stages.__getitem__)
+    said = ADVICE.get(name, name + " takes {share:.0%} of a step; add players")
+    return "players: " + said.format(share=stages[name] / sum(stages.values()))
+
+
+def sparkline(values: Sequence[float], width: int = CURVE) -> str:
+    """A curve in one line; of many values, means of neighbours.
+
+    >>> sparkline([0, 1, 2, 3])
+    '▁▃▆█'
+    """
+    count = min(width, len(values))
+    cuts = [round(number * len(values) / count) for number in range(count + 1)]
+    means = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(cuts)]
+    least, span = min(means), max(means) - min(means)
+    return "".join(BARS[round((mean - least) / span * (len(BARS) - 1)) if span else 0] for mean in means)
+
+
+def _idle(worker: Mapping[str, Any]) -> float:
+    """The share of its time in which a player does nothing."""
+    if worker["waits_for"] and not worker["stages"]:
+        return 1.0
+    return max(0.0, 1 - sum(worker["stages"].values())) if worker["stages"] else 0.0
+
+
+def _spec(meta: Mapping[str, str]) -> SessionSpec | None:
+    try:
+        return SessionSpec.from_json(meta["spec"])
+    except (KeyError, TinyverseError):
+        return None

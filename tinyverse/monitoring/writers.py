@@ -1,0 +1,181 @@
+"""Writers: where a trainer's rows go beside metrics.jsonl: TensorBoard, Weights & Biases, MLflow, all with three methods.
+
+    write(row)          numbers by name, `step` among them; arrays become histograms where the place has them
+    film(name, path)    a .webm
+    close()
+
+What is not installed is said when training starts, not after the first interval.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import math
+import secrets
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from tinyverse.core.errors import SettingsError
+from tinyverse.trainer.run_folder import RunFolder
+
+logger = logging.getLogger(__name__)
+
+FILM_FRAMES = 300  # of a film shown by TensorBoard, as a GIF
+
+
+class Writer(Protocol):
+    """A place for rows and films. Losing it must not end training: callers catch what it raises."""
+
+    def write(self, row: Mapping[str, Any]) -> None: ...
+
+    def film(self, name: str, path: Path, step: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class TensorBoard:
+    """Curves, histograms and films in the run's folder: `tensorboard --logdir runs`."""
+
+    def __init__(self, folder: RunFolder, part: str = "") -> None:
+        from torch.utils.tensorboard import SummaryWriter  # half a second, for trainers only
+
+        self._events = SummaryWriter(str(folder.path / "tensorboard" / part))
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        for name, value in row.items():
+            if isinstance(value, np.ndarray):
+                if value.size:
+                    self._events.add_histogram(name, value, row["step"])
+            elif value is not None:
+                self._events.add_scalar(name, value, row["step"])
+
+    def film(self, name: str, path: Path, step: int) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        gif, (height, width) = _gif(path)
+        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=gif)
+        self._events._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
+
+    def flush(self) -> None:
+        self._events.flush()
+
+    def close(self) -> None:
+        self._events.close()
+
+
+class WandB:
+    """Weights & Biases; a run that goes on here goes on there. WANDB_MODE=offline writes to runs/NAME/wandb only."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        import wandb
+
+        self._wandb: Any = wandb  # typed where it is installed, and not alike in all versions
+        about = folder.settings()
+        identity = folder.path / "wandb-id"
+        if not identity.exists():
+            identity.write_text(secrets.token_hex(4))
+        self._run = wandb.init(
+            project=about.get("experiment", "tinyverse"), name=folder.path.name, config=about.get("settings", {}),
+            dir=str(folder.path), id=identity.read_text(), resume="allow",
+        )  # fmt: skip
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        histograms = {
+            name: self._wandb.Histogram(value)
+            for name, value in row.items()
+            if isinstance(value, np.ndarray) and value.size
+        }
+        self._run.log(_numbers(row) | histograms, step=int(row["step"]))
+
+    def film(self, name: str, path: Path, step: int) -> None:
+        self._run.log({name: self._wandb.Video(str(path), format="webm")}, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class MLflow:
+    """MLflow, at MLFLOW_TRACKING_URI; a run that goes on here goes on there. It has no histograms: the mean is logged."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        from mlflow import MlflowClient
+
+        about, identity = folder.settings(), folder.path / "mlflow-id"
+        self._client = MlflowClient()
+        if not identity.exists():
+            name = about.get("experiment", "tinyverse")
+            found = self._client.get_experiment_by_name(name)
+            number = found.experiment_id if found else self._client.create_experiment(name)
+            run = self._client.create_run(number, run_name=folder.path.name)
+            identity.write_text(run.info.run_id)
+            for setting, value in about.get("settings", {}).items():
+                self._client.log_param(run.info.run_id, setting, value)
+        self._run = identity.read_text()
+        self._client.update_run(self._run, status="RUNNING")
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        means = {
+            name: float(value.mean()) for name, value in row.items() if isinstance(value, np.ndarray) and value.size
+        }
+        for name, value in (_numbers(row) | means).items():
+            self._client.log_metric(self._run, name, value, step=int(row["step"]))
+
+    def film(self, name: str, path: Path, step: int) -> None:
+        self._client.log_artifact(self._run, str(path), name)
+
+    def close(self) -> None:
+        self._client.set_terminated(self._run)
+
+
+WRITERS: dict[str, Callable[[RunFolder], Writer]] = {"wandb": WandB, "mlflow": MLflow}
+
+
+def check_writer(name: str) -> None:
+    """Raises SettingsError where there is no writer of this name, or what it wants is not installed."""
+    if name not in WRITERS:
+        raise SettingsError(f"--track {name}: there are {', '.join(WRITERS)}.")
+    if importlib.util.find_spec(name) is None:
+        raise SettingsError(f"--track {name}: {name} is not installed: pip install 'tinyverse[{name}]'.")
+
+
+def open_writer(name: str, folder: RunFolder) -> Writer:
+    """The writer of this name.
+
+    Raises:
+        SettingsError: there is none, it is not installed, or it does not let us in.
+    """
+    check_writer(name)
+    try:
+        return WRITERS[name](folder)
+    except Exception as error:  # theirs, of any kind: no account, no network, another schema
+        raise SettingsError(
+            f"--track {name} cannot be used: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}."
+        ) from error
+
+
+def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in row.items() if isinstance(value, (int, float)) and math.isfinite(value)}
+
+
+def _gif(path: Path) -> tuple[bytes, tuple[int, int]]:
+    """The film's first frames as a GIF, and their (height, width)."""
+    import io
+
+    import cv2
+    from PIL import Image
+
+    film = cv2.VideoCapture(str(path))
+    frames: list[Any] = []
+    while len(frames) < FILM_FRAMES and (read := film.read())[0]:
+        frames.append(Image.fromarray(cv2.cvtColor(read[1], cv2.COLOR_BGR2RGB)))
+    milliseconds = 1000 / (film.get(cv2.CAP_PROP_FPS) or 30)
+    film.release()
+    if not frames:
+        raise SettingsError(f"{path} is no film that can be read.")
+    made = io.BytesIO()
+    frames[0].save(made, "GIF", save_all=True, append_images=frames[1:], duration=milliseconds, loop=0)
+    return made.getvalue(), (frames[0].height, frames[0].width)

@@ -1,0 +1,218 @@
+"""Evaluator: plays whole games with given weights, reports mean ± standard error, and films the first one.
+
+It uses `make_env(evaluation=True)`, so the reward is the game's own, whatever shaping training uses.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinyverse.agents.agent import Agent, Weights
+from tinyverse.core import nest
+from tinyverse.core.errors import ExperimentError, counted
+from tinyverse.core.system import set_threads
+from tinyverse.envs.factory import pool_of
+from tinyverse.envs.pool import Pool
+from tinyverse.envs.video import VideoWriter, picture
+from tinyverse.experiment.experiment import Experiment
+
+MAX_STEPS = 200_000  # of one game; a policy that loops for ever must not hang an evaluation
+SHORT_SECONDS = 5.0  # of film; after less than that it goes on with the next game
+
+
+@dataclasses.dataclass
+class Evaluation:
+    """What whole games gave."""
+
+    returns: list[float]
+    lengths: list[int]
+    version: int = -1
+    seconds: float = 0.0
+    video: Path | None = None
+    note: str = ""  # why there is no video
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.returns))
+
+    @property
+    def standard_error(self) -> float:
+        """Of the mean; NaN for a single game."""
+        return float(np.std(self.returns, ddof=1) / math.sqrt(len(self.returns))) if len(self.returns) > 1 else math.nan
+
+    def __str__(self) -> str:
+        error = "" if math.isnan(self.standard_error) else f" ± {self.standard_error:.2f}"
+        games, steps = counted(len(self.returns), "game"), counted(round(np.mean(self.lengths)), "step")
+        return f"mean return {self.mean:.2f}{error} over {games} of {steps} (version {self.version})"
+
+
+def evaluate(
+    experiment: Experiment,
+    agent: Agent,
+    *,
+    games: int = 1,
+    at_once: int = 1,
+    greedy: bool = False,
+    seed: int = 0,
+    video: Path | None = None,
+    render: bool = False,
+    on_game: Callable[[int, float], None] = lambda done, total: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Evaluation:
+    """Plays `games` whole games, `at_once` of them side by side, each seat the same number, so that short games do not
+    count more often than long ones.
+
+    Args:
+        video: where to write a film of the first game, and of more where it is short; None: none.
+        render: show the first game in a window, if the environment can.
+        on_game: called after each game with the number done and its return.
+        should_stop: asked before each step; the games that have ended by then are what is returned.
+    """
+    began, seats = time.monotonic(), max(1, min(at_once, games))
+    envs: list[Any] = []
+    pool = _pool(experiment, seats, envs, "human" if render else "rgb_array" if video else None)
+    seats = pool.num_games  # of several agents in one world there are always all
+    quota = [games // seats + (seat < games % seats) for seat in range(seats)]
+    returns: list[list[float]] = [[] for _ in quota]
+    lengths: list[list[int]] = [[] for _ in quota]
+    agent.seed(seed)
+    observations, memory = pool.reset(seed), agent.initial_memory(seats)
+    first, ended = np.ones(seats, bool), np.zeros(seats, bool)
+    total, length = np.zeros(seats), np.zeros(seats, np.int64)
+    with contextlib.ExitStack() as stack:
+        stack.callback(pool.close)
+        camera = stack.enter_context(_Camera(video, envs[0] if envs else None))
+        camera.shoot(observations)
+        while not should_stop() and any(len(done) < wanted for done, wanted in zip(returns, quota, strict=True)):
+            actions, memory, _ = agent.act(observations, memory, first, greedy)
+            step = pool.step(actions)
+            alive, first = ~ended, ended
+            observations, ended = step.observations, step.terminated | step.truncated
+            total, length = (total + step.rewards) * alive, (length + 1) * alive
+            camera.shoot(observations)
+            for seat in np.flatnonzero((ended & alive) | (length >= MAX_STEPS)):
+                if seat == 0:
+                    camera.cut()
+                if len(returns[seat]) < quota[seat]:
+                    returns[seat].append(float(total[seat]))
+                    lengths[seat].append(int(length[seat]))
+                    on_game(sum(map(len, returns)), float(total[seat]))
+                total[seat], length[seat] = 0.0, 0  # a game without end is cut, and counted once
+    return Evaluation(
+        sum(returns, []), sum(lengths, []), seconds=time.monotonic() - began, video=camera.path, note=camera.note
+    )  # fmt: skip
+
+
+def evaluate_in_processes(
+    make: Callable[[], Experiment],
+    weights: Weights,
+    *,
+    jobs: int,
+    games: int,
+    video: Path | None = None,
+    on_game: Callable[[int, float], None] = lambda done, total: None,
+    **options: Any,
+) -> Evaluation:
+    """`evaluate` in `jobs` processes of this machine (joblib); `make` builds the experiment in each.
+
+    The first process films; each has its own seed. `on_game` is called where a process has played all of its games.
+    """
+    import joblib
+
+    jobs = max(1, min(jobs, games))
+    seed = options.pop("seed", 0)
+    parts: list[Evaluation] = []
+    for part in joblib.Parallel(n_jobs=jobs, return_as="generator")(
+        joblib.delayed(_part)(
+            make, weights, games=games // jobs + (job < games % jobs), seed=seed + 1000 * job,
+            video=video if job == 0 else None, **options,
+        )
+        for job in range(jobs)
+    ):  # fmt: skip
+        parts.append(part)
+        on_game(sum(len(each.returns) for each in parts), part.returns[-1])
+    return Evaluation(
+        sum((part.returns for part in parts), []), sum((part.lengths for part in parts), []),
+        seconds=max(part.seconds for part in parts), video=parts[0].video, note=parts[0].note,
+    )  # fmt: skip
+
+
+def _part(make: Callable[[], Experiment], weights: Weights, **options: Any) -> Evaluation:
+    set_threads(1)
+    experiment = make()
+    agent = experiment.agent()
+    agent.set_weights(weights)
+    return evaluate(experiment, agent, **options)
+
+
+def _pool(experiment: Experiment, seats: int, envs: list[Any], render_mode: str | None) -> Pool:
+    def make() -> Any:
+        envs.append(experiment.env(evaluation=True, render_mode=render_mode if not envs else None))
+        return envs[-1]
+
+    try:
+        return pool_of(make, seats)
+    except ExperimentError:
+        if experiment.make_pool is None or envs:
+            raise
+        return experiment.pool(seats)  # an experiment of vector environments only
+
+
+class _Camera:
+    """Films the first game up to its end, and if that is short those that follow in its place: what the environment
+    renders, or what the agent sees where that is an image."""
+
+    def __init__(self, path: Path | None, env: Any) -> None:
+        self.path: Path | None = None
+        self.note = ""
+        self._wanted, self._env = path, env
+        self._writer: VideoWriter | None = None
+        self._open = path is not None
+        self._fps = (getattr(env, "metadata", None) or {}).get("render_fps") or 30
+
+    def __enter__(self) -> _Camera:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._writer is None:
+            return
+        try:
+            self._writer.__exit__(kind)
+        except Exception as error:
+            self._fail(error)
+
+    def shoot(self, observations: nest.Tree) -> None:
+        if not self._open:
+            return
+        try:
+            frame = picture(observations, self._env)
+            if frame is None:
+                self._open, self.note = (
+                    False,
+                    "no video: make_env takes no render_mode='rgb_array', and observations are no images",
+                )
+                return
+            if self._writer is None:
+                assert self._wanted is not None
+                self._writer, self.path = VideoWriter(self._wanted, self._fps), self._wanted
+            self._writer.write(frame)
+        except Exception as error:  # a film is an extra: whatever a renderer lacks, the games are still played
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        self._open, self.path, self.note = False, None, f"no video: {error}"
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.__exit__(type(error))  # leaves no file behind
+
+    def cut(self) -> None:
+        """A game is over."""
+        self._open = self._writer is not None and self._writer.frames < SHORT_SECONDS * self._fps

@@ -1,0 +1,1 @@
+"""Trainer: reads sessions, learns, publishes weights, keeps checkpoints."""

@@ -1,0 +1,260 @@
+"""Run folder: what everyone in a run has agreed on, and where its trainer keeps it on disk.
+
+The agreement (experiment, settings, session spec) is created by the first trainer; a player adopts it. The folder
+`runs/<name>/` holds settings.json, metrics.jsonl, starts.jsonl (who trained it, where and with which words),
+evaluations.jsonl, TensorBoard events, the newest checkpoints and the best weights.
+
+    checkpoints/update-000001200.pt     weights, optimizer, counters, random numbers, settings: the newest 3
+    replay/*.rows                       the stored sessions of the newest one, which knows their checksums
+    best.safetensors                    the weights that evaluated best, with their score
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import logging
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tinyverse.core.errors import RunConflict
+from tinyverse.core.session import SessionSpec
+from tinyverse.core.weights_file import UNREADABLE, WeightsFile, plain, remove_leftovers, whole, write_whole
+from tinyverse.replay.files import Sessions, StoredSessions
+
+logger = logging.getLogger(__name__)
+
+FORMAT = "1"
+CHECKPOINTS_KEPT = 3
+
+
+def agreement(experiment: str, settings: Mapping[str, Any], spec: SessionSpec) -> dict[str, str]:
+    """What a trainer publishes as the run's meta."""
+    return {
+        "format": FORMAT,
+        "experiment": experiment,
+        "settings": json.dumps(dict(settings), default=str),
+        "spec": spec.to_json(),
+    }
+
+
+def agreed_of(meta: Mapping[str, str]) -> dict[str, Any]:
+    """{"experiment", "settings"} of a run's meta, as settings.json holds them too; {} of an empty one."""
+    if not meta:
+        return {}
+    if meta["format"] != FORMAT:
+        raise RunConflict(
+            f"the run speaks format {meta['format']}, this tinyverse {FORMAT}: use one version everywhere."
+        )
+    return {"experiment": meta["experiment"], "settings": json.loads(meta["settings"])}
+
+
+def check_agreed(
+    name: str, agreed: Mapping[str, Any], experiment: str, given: Mapping[str, Any], *, force: bool = False
+) -> None:
+    """Whether a worker of `experiment` with the settings in `given` may join the run.
+
+    Args:
+        force: other settings may.
+    Raises:
+        RunConflict: another experiment, or settings that differ; names both sides.
+    """
+    if not agreed:
+        return
+    if agreed["experiment"] != experiment:
+        raise RunConflict(
+            f"run {name} belongs to the experiment {agreed['experiment']}, this is {experiment}: give this one its own --name."
+        )
+    kept, wanted = agreed["settings"], json.loads(json.dumps(dict(given), default=str))
+    others = [key for key, value in wanted.items() if kept.get(key, value) != value]
+    if others and not force:
+        made, asked = (", ".join(f"{key}={settings[key]}" for key in others) for settings in (kept, wanted))
+        raise RunConflict(
+            f"run {name} was made with {made}, this asks for {asked}: leave it out to join, choose another --name, "
+            "start anew with train --fresh, or go on with the new settings with train --force."
+        )
+
+
+def check_spec(name: str, meta: Mapping[str, str], spec: SessionSpec) -> None:
+    """Raises RunConflict where sessions made here would not be the run's sessions."""
+    wrong = SessionSpec.from_json(meta["spec"]).difference(spec.fields)
+    if wrong:
+        raise RunConflict(f"run {name} cannot be joined: {wrong} Is the experiment file the same everywhere?")
+
+
+class RunFolder:
+    """`runs/<name>/` of a trainer."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+        self.stored = StoredSessions(self.path / "replay")
+        self.best = self.path / "best.safetensors"
+        self._writer: threading.Thread | None = None
+        self._failure = ""  # of the last save; "" where it succeeded
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """For who trains without a server that others share, whose lease would keep two apart. The kernel lets go of it
+        however its holder ends.
+
+        Raises:
+            RunConflict: another process of this machine trains into this folder.
+        """
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            yield
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.with_name(f".{self.path.name}.lock").open("w") as file:  # beside it: --fresh moves the folder
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunConflict(
+                    f"another process trains into {self.path}/ already. End it first, or give this one its own --name."
+                ) from None
+            yield
+
+    def start_fresh(self) -> Path | None:
+        """Moves an older run of the same name aside and returns where to."""
+        if not self.path.exists():
+            return None
+        stem = f"{self.path.name}.{time.strftime('%Y%m%d-%H%M%S')}"
+        names = itertools.chain([stem], (f"{stem}.{number}" for number in itertools.count(2)))
+        aside = next(path for path in map(self.path.with_name, names) if not path.exists())
+        self.path.rename(aside)
+        return aside
+
+    def write_settings(self, settings: Mapping[str, Any]) -> None:
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        write_whole(self.path / "settings.json", json.dumps(dict(settings), indent=2, default=str).encode())
+
+    def settings(self) -> dict[str, Any]:
+        """What `write_settings` wrote; {} when there is none."""
+        file = self.path / "settings.json"
+        return json.loads(file.read_text()) if file.exists() else {}
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Appends a row to metrics.jsonl."""
+        _append(self.path / "metrics.jsonl", row)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All rows logged so far; a line cut by a crash is left out, with what was appended to it."""
+        return _rows(self.path / "metrics.jsonl")
+
+    def log_start(self, row: Mapping[str, Any]) -> None:
+        """Appends who trains from here on to starts.jsonl: when, with which words, where, on what."""
+        _append(self.path / "starts.jsonl", row)
+
+    def starts(self) -> list[dict[str, Any]]:
+        """What `log_start` wrote; the first row began the run, the others went on with it."""
+        return _rows(self.path / "starts.jsonl")
+
+    def log_evaluation(self, row: Mapping[str, Any]) -> None:
+        """Appends what a single `eval` of the run's weights found to evaluations.jsonl; metrics.jsonl has `eval --every`'s."""
+        _append(self.path / "evaluations.jsonl", row)
+
+    def evaluations(self) -> list[dict[str, Any]]:
+        """What `log_evaluation` wrote."""
+        return _rows(self.path / "evaluations.jsonl")
+
+    def save(
+        self, update: int, contents: Mapping[str, Any], sessions: Sessions | None = None, *, wait: bool = True
+    ) -> Path:
+        """Writes a checkpoint, whole or not at all, and keeps the newest 3; of stored sessions those of the newest.
+
+        A kill at any moment leaves a checkpoint that can be read, and no sessions that are taken for others.
+
+        Args:
+            wait: False: a thread writes, while a copy of `contents` keeps the moment. `finish` waits for it.
+        Raises:
+            OSError: with `wait`, the file could not be written.
+        """
+        self.finish()
+        path, copied = self.checkpoints / f"update-{update:09d}.pt", plain(contents)
+        if wait:
+            self._write(path, copied, sessions)
+            self._failure = ""
+            return path
+
+        def write() -> None:
+            try:
+                self._write(path, copied, sessions)
+                self._failure = ""
+            except Exception as error:
+                self._failure = str(error)
+                logger.warning("%s cannot be written (%s). Training goes on; those before it are whole.", path, error)
+
+        self._writer = threading.Thread(target=write, name="checkpoint")  # no daemon: half a file is of no use
+        self._writer.start()
+        return path
+
+    @property
+    def writing(self) -> bool:
+        """Whether a checkpoint is being written."""
+        return self._writer is not None and self._writer.is_alive()
+
+    def finish(self) -> bool:
+        """Waits until what is being written is on the disk; whether it is."""
+        if self._writer is not None:
+            self._writer.join()
+            self._writer = None
+        return not self._failure
+
+    def _write(self, path: Path, contents: dict[str, Any], sessions: Sessions | None) -> None:
+        import torch
+
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        if sessions is not None:
+            contents["sessions"] = self.stored.write(sessions)
+        remove_leftovers(self.checkpoints, "*")
+        with whole(path) as file:
+            torch.save(contents, file)
+        for old in self._files()[:-CHECKPOINTS_KEPT]:
+            old.unlink()
+        self.stored.keep_only(contents.get("sessions", []))
+
+    def keep_best(self, candidate: WeightsFile) -> float:
+        """Keeps these weights if they score above the best so far; returns the best mean return."""
+        best = WeightsFile.read(self.best).score["mean"] if self.best.exists() else None
+        if best is not None and best >= candidate.score["mean"]:
+            return float(best)
+        self.path.mkdir(parents=True, exist_ok=True)
+        candidate.write(self.best)
+        return float(candidate.score["mean"])
+
+    def newest(self) -> Path | None:
+        """The newest checkpoint's file."""
+        return max(self._files(), default=None)
+
+    def load(self) -> dict[str, Any] | None:
+        """The newest checkpoint that can be read, or None. Local files only, and nothing in them is executed."""
+        import torch
+
+        for file in reversed(self._files()):
+            try:
+                return torch.load(file, map_location="cpu", weights_only=True)
+            except UNREADABLE as error:
+                logger.warning("%s cannot be read (%s); trying the one before.", file, type(error).__name__)
+        return None
+
+    def _files(self) -> list[Path]:
+        return sorted(self.checkpoints.glob("update-*.pt")) if self.checkpoints.exists() else []
+
+
+def _append(file: Path, row: Mapping[str, Any]) -> None:
+    with file.open("a") as stream:
+        stream.write(json.dumps(dict(row)) + "\n")
+
+
+def _rows(file: Path) -> list[dict[str, Any]]:
+    rows = []
+    for line in file.read_text(errors="replace").splitlines() if file.exists() else []:
+        with contextlib.suppress(ValueError):
+            rows.append(json.loads(line))
+    return rows
