@@ -30,6 +30,7 @@ from pathlib import Path
 import measure
 
 from tinyverse.core import system
+from tinyverse.experiment.experiment import session_spec
 
 if __name__ == "__main__":
     system.prepare()
@@ -45,7 +46,8 @@ from tinyverse.core.batch import Batch
 from tinyverse.core.session import Session, SessionSpec
 from tinyverse.database.server import private_server
 from tinyverse.networks import ImpalaResNet, ModularNetwork, NatureConv, Window
-from tinyverse.replay.buffer import Flow, Replay
+from tinyverse.replay.buffer import Replay
+from tinyverse.replay.config import Flow
 from tinyverse.replay.samplers import Uniform
 from tinyverse.trainer.run_folder import RunFolder
 
@@ -139,7 +141,7 @@ def new_learner(trunk: type[nn.Module], device: str) -> VTrace:
 def filled_replay(batch: int, device: str) -> tuple[Replay, list[bytes]]:
     """A replay on the device full of noise, and 64 sessions of it as they come from a database."""
     agent = TorchAgent(ModularNetwork(SCREEN, BUTTONS, trunk=Window(4, NatureConv())))
-    spec = SessionSpec.of(SCREEN, BUTTONS, agent, STEPS)
+    spec = session_spec(SCREEN, BUTTONS, agent, STEPS)
     size = 4 * batch
     replay = Replay(spec, Flow(batch=batch, buffer_size=size, reuse=None), Uniform(), device=device)
     blobs = [noise(spec, number).encode() for number in range(min(size, 64))]

@@ -28,6 +28,7 @@ from typing import Any
 import measure
 
 from tinyverse.core import system
+from tinyverse.experiment.experiment import session_spec
 
 if __name__ == "__main__":  # before torch is imported; the processes started here only import this file
     system.prepare()
@@ -40,6 +41,7 @@ from torch.nn import functional
 from tinyverse.agents.torch_agent import TorchAgent
 from tinyverse.algorithms import VTrace
 from tinyverse.core.batch import Batch
+from tinyverse.core.run_config import agreement
 from tinyverse.core.session import Session, SessionSpec
 from tinyverse.database.redis import RedisDatabase
 from tinyverse.database.server import private_server
@@ -47,10 +49,10 @@ from tinyverse.envs.atari import atari_pool
 from tinyverse.networks import ModularNetwork, NatureConv, Window
 from tinyverse.networks.bodies import stack_windows
 from tinyverse.player.player import Player, new_worker
-from tinyverse.replay.buffer import Flow, Replay
+from tinyverse.replay.buffer import Replay
+from tinyverse.replay.config import Flow
 from tinyverse.replay.samplers import Fresh, Uniform
 from tinyverse.trainer.loop import train
-from tinyverse.trainer.run_folder import agreement
 from tinyverse.trainer.trainer import Trainer
 
 STEPS, AT_ONCE, PUBLISH_EVERY, SETTLING = 20, 8, 10, 2
@@ -65,7 +67,7 @@ def main() -> None:
         pool = atari_pool("pong", batch)
         player = Player(new_agent(pool), pool, STEPS)
         sessions = [session for part in range(8) for session in player.play().sessions("", part * batch)]
-        spec = SessionSpec.of(pool.observation_space, pool.action_space, player.agent, STEPS)
+        spec = session_spec(pool.observation_space, pool.action_space, player.agent, STEPS)
         with measure.on_core(1), private_server() as server, measure.on_core(0), naive(spec, sessions[:batch]) as way:
             for precision in ("fp32", "bf16")[: 1 + (system.has_bfloat16() and not bench.smoke)]:
                 learner = new_learner(pool)

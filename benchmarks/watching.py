@@ -31,12 +31,12 @@ if __name__ == "__main__":  # before torch is imported, as the command line does
     system.prepare()
 
 from tinyverse.cli.context import Asked
+from tinyverse.core.run_config import agreement
 from tinyverse.core.weights import encode_weights
 from tinyverse.database.redis import RedisDatabase
 from tinyverse.database.server import private_server
 from tinyverse.experiment import loader
 from tinyverse.player.player import Courier, Player, new_worker, play
-from tinyverse.trainer.run_folder import agreement
 
 HOLDER = "bench"
 LOOKS = 1.0  # seconds between two looks at the game: no page asks more often

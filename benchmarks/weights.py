@@ -37,10 +37,10 @@ if __name__ == "__main__":  # before torch is imported, as the command line does
 
 from gymnasium import spaces
 
-from tinyverse.agents.agent import Agent, Weights
+from tinyverse.agents.agent import Agent
 from tinyverse.agents.torch_agent import TorchAgent
 from tinyverse.cli.play import acting
-from tinyverse.core.weights import decode_weights, encode_weights
+from tinyverse.core.weights import Weights, decode_weights, encode_weights
 from tinyverse.database.redis import RedisDatabase
 from tinyverse.database.server import connect, private_server
 from tinyverse.experiment import loader

@@ -11,7 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tinyverse.core.errors import TinyverseError, counted
+from tinyverse.core.errors import TinyverseError
+from tinyverse.core.text import counted
 from tinyverse.monitoring.plot import plot_curves
 
 NAME = "pong-demo"

@@ -17,14 +17,15 @@ if TYPE_CHECKING:
     from tinyverse.core.batch import Batch
     from tinyverse.core.errors import TinyverseError
     from tinyverse.core.session import Session, SessionSpec
-    from tinyverse.database.base import Database, MemoryDatabase
+    from tinyverse.database.base import Database
+    from tinyverse.database.memory import MemoryDatabase
     from tinyverse.experiment.experiment import Experiment
 
 __version__ = "0.1.0"
 
 _MODULES = {
     "Agent": "agents.agent", "Batch": "core.batch", "Database": "database.base", "Experiment": "experiment.experiment",
-    "Learner": "algorithms.learner", "MemoryDatabase": "database.base", "RandomAgent": "agents.agent",
+    "Learner": "algorithms.learner", "MemoryDatabase": "database.memory", "RandomAgent": "agents.agent",
     "Session": "core.session", "SessionSpec": "core.session", "TinyverseError": "core.errors",
     "TorchAgent": "agents.torch_agent", "load": "api", "run": "api",
 }  # fmt: skip

@@ -17,7 +17,7 @@ from tinyverse.cli.run import do_local, do_run
 from tinyverse.cli.train import Learning
 from tinyverse.core import system
 from tinyverse.core.errors import NoWeights, SettingsError
-from tinyverse.core.weights_file import WeightsFile
+from tinyverse.core.weights import WeightsFile
 from tinyverse.experiment import loader
 from tinyverse.experiment.experiment import Experiment
 from tinyverse.monitoring.plot import curve, plot_curves

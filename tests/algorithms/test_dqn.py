@@ -13,7 +13,7 @@ from tinyverse.agents.q_agent import QAgent
 from tinyverse.agents.torch_agent import TorchAgent
 from tinyverse.algorithms import DQN, R2D2, losses, returns
 from tinyverse.core.errors import SettingsError, SpecError
-from tinyverse.core.session import SessionSpec
+from tinyverse.experiment.experiment import session_spec
 from tinyverse.networks import MLP, ModularNetwork, SmallConv, Window
 
 torch.set_num_threads(1)
@@ -306,7 +306,7 @@ def test_a_games_epsilon_outlives_weights_and_episodes_and_stays_out_of_sessions
     memory = agent.initial_memory(3)
     _, after, _ = spare.act(np.zeros(3, np.int64), memory, np.ones(3, bool))
     assert torch.equal(after[1], memory[1])
-    spec = SessionSpec.of(OBSERVED, spaces.Discrete(2), agent, length=4)
+    spec = session_spec(OBSERVED, spaces.Discrete(2), agent, length=4)
     assert not any(name.startswith(("initial_memory", "extras")) for name in spec.fields)
 
 

@@ -11,7 +11,8 @@ from tests.helpers.chains import agent_of, play
 from tinyverse.agents.agent import Agent
 from tinyverse.agents.torch_agent import TorchAgent
 from tinyverse.algorithms import PPO, VTrace
-from tinyverse.algorithms.learner import Learner, Optimizer, TorchLearner, learner_of
+from tinyverse.algorithms.learner import Learner
+from tinyverse.algorithms.torch_learner import Optimizer, TorchLearner, learner_of
 from tinyverse.core.errors import SettingsError
 from tinyverse.networks import ModularNetwork
 

@@ -9,9 +9,11 @@ from tests.algorithms.test_dqn import Chainer
 from tests.helpers.chains import LENGTH, OBSERVED, Chains, play_on
 from tinyverse.algorithms import R2D2
 from tinyverse.core import nest
-from tinyverse.core.session import Session, SessionSpec
+from tinyverse.core.session import Session
+from tinyverse.experiment.experiment import session_spec
 from tinyverse.networks import LSTM, MLP, ModularNetwork
-from tinyverse.replay.buffer import Flow, Replay
+from tinyverse.replay.buffer import Replay
+from tinyverse.replay.config import Flow
 from tinyverse.replay.samplers import Prioritized
 
 torch.set_num_threads(1)
@@ -50,7 +52,7 @@ class Loop:
     def __init__(self, agent, games=16, steps=10, batch=16, sampler=None, reuse=2.0):
         self.agent, self.chains, self.steps = agent, Chains(games), steps
         self.memory, self.first = agent.initial_memory(games), np.zeros(games, bool)
-        spec = SessionSpec.of(OBSERVED, DISCRETE, agent, steps)
+        spec = session_spec(OBSERVED, DISCRETE, agent, steps)
         flow = Flow(batch=batch, buffer_size=200, reuse=reuse)
         self.replay = Replay(spec, flow, sampler or Prioritized(alpha=0.9, beta=0.6))
 

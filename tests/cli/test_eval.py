@@ -19,7 +19,7 @@ import torch
 
 from tests.helpers.command_line import CHECKOUT, Tinyverse, created, info, one_sentence, swap_with_spy
 from tinyverse.cli import eval
-from tinyverse.core.weights_file import WeightsFile
+from tinyverse.core.weights import WeightsFile
 from tinyverse.player.evaluator import Evaluation
 
 

@@ -15,7 +15,7 @@ from tinyverse.cli import export
 from tinyverse.cli import main as cli
 from tinyverse.core import nest
 from tinyverse.core.errors import ExperimentError, SettingsError
-from tinyverse.core.weights_file import WeightsFile
+from tinyverse.core.weights import WeightsFile
 from tinyverse.experiment.experiment import Experiment
 from tinyverse.networks import GRU, LSTM, MLP, ModularNetwork, SmallConv, Window
 from tinyverse.networks.normalization import Normalized

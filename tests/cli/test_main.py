@@ -18,7 +18,7 @@ import pytest
 
 from tests.helpers.command_line import CHECKOUT, Tinyverse, one_sentence, swap_with_spy
 from tinyverse.cli import main as cli
-from tinyverse.cli import sessions_work
+from tinyverse.cli import play, sessions_work
 from tinyverse.cli import words as cli_words
 from tinyverse.database import server_config
 

@@ -43,7 +43,7 @@ def test_info(run: Tinyverse, tinyverse: Tinyverse, redis_url: str, monkeypatch:
             os.kill(os.getpid(), signal.SIGINT)
         return ""
 
-    monkeypatch.setattr(tidying.monitor, "panel", panel)
+    monkeypatch.setattr(tidying.status, "panel", panel)
     run("info", "--watch")
     assert len(drawn) == 2
 

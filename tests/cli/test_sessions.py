@@ -18,14 +18,14 @@ from tinyverse.cli import sessions_work
 from tinyverse.cli.context import Asked
 from tinyverse.core import codec
 from tinyverse.core.errors import CodecError, DatabaseError, SettingsError, SpecError
+from tinyverse.core.run_config import agreement
 from tinyverse.core.session import Session, SessionSpec
 from tinyverse.database import archive
 from tinyverse.database.base import Worker
 from tinyverse.database.sharded_database import open_database
 from tinyverse.envs.pool import GamePool
 from tinyverse.player.player import Player
-from tinyverse.replay.buffer import Flow
-from tinyverse.trainer.run_folder import agreement
+from tinyverse.replay.config import Flow
 
 
 def some(count, nested=False, human=()):

@@ -471,7 +471,19 @@ def test_a_pickle_is_never_executed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "module", ["codec", "session", "weights", "database", "redis_database", "player", "trainer", "replay", "nest"]
+    "module",
+    [
+        "core/codec",
+        "core/session",
+        "core/nest",
+        "database/base",
+        "database/redis",
+        "player/player",
+        "trainer/trainer",
+        "trainer/feeder",
+        "replay/buffer",
+        "replay/ring",
+    ],
 )
 def test_nothing_on_the_wire_path_can_execute(module):
     source = (Path(tinyverse.__file__).parent / f"{module}.py").read_text()

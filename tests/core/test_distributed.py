@@ -31,12 +31,12 @@ from tests.trainer.test_trainer import push, some_sessions
 from tinyverse.algorithms import A2C, DQN, PPO, SAC, VTrace, losses
 from tinyverse.core import distributed
 from tinyverse.core.errors import NotANumber, SettingsError
-from tinyverse.database.base import MemoryDatabase
+from tinyverse.database.memory import MemoryDatabase
 from tinyverse.database.redis import RedisDatabase
 from tinyverse.networks import MLP
 from tinyverse.networks.normalization import Normalized
 from tinyverse.networks.squashed import SquashedGaussian
-from tinyverse.replay.buffer import Flow
+from tinyverse.replay.config import Flow
 from tinyverse.trainer.run_folder import RunFolder
 
 torch.set_num_threads(1)

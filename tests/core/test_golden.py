@@ -16,12 +16,13 @@ import pytest
 
 from tests.helpers.people import a_spec, a_trainer
 from tinyverse.core import codec
+from tinyverse.core.run_config import FORMAT, agreed_of, agreement, check_spec
 from tinyverse.core.session import Session, SessionSpec
 from tinyverse.core.weights import decode_weights, encode_weights
-from tinyverse.database.base import MemoryDatabase
-from tinyverse.replay.buffer import Flow
+from tinyverse.database.memory import MemoryDatabase
+from tinyverse.replay.config import Flow
 from tinyverse.replay.samplers import Uniform
-from tinyverse.trainer.run_folder import FORMAT, RunFolder, agreed_of, agreement, check_spec
+from tinyverse.trainer.run_folder import RunFolder
 
 GOLDEN = Path(__file__).parent / "golden"
 KINDS = {"plain": (False, 5), "nested": (True, 5), "compressed": (False, 200)}  # nested?, steps

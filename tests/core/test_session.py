@@ -13,6 +13,7 @@ from tinyverse.agents.agent import Agent, RandomAgent
 from tinyverse.core import codec, nest
 from tinyverse.core.errors import CodecError, SpecError
 from tinyverse.core.session import Session, SessionSpec
+from tinyverse.experiment.experiment import session_spec
 
 T = 5
 METADATA = {"player": "p", "sequence": "3", "version": "2", "update": "20", "returns": "[1.5, -2]", "lengths": "[3, 1]"}
@@ -20,7 +21,7 @@ METADATA = {"player": "p", "sequence": "3", "version": "2", "update": "20", "ret
 
 def counting_spec(nested=True):
     env = CountingEnv(nested)
-    return SessionSpec.of(env.observation_space, env.action_space, CountingAgent(None, env.action_space), T)
+    return session_spec(env.observation_space, env.action_space, CountingAgent(None, env.action_space), T)
 
 
 def session_of(spec, seed=0, metadata=METADATA):
@@ -52,7 +53,7 @@ def test_the_spec_of_nested_spaces():
 
 
 def test_the_spec_of_plain_spaces_and_an_agent_without_anything():
-    spec = SessionSpec.of(
+    spec = session_spec(
         spaces.Box(0, 255, (4, 4), np.uint8), spaces.Discrete(2), RandomAgent(None, spaces.Discrete(2)), 3
     )
     assert list(spec.fields) == ["observations", "actions", "rewards", "terminated", "truncated", "alive"]
@@ -65,7 +66,7 @@ def test_the_spec_of_plain_spaces_and_an_agent_without_anything():
 )
 def test_spaces_without_a_shape_are_refused(space):
     with pytest.raises(SpecError, match="no fixed shape"):
-        SessionSpec.of(space, spaces.Discrete(2), RandomAgent(None, spaces.Discrete(2)), 3)
+        session_spec(space, spaces.Discrete(2), RandomAgent(None, spaces.Discrete(2)), 3)
 
 
 @pytest.mark.parametrize("nested", [False, True])
@@ -84,7 +85,7 @@ def test_round_trip(nested):
 
 def test_an_agent_without_extras_or_memory_gets_back_an_empty_dict():
     space = spaces.Discrete(2)
-    spec = SessionSpec.of(space, space, RandomAgent(None, space), T)
+    spec = session_spec(space, space, RandomAgent(None, space), T)
     got = spec.decode(session_of(spec).encode())
     assert got.extras == {} and got.initial_memory == ()
 
@@ -97,7 +98,7 @@ def test_memory_of_several_leaves():
         def act(self, observations, memory, first, greedy=False):
             return np.zeros(len(first), "i8"), memory, {}
 
-    spec = SessionSpec.of(spaces.Discrete(2), spaces.Discrete(2), Remembering(), T)
+    spec = session_spec(spaces.Discrete(2), spaces.Discrete(2), Remembering(), T)
     memories = {name: field for name, field in spec.fields.items() if name.startswith("initial_memory")}
     assert memories == {
         "initial_memory.h": ((4,), np.dtype("f4")), "initial_memory.c.0": ((2,), np.dtype("f4")), "initial_memory.c.1": ((), np.dtype("u1"))
@@ -298,7 +299,7 @@ def test_a_garbled_spec_is_refused(text):
 
 
 def atari_like(observations, dtype):
-    spec = SessionSpec.of(
+    spec = session_spec(
         spaces.Box(0, 255, (84, 84), dtype), spaces.Discrete(6), RandomAgent(None, spaces.Discrete(6)), 20
     )
     session = session_of(spec)

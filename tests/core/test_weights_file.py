@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from tinyverse.core.errors import SettingsError
-from tinyverse.core.weights_file import WeightsFile, write_whole
+from tinyverse.core.files import write_whole
+from tinyverse.core.weights import WeightsFile
 from tinyverse.trainer.run_folder import RunFolder
 
 WEIGHTS = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array(7, np.int64)}

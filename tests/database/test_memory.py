@@ -7,7 +7,8 @@ import os
 import pytest
 
 from tests.helpers.database_contract import HERE, DatabaseContract, dead_pid
-from tinyverse.database.base import Database, MemoryDatabase, State, holder_is_dead, new_holder
+from tinyverse.database.base import Database, State, holder_is_dead, new_holder
+from tinyverse.database.memory import MemoryDatabase
 
 
 class TestMemoryDatabase(DatabaseContract):

@@ -20,7 +20,8 @@ from hypothesis import strategies as some
 from tests.helpers.database_contract import HERE, ME, DatabaseContract, dead_pid, read_all
 from tests.helpers.people import until
 from tinyverse.core.errors import DatabaseError, DatabaseLost, LeaseLost, SettingsError
-from tinyverse.database.base import BEGINNING, Database, MemoryDatabase, State, Worker, new_holder
+from tinyverse.database.base import BEGINNING, Database, State, Worker, new_holder
+from tinyverse.database.memory import MemoryDatabase
 from tinyverse.database.redis import RedisDatabase, list_runs
 from tinyverse.database.schema import Keys
 from tinyverse.database.server import COMMANDS, Server, connect, private_server

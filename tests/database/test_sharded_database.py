@@ -26,7 +26,7 @@ from tinyverse.database.redis import RedisDatabase, list_runs, place_of
 from tinyverse.database.server import Server, connect, private_server, several
 from tinyverse.database.sharded_database import ShardedDatabase, open_database
 from tinyverse.player.player import play
-from tinyverse.replay.buffer import Flow
+from tinyverse.replay.config import Flow
 from tinyverse.trainer.loop import train
 
 IMPATIENT = 1.2  # seconds until the tests' clients give a server up

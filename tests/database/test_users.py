@@ -16,6 +16,7 @@ from tests.helpers.database_contract import ME, DatabaseContract, read_all
 from tests.helpers.people import a_spec
 from tests.helpers.servers import name_of, servers_here
 from tinyverse.core.errors import DatabaseError, DatabaseLost, ServerError
+from tinyverse.core.run_config import agreement
 from tinyverse.database import server as redis_server
 from tinyverse.database import server_config
 from tinyverse.database.base import Worker
@@ -25,7 +26,6 @@ from tinyverse.database.server import connect, private_server
 from tinyverse.database.sharded_database import open_database
 from tinyverse.database.users import OLDEST, ROLES, make_users
 from tinyverse.monitoring.status import gather
-from tinyverse.trainer.run_folder import agreement
 
 BINARIES = [path for path in servers_here() if (server_config.version_of(path) or ()) >= OLDEST]
 RUN = "pong"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -18,20 +17,6 @@ from tinyverse.experiment import loader
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
-
-
-def test_the_table_of_files_is_up_to_date() -> None:
-    updated = runpy.run_path(str(ROOT / "docs" / "listing.py"))["updated"]
-    assert updated(README) == README, "run: python docs/listing.py"
-
-
-def test_the_table_knows_every_module() -> None:
-    floors = runpy.run_path(str(ROOT / "docs" / "listing.py"))["FLOORS"]
-    named = {name for names in floors.values() for name in names.split()}
-    there = {
-        path.stem for path in (ROOT / "tinyverse").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
-    }
-    assert named == there - {"__init__", "__main__", "__pycache__"}
 
 
 def test_the_experiment_of_the_readme_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

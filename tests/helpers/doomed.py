@@ -29,13 +29,14 @@ from tests.helpers.people import CountingLearner, a_player, a_spec, a_trainer
 from tinyverse.cli.context import Asked
 from tinyverse.cli.eval import Presence, Seen, _evaluate, _record, weights_for
 from tinyverse.core.errors import RunConflict
-from tinyverse.core.weights import decode_weights
-from tinyverse.core.weights_file import WeightsFile
+from tinyverse.core.run_config import agreement
+from tinyverse.core.weights import WeightsFile, decode_weights
 from tinyverse.database import sharded_database
-from tinyverse.database.base import BEGINNING, MemoryDatabase
+from tinyverse.database.base import BEGINNING
+from tinyverse.database.memory import MemoryDatabase
 from tinyverse.database.sharded_database import open_database
-from tinyverse.replay.buffer import Flow
-from tinyverse.trainer.run_folder import RunFolder, agreement
+from tinyverse.replay.config import Flow
+from tinyverse.trainer.run_folder import RunFolder
 from tinyverse.trainer.trainer import Trainer
 
 RUN = "doomed"

@@ -14,14 +14,16 @@ import torch
 from tests.helpers.counting import CountingAgent, CountingEnv
 from tinyverse.algorithms.learner import Learner
 from tinyverse.core.errors import DatabaseLost
+from tinyverse.core.run_config import agreement
 from tinyverse.core.session import SessionSpec
 from tinyverse.database.base import Database
 from tinyverse.database.redis import RedisDatabase
 from tinyverse.envs.pool import GamePool, Pool
+from tinyverse.experiment.experiment import session_spec
 from tinyverse.player.player import Courier, Player, new_worker
-from tinyverse.replay.buffer import Flow, Replay
+from tinyverse.replay.buffer import Replay
+from tinyverse.replay.config import Flow
 from tinyverse.replay.samplers import Fresh, Sampler
-from tinyverse.trainer.run_folder import agreement
 from tinyverse.trainer.trainer import Trainer
 
 LENGTH = 5  # steps of a session
@@ -129,7 +131,7 @@ def an_agent(nested: bool = False) -> CountingAgent:
 
 def a_spec(nested: bool = False, length: int = LENGTH) -> SessionSpec:
     env = CountingEnv(nested)
-    return SessionSpec.of(env.observation_space, env.action_space, an_agent(nested), length)
+    return session_spec(env.observation_space, env.action_space, an_agent(nested), length)
 
 
 def a_trainer(

@@ -30,6 +30,7 @@ from tests.integration.test_commands import Place
 from tests.integration.test_commands import until as long_until
 from tests.player.test_player import HOLDER, publish
 from tinyverse.core.errors import DatabaseError, DatabaseLost, TinyverseError
+from tinyverse.core.run_config import agreement
 from tinyverse.database import server as redis_server
 from tinyverse.database import server_config
 from tinyverse.database.base import BEGINNING, Worker
@@ -37,9 +38,8 @@ from tinyverse.database.redis import RedisDatabase
 from tinyverse.database.schema import Keys
 from tinyverse.database.server import connect
 from tinyverse.player.player import play
-from tinyverse.replay.buffer import Flow
+from tinyverse.replay.config import Flow
 from tinyverse.trainer.loop import train
-from tinyverse.trainer.run_folder import agreement
 from tinyverse.trainer.trainer import Trainer
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(120)]

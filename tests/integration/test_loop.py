@@ -15,14 +15,15 @@ from tinyverse.agents.torch_agent import TorchAgent
 from tinyverse.algorithms.learner import Learner
 from tinyverse.algorithms.vtrace import VTrace
 from tinyverse.core import nest
-from tinyverse.core.session import SessionSpec
+from tinyverse.core.run_config import agreement
 from tinyverse.database.base import BEGINNING
 from tinyverse.envs.pool import GamePool
+from tinyverse.experiment.experiment import session_spec
 from tinyverse.networks import LSTM, MLP, ModularNetwork, Window
 from tinyverse.player.player import Courier, Player, new_worker, play
-from tinyverse.replay.buffer import Flow, Replay
+from tinyverse.replay.buffer import Replay
+from tinyverse.replay.config import Flow
 from tinyverse.replay.samplers import Fresh
-from tinyverse.trainer.run_folder import agreement
 from tinyverse.trainer.trainer import Trainer
 
 torch.set_num_threads(1)
@@ -151,7 +152,7 @@ def check_same(sessions, batches):
 @pytest.mark.parametrize("source", sources.SOURCES)
 def test_every_row_arrives_as_it_was_played_each_once(redis_url, source):
     games, nested, pool = sources.GAMES, source.startswith("nested"), sources.SOURCES[source]()
-    spec = SessionSpec.of(pool.observation_space, pool.action_space, an_agent(nested), LENGTH)
+    spec = session_spec(pool.observation_space, pool.action_space, an_agent(nested), LENGTH)
     database = a_run(redis_url)
     trainer = a_trainer(database, flow=Flow(batch=games, buffer_size=500), nested=nested, spec=spec)
     player, courier = a_player(database, nested=nested, pool=pool)
@@ -269,7 +270,7 @@ def test_training_recomputes_the_log_probabilities_of_acting(redis_url, parts):
     torch.manual_seed(0)
     database, learning = a_run(redis_url), a_torch_agent(parts)
     env = SmallNumbers()
-    spec = SessionSpec.of(env.observation_space, env.action_space, learning, 7)
+    spec = session_spec(env.observation_space, env.action_space, learning, 7)
     replay = Replay(spec, Flow(batch=GAMES, buffer_size=500), Fresh())
     trainer = Trainer(learning, Watching(learning), replay, database, agreement("small", {}, spec))
     pool = GamePool(SmallNumbers, GAMES)
@@ -294,7 +295,7 @@ def test_vtrace_on_the_batches_of_the_pipe_is_on_policy(redis_url):
     torch.manual_seed(0)
     database, learning = a_run(redis_url), a_torch_agent("both")
     env = SmallNumbers()
-    spec = SessionSpec.of(env.observation_space, env.action_space, learning, 7)
+    spec = session_spec(env.observation_space, env.action_space, learning, 7)
     replay = Replay(spec, Flow(batch=GAMES, buffer_size=500), Fresh())
     learner = VTrace(learning, learning_rate=0.0)
     trainer = Trainer(learning, learner, replay, database, agreement("small", {}, spec))

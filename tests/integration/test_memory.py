@@ -3,13 +3,14 @@
 import torch
 
 from tinyverse import TorchAgent
-from tinyverse.core.session import SessionSpec
 from tinyverse.database.redis import RedisDatabase
 from tinyverse.database.server import connect
 from tinyverse.envs.atari import atari_pool
+from tinyverse.experiment.experiment import session_spec
 from tinyverse.networks import ModularNetwork, NatureConv, Window
 from tinyverse.player.player import Player
-from tinyverse.replay.buffer import Flow, Replay
+from tinyverse.replay.buffer import Replay
+from tinyverse.replay.config import Flow
 from tinyverse.replay.samplers import Fresh
 
 torch.set_num_threads(1)
@@ -22,7 +23,7 @@ def test_a_million_steps_of_pong_fit_in_200_mb_of_redis_and_8_6_gb_of_device_mem
     pool = atari_pool("pong", GAMES)
     agent = TorchAgent(ModularNetwork(pool.observation_space, pool.action_space, trunk=Window(4, NatureConv())))
     player, database = Player(agent, pool, STEPS), RedisDatabase(redis_url, "a-million")
-    spec = SessionSpec.of(pool.observation_space, pool.action_space, agent, STEPS)
+    spec = session_spec(pool.observation_space, pool.action_space, agent, STEPS)
     database.create({})
     database.report(capacity=SESSIONS_OF_A_MILLION)
     admin = connect(redis_server.admin_url)

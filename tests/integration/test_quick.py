@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.people import a_spec
+from tinyverse.core.run_config import agreement
 from tinyverse.database.redis import RedisDatabase
-from tinyverse.trainer.run_folder import agreement
 
 CHECKOUT = Path(__file__).parents[2]
 LOOK = """\

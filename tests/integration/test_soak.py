@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from tinyverse.core import codec
-from tinyverse.database.base import MemoryDatabase
+from tinyverse.database.memory import MemoryDatabase
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 

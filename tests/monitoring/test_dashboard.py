@@ -30,13 +30,15 @@ from tinyverse.cli import sessions_work
 from tinyverse.cli import watch as watching
 from tinyverse.cli.context import Asked
 from tinyverse.core.errors import DatabaseLost, ServerError, SettingsError
-from tinyverse.database.base import Database, MemoryDatabase, Worker
+from tinyverse.core.run_config import agreement
+from tinyverse.database.base import Database, Worker
+from tinyverse.database.memory import MemoryDatabase
 from tinyverse.envs.pool import GamePool
 from tinyverse.envs.video import VideoWriter
 from tinyverse.monitoring import dashboard
 from tinyverse.monitoring.dashboard.games import Games, joined
 from tinyverse.player.player import Player
-from tinyverse.trainer.run_folder import RunFolder, agreement
+from tinyverse.trainer.run_folder import RunFolder
 
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")

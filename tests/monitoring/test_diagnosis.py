@@ -8,9 +8,10 @@ import pytest
 from rich.console import Console
 
 from tests.helpers.people import LENGTH, a_run, a_spec
-from tinyverse.database.base import MemoryDatabase, Worker
+from tinyverse.core.run_config import agreement
+from tinyverse.database.base import Worker
+from tinyverse.database.memory import MemoryDatabase
 from tinyverse.monitoring import diagnosis, status
-from tinyverse.trainer.run_folder import agreement
 
 
 def a_database(*workers, metrics=None, **numbers):

@@ -10,9 +10,11 @@ from rich.console import Console
 
 from tests.helpers.people import a_spec
 from tinyverse.core.errors import DatabaseLost
-from tinyverse.database.base import MemoryDatabase, Worker
+from tinyverse.core.run_config import agreement
+from tinyverse.database.base import Worker
+from tinyverse.database.memory import MemoryDatabase
 from tinyverse.monitoring import status
-from tinyverse.trainer.run_folder import RunFolder, agreement
+from tinyverse.trainer.run_folder import RunFolder
 
 KEYS = {
     "run", "experiment", "settings", "epoch", "version", "update", "step", "inserted", "delivered", "sessions", "bytes",

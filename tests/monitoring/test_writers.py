@@ -14,7 +14,7 @@ import pytest
 from tests.helpers.people import until
 from tinyverse.cli import main as cli
 from tinyverse.core.errors import SettingsError
-from tinyverse.database.base import MemoryDatabase
+from tinyverse.database.memory import MemoryDatabase
 from tinyverse.envs.video import VideoWriter
 from tinyverse.monitoring import status
 from tinyverse.monitoring.prometheus import Prometheus, page

@@ -14,13 +14,14 @@ from tests.helpers.people import LENGTH, a_run, a_trainer, until
 from tinyverse import TorchAgent
 from tinyverse.algorithms import BehaviourCloning, VTrace
 from tinyverse.core.errors import ExperimentError, SettingsError, WindowClosed
-from tinyverse.core.session import SessionSpec
 from tinyverse.envs.pool import GamePool
+from tinyverse.experiment.experiment import session_spec
 from tinyverse.monitoring import status
 from tinyverse.networks import MLP, ModularNetwork
 from tinyverse.player.human import Human, Window, bindings
 from tinyverse.player.player import Courier, Player, new_worker
-from tinyverse.replay.buffer import Flow, Replay
+from tinyverse.replay.buffer import Replay
+from tinyverse.replay.config import Flow
 from tinyverse.replay.samplers import Fresh, Mixed, Uniform
 
 BUTTONS = spaces.Discrete(3, start=5)
@@ -63,7 +64,7 @@ def demonstrations(times, human=True):
 
 
 def spec_of(env, agent=None):
-    return SessionSpec.of(env.observation_space, env.action_space, agent or an_agent(env), LENGTH)
+    return session_spec(env.observation_space, env.action_space, agent or an_agent(env), LENGTH)
 
 
 def test_a_persons_session_is_one_of_the_run_and_their_actions_are_certain():

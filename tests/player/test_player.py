@@ -12,11 +12,12 @@ import pytest
 from tests.helpers.counting import CountingAgent, CountingEnv, clock
 from tests.helpers.people import LENGTH, Beside, Flaky, a_player, a_run, a_spec, a_trainer, until
 from tinyverse.core.errors import DatabaseError, SpecError
+from tinyverse.core.run_config import agreement
 from tinyverse.core.weights import encode_weights
-from tinyverse.database.base import BEGINNING, MemoryDatabase
+from tinyverse.database.base import BEGINNING
+from tinyverse.database.memory import MemoryDatabase
 from tinyverse.envs.pool import GamePool
 from tinyverse.player.player import SEEDS_APART, Courier, Player, new_worker, play
-from tinyverse.trainer.run_folder import agreement
 
 HOLDER = "host:1:test"
 

@@ -14,10 +14,10 @@ import pytest
 from tests.helpers.counting import CountingEnv
 from tests.helpers.people import Beside, a_player, a_run, a_spec, until
 from tests.player.test_player import HOLDER, publish
+from tinyverse.core.run_config import agreement
 from tinyverse.database.server import private_server
 from tinyverse.envs import GamePool
 from tinyverse.player.player import WAITING_BATCHES, play
-from tinyverse.trainer.run_folder import agreement
 
 FROZEN = 5.0  # seconds
 

@@ -17,8 +17,11 @@ from tinyverse.core import nest
 from tinyverse.core.errors import SettingsError
 from tinyverse.core.session import Session, SessionSpec
 from tinyverse.core.weights import decode_weights
-from tinyverse.database.base import BEGINNING, MemoryDatabase
-from tinyverse.replay.buffer import Flow, Replay
+from tinyverse.database.base import BEGINNING
+from tinyverse.database.memory import MemoryDatabase
+from tinyverse.experiment.experiment import session_spec
+from tinyverse.replay.buffer import Replay
+from tinyverse.replay.config import Flow
 from tinyverse.replay.samplers import Fresh, Mixed, Prioritized, Uniform, sampler_of
 from tinyverse.trainer.trainer import Trainer
 
@@ -26,7 +29,7 @@ torch.set_num_threads(1)
 
 T = 5
 ENV = CountingEnv(nested=True)
-SPEC = SessionSpec.of(ENV.observation_space, ENV.action_space, CountingAgent(None, ENV.action_space), T)
+SPEC = session_spec(ENV.observation_space, ENV.action_space, CountingAgent(None, ENV.action_space), T)
 
 
 def session_of(number, update=0, spec=SPEC):

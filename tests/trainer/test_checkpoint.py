@@ -11,8 +11,9 @@ import torch
 from tests.helpers.people import LENGTH, a_player, a_spec, a_trainer
 from tinyverse.core import rng
 from tinyverse.core.errors import RunConflict, TinyverseError
-from tinyverse.database.base import MemoryDatabase
-from tinyverse.replay.buffer import Flow, Replay, files
+from tinyverse.database.memory import MemoryDatabase
+from tinyverse.replay.buffer import Replay, files
+from tinyverse.replay.config import Flow
 from tinyverse.replay.samplers import Fresh, Mixed, Prioritized, Sampler, Uniform
 from tinyverse.trainer.run_folder import RunFolder
 from tinyverse.trainer.trainer import Trainer

@@ -10,8 +10,9 @@ import pytest
 from tests.helpers.people import LENGTH, a_player, a_spec
 from tests.trainer.test_trainer import some_sessions
 from tinyverse.core import distributed
-from tinyverse.database.base import MemoryDatabase
-from tinyverse.replay.buffer import Flow, Replay
+from tinyverse.database.memory import MemoryDatabase
+from tinyverse.replay.buffer import Replay
+from tinyverse.replay.config import Flow
 from tinyverse.replay.samplers import Fresh, Uniform
 from tinyverse.trainer.feeder import Intake
 

@@ -13,8 +13,8 @@ from tests.trainer.test_trainer import network_sessions, push, some_sessions
 from tinyverse.core import codec
 from tinyverse.core.errors import NotANumber, SettingsError
 from tinyverse.core.weights import decode_weights
-from tinyverse.database.base import MemoryDatabase
-from tinyverse.replay.buffer import Flow
+from tinyverse.database.memory import MemoryDatabase
+from tinyverse.replay.config import Flow
 from tinyverse.replay.samplers import Uniform
 from tinyverse.trainer.loop import train
 from tinyverse.trainer.nan_guard import Guard

@@ -7,7 +7,7 @@ import pytest
 from tests.helpers.people import a_trainer
 from tests.trainer.test_trainer import push, some_sessions
 from tinyverse.core.errors import SettingsError
-from tinyverse.database.base import MemoryDatabase
+from tinyverse.database.memory import MemoryDatabase
 from tinyverse.trainer.player_quota import Shares
 
 

@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from tests.helpers.people import a_spec
-from tinyverse.core import weights_file
+from tinyverse.core import files
 from tinyverse.core.errors import RunConflict, SettingsError
-from tinyverse.core.weights_file import WeightsFile
-from tinyverse.trainer.run_folder import RunFolder, agreed_of, agreement, check_agreed, check_spec
+from tinyverse.core.run_config import agreed_of, agreement, check_agreed, check_spec
+from tinyverse.core.weights import WeightsFile
+from tinyverse.trainer.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def test_a_half_written_file_is_no_checkpoint(folder):
 def test_checkpoints_half_written_by_one_that_was_killed_go(folder, monkeypatch):
     folder.checkpoints.mkdir(parents=True)
     left = [folder.checkpoints / f"update-000000007.pt.{pid}.writing" for pid in (4242, os.getpid())]
-    monkeypatch.setattr(weights_file, "is_gone", lambda pid: pid == 4242)
+    monkeypatch.setattr(files, "is_gone", lambda pid: pid == 4242)
     for file in left:
         file.write_bytes(b"half")
     folder.save(1, {"update": 1})

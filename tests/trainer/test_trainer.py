@@ -18,18 +18,20 @@ from tinyverse.agents.torch_agent import TorchAgent
 from tinyverse.algorithms.vtrace import VTrace
 from tinyverse.core import codec
 from tinyverse.core.errors import DatabaseError, DatabaseLost, LeaseLost, SettingsError
-from tinyverse.core.session import SessionSpec
+from tinyverse.core.run_config import agreement
 from tinyverse.core.weights import decode_weights
-from tinyverse.database.base import MemoryDatabase
+from tinyverse.database.memory import MemoryDatabase
 from tinyverse.database.redis import RedisDatabase
 from tinyverse.database.server import connect
 from tinyverse.envs.pool import GamePool
+from tinyverse.experiment.experiment import session_spec
 from tinyverse.networks import MLP, ModularNetwork
 from tinyverse.player.player import Player, play
-from tinyverse.replay.buffer import Flow, Replay
+from tinyverse.replay.buffer import Replay
+from tinyverse.replay.config import Flow
 from tinyverse.replay.samplers import Fresh, Uniform
 from tinyverse.trainer.loop import Herald, train
-from tinyverse.trainer.run_folder import RunFolder, agreement
+from tinyverse.trainer.run_folder import RunFolder
 from tinyverse.trainer.trainer import Snapshot, Trainer
 
 torch.set_num_threads(1)
@@ -139,7 +141,7 @@ def a_network_trainer(database, folder=None):
     env = SmallNumbers()
     torch.manual_seed(0)
     agent = TorchAgent(ModularNetwork(env.observation_space, env.action_space, trunk=MLP(8)))
-    spec = SessionSpec.of(env.observation_space, env.action_space, agent, LENGTH)
+    spec = session_spec(env.observation_space, env.action_space, agent, LENGTH)
     learner = VTrace(agent, learning_rate=0.01, optimizer="adam", total_updates=30)
     replay = Replay(spec, Flow(batch=2, buffer_size=50), Fresh())
     return Trainer(agent, learner, replay, database, agreement("small", {}, spec), folder=folder)

@@ -13,14 +13,12 @@ It becomes arrays once per session, by `memory_arrays`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from tinyverse.core import nest
-
-Weights = Mapping[str, np.ndarray]
+from tinyverse.core.weights import Weights
 
 
 class Agent:

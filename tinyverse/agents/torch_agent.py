@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tinyverse.agents.agent import Agent, Weights
+from tinyverse.agents.agent import Agent
 from tinyverse.core import nest
 from tinyverse.core.errors import SpecError
+from tinyverse.core.weights import Weights
 from tinyverse.networks import Categorical, Distribution, Outputs
 
 

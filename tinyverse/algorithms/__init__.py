@@ -9,10 +9,12 @@ from tinyverse.core.lazy import imported
 if TYPE_CHECKING:
     from tinyverse.algorithms.a2c import A2C
     from tinyverse.algorithms.behaviour_cloning import BehaviourCloning
-    from tinyverse.algorithms.dqn import DQN, R2D2
-    from tinyverse.algorithms.learner import Learner, Optimizer, TorchLearner
+    from tinyverse.algorithms.dqn import DQN
+    from tinyverse.algorithms.learner import Learner
     from tinyverse.algorithms.ppo import PPO
+    from tinyverse.algorithms.r2d2 import R2D2
     from tinyverse.algorithms.sac import SAC
+    from tinyverse.algorithms.torch_learner import Optimizer, TorchLearner
     from tinyverse.algorithms.vtrace import VTrace
 
 __all__ = [
@@ -20,8 +22,8 @@ __all__ = [
 ]  # fmt: skip
 
 _MODULES = {
-    "A2C": "a2c", "BehaviourCloning": "behaviour_cloning", "DQN": "dqn", "Learner": "learner", "Optimizer": "learner",
-    "PPO": "ppo", "R2D2": "dqn", "SAC": "sac", "TorchLearner": "learner", "VTrace": "vtrace",
+    "A2C": "a2c", "BehaviourCloning": "behaviour_cloning", "DQN": "dqn", "Learner": "learner", "Optimizer": "torch_learner",
+    "PPO": "ppo", "R2D2": "r2d2", "SAC": "sac", "TorchLearner": "torch_learner", "VTrace": "vtrace",
 }  # fmt: skip
 
 

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from tinyverse.agents.torch_agent import TorchAgent
 from tinyverse.algorithms import losses, returns
-from tinyverse.algorithms.learner import Metrics, TorchLearner
+from tinyverse.algorithms.learner import Metrics
+from tinyverse.algorithms.torch_learner import TorchLearner
 from tinyverse.core import nest
 from tinyverse.core.batch import Batch
 from tinyverse.core.errors import SettingsError

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from tinyverse.agents.torch_agent import TorchAgent
 from tinyverse.algorithms import losses, returns
-from tinyverse.algorithms.learner import Metrics, TorchLearner
+from tinyverse.algorithms.learner import Metrics
+from tinyverse.algorithms.torch_learner import TorchLearner
 from tinyverse.core import nest
 from tinyverse.core.batch import Batch
-from tinyverse.core.errors import SettingsError, counted
+from tinyverse.core.errors import SettingsError
+from tinyverse.core.text import counted
 from tinyverse.networks.normalization import ReturnScale
 
 

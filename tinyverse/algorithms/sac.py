@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tinyverse.agents.agent import Weights
 from tinyverse.agents.torch_agent import TorchAgent
 from tinyverse.algorithms import losses
-from tinyverse.algorithms.learner import Learner, Metrics, Optimizer
+from tinyverse.algorithms.learner import Learner, Metrics
+from tinyverse.algorithms.torch_learner import Optimizer
 from tinyverse.core import nest
 from tinyverse.core.batch import Batch
 from tinyverse.core.errors import SettingsError
+from tinyverse.core.weights import Weights
 from tinyverse.networks.squashed import SquashedActor, SquashedGaussian
 
 

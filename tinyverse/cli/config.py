@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 from click.core import ParameterSource
 
-from tinyverse.core.errors import SettingsError, did_you_mean
+from tinyverse.core.errors import SettingsError
+from tinyverse.core.text import did_you_mean
 
 if TYPE_CHECKING:
     from tinyverse.cli.context import Asked
@@ -87,8 +88,8 @@ def effective(
         options: what `-o` said.
         contexts: verb -> its options as they would be without a word on the command line.
     """
+    from tinyverse.core.run_config import check_agreed
     from tinyverse.experiment import loader
-    from tinyverse.trainer.run_folder import check_agreed
 
     kept = asked.folder.settings()
     check_agreed(asked.run, kept, asked.title, asked.given)

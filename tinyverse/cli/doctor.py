@@ -23,7 +23,8 @@ import redis
 from tinyverse.cli.context import RUNS, Asked
 from tinyverse.core import codec
 from tinyverse.core import system as machine
-from tinyverse.core.errors import DatabaseError, ServerError, TinyverseError, counted
+from tinyverse.core.errors import DatabaseError, ServerError, TinyverseError
+from tinyverse.core.text import counted
 from tinyverse.database import server, server_config
 from tinyverse.database.redis import RedisDatabase
 from tinyverse.experiment import loader

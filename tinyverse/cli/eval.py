@@ -15,21 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from tinyverse.cli.context import RECORDS, Asked, positive, stop_on_signals
+from tinyverse.cli.context import RECORDS, Asked, positive
 from tinyverse.cli.play import acting, check_device
 from tinyverse.core import system
-from tinyverse.core.errors import (
-    DatabaseError,
-    DatabaseLost,
-    NoWeights,
-    ServerError,
-    SettingsError,
-    TinyverseError,
-    counted,
-)
+from tinyverse.core.errors import DatabaseError, DatabaseLost, NoWeights, ServerError, SettingsError, TinyverseError
+from tinyverse.core.run_config import agreed_of, check_agreed
+from tinyverse.core.signals import stop_on_signals
+from tinyverse.core.text import counted
 from tinyverse.core.timing import Waiting
-from tinyverse.core.weights import decode_weights, encode_weights
-from tinyverse.core.weights_file import WeightsFile
+from tinyverse.core.weights import WeightsFile, decode_weights, encode_weights
 from tinyverse.database.base import Database
 from tinyverse.experiment import loader
 from tinyverse.experiment.experiment import Experiment
@@ -38,9 +32,9 @@ from tinyverse.monitoring.progress import Share
 from tinyverse.monitoring.writers import TensorBoard
 from tinyverse.player.evaluator import Evaluation, evaluate, evaluate_in_processes
 from tinyverse.player.player import HEARTBEAT_SECONDS, Player, new_worker
-from tinyverse.replay.buffer import Flow, Replay
+from tinyverse.replay.buffer import Replay
+from tinyverse.replay.config import Flow
 from tinyverse.replay.samplers import sampler_of
-from tinyverse.trainer.run_folder import agreed_of, check_agreed
 
 
 def do_eval(

@@ -21,7 +21,8 @@ from tinyverse.cli.context import Asked
 from tinyverse.cli.eval import Seen, rebuild, weights_for
 from tinyverse.core import nest
 from tinyverse.core.errors import ExperimentError, SettingsError
-from tinyverse.core.weights_file import WeightsFile, write_whole
+from tinyverse.core.files import write_whole
+from tinyverse.core.weights import WeightsFile
 from tinyverse.experiment.experiment import Experiment
 
 EXAMPLE = 2  # games that the network is traced with; one could be taken for a constant

@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterator
 from rich.console import Console
 from rich.live import Live
 
-from tinyverse.cli.context import Asked, stop_on_signals
-from tinyverse.core.errors import RunConflict, did_you_mean
+from tinyverse.cli.context import Asked
+from tinyverse.core.errors import RunConflict
+from tinyverse.core.signals import stop_on_signals
+from tinyverse.core.text import did_you_mean
 from tinyverse.database import server
 from tinyverse.database.base import Database
 from tinyverse.database.redis import list_runs

@@ -9,9 +9,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tinyverse.agents.agent import Agent
-from tinyverse.cli.context import Asked, positive, stop_on_signals
+from tinyverse.cli.context import Asked, positive
 from tinyverse.core import system
-from tinyverse.core.errors import DatabaseError, DatabaseLost, SettingsError, WindowClosed, counted
+from tinyverse.core.errors import DatabaseError, DatabaseLost, SettingsError, WindowClosed
+from tinyverse.core.run_config import agreed_of, check_agreed, check_spec
+from tinyverse.core.signals import stop_on_signals
+from tinyverse.core.text import counted
 from tinyverse.database.base import Database
 from tinyverse.envs.pool import Pool
 from tinyverse.envs.process_pool import WorkerPool, knows_size
@@ -21,7 +24,6 @@ from tinyverse.monitoring import status
 from tinyverse.monitoring.progress import Progress, Share
 from tinyverse.player.human import Person
 from tinyverse.player.player import HEARTBEAT_SECONDS, SEEDS_APART, Courier, Player, new_worker, play
-from tinyverse.trainer.run_folder import agreed_of, check_agreed, check_spec
 
 
 def do_play(

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tinyverse.cli.context import RUNS
-from tinyverse.core.errors import SettingsError, did_you_mean
+from tinyverse.core.errors import SettingsError
+from tinyverse.core.text import did_you_mean
 from tinyverse.monitoring.plot import plot_curves
 from tinyverse.trainer.run_folder import RunFolder
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from tinyverse.cli.context import Asked, positive, stop_on_signals
+from tinyverse.cli.context import Asked, positive
 from tinyverse.cli.train import (
     Learning,
     aim,
@@ -29,11 +29,13 @@ from tinyverse.cli.train import (
     trainer_line,
 )
 from tinyverse.core import system
-from tinyverse.core.errors import SettingsError, TinyverseError, counted
+from tinyverse.core.errors import SettingsError, TinyverseError
+from tinyverse.core.signals import stop_on_signals
+from tinyverse.core.text import counted
 from tinyverse.core.timing import Ticker
 from tinyverse.database import server as redis_server
 from tinyverse.database import server_config
-from tinyverse.database.base import MemoryDatabase
+from tinyverse.database.memory import MemoryDatabase
 from tinyverse.monitoring import status
 from tinyverse.monitoring.progress import Progress
 from tinyverse.player.player import Player

@@ -6,7 +6,7 @@ import json
 
 import click
 
-from tinyverse.core.errors import counted
+from tinyverse.core.text import counted
 
 
 @click.group()

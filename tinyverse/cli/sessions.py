@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tinyverse.cli.options import common
-from tinyverse.core.errors import counted
+from tinyverse.core.text import counted
 
 if TYPE_CHECKING:
     from tinyverse.cli.context import Asked

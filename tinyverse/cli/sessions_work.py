@@ -18,10 +18,13 @@ from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from tinyverse.cli.context import RECORDS, Asked, positive, stop_on_signals
+from tinyverse.cli.context import RECORDS, Asked, positive
 from tinyverse.core import nest, system
-from tinyverse.core.errors import CodecError, DatabaseError, SettingsError, SpecError, counted
+from tinyverse.core.errors import CodecError, DatabaseError, SettingsError, SpecError
+from tinyverse.core.run_config import agreed_of, check_agreed
 from tinyverse.core.session import Session, SessionSpec
+from tinyverse.core.signals import stop_on_signals
+from tinyverse.core.text import counted
 from tinyverse.core.weights import decode_weights
 from tinyverse.database import archive
 from tinyverse.database.base import Database, State
@@ -29,7 +32,6 @@ from tinyverse.database.position import BEGINNING, is_behind, is_position, just_
 from tinyverse.envs.video import VideoWriter, picture
 from tinyverse.experiment import loader
 from tinyverse.monitoring import status
-from tinyverse.trainer.run_folder import agreed_of, check_agreed
 
 if TYPE_CHECKING:
     from tinyverse.agents.torch_agent import TorchAgent

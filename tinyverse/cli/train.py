@@ -18,11 +18,14 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from tinyverse.agents.agent import Agent
-from tinyverse.cli.context import Asked, positive, stop_on_signals, without_secrets
+from tinyverse.cli.context import Asked, positive, without_secrets
 from tinyverse.cli.play import check_device, precision_of
 from tinyverse.core import distributed, rng, system
-from tinyverse.core.errors import DatabaseLost, RankLost, RunConflict, SettingsError, TinyverseError, counted
-from tinyverse.core.weights_file import WeightsFile
+from tinyverse.core.errors import DatabaseLost, RankLost, RunConflict, SettingsError, TinyverseError
+from tinyverse.core.run_config import agreed_of, agreement, check_agreed, check_spec
+from tinyverse.core.signals import stop_on_signals
+from tinyverse.core.text import counted
+from tinyverse.core.weights import WeightsFile
 from tinyverse.database.base import Database
 from tinyverse.experiment import loader
 from tinyverse.experiment.experiment import Experiment
@@ -30,10 +33,10 @@ from tinyverse.monitoring import status
 from tinyverse.monitoring.progress import Progress, Share
 from tinyverse.monitoring.prometheus import Prometheus
 from tinyverse.monitoring.writers import Writer, check_writer, open_writer
-from tinyverse.replay.buffer import Flow, Replay
+from tinyverse.replay.buffer import Replay
+from tinyverse.replay.config import Flow
 from tinyverse.replay.samplers import sampler_of
 from tinyverse.trainer.loop import train
-from tinyverse.trainer.run_folder import agreed_of, agreement, check_agreed, check_spec
 from tinyverse.trainer.trainer import Trainer
 
 

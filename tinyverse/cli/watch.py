@@ -9,8 +9,9 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
-from tinyverse.cli.context import RECORDS, Asked, stop_on_signals
+from tinyverse.cli.context import RECORDS, Asked
 from tinyverse.core.errors import SettingsError
+from tinyverse.core.signals import stop_on_signals
 from tinyverse.monitoring import dashboard
 from tinyverse.monitoring.dashboard.games import Games
 

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 import click
 
 from tinyverse import __version__
-from tinyverse.core.errors import did_you_mean
+from tinyverse.core.text import did_you_mean
 
 VERBS = (
     "play", "train", "eval", "export", "run", "local", "info", "watch", "check", "sessions", "report", "config", "doctor",

@@ -20,11 +20,10 @@ A traceback that reaches a user is a bug of ours; an error of this tree is not.
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    pass
 
 
 class TinyverseError(Exception):
@@ -81,22 +80,3 @@ class LeaseLost(DatabaseError):
 
 class RunConflict(DatabaseError):
     """Raised when a run's name is taken by another experiment or other settings."""
-
-
-def counted(count: float, thing: str) -> str:
-    """How many there are, in words.
-
-    >>> counted(1, "game"), counted(1200, "new session"), counted(0.5, "minute")
-    ('1 game', '1,200 new sessions', '0.5 minutes')
-    """
-    return f"{count:,.12g} {thing}{'' if count == 1 else 's'}"
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The end of a message about a word that nobody knows; "" where none is like it.
-
-    >>> did_you_mean("trian", ["play", "train"])
-    ' Did you mean train?'
-    """
-    close = get_close_matches(word, list(known), 1)
-    return f" Did you mean {close[0]}?" if close else ""

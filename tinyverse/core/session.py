@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 
-from tinyverse.agents.agent import Agent
 from tinyverse.core import codec, nest
 from tinyverse.core.errors import CodecError, SpecError
 
@@ -81,27 +80,6 @@ class SessionSpec:
     """Names, shapes and dtypes of a run's sessions, published with its weights."""
 
     fields: dict[str, tuple[tuple[int, ...], np.dtype]]  # dotted name -> (shape, dtype)
-
-    @classmethod
-    def of(cls, observation_space: Any, action_space: Any, agent: Agent, length: int) -> SessionSpec:
-        """The spec of sessions of `length` steps that `agent` plays in these spaces (asks it for one action).
-
-        Raises:
-            SpecError: a space whose samples have no fixed shape.
-        """
-        observations = nest.of_space(observation_space, _blank)
-        memory = agent.initial_memory(1)
-        actions, _, extras = agent.act(observations, memory, np.ones(1, bool))
-        flag = np.zeros((1, length), bool)
-        example = Session(
-            observations=nest.map(lambda leaf: _rows(leaf, length + 1), observations),
-            actions=nest.map(lambda leaf: _rows(np.asarray(leaf), length), actions),
-            rewards=np.zeros((1, length), np.float32),
-            initial_memory=nest.map(np.asarray, agent.memory_arrays(memory)),
-            extras={name: _rows(np.asarray(leaf), length) for name, leaf in extras.items()},
-            terminated=flag, truncated=flag, alive=flag,
-        )  # fmt: skip
-        return cls({name: (leaf.shape[1:], leaf.dtype) for name, leaf in example.arrays().items()})
 
     @property
     def length(self) -> int:
@@ -185,17 +163,5 @@ def _forms(names: tuple[str, ...]) -> dict[str, nest.Tree]:
     return {tree: nest.unflatten({name: name for name in names}, tree) for tree in TREES}
 
 
-def _blank(space: Any) -> np.ndarray:
-    """[1, …] zeros, as observations of one game."""
-    if space.shape is None:
-        raise SpecError(f"observations of {space} have no fixed shape; turn them into arrays in make_env.")
-    return np.zeros((1, *space.shape), space.dtype)
-
-
 def _is_episode(total: Any, length: Any) -> bool:
     return type(total) in (int, float) and abs(total) < 1e300 and type(length) is int and 0 < length < 1 << 53
-
-
-def _rows(leaf: np.ndarray, length: int) -> np.ndarray:
-    """[1, …] -> [1, length, …]"""
-    return np.repeat(leaf[:, None], length, axis=1)

@@ -84,7 +84,7 @@ def is_gone(pid: int) -> bool:
 
 def python_path() -> dict[str, str]:
     """The environment in which a new process finds this package where it lies, if it is not installed."""
-    home = str(Path(__file__).parents[1])
+    home = str(Path(__file__).parents[2])
     if home in site.getsitepackages():
         return {}
     return {"PYTHONPATH": os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))}

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import pickle
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinyverse.agents.agent import Weights
 from tinyverse.core import codec
+from tinyverse.core.errors import CodecError, SettingsError
+from tinyverse.core.files import write_whole
+
+UNREADABLE = (  # what torch.load says of damage
+    RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError, LookupError, TypeError, AttributeError,
+)  # fmt: skip
+Weights = Mapping[str, np.ndarray]
 
 
 def encode_weights(
@@ -33,3 +43,71 @@ def decode_weights(blob: bytes) -> tuple[dict[str, np.ndarray], dict[str, int]]:
     """
     arrays, metadata = codec.decode(blob)
     return arrays, {name: codec.whole_number(metadata, name) for name in ("version", "update", "step")}
+
+
+class WeightsFile(NamedTuple):
+    """Weights, and what they are of."""
+
+    weights: Weights
+    version: int
+    update: int = 0
+    step: int = 0
+    agreed: Mapping[str, Any] = {}  # {"experiment", "settings"}, where it is known
+    score: Mapping[str, Any] = {}  # of an evaluation: {"mean", "standard_error", "games"}
+
+    def write(self, path: Path) -> None:
+        """Writes a safetensors file, whole or not at all."""
+        about = {"agreed": json.dumps(self.agreed, default=str), "score": json.dumps(self.score)}
+        blob = encode_weights(self.weights, version=self.version, update=self.update, step=self.step, about=about)
+        write_whole(path, blob)
+
+    @classmethod
+    def read(cls, path: Path) -> WeightsFile:
+        """What `write` wrote, or the weights of a checkpoint.
+
+        Raises:
+            SettingsError: it is neither, or damaged.
+        """
+        try:
+            with path.open("rb") as file:
+                is_checkpoint = file.read(2) == b"PK"
+            return cls._of_file_of_torch(path) if is_checkpoint else cls._of_safetensors(path.read_bytes())
+        except (*UNREADABLE, CodecError) as error:
+            raise SettingsError(
+                f"{path} is no checkpoint of a trainer and no file of weights that tinyverse wrote ({type(error).__name__})."
+            ) from None
+
+    @classmethod
+    def _of_file_of_torch(cls, path: Path) -> WeightsFile:
+        import torch
+
+        return cls.of_checkpoint(torch.load(path, map_location="cpu", weights_only=True))
+
+    @classmethod
+    def of_checkpoint(cls, contents: Mapping[str, Any]) -> WeightsFile:
+        """The weights of what a trainer saved."""
+        meta = contents.get("meta")
+        agreed = {"experiment": meta["experiment"], "settings": json.loads(meta["settings"])} if meta else {}
+        weights = {name: tensor.numpy() for name, tensor in contents["weights"].items()}
+        return cls(weights, contents["version"], contents.get("update", 0), contents.get("step", 0), agreed)
+
+    @classmethod
+    def _of_safetensors(cls, blob: bytes) -> WeightsFile:
+        weights, numbers = decode_weights(blob)
+        about = codec.decode(blob)[1]
+        return cls(weights, **numbers, agreed=json.loads(about["agreed"]), score=json.loads(about["score"]))
+
+
+def plain(contents: Any) -> Any:
+    """A copy of nested dicts and lists in which arrays are tensors on the host: what `weights_only` reading accepts."""
+    import torch
+
+    if isinstance(contents, Mapping):
+        return {key: plain(value) for key, value in contents.items()}
+    if isinstance(contents, (list, tuple)):
+        return type(contents)(plain(value) for value in contents)
+    if isinstance(contents, torch.Tensor):
+        return contents.detach().to("cpu", copy=True)
+    if isinstance(contents, np.ndarray):
+        return torch.from_numpy(contents.copy())
+    return contents.item() if isinstance(contents, np.generic) else contents

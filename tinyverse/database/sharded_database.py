@@ -22,7 +22,8 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from tinyverse.core.errors import DatabaseError, DatabaseLost, RunConflict, SettingsError, counted
+from tinyverse.core.errors import DatabaseError, DatabaseLost, RunConflict, SettingsError
+from tinyverse.core.text import counted
 from tinyverse.database.base import BEGINNING, Database, State, Worker
 from tinyverse.database.position import joined, split
 from tinyverse.database.redis import RedisDatabase, misplaced, place_of

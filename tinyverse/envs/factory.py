@@ -7,7 +7,8 @@ from typing import Any
 
 from gymnasium.vector import VectorEnv
 
-from tinyverse.core.errors import ExperimentError, counted
+from tinyverse.core.errors import ExperimentError
+from tinyverse.core.text import counted
 from tinyverse.envs.multi_agent import ParallelPool, is_parallel
 from tinyverse.envs.pool import GamePool, Pool, VectorPool, check_count
 from tinyverse.envs.restarting_pool import RebuiltPool

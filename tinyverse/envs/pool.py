@@ -24,7 +24,8 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from tinyverse.core import nest
-from tinyverse.core.errors import ExperimentError, SpecError, counted
+from tinyverse.core.errors import ExperimentError, SpecError
+from tinyverse.core.text import counted
 from tinyverse.envs.adapters import four, game_of, reset, space_of
 from tinyverse.envs.restarts import RUNNING, Mender
 from tinyverse.envs.spaces import (

@@ -31,7 +31,8 @@ from typing import Any
 import numpy as np
 
 from tinyverse.core import nest
-from tinyverse.core.errors import ExperimentError, counted
+from tinyverse.core.errors import ExperimentError
+from tinyverse.core.text import counted
 from tinyverse.envs.pool import Pool, Step, as_int
 from tinyverse.envs.restarts import Mender
 from tinyverse.envs.spaces import Array, Door, spec_of

@@ -17,11 +17,14 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import gymnasium
+import numpy as np
 
 from tinyverse.agents.agent import Agent
-from tinyverse.algorithms.learner import Learner, learner_of
-from tinyverse.core.errors import ExperimentError
-from tinyverse.core.session import SessionSpec
+from tinyverse.algorithms.learner import Learner
+from tinyverse.algorithms.torch_learner import learner_of
+from tinyverse.core import nest
+from tinyverse.core.errors import ExperimentError, SpecError
+from tinyverse.core.session import Session, SessionSpec
 from tinyverse.envs.factory import pool_of
 from tinyverse.envs.pool import Pool
 from tinyverse.replay.samplers import Sampler
@@ -146,7 +149,7 @@ class Experiment:
 
     def spec(self, agent: Agent) -> SessionSpec:
         """What the run's sessions look like."""
-        return SessionSpec.of(*self.spaces(), agent, self.unroll_length)
+        return session_spec(*self.spaces(), agent, self.unroll_length)
 
 
 def _call(name: str, function: Callable[..., Any], **arguments: Any) -> Any:
@@ -183,3 +186,36 @@ def _call_with(function: Callable[..., Any], **arguments: Any) -> Any:
     if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
         return function(**arguments)
     return function(**{name: value for name, value in arguments.items() if name in parameters})
+
+
+def session_spec(observation_space: Any, action_space: Any, agent: Agent, length: int) -> SessionSpec:
+    """The spec of sessions of `length` steps that `agent` plays in these spaces (asks it for one action).
+
+    Raises:
+        SpecError: a space whose samples have no fixed shape.
+    """
+    observations = nest.of_space(observation_space, _blank)
+    memory = agent.initial_memory(1)
+    actions, _, extras = agent.act(observations, memory, np.ones(1, bool))
+    flag = np.zeros((1, length), bool)
+    example = Session(
+        observations=nest.map(lambda leaf: _rows(leaf, length + 1), observations),
+        actions=nest.map(lambda leaf: _rows(np.asarray(leaf), length), actions),
+        rewards=np.zeros((1, length), np.float32),
+        initial_memory=nest.map(np.asarray, agent.memory_arrays(memory)),
+        extras={name: _rows(np.asarray(leaf), length) for name, leaf in extras.items()},
+        terminated=flag, truncated=flag, alive=flag,
+    )  # fmt: skip
+    return SessionSpec({name: (leaf.shape[1:], leaf.dtype) for name, leaf in example.arrays().items()})
+
+
+def _blank(space: Any) -> np.ndarray:
+    """[1, …] zeros, as observations of one game."""
+    if space.shape is None:
+        raise SpecError(f"observations of {space} have no fixed shape; turn them into arrays in make_env.")
+    return np.zeros((1, *space.shape), space.dtype)
+
+
+def _rows(leaf: np.ndarray, length: int) -> np.ndarray:
+    """[1, …] -> [1, length, …]"""
+    return np.repeat(leaf[:, None], length, axis=1)

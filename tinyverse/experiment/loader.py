@@ -18,14 +18,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from tinyverse.core.errors import ExperimentError, SettingsError, TinyverseError, did_you_mean
+from tinyverse.core.errors import ExperimentError, SettingsError, TinyverseError
+from tinyverse.core.text import did_you_mean
 
 if TYPE_CHECKING:
     from tinyverse.experiment.experiment import Experiment
 
 _WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 _PREFIX = "tinyverse_experiment_"  # of the names of modules loaded from files
-_OWN = Path(__file__).parent
+_OWN = Path(__file__).parents[1]
 _LIBRARIES = [Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
 
 
@@ -64,7 +65,7 @@ def is_experiment(name: str) -> bool:
 def examples() -> dict[str, Path]:
     """The packaged examples: name -> file."""
     spec = importlib.util.find_spec("tinyverse_examples")
-    folders = spec.submodule_search_locations if spec else [str(Path(__file__).parent.parent / "examples")]
+    folders = spec.submodule_search_locations if spec else [str(Path(__file__).parents[2] / "examples")]
     files = [file for folder in folders or [] for file in sorted(Path(folder).glob("*.py"))]
     return {file.stem: file for file in files if file.stem != "__init__"}
 

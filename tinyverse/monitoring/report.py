@@ -17,12 +17,14 @@ from typing import Any
 
 from tinyverse.cli.context import RECORDS, Asked
 from tinyverse.cli.plot import folder_of
-from tinyverse.core.errors import SettingsError, counted
-from tinyverse.core.weights_file import write_whole
+from tinyverse.core.errors import SettingsError
+from tinyverse.core.files import write_whole
+from tinyverse.core.run_config import check_agreed
+from tinyverse.core.text import counted
 from tinyverse.monitoring import status
 from tinyverse.monitoring.plot import curve, plot_curves
 from tinyverse.monitoring.reference_scores import published
-from tinyverse.trainer.run_folder import RunFolder, check_agreed
+from tinyverse.trainer.run_folder import RunFolder
 
 LARGEST_FILM = 32_000_000  # bytes; a larger one is named, not put inside
 Table = list[list[str]]  # the first row is the head

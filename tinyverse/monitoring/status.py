@@ -22,7 +22,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from tinyverse.core.errors import DatabaseError, counted
+from tinyverse.core.errors import DatabaseError
+from tinyverse.core.text import counted
 from tinyverse.core.timing import Ticker
 from tinyverse.database.base import Database, Worker
 from tinyverse.monitoring import diagnosis

@@ -15,10 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from tinyverse.agents.agent import Agent, Weights
+from tinyverse.agents.agent import Agent
 from tinyverse.core import nest
-from tinyverse.core.errors import ExperimentError, counted
+from tinyverse.core.errors import ExperimentError
 from tinyverse.core.system import set_threads
+from tinyverse.core.text import counted
+from tinyverse.core.weights import Weights
 from tinyverse.envs.factory import pool_of
 from tinyverse.envs.pool import Pool
 from tinyverse.envs.video import VideoWriter, picture

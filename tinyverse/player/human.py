@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from tinyverse.agents.agent import Agent, Weights
+from tinyverse.agents.agent import Agent
 from tinyverse.core import nest
 from tinyverse.core.errors import ExperimentError, SettingsError, WindowClosed
+from tinyverse.core.weights import Weights
 from tinyverse.envs.pool import GamePool
 from tinyverse.envs.video import picture
 from tinyverse.experiment.experiment import Experiment

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from tinyverse.agents.agent import Weights
 from tinyverse.algorithms.learner import Learner
 from tinyverse.core import codec, distributed, nest
 from tinyverse.core.batch import Batch
 from tinyverse.core.errors import CodecError, NotANumber, SettingsError
+from tinyverse.core.weights import Weights
 from tinyverse.replay.buffer import Replay
 from tinyverse.trainer.run_folder import RunFolder
 

@@ -22,68 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from tinyverse.core.errors import RunConflict
-from tinyverse.core.session import SessionSpec
-from tinyverse.core.weights_file import UNREADABLE, WeightsFile, plain, remove_leftovers, whole, write_whole
+from tinyverse.core.files import remove_leftovers, whole, write_whole
+from tinyverse.core.weights import UNREADABLE, WeightsFile, plain
 from tinyverse.replay.files import Sessions, StoredSessions
 
 logger = logging.getLogger(__name__)
 
-FORMAT = "1"
 CHECKPOINTS_KEPT = 3
-
-
-def agreement(experiment: str, settings: Mapping[str, Any], spec: SessionSpec) -> dict[str, str]:
-    """What a trainer publishes as the run's meta."""
-    return {
-        "format": FORMAT,
-        "experiment": experiment,
-        "settings": json.dumps(dict(settings), default=str),
-        "spec": spec.to_json(),
-    }
-
-
-def agreed_of(meta: Mapping[str, str]) -> dict[str, Any]:
-    """{"experiment", "settings"} of a run's meta, as settings.json holds them too; {} of an empty one."""
-    if not meta:
-        return {}
-    if meta["format"] != FORMAT:
-        raise RunConflict(
-            f"the run speaks format {meta['format']}, this tinyverse {FORMAT}: use one version everywhere."
-        )
-    return {"experiment": meta["experiment"], "settings": json.loads(meta["settings"])}
-
-
-def check_agreed(
-    name: str, agreed: Mapping[str, Any], experiment: str, given: Mapping[str, Any], *, force: bool = False
-) -> None:
-    """Whether a worker of `experiment` with the settings in `given` may join the run.
-
-    Args:
-        force: other settings may.
-    Raises:
-        RunConflict: another experiment, or settings that differ; names both sides.
-    """
-    if not agreed:
-        return
-    if agreed["experiment"] != experiment:
-        raise RunConflict(
-            f"run {name} belongs to the experiment {agreed['experiment']}, this is {experiment}: give this one its own --name."
-        )
-    kept, wanted = agreed["settings"], json.loads(json.dumps(dict(given), default=str))
-    others = [key for key, value in wanted.items() if kept.get(key, value) != value]
-    if others and not force:
-        made, asked = (", ".join(f"{key}={settings[key]}" for key in others) for settings in (kept, wanted))
-        raise RunConflict(
-            f"run {name} was made with {made}, this asks for {asked}: leave it out to join, choose another --name, "
-            "start anew with train --fresh, or go on with the new settings with train --force."
-        )
-
-
-def check_spec(name: str, meta: Mapping[str, str], spec: SessionSpec) -> None:
-    """Raises RunConflict where sessions made here would not be the run's sessions."""
-    wrong = SessionSpec.from_json(meta["spec"]).difference(spec.fields)
-    if wrong:
-        raise RunConflict(f"run {name} cannot be joined: {wrong} Is the experiment file the same everywhere?")
 
 
 class RunFolder:

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from tinyverse.agents.agent import Agent, Weights
+from tinyverse.agents.agent import Agent
 from tinyverse.algorithms.learner import Learner
 from tinyverse.core import distributed, rng
 from tinyverse.core.batch import Batch
@@ -41,7 +41,7 @@ from tinyverse.core.errors import (
     TinyverseError,
 )
 from tinyverse.core.timing import Rate, Stages, Waiting
-from tinyverse.core.weights import decode_weights, encode_weights
+from tinyverse.core.weights import Weights, decode_weights, encode_weights
 from tinyverse.database.base import Database, State
 from tinyverse.database.position import BEGINNING, from_numbers, furthest, is_ahead, to_numbers
 from tinyverse.player.player import HEARTBEAT_SECONDS, new_worker

@@ -1,0 +1,189 @@
+"""Torch learner: the optimizer, and what learners of PyTorch networks share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tinyverse.agents.agent import Agent
+from tinyverse.agents.torch_agent import TorchAgent
+from tinyverse.algorithms.learner import Learner, Metrics
+from tinyverse.core import distributed
+from tinyverse.core.batch import Batch
+from tinyverse.core.errors import SettingsError
+from tinyverse.core.weights import Weights
+from tinyverse.networks.normalization import ReturnScale
+
+
+class Optimizer:
+    """Gradient, clipping, learning rate, step: the last lines of every algorithm.
+
+    Args:
+        parameters: what to optimise.
+        name: "adam" (Kingma & Ba 2015; ε 1e-5) or "rmsprop" (as IMPALA: decay 0.99, ε 0.01).
+        learning_rate: at the first update.
+        max_grad_norm: the gradient is scaled down to this L2 norm; None never.
+        total_updates: the learning rate falls in a line to 0 over so many updates; None: constant.
+    Attributes:
+        reduce: called with the parameters between gradient and clipping: `distributed.average_gradients`.
+    Raises:
+        SettingsError: no such optimizer.
+    """
+
+    reduce: Callable[[list[nn.Parameter]], None] = staticmethod(distributed.average_gradients)
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        name: str = "adam",
+        *,
+        learning_rate: float,
+        max_grad_norm: float | None = None,
+        total_updates: int | None = None,
+    ) -> None:
+        self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
+        self.learning_rate, self.max_grad_norm, self.total_updates = learning_rate, max_grad_norm, total_updates
+        self.updates = 0
+        self.torch = self._make(name)
+
+    def step(self, loss: Tensor) -> Tensor:
+        """Descends from `loss`, a scalar; returns the gradient's norm before clipping, 0-d."""
+        for parameter in self.parameters:
+            parameter.grad = None
+        loss.backward()
+        self.reduce(self.parameters)
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        norm = torch.stack(torch._foreach_norm(gradients)).norm()
+        if self.max_grad_norm is not None:
+            torch._foreach_mul_(gradients, (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
+        for group in self.torch.param_groups:
+            group["lr"] = self.current_learning_rate
+        self.torch.step()
+        self.updates += 1
+        return norm
+
+    @property
+    def current_learning_rate(self) -> float:
+        """The learning rate of the next update."""
+        return self.learning_rate * self.remaining
+
+    @property
+    def remaining(self) -> float:
+        """What is left of `total_updates`: 1 at first, 0 after them; always 1 where there is no end."""
+        return 1.0 if self.total_updates is None else max(0.0, 1 - self.updates / self.total_updates)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"torch": self.torch.state_dict(), "updates": self.updates}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.torch.load_state_dict(state["torch"])
+        self.updates = state["updates"]
+
+    def _make(self, name: str) -> torch.optim.Optimizer:
+        if name == "adam":
+            return torch.optim.Adam(self.parameters, self.learning_rate, eps=1e-5, fused=True)
+        if name == "rmsprop":
+            return torch.optim.RMSprop(self.parameters, self.learning_rate, alpha=0.99, eps=0.01)
+        raise SettingsError(f"optimizer={name!r} is unknown. Use 'adam' or 'rmsprop'.")
+
+
+class TorchLearner(Learner):
+    """A learner with one agent and one optimizer of its network; a subclass adds `train_step`.
+
+    Args:
+        agent: its network learns.
+        optimizer, learning_rate, max_grad_norm, total_updates: see `Optimizer`.
+    Attributes:
+        reward_clip, return_scale: what `rewards` does, where not None.
+    """
+
+    reward_clip: float | None = None
+    return_scale: ReturnScale | None = None
+
+    towered = True
+
+    def __init__(
+        self,
+        agent: TorchAgent,
+        optimizer: str = "adam",
+        *,
+        learning_rate: float,
+        max_grad_norm: float | None = None,
+        total_updates: int | None = None,
+    ) -> None:
+        self.agent = agent
+        self.optimizer = Optimizer(
+            agent.network.parameters(),
+            optimizer,
+            learning_rate=learning_rate,
+            max_grad_norm=max_grad_norm,
+            total_updates=total_updates,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return self.agent.device
+
+    def rewards(self, batch: Batch) -> Tensor:
+        """[T, B] as learning sees them: clipped, then scaled. Each call counts the batch's returns for the scale."""
+        clip = float("inf") if self.reward_clip is None else self.reward_clip
+        rewards = batch.rewards.clamp(-clip, clip)
+        return rewards if self.return_scale is None else self.return_scale(rewards, batch.traces, batch.mask)
+
+    def behaviour_log_probs(self, batch: Batch) -> Tensor:
+        """[T, B] log μ(a|o) of the actions, by the weights that played them.
+
+        Raises:
+            SettingsError: the agent does not tell.
+        """
+        if "behaviour_log_prob" not in batch.extras:
+            raise SettingsError(
+                f"{type(self).__name__} weighs actions by how likely they were, which {type(self.agent).__name__} does "
+                "not tell: its act() gives no extra 'behaviour_log_prob'. Take a TorchAgent, or DQN for a QAgent."
+            )
+        return batch.extras["behaviour_log_prob"]
+
+    def get_weights(self) -> Weights:
+        return self.agent.get_weights()
+
+    def state_dict(self) -> dict[str, Any]:
+        scale = {} if self.return_scale is None else {"return_scale": self.return_scale.state_dict()}
+        return {"network": self.agent.network.state_dict(), "optimizer": self.optimizer.state_dict()} | scale
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.agent.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.return_scale is not None and "return_scale" in state:
+            self.return_scale.load_state_dict(state["return_scale"])
+
+
+class _FunctionLearner(Learner):
+    def __init__(self, train_step: Callable[[Any, Batch], Metrics | None], agent: Agent) -> None:
+        self.function, self.agent = train_step, agent
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(getattr(self.agent, "device", "cpu"))
+
+    def train_step(self, batch: Batch) -> Metrics:
+        return self.function(self.agent, batch) or {}
+
+    def get_weights(self) -> Weights:
+        return self.agent.get_weights()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"weights": {name: torch.tensor(array) for name, array in self.agent.get_weights().items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.agent.set_weights({name: tensor.cpu().numpy() for name, tensor in state["weights"].items()})
+
+
+def learner_of(train_step: Callable[[Any, Batch], Metrics | None], agent: Agent) -> Learner:
+    """A learner around a bare `train_step(agent, batch)` that updates the agent in place, for any framework.
+
+    Its state is the agent's weights: an optimizer inside the function starts anew after a resume.
+    """
+    return _FunctionLearner(train_step, agent)
