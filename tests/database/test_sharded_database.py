@@ -15,7 +15,7 @@ import pytest
 from tests.helpers.chaos import Breakable
 from tests.helpers.database_contract import ME, DatabaseContract, read_all
 from tests.helpers.people import Beside, a_player, a_trainer, until
-from tinyverse.cli.context import Asked
+from tinyverse.cli.context import RunContext
 from tinyverse.cli.info import do_clear, do_info
 from tinyverse.core.codec import UNSEALED
 from tinyverse.core.errors import DatabaseLost, RunConflict, SettingsError
@@ -289,7 +289,7 @@ def test_what_is_left_of_a_run_on_one_of_its_servers_can_be_cleared(four: dict[s
     run = f"test-{secrets.token_hex(4)}"
     made = open_database(urls(four, "ab"), run)
     made.create({})
-    asked = Asked("x.py", name=run, redis=four["b"], quiet=True)
+    asked = RunContext("x.py", name=run, redis=four["b"], quiet=True)
     for work in (do_info, do_clear):
         with pytest.raises(RunConflict, match=f"the servers of run {run} are"):
             work(asked)

@@ -15,13 +15,14 @@ from tinyverse.cli.options import RunCommand
 from tinyverse.core.errors import SettingsError
 from tinyverse.core.signals import stop_on_signals
 
+LISTEN = "127.0.0.1:7080"
 TOKEN = "TINYVERSE_PAGE_TOKEN"
 
 
 @click.command(cls=RunCommand)
 @click.option(
     "--listen",
-    default="127.0.0.1:7080",
+    default=LISTEN,
     show_default=True,
     metavar="HOST:PORT",
     help="Where to serve it; on another address than loopback, with a token.",
