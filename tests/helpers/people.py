@@ -16,11 +16,11 @@ from tinyverse.algorithms.learner import Learner
 from tinyverse.core.errors import DatabaseLost
 from tinyverse.core.run_config import agreement
 from tinyverse.core.session import SessionSpec
-from tinyverse.database.base import Database
+from tinyverse.database.base import Database, new_worker
 from tinyverse.database.redis import RedisDatabase
 from tinyverse.envs.pool import GamePool, Pool
 from tinyverse.experiment.experiment import session_spec
-from tinyverse.player.player import Courier, Player, new_worker
+from tinyverse.player.player import Courier, Player
 from tinyverse.replay.buffer import Replay
 from tinyverse.replay.config import Flow
 from tinyverse.replay.samplers import Fresh, Sampler

@@ -14,12 +14,13 @@ from tests.helpers.people import LENGTH, a_run, a_trainer, until
 from tinyverse import TorchAgent
 from tinyverse.algorithms import BehaviourCloning, VTrace
 from tinyverse.core.errors import ExperimentError, SettingsError, WindowClosed
+from tinyverse.database.base import new_worker
 from tinyverse.envs.pool import GamePool
 from tinyverse.experiment.experiment import session_spec
 from tinyverse.monitoring import status
 from tinyverse.networks import MLP, ModularNetwork
 from tinyverse.player.human import Human, Window, bindings
-from tinyverse.player.player import Courier, Player, new_worker
+from tinyverse.player.player import Courier, Player
 from tinyverse.replay.buffer import Replay
 from tinyverse.replay.config import Flow
 from tinyverse.replay.samplers import Fresh, Mixed, Uniform

@@ -14,10 +14,10 @@ from tests.helpers.people import LENGTH, Beside, Flaky, a_player, a_run, a_spec,
 from tinyverse.core.errors import DatabaseError, SpecError
 from tinyverse.core.run_config import agreement
 from tinyverse.core.weights import encode_weights
-from tinyverse.database.base import BEGINNING
+from tinyverse.database.base import BEGINNING, new_worker
 from tinyverse.database.memory import MemoryDatabase
 from tinyverse.envs.pool import GamePool
-from tinyverse.player.player import SEEDS_APART, Courier, Player, new_worker, play
+from tinyverse.player.player import SEEDS_APART, Courier, Player, play
 
 HOLDER = "host:1:test"
 
