@@ -141,7 +141,7 @@ class TestTheGame:
         assert not Path(desktop.folder).exists()
 
     def test_a_screen_that_dies_is_replaced(self) -> None:
-        pool = loader.build(loader.load_module("vnc"), {}).pool(1, mend=True)
+        pool = loader.build(loader.load_module("vnc"), {}).pool(1, restart=True)
         try:
             pool.reset(0)
             pool._pool._envs[0]._hands._desktop.close()

@@ -11,7 +11,7 @@ from tinyverse.algorithms.torch_learner import TorchLearner
 from tinyverse.core import nest
 from tinyverse.core.batch import Batch
 from tinyverse.core.errors import SettingsError
-from tinyverse.networks.normalization import ReturnScale
+from tinyverse.networks.normalization import RewardNormalizer
 
 
 class A2C(TorchLearner):
@@ -32,7 +32,7 @@ class A2C(TorchLearner):
         learning_rate, optimizer, max_grad_norm, total_updates: see `Optimizer`.
         value_cost, entropy_cost: see above.
         normalize_advantages: to mean 0 and deviation 1 over the batch.
-        return_scale: divide rewards by the running deviation of returns, see `ReturnScale`.
+        return_scale: divide rewards by the running deviation of returns, see `RewardNormalizer`.
         reward_clip: rewards are clipped to ± this, before they are scaled; None leaves them.
     Raises:
         SettingsError: both `lambda_` and `n_step`, or no step.
@@ -66,7 +66,7 @@ class A2C(TorchLearner):
         self.lambda_, self.n_step = 0.95 if lambda_ is None else lambda_, n_step
         self.value_cost, self.entropy_cost = value_cost, entropy_cost
         self.normalize_advantages = normalize_advantages
-        self.return_scale = ReturnScale(discount).to(agent.device) if return_scale else None
+        self.return_scale = RewardNormalizer(discount).to(agent.device) if return_scale else None
 
     def train_step(self, batch: Batch) -> Metrics:
         loss, metrics = self.loss(batch, self.rewards(batch))

@@ -86,12 +86,6 @@ def entropy(entropies: Tensor, mask: Tensor) -> Tensor:
     return -masked_sum(entropies, mask)
 
 
-def categorical_kl(logits: Tensor, other: Tensor, mask: Tensor) -> Tensor:
-    """Σ KL(softmax(logits) ‖ softmax(other)); logits [T, B, A], mask [T, B]."""
-    log_p, log_q = logits.log_softmax(-1), other.log_softmax(-1)
-    return masked_sum((log_p.exp() * (log_p - log_q)).sum(-1), mask)
-
-
 @torch.no_grad()
 def explained_variance(values: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
     """1 − Var(target − V) / Var(target) over the rows that count: 1 is perfect, 0 no better than a constant."""

@@ -16,7 +16,7 @@ from tinyverse.core import nest
 from tinyverse.core.batch import Batch
 from tinyverse.core.errors import SettingsError
 from tinyverse.core.text import counted
-from tinyverse.networks.normalization import ReturnScale
+from tinyverse.networks.normalization import RewardNormalizer
 
 
 class Estimates(NamedTuple):
@@ -45,7 +45,7 @@ class PPO(TorchLearner):
         clip: ε.
         value_clip: V may leave its old value by this much, as OpenAI's own code has it; None: by any.
         normalize_advantages: to mean 0 and deviation 1 over the batch.
-        return_scale: divide rewards by the running deviation of returns, see `ReturnScale`.
+        return_scale: divide rewards by the running deviation of returns, see `RewardNormalizer`.
         reward_clip: rewards are clipped to ± this, before they are scaled; None leaves them.
     """
 
@@ -81,7 +81,7 @@ class PPO(TorchLearner):
         self.clip, self.value_clip = clip, value_clip
         self.value_cost, self.entropy_cost = value_cost, entropy_cost
         self.normalize_advantages = normalize_advantages
-        self.return_scale = ReturnScale(discount).to(agent.device) if return_scale else None
+        self.return_scale = RewardNormalizer(discount).to(agent.device) if return_scale else None
 
     def train_step(self, batch: Batch) -> Metrics:
         sessions = batch.rewards.shape[1]

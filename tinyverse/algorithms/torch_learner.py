@@ -8,14 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tinyverse.agents.agent import Agent
 from tinyverse.agents.torch_agent import TorchAgent
-from tinyverse.algorithms.learner import Learner, Metrics
+from tinyverse.algorithms.learner import Learner
 from tinyverse.core import distributed
 from tinyverse.core.batch import Batch
 from tinyverse.core.errors import SettingsError
 from tinyverse.core.weights import Weights
-from tinyverse.networks.normalization import ReturnScale
+from tinyverse.networks.normalization import RewardNormalizer
 
 
 class Optimizer:
@@ -101,7 +100,7 @@ class TorchLearner(Learner):
     """
 
     reward_clip: float | None = None
-    return_scale: ReturnScale | None = None
+    return_scale: RewardNormalizer | None = None
 
     towered = True
 
@@ -158,32 +157,3 @@ class TorchLearner(Learner):
         self.optimizer.load_state_dict(state["optimizer"])
         if self.return_scale is not None and "return_scale" in state:
             self.return_scale.load_state_dict(state["return_scale"])
-
-
-class _FunctionLearner(Learner):
-    def __init__(self, train_step: Callable[[Any, Batch], Metrics | None], agent: Agent) -> None:
-        self.function, self.agent = train_step, agent
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device(getattr(self.agent, "device", "cpu"))
-
-    def train_step(self, batch: Batch) -> Metrics:
-        return self.function(self.agent, batch) or {}
-
-    def get_weights(self) -> Weights:
-        return self.agent.get_weights()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"weights": {name: torch.tensor(array) for name, array in self.agent.get_weights().items()}}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.agent.set_weights({name: tensor.cpu().numpy() for name, tensor in state["weights"].items()})
-
-
-def learner_of(train_step: Callable[[Any, Batch], Metrics | None], agent: Agent) -> Learner:
-    """A learner around a bare `train_step(agent, batch)` that updates the agent in place, for any framework.
-
-    Its state is the agent's weights: an optimizer inside the function starts anew after a resume.
-    """
-    return _FunctionLearner(train_step, agent)

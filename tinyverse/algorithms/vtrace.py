@@ -10,7 +10,7 @@ from tinyverse.algorithms.learner import Metrics
 from tinyverse.algorithms.torch_learner import TorchLearner
 from tinyverse.core import nest
 from tinyverse.core.batch import Batch
-from tinyverse.networks.normalization import ReturnScale
+from tinyverse.networks.normalization import RewardNormalizer
 
 
 class VTrace(TorchLearner):
@@ -33,7 +33,7 @@ class VTrace(TorchLearner):
         surrogate_clip: instead of the plain policy gradient, PPO's clipped surrogate with this ε (Schulman et al. 2017,
             eq. 7) on the V-trace advantages: steps stay small, so sessions can be learned from several times.
         reward_clip: rewards are clipped to ± this, before they are scaled; None leaves them.
-        return_scale: divide rewards by the running deviation of returns, see `ReturnScale`.
+        return_scale: divide rewards by the running deviation of returns, see `RewardNormalizer`.
         normalize_advantages: to mean 0 and deviation 1 over the batch.
     """
 
@@ -63,7 +63,7 @@ class VTrace(TorchLearner):
         self.value_cost, self.entropy_cost = value_cost, entropy_cost
         self.clips = {"clip_rho": clip_rho, "clip_pg_rho": clip_pg_rho, "lambda_": lambda_}
         self.normalize_advantages, self.surrogate_clip = normalize_advantages, surrogate_clip
-        self.return_scale = ReturnScale(discount).to(agent.device) if return_scale else None
+        self.return_scale = RewardNormalizer(discount).to(agent.device) if return_scale else None
 
     def train_step(self, batch: Batch) -> Metrics:
         loss, metrics = self.loss(batch)

@@ -12,12 +12,12 @@ from tinyverse.agents.agent import Agent
 from tinyverse.cli.context import Asked, positive
 from tinyverse.core import system
 from tinyverse.core.errors import DatabaseError, DatabaseLost, SettingsError, WindowClosed
-from tinyverse.core.run_config import agreed_of, check_agreed, check_spec
+from tinyverse.core.run_config import check_can_join, check_spec, experiment_and_settings
 from tinyverse.core.signals import stop_on_signals
 from tinyverse.core.text import counted
 from tinyverse.database.base import Database
 from tinyverse.envs.pool import Pool
-from tinyverse.envs.process_pool import WorkerPool, knows_size
+from tinyverse.envs.process_pool import ProcessPool, knows_size
 from tinyverse.experiment import loader
 from tinyverse.experiment.experiment import Experiment
 from tinyverse.monitoring import status
@@ -73,7 +73,7 @@ def do_play(
         if not meta:
             return 0
         system.set_threads(1)
-        settings = asked.resolved(agreed_of(meta)["settings"])
+        settings = asked.resolved(experiment_and_settings(meta)["settings"])
         experiment = loader.build(asked.module, settings)
         agent, spare = (acting(experiment.agent(), device, precision or experiment.precision) for _ in range(2))
         check_spec(asked.run, meta, experiment.spec(agent))
@@ -132,7 +132,7 @@ def do_play(
 def _pools(experiment: Experiment, games: int, cores: int, seed: int) -> list[Pool]:
     """One pool; on several cores two halves, of which one is stepped while the agent acts in the other."""
     halves = enumerate(_halves(games, cores))
-    return [experiment.pool(count, cores, seed=seed + SEEDS_APART * half, mend=True) for half, count in halves]
+    return [experiment.pool(count, cores, seed=seed + SEEDS_APART * half, restart=True) for half, count in halves]
 
 
 def _worker_pools(
@@ -143,7 +143,7 @@ def _worker_pools(
     shares = [workers] if len(counts) == 1 else _halves(workers, 2)
     pools: list[Pool] = []
     for count, share in zip(counts, shares, strict=True):
-        pools.append(WorkerPool(make, count, share, experiment.spaces(), realtime=experiment.realtime, **limits))
+        pools.append(ProcessPool(make, count, share, experiment.spaces(), realtime=experiment.realtime, **limits))
     return pools
 
 
@@ -153,7 +153,7 @@ def _halves(count: int, among: int) -> list[int]:
 
 def games_of(name: str, settings: Mapping[str, Any], num_games: int) -> Pool:
     """Games of an experiment in a process of their own: what crosses is its name and settings, never a closure."""
-    return loader.build(loader.load_module(name), settings).pool(num_games, mend=True)
+    return loader.build(loader.load_module(name), settings).pool(num_games, restart=True)
 
 
 def _await_run(asked: Asked, database: Database, should_stop: Callable[[], bool]) -> dict[str, str]:
@@ -173,7 +173,7 @@ def _await_run(asked: Asked, database: Database, should_stop: Callable[[], bool]
         time.sleep(HEARTBEAT_SECONDS / 4)
     with contextlib.suppress(DatabaseLost):
         database.leave(worker.id)
-    check_agreed(asked.run, agreed_of(meta), asked.title, asked.given)
+    check_can_join(asked.run, experiment_and_settings(meta), asked.title, asked.given)
     return meta
 
 

@@ -12,7 +12,7 @@ from tinyverse.core.session import SessionSpec
 FORMAT = "1"
 
 
-def agreement(experiment: str, settings: Mapping[str, Any], spec: SessionSpec) -> dict[str, str]:
+def run_config(experiment: str, settings: Mapping[str, Any], spec: SessionSpec) -> dict[str, str]:
     """What a trainer publishes as the run's meta."""
     return {
         "format": FORMAT,
@@ -22,7 +22,7 @@ def agreement(experiment: str, settings: Mapping[str, Any], spec: SessionSpec) -
     }
 
 
-def agreed_of(meta: Mapping[str, str]) -> dict[str, Any]:
+def experiment_and_settings(meta: Mapping[str, str]) -> dict[str, Any]:
     """{"experiment", "settings"} of a run's meta, as settings.json holds them too; {} of an empty one."""
     if not meta:
         return {}
@@ -33,7 +33,7 @@ def agreed_of(meta: Mapping[str, str]) -> dict[str, Any]:
     return {"experiment": meta["experiment"], "settings": json.loads(meta["settings"])}
 
 
-def check_agreed(
+def check_can_join(
     name: str, agreed: Mapping[str, Any], experiment: str, given: Mapping[str, Any], *, force: bool = False
 ) -> None:
     """Whether a worker of `experiment` with the settings in `given` may join the run.

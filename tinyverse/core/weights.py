@@ -12,7 +12,7 @@ import numpy as np
 
 from tinyverse.core import codec
 from tinyverse.core.errors import CodecError, SettingsError
-from tinyverse.core.files import write_whole
+from tinyverse.core.files import atomic_write
 
 UNREADABLE = (  # what torch.load says of damage
     RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError, LookupError, TypeError, AttributeError,
@@ -59,7 +59,7 @@ class WeightsFile(NamedTuple):
         """Writes a safetensors file, whole or not at all."""
         about = {"agreed": json.dumps(self.agreed, default=str), "score": json.dumps(self.score)}
         blob = encode_weights(self.weights, version=self.version, update=self.update, step=self.step, about=about)
-        write_whole(path, blob)
+        atomic_write(path, blob)
 
     @classmethod
     def read(cls, path: Path) -> WeightsFile:

@@ -24,8 +24,8 @@ GYM = ("reset", "step", "observation_space", "action_space")
 DM_ENV = ("reset", "step", "observation_spec", "action_spec")
 
 
-def game_of(env: Any) -> Any:
-    """The environment itself where it speaks gym or Gymnasium, a `DmGame` of one that speaks dm_env.
+def adapted(env: Any) -> Any:
+    """The environment itself where it speaks gym or Gymnasium, a `DmEnvAdapter` of one that speaks dm_env.
 
     Raises:
         ExperimentError: it speaks neither.
@@ -38,21 +38,21 @@ def game_of(env: Any) -> Any:
     if all(hasattr(env, name) for name in GYM):
         return env
     if all(hasattr(env, name) for name in DM_ENV):
-        return DmGame(env)
+        return DmEnvAdapter(env)
     raise ExperimentError(
         f"make_env gave {article(env)}, wanted a gymnasium.Env (reset, step, observation_space, action_space)."
     )
 
 
-def space_of(space: Any) -> spaces.Space:
+def gymnasium_space(space: Any) -> spaces.Space:
     """A space of old gym as Gymnasium's, which networks know; any other as it is."""
     if isinstance(space, spaces.Space):
         return space
     kind = type(space).__name__
     if kind == "Dict":
-        return spaces.Dict({name: space_of(part) for name, part in space.spaces.items()})
+        return spaces.Dict({name: gymnasium_space(part) for name, part in space.spaces.items()})
     if kind == "Tuple":
-        return spaces.Tuple([space_of(part) for part in space.spaces])
+        return spaces.Tuple([gymnasium_space(part) for part in space.spaces])
     if kind == "Box":
         return spaces.Box(space.low, space.high, space.shape, space.dtype)
     if kind == "Discrete":
@@ -78,7 +78,7 @@ def reset(env: Any, spec: nest.Tree, seed: int | None) -> nest.Tree:
     return result[0] if pair and not _is_like(spec, result) else result
 
 
-def four(result: Any) -> tuple[nest.Tree, Any, bool, bool]:
+def split_step(result: Any) -> tuple[nest.Tree, Any, bool, bool]:
     """Observation, reward, terminated and truncated, of what `step` returned."""
     if len(result) == 5:
         return result[:4]
@@ -100,7 +100,7 @@ def _is_like(spec: nest.Tree, thing: Any) -> bool:
         return False
 
 
-class DmGame:
+class DmEnvAdapter:
     """A dm_env environment as Gymnasium's. A last step of discount 0 is a termination, any other a truncation.
 
     dm_env knows no seeds: whoever makes the environment seeds it, and equal seeds of a player do not give equal games.

@@ -9,9 +9,9 @@ from gymnasium.vector import VectorEnv
 
 from tinyverse.core.errors import ExperimentError
 from tinyverse.core.text import counted
-from tinyverse.envs.multi_agent import ParallelPool, is_parallel
+from tinyverse.envs.multi_agent import MultiAgentPool, is_parallel
 from tinyverse.envs.pool import GamePool, Pool, VectorPool, check_count
-from tinyverse.envs.restarting_pool import RebuiltPool
+from tinyverse.envs.restarting_pool import RestartingPool
 from tinyverse.envs.spaces import article
 
 
@@ -20,7 +20,7 @@ def pool_of(
     num_games: int,
     *,
     realtime: bool = False,
-    mend: bool = False,
+    restart: bool = False,
     remake: Callable[[], Any] | None = None,
 ) -> Pool:
     """A pool of `num_games` games of a Pool, a VectorEnv, or a function that makes either or a single environment.
@@ -36,7 +36,7 @@ def pool_of(
     remake = remake or (thing if callable(thing) else None)
     if isinstance(made, (VectorEnv, Pool)):
         pool = _whole(made, num_games, realtime)
-        return RebuiltPool(pool, lambda: _whole(remake(), num_games, realtime)) if mend and remake else pool
+        return RestartingPool(pool, lambda: _whole(remake(), num_games, realtime)) if restart and remake else pool
     if not callable(thing):
         raise ExperimentError(
             f"got {article(thing)}, wanted a function that makes an environment, or a Gymnasium VectorEnv."
@@ -47,8 +47,8 @@ def pool_of(
         return first.pop() if first else thing()
 
     if is_parallel(made):
-        return ParallelPool(make, num_games, realtime=realtime, mend=mend)
-    return GamePool(make, num_games, realtime=realtime, mend=mend)
+        return MultiAgentPool(make, num_games, realtime=realtime, restart=restart)
+    return GamePool(make, num_games, realtime=realtime, restart=restart)
 
 
 def _whole(made: VectorEnv | Pool, num_games: int, realtime: bool) -> Pool:

@@ -15,10 +15,10 @@ import numpy as np
 
 from tinyverse.core import nest
 from tinyverse.core.errors import ExperimentError, SpecError
-from tinyverse.envs.adapters import space_of
+from tinyverse.envs.adapters import gymnasium_space
 from tinyverse.envs.pool import Pool, Step, as_int
-from tinyverse.envs.restarts import RUNNING, Mender
-from tinyverse.envs.spaces import Door, blank, fit, floats_of, has_nan, not_a_number, number_of, spec_of
+from tinyverse.envs.restarts import RUNNING, RestartPolicy
+from tinyverse.envs.spaces import ActionAdapter, blank, fit, floats_of, has_nan, not_a_number, number_of, spec_of
 
 
 def is_parallel(env: Any) -> bool:
@@ -26,7 +26,7 @@ def is_parallel(env: Any) -> bool:
     return hasattr(env, "possible_agents") and not hasattr(env, "agent_iter")
 
 
-class ParallelPool(Pool):
+class MultiAgentPool(Pool):
     """Worlds of A agents, stepped one by one in this process: world w has the games w·A … w·A + A − 1.
 
     Of `num_games` there are as many as fill whole worlds, and one world at least. With `mend`, a world that raises, or
@@ -35,7 +35,7 @@ class ParallelPool(Pool):
     """
 
     def __init__(
-        self, make_env: Callable[[], Any], num_games: int, *, realtime: bool = False, mend: bool = False
+        self, make_env: Callable[[], Any], num_games: int, *, realtime: bool = False, restart: bool = False
     ) -> None:
         first, self._make = make_env(), make_env
         self._agents: list[Any] = list(first.possible_agents)
@@ -45,10 +45,10 @@ class ParallelPool(Pool):
         self.observation_space = _shared(first.observation_space, self._agents, "observation")
         self.action_space = _shared(first.action_space, self._agents, "action")
         self._spec = spec_of(self.observation_space, ())
-        self._door = Door(self.action_space, self.num_games)
+        self._action_adapter = ActionAdapter(self.action_space, self.num_games)
         self._observations = blank(self._spec, self.num_games)
         self._over = np.zeros(self.num_games, bool)
-        self._mender = Mender(len(self._worlds), "world") if mend else None
+        self._restarts = RestartPolicy(len(self._worlds), "world") if restart else None
         self._seeds: list[np.random.SeedSequence] = []
         self._step_count = 0
 
@@ -60,9 +60,9 @@ class ParallelPool(Pool):
         return self._observations
 
     def step(self, actions: nest.Tree) -> Step:
-        columns = self._door.columns(actions)
-        if self._mender is not None and all(world is None for world in self._worlds):
-            self._mender.wait(list(range(len(self._worlds))))
+        columns = self._action_adapter.columns(actions)
+        if self._restarts is not None and all(world is None for world in self._worlds):
+            self._restarts.wait(list(range(len(self._worlds))))
         self._step_count += 1
         self._clear()
         for world in range(len(self._worlds)):
@@ -92,11 +92,11 @@ class ParallelPool(Pool):
             self._step(world, columns)
         elif self._worlds[world] is not None:
             self._begin(world, None)
-            if self._mender is not None:
-                self._mender.sound(world)
-        elif self._mender is not None and not self._mender.seconds(world):
+            if self._restarts is not None:
+                self._restarts.sound(world)
+        elif self._restarts is not None and not self._restarts.seconds(world):
             self._worlds[world] = self._make()
-            self._mender.rebuilt(world, step=self._step_count)
+            self._restarts.rebuilt(world, step=self._step_count)
             self._begin(world, as_int(self._seeds[world].spawn(1)[0]))
 
     def _first_reset(self, world: int) -> None:
@@ -108,9 +108,9 @@ class ParallelPool(Pool):
                 return self._begin(world, as_int(self._seeds[world]))
             except Exception as error:
                 self._lose(world, error)
-                if self._mender is None or self._mender.running(world) >= RUNNING:
+                if self._restarts is None or self._restarts.running(world) >= RUNNING:
                     raise
-                self._mender.wait([world])
+                self._restarts.wait([world])
 
     def _begin(self, world: int, seed: int | None) -> None:
         # here as in `_step`, nothing is written before all is found sound: a world that fails shows what it showed last
@@ -148,20 +148,20 @@ class ParallelPool(Pool):
 
     def _lose(self, world: int, error: Exception) -> None:
         """Closes a world that failed; its rows show what they showed last, and are the last of their episodes."""
-        if self._mender is None:
+        if self._restarts is None:
             raise error
         env, self._worlds[world] = self._worlds[world], None
         with contextlib.suppress(Exception):  # it is broken: what it says while it is closed helps nobody
             env.close()
         games = self._games(world)
         self._rewards[games], self._terminated[games], self._truncated[games] = 0.0, False, True
-        self._mender.failed(world, error, step=self._step_count)
-        self.faults, self.fault = self._mender.faults, self._mender.fault
+        self._restarts.failed(world, error, step=self._step_count)
+        self.faults, self.fault = self._restarts.faults, self._restarts.fault
 
 
 def _shared(space_for: Callable[[Any], Any], agents: list[Any], what: str) -> Any:
     """The one space of all agents."""
-    spaces = [space_of(space_for(agent)) for agent in agents]
+    spaces = [gymnasium_space(space_for(agent)) for agent in agents]
     for agent, space in zip(agents, spaces, strict=True):
         if space != spaces[0]:
             raise ExperimentError(

@@ -26,11 +26,11 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from tinyverse.core import nest
 from tinyverse.core.errors import ExperimentError, SpecError
 from tinyverse.core.text import counted
-from tinyverse.envs.adapters import four, game_of, reset, space_of
-from tinyverse.envs.restarts import RUNNING, Mender
+from tinyverse.envs.adapters import adapted, gymnasium_space, reset, split_step
+from tinyverse.envs.restarts import RUNNING, RestartPolicy
 from tinyverse.envs.spaces import (
+    ActionAdapter,
     Array,
-    Door,
     blank,
     fit,
     fit_leaf,
@@ -110,23 +110,23 @@ class GamePool(Pool):
     """
 
     def __init__(
-        self, make_env: Callable[[], Any], num_games: int, *, realtime: bool = False, mend: bool = False
+        self, make_env: Callable[[], Any], num_games: int, *, realtime: bool = False, restart: bool = False
     ) -> None:
         check_count(num_games)
         self._make = make_env
-        self._envs: list[Any] = [game_of(make_env()) for _ in range(num_games)]  # None: to be built anew
+        self._envs: list[Any] = [adapted(make_env()) for _ in range(num_games)]  # None: to be built anew
         self.num_games, self.realtime = num_games, realtime
         spaces = self._envs[0].observation_space, self._envs[0].action_space
-        self.observation_space, self.action_space = map(space_of, spaces)
+        self.observation_space, self.action_space = map(gymnasium_space, spaces)
         self._spec = spec_of(self.observation_space, ())
         # two, in turn: the row of a game that fails is taken from the step before
         self._observations, self._before = (blank(self._spec, num_games) for _ in range(2))
         self._floats, self._floats_before = floats_of(self._observations), floats_of(self._before)
-        self._door = Door(self.action_space, num_games)
+        self._action_adapter = ActionAdapter(self.action_space, num_games)
         self._rewards = np.zeros(num_games, np.float32)
         self._terminated, self._truncated = np.zeros(num_games, bool), np.zeros(num_games, bool)
         self._ended = [False] * num_games
-        self._mender = Mender(num_games, "game") if mend else None
+        self._restarts = RestartPolicy(num_games, "game") if restart else None
         self._missing = 0  # games that are to be built anew
         self._seeds: list[np.random.SeedSequence] = []
         self._step_count = 0
@@ -139,9 +139,9 @@ class GamePool(Pool):
         return self._observations
 
     def step(self, actions: nest.Tree) -> Step:
-        columns = self._door.columns(actions)
-        if self._missing == self.num_games and self._mender is not None:
-            self._mender.wait(list(range(self.num_games)))
+        columns = self._action_adapter.columns(actions)
+        if self._missing == self.num_games and self._restarts is not None:
+            self._restarts.wait(list(range(self.num_games)))
         self._step_count += 1
         self._observations, self._before = self._before, self._observations
         self._floats, self._floats_before = self._floats_before, self._floats
@@ -162,28 +162,28 @@ class GamePool(Pool):
         try:
             return self._begin(game) if self._ended[game] else self._step(game, columns)
         except Exception as error:
-            if self._mender is None:
+            if self._restarts is None:
                 raise
             return self._lose(game, error)
 
     def _step(self, game: int, columns: nest.Tree) -> tuple[float, bool, bool]:
         result = self._envs[game].step(nest.map(lambda column: column[game], columns))
-        observation, reward, terminated, truncated = four(result)
+        observation, reward, terminated, truncated = split_step(result)
         self._store(game, observation)
         return number_of(reward), terminated, truncated
 
     def _begin(self, game: int) -> tuple[float, bool, bool]:
         if self._envs[game] is not None:
             self._store(game, reset(self._envs[game], self._spec, None))
-            if self._mender is not None:
-                self._mender.sound(game)
+            if self._restarts is not None:
+                self._restarts.sound(game)
             return 0.0, False, False
-        assert self._mender is not None
-        if self._mender.seconds(game):
+        assert self._restarts is not None
+        if self._restarts.seconds(game):
             self._repeat(game)
             return 0.0, False, True  # over as before, for the reset has yet to be made
         self._build(game)
-        self._mender.rebuilt(game, step=self._step_count)
+        self._restarts.rebuilt(game, step=self._step_count)
         self._store(game, reset(self._envs[game], self._spec, self._next_seed(game)))
         return 0.0, False, False
 
@@ -198,19 +198,19 @@ class GamePool(Pool):
                     raise not_a_number("observation")
                 return
             except Exception as error:
-                if self._mender is None:
+                if self._restarts is None:
                     raise
                 self._lose(game, error)
-                if self._mender.running(game) >= RUNNING:
+                if self._restarts.running(game) >= RUNNING:
                     raise
-                self._mender.wait([game])
+                self._restarts.wait([game])
 
     def _next_seed(self, game: int) -> int | None:
         return as_int(self._seeds[game].spawn(1)[0]) if self._seeds else None
 
     def _build(self, game: int) -> None:
-        env = game_of(self._make())
-        if spec_of(space_of(env.observation_space), ()) != self._spec:
+        env = adapted(self._make())
+        if spec_of(gymnasium_space(env.observation_space), ()) != self._spec:
             raise SpecError(
                 f"make_env gave an environment with the observation_space {env.observation_space}, "
                 f"the one before had {self.observation_space}. It must give one kind of game."
@@ -220,14 +220,14 @@ class GamePool(Pool):
 
     def _lose(self, game: int, error: Exception) -> tuple[float, bool, bool]:
         """Closes a game that failed; its row shows what it showed last, and is the last of its episode."""
-        assert self._mender is not None
+        assert self._restarts is not None
         env, self._envs[game] = self._envs[game], None
         self._missing += env is not None
         with contextlib.suppress(Exception):  # it is broken: what it says while it is closed helps nobody
             env.close()
         self._repeat(game)
-        self._mender.failed(game, error, step=self._step_count)
-        self.faults, self.fault = self._mender.faults, self._mender.fault
+        self._restarts.failed(game, error, step=self._step_count)
+        self.faults, self.fault = self._restarts.faults, self._restarts.fault
         return 0.0, False, True
 
     def _lose_spoilt_rows(self) -> None:
@@ -235,7 +235,7 @@ class GamePool(Pool):
             spoilt = self._is_spoilt(game)
             if spoilt or not math.isfinite(self._rewards[game]):
                 error = not_a_number("observation" if spoilt else "reward")
-                if self._mender is None:
+                if self._restarts is None:
                     raise error
                 self._rewards[game], self._terminated[game], self._truncated[game] = self._lose(game, error)
 
@@ -274,7 +274,7 @@ class VectorPool(Pool):
         self._halves = tuple(getattr(env, name) for name in halves[0]) if halves else None
         self.observation_space, self.action_space = env.single_observation_space, env.single_action_space
         self._spec = spec_of(self.observation_space, (self.num_games,))
-        self._door = Door(self.action_space, self.num_games)
+        self._action_adapter = ActionAdapter(self.action_space, self.num_games)
 
     def reset(self, seed: int | None = None) -> nest.Tree:
         self._ended = np.zeros(self.num_games, bool)
@@ -286,7 +286,7 @@ class VectorPool(Pool):
         return self.receive()
 
     def send(self, actions: nest.Tree) -> None:
-        self._sent = self._door.arrays(actions)
+        self._sent = self._action_adapter.arrays(actions)
         if self._halves is not None:
             self._halves[0](self._sent)
 

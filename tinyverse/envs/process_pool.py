@@ -34,8 +34,8 @@ from tinyverse.core import nest
 from tinyverse.core.errors import ExperimentError
 from tinyverse.core.text import counted
 from tinyverse.envs.pool import Pool, Step, as_int
-from tinyverse.envs.restarts import Mender
-from tinyverse.envs.spaces import Array, Door, spec_of
+from tinyverse.envs.restarts import RestartPolicy
+from tinyverse.envs.spaces import ActionAdapter, Array, spec_of
 
 START_SECONDS = 120.0  # for a worker to import the experiment and build its games
 LOOK_EVERY = 256  # steps between two looks at a worker's memory
@@ -43,7 +43,7 @@ ORDER = struct.Struct("<cBq")  # what to do, into which buffer, with which seed
 ALIGNED = 64  # bytes
 
 
-class WorkerPool(Pool):
+class ProcessPool(Pool):
     """B games dealt to K processes.
 
     Args:
@@ -75,9 +75,9 @@ class WorkerPool(Pool):
         layout = _Layout(observations, actions, num_games)
         shared = context.RawArray("B", layout.bytes)  # a file without a name: gone with the last process that has it
         self._views = layout.views(shared)
-        self._door = Door(self.action_space, num_games)
+        self._action_adapter = ActionAdapter(self.action_space, num_games)
         self._timeout, self._turn = step_timeout, 0
-        self._mender, self._step_count = Mender(workers, "worker"), 0
+        self._restarts, self._step_count = RestartPolicy(workers, "worker"), 0
         self._seeds = np.random.SeedSequence().spawn(workers)
         edges = np.linspace(0, num_games, workers + 1).astype(int).tolist()
         self._workers = [
@@ -108,7 +108,11 @@ class WorkerPool(Pool):
         return self.receive()
 
     def send(self, actions: nest.Tree) -> None:
-        nest.map(lambda shared, leaf: shared.__setitem__(..., leaf), self._views.actions, self._door.arrays(actions))
+        nest.map(
+            lambda shared, leaf: shared.__setitem__(..., leaf),
+            self._views.actions,
+            self._action_adapter.arrays(actions),
+        )
         self._step_count += 1
         self._turn ^= 1  # two buffers in turn: the rows of a worker that dies are taken from the step before
         self._replace_lost()
@@ -144,12 +148,12 @@ class WorkerPool(Pool):
         """Starts what is due, takes in what has started; waits if there is nothing else to step."""
         while True:
             for index, worker in enumerate(self._workers):
-                if not worker.alive and not self._mender.seconds(index):
+                if not worker.alive and not self._restarts.seconds(index):
                     worker.start()
                 elif worker.alive and not worker.ready:
                     try:
                         if worker.await_ready(0.0):
-                            self._mender.rebuilt(index, step=self._step_count)
+                            self._restarts.rebuilt(index, step=self._step_count)
                     except ExperimentError as error:
                         self._lose(index, error)
             if any(worker.ready for worker in self._workers):
@@ -162,8 +166,8 @@ class WorkerPool(Pool):
         worker.kill()
         self._needs_reset[index] = True
         self._repeat(worker)
-        self._mender.failed(index, error, step=self._step_count, final=worker.gave_up)
-        self.faults, self.fault = self.faults + 1, self._mender.fault
+        self._restarts.failed(index, error, step=self._step_count, final=worker.gave_up)
+        self.faults, self.fault = self.faults + 1, self._restarts.fault
 
     def _repeat(self, worker: _Worker) -> None:
         """The rows of a worker that is not there show what they showed last, and are over."""

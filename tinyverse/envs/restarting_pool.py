@@ -9,10 +9,10 @@ import numpy as np
 
 from tinyverse.core import nest
 from tinyverse.envs.pool import Pool, Step, as_int
-from tinyverse.envs.restarts import Mender
+from tinyverse.envs.restarts import RestartPolicy
 
 
-class RebuiltPool(Pool):
+class RestartingPool(Pool):
     """A pool, and another like it whenever one raises: the episodes of all its games end as truncated (`mending`).
 
     Args:
@@ -24,7 +24,7 @@ class RebuiltPool(Pool):
         self._make = make
         self.num_games, self.realtime = pool.num_games, pool.realtime
         self.observation_space, self.action_space = pool.observation_space, pool.action_space
-        self._mender, self._step_count = Mender(1, "pool"), 0
+        self._restarts, self._step_count = RestartPolicy(1, "pool"), 0
         self._seeds = np.random.SeedSequence()
         self._failure: Exception | None = None  # of the first half of a step
 
@@ -38,7 +38,7 @@ class RebuiltPool(Pool):
                 return self._last
             except Exception as error:
                 self._lose(error)
-                self._mender.wait([0])
+                self._restarts.wait([0])
 
     def step(self, actions: nest.Tree) -> Step:
         self.send(actions)
@@ -72,9 +72,9 @@ class RebuiltPool(Pool):
         return pool.receive()
 
     def _begun_anew(self) -> Step:
-        self._mender.wait([0])
+        self._restarts.wait([0])
         self._pool = self._make()
-        self._mender.rebuilt(0, step=self._step_count)
+        self._restarts.rebuilt(0, step=self._step_count)
         observations = self._pool.reset(as_int(self._seeds.spawn(1)[0]))
         nobody = np.zeros(self.num_games, bool)
         return Step(observations, np.zeros(self.num_games, np.float32), nobody, nobody.copy())
@@ -84,5 +84,5 @@ class RebuiltPool(Pool):
         with contextlib.suppress(Exception):  # it is broken: what it says while it is closed helps nobody
             if pool is not None:
                 pool.close()
-        self._mender.failed(0, error, step=self._step_count)
-        self.faults, self.fault = self._mender.faults, self._mender.fault
+        self._restarts.failed(0, error, step=self._step_count)
+        self.faults, self.fault = self._restarts.faults, self._restarts.fault

@@ -19,7 +19,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds before a second and any later 
 LONGEST_TEXT = 4000  # characters of a traceback that are kept
 
 
-class Mender:
+class RestartPolicy:
     """Counts the failures of a pool's parts and says when each may be built anew.
 
     Attributes:

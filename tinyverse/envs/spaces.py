@@ -16,7 +16,7 @@ from tinyverse.core import nest
 from tinyverse.core.errors import ExperimentError, SpecError
 
 
-class Door:
+class ActionAdapter:
     """Brings actions [B, …] to the shape, dtype and bounds of a space."""
 
     def __init__(self, space: Any, num_games: int) -> None:

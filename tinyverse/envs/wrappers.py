@@ -5,7 +5,7 @@
 
 Both take a single environment or a Gymnasium vector environment. What can be done on the trainer's device is better done
 there: a `Window` in the network instead of `Frames` (sessions are k times smaller), NatureConv divides by 255 itself, and
-`ReturnScale` in the learner is saved with the run.
+`RewardNormalizer` in the learner is saved with the run.
 """
 
 from __future__ import annotations
@@ -274,7 +274,7 @@ def shape_rewards(env: Any, *, normalize: float | None = None, scale: float = 1.
     Args:
         env: a gymnasium.Env or a VectorEnv.
         normalize: γ; divides by the deviation of all discounted sums Σ γ^k r_{t−k} so far (Engstrom et al. 2020, section
-            3). Every player finds its own and forgets it when it ends; `ReturnScale` in a learner does neither.
+            3). Every player finds its own and forgets it when it ends; `RewardNormalizer` in a learner does neither.
     """
     shape = _Rewards(getattr(env, "num_envs", 1) if isinstance(env, VectorEnv) else 1, normalize, scale, clip)
     return (_ShapeVector if isinstance(env, VectorEnv) else _ShapeSingle)(env, shape)

@@ -14,20 +14,22 @@ import inspect
 import itertools
 import secrets
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
 
 from tinyverse.agents.agent import Agent
+from tinyverse.algorithms.function_learner import FunctionLearner
 from tinyverse.algorithms.learner import Learner
-from tinyverse.algorithms.torch_learner import learner_of
 from tinyverse.core import nest
 from tinyverse.core.errors import ExperimentError, SpecError
 from tinyverse.core.session import Session, SessionSpec
 from tinyverse.envs.factory import pool_of
 from tinyverse.envs.pool import Pool
-from tinyverse.replay.samplers import Sampler
+
+if TYPE_CHECKING:
+    from tinyverse.replay.samplers import Sampler
 
 
 class Experiment:
@@ -86,7 +88,7 @@ class Experiment:
             raise ExperimentError(
                 "the experiment cannot learn: pass make_learner=… or train_step=… to Experiment, or override one."
             )
-        return learner_of(self.train_step, agent)
+        return FunctionLearner(self.train_step, agent)
 
     # what the rest of the program calls; nothing below is meant to be overridden
 
@@ -102,8 +104,8 @@ class Experiment:
         with _readable():
             return _call_with(self.make_env, evaluation=evaluation, render_mode=render_mode)
 
-    def pool(self, num_games: int, cores: int = 1, *, seed: int | None = None, mend: bool = False) -> Pool:
-        """`num_games` games for playing, stepped on so many cores where they can; with `mend`, what fails is built anew."""
+    def pool(self, num_games: int, cores: int = 1, *, seed: int | None = None, restart: bool = False) -> Pool:
+        """`num_games` games for playing, stepped on so many cores where they can; with `restart`, what fails is restarted."""
         seeds = itertools.count(secrets.randbits(30) if seed is None else seed % (1 << 30))
         make_pool: Callable[..., Any] | None = self.make_pool
         if make_pool is not None and _takes(make_pool, "num_threads"):
@@ -117,7 +119,7 @@ class Experiment:
                 return _call("make_pool", seeded, num_games=num_games)
 
         made, remake = (self.env, None) if make_pool is None else (make(), make)
-        pool = pool_of(made, num_games, realtime=self.realtime, mend=mend, remake=remake)
+        pool = pool_of(made, num_games, realtime=self.realtime, restart=restart, remake=remake)
         self._spaces = (pool.observation_space, pool.action_space)
         return pool
 

@@ -1,7 +1,7 @@
 """Normalizers: running means and deviations, so that observations and rewards of any size suit a network.
 
 Normalized(MLP(64, 64))      a trunk that sees observations of mean 0 and deviation 1
-ReturnScale(discount)        rewards divided by the deviation of their discounted sums, for a learner
+RewardNormalizer(discount)        rewards divided by the deviation of their discounted sums, for a learner
 
 Their statistics are buffers: in checkpoints with the rest of a state, and in published weights where acting needs them.
 """
@@ -18,7 +18,7 @@ from tinyverse.core.errors import SpecError
 from tinyverse.networks import FeedForward
 
 
-class Moments(nn.Module):
+class RunningMeanStd(nn.Module):
     """Mean and variance of all that was seen, merged batch by batch (Chan, Golub & LeVeque 1979, eq. 2.1).
 
         δ = m − mean,   mean += δ n / N,   M₂ += M₂ of the batch + δ² n (N − n) / N,   variance = M₂ / N
@@ -47,7 +47,9 @@ class Moments(nn.Module):
             SpecError: rows of another shape.
         """
         if rows.shape[1:] != self.mean.shape:
-            raise SpecError(f"Moments got rows of shape {tuple(rows.shape[1:])}, wanted {tuple(self.mean.shape)}.")
+            raise SpecError(
+                f"RunningMeanStd got rows of shape {tuple(rows.shape[1:])}, wanted {tuple(self.mean.shape)}."
+            )
         rows = rows.double()
         share = torch.ones(len(rows), device=rows.device) if mask is None else mask
         share = share.double().reshape(-1, *[1] * (rows.ndim - 1))
@@ -66,7 +68,7 @@ class Moments(nn.Module):
         """[*shape] float32; 1 where nothing has varied by more than 1e-4 yet."""
         return torch.where(self.variance > 1e-8, self.variance, 1.0).sqrt().float()
 
-    def _apply(self, function: Any, recurse: bool = True) -> Moments:
+    def _apply(self, function: Any, recurse: bool = True) -> RunningMeanStd:
         """Goes to another device with its network, but not to a coarser number: bfloat16 has 3 digits."""
         kept = {name: buffer.clone() for name, buffer in self._buffers.items() if buffer is not None}
         super()._apply(function, recurse)
@@ -91,7 +93,7 @@ class Normalized(nn.Module):
         self.trunk, self.clip = FeedForward(trunk), clip
 
     def build(self, shape: tuple[int, ...]) -> int:
-        self.moments = Moments(shape)
+        self.moments = RunningMeanStd(shape)
         return self.trunk.build(shape, torch.float32)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -103,7 +105,7 @@ class Normalized(nn.Module):
         return self.trunk.module(normal)
 
 
-class ReturnScale(nn.Module):
+class RewardNormalizer(nn.Module):
     """Rewards divided by the running deviation of their discounted sums (Engstrom et al. 2020, section 3, item 2).
 
         R_t = γ R_{t−1} + r_t from the episode's beginning,    r_t / √Var(R)
@@ -118,7 +120,7 @@ class ReturnScale(nn.Module):
 
     def __init__(self, discount: float, *, clip: float = 10.0) -> None:
         super().__init__()
-        self.discount, self.clip, self.moments = discount, clip, Moments()
+        self.discount, self.clip, self.moments = discount, clip, RunningMeanStd()
 
     def forward(self, rewards: Tensor, traces: Tensor, mask: Tensor) -> Tensor:
         """Scaled rewards [T, B]; these are counted first, and only where `mask` is 1.
