@@ -25,7 +25,7 @@ SPACES = FaultyEnv().observation_space, FaultyEnv().action_space
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tinyverse.envs.restarts.FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("tinyverse.envs.restarts.FIRST_DELAY", 0.01)
 
 
 def a_pool(make: Any, games: int = 4, workers: int = 2, **options: Any) -> ProcessPool:

@@ -35,7 +35,7 @@ WAYS = {
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tinyverse.envs.restarts.FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("tinyverse.envs.restarts.FIRST_DELAY", 0.01)
 
 
 def rows(pool: Any, steps: int) -> tuple[np.ndarray, ...]:
@@ -81,7 +81,7 @@ def test_without_mending_it_raises_at_once() -> None:
 
 
 def test_while_a_game_waits_its_rows_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(RestartPolicy, "seconds", lambda self, part: 1.0)
+    monkeypatch.setattr(RestartPolicy, "delay", lambda self, part: 1.0)
     pool = one_faulty("raises", 10, 2)
     seen, rewards, _, truncated, alive = rows(pool, 40)
     end = int(np.flatnonzero(seen[:-1, 0, 2] * truncated[:, 0] * (rewards[:, 0] == 0) * alive[:, 0])[-1])
@@ -91,7 +91,7 @@ def test_while_a_game_waits_its_rows_do_not_count(monkeypatch: pytest.MonkeyPatc
 
 
 def test_rows_that_do_not_count_have_no_flags_and_no_episodes_in_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(RestartPolicy, "seconds", lambda self, part: 1.0)
+    monkeypatch.setattr(RestartPolicy, "delay", lambda self, part: 1.0)
     player = Player(CountingAgent(), one_faulty("raises", 10, 2), 40)
     rollout = player.play()
     dead = ~rollout.alive
@@ -118,24 +118,24 @@ def test_an_episodes_own_end_or_a_thousand_steps_make_good_an_earlier_failure() 
     policy, error = RestartPolicy(1, "game"), KeyError("mine")
     for _ in range(10):
         policy.failed(0, error, step=0)
-        policy.sound(0)
+        policy.recovered(0)
     for turn in range(10):
         policy.failed(0, error, step=1000 * (turn + 1))
-        policy.rebuilt(0, step=1000 * (turn + 1))
+        policy.restarted(0, step=1000 * (turn + 1))
     policy.failed(0, error, step=10_001)
     with pytest.raises(KeyError):
         policy.failed(0, error, step=10_002)
 
 
 def test_pauses_grow_and_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tinyverse.envs.restarts.FIRST_PAUSE", 0.5)
+    monkeypatch.setattr("tinyverse.envs.restarts.FIRST_DELAY", 0.5)
     policy = RestartPolicy(2, "game")
     pauses = []
     for _ in range(10):
         policy.failed(0, KeyError("mine"), step=0)
-        pauses.append(policy.seconds(0))
+        pauses.append(policy.delay(0))
     assert pauses == pytest.approx([0, 0.5, 1, 2, 4, 8, 16, 30, 30, 30], abs=0.1)
-    assert policy.seconds(1) == 0
+    assert policy.delay(1) == 0
 
 
 def test_another_kind_of_game_does_not_take_its_place() -> None:
@@ -201,7 +201,7 @@ def test_a_world_of_agents_that_fails_is_built_anew_and_the_others_never_notice(
 
 
 def test_while_a_world_waits_its_agents_are_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(RestartPolicy, "seconds", lambda self, part: 1.0)
+    monkeypatch.setattr(RestartPolicy, "delay", lambda self, part: 1.0)
     faults = ["raises"]
     seen, rewards, _, truncated, alive = rows(
         pool_of(lambda: FaultyWorld(faults.pop() if faults else "", 10), 10, restart=True), 60

@@ -62,7 +62,7 @@ def do_eval(
         raise SettingsError(f"--every {every:g}: give a number of seconds above 0.")
     system.set_threads(1)
     if not render:
-        system.draw_unseen()
+        system.use_headless_sdl()
     result, seen = None, Seen()
     with contextlib.ExitStack() as stack:
         asked_to_stop = stack.enter_context(stop_on_signals())

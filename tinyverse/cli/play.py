@@ -17,7 +17,7 @@ from tinyverse.core.signals import stop_on_signals
 from tinyverse.core.text import counted
 from tinyverse.database.base import Database
 from tinyverse.envs.pool import Pool
-from tinyverse.envs.process_pool import ProcessPool, knows_size
+from tinyverse.envs.process_pool import ProcessPool, can_measure_memory
 from tinyverse.experiment import loader
 from tinyverse.experiment.experiment import Experiment
 from tinyverse.monitoring import status
@@ -56,7 +56,7 @@ def do_play(
     )  # fmt: skip
     if workers < 0:
         raise SettingsError(f"workers is {workers}; it must be at least 1, or 0 for none.")
-    if worker_memory and not knows_size():
+    if worker_memory and not can_measure_memory():
         raise SettingsError("--worker-memory reads /proc, which this system has not: leave it out.")
     if step_timeout or worker_memory:
         workers = workers or 1  # what hangs or leaks can only be ended with the process it is in

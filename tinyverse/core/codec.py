@@ -26,7 +26,7 @@ MAX_HEADER = 64 * 1024
 MAX_ARRAYS = 256
 MAX_DIMENSIONS = 8
 MAX_BYTES = 1 << 30
-TRIED = 4096  # bytes of a large blob whose compression tells whether the whole is worth it
+SAMPLE_BYTES = 4096  # bytes of a large blob whose compression tells whether the whole is worth it
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 UNSEALED = b"unsealed"  # what a database gives in place of a blob whose seal does not fit
 WRONG_SEAL = "its seal is missing or made with another secret. Set the same TINYVERSE_SECRET everywhere."
@@ -114,7 +114,7 @@ def compress(blob: bytes) -> bytes:
     if not hasattr(_local, "compressor"):
         _local.compressor = zstandard.ZstdCompressor(level=1)
     compress, middle = _local.compressor.compress, len(blob) // 2
-    if len(blob) > 8 * TRIED and len(compress(blob[middle : middle + TRIED])) > 0.9 * TRIED:
+    if len(blob) > 8 * SAMPLE_BYTES and len(compress(blob[middle : middle + SAMPLE_BYTES])) > 0.9 * SAMPLE_BYTES:
         return blob
     packed = compress(blob)
     return packed if len(packed) < 0.75 * len(blob) else blob

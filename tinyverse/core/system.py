@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-YIELDING = 10  # of 19, the last in line
+LOW_PRIORITY = 10  # of 19, the last in line
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.h
 
@@ -27,10 +27,10 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.h
 def prepare() -> None:
     """Call before torch is imported."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    keep_memory()
+    keep_freed_memory()
 
 
-def keep_memory() -> None:
+def keep_freed_memory() -> None:
     """Lets glibc's malloc keep what it has mapped; does nothing on other C libraries."""
     if not sys.platform.startswith("linux"):
         return
@@ -51,14 +51,14 @@ def set_threads(count: int) -> None:
     torch.set_flush_denormal(True)
 
 
-def yield_to_others() -> None:
+def lower_priority() -> None:
     """Lets every other thread of this process have the core first, where threads have a priority of their own (Linux)."""
     if sys.platform.startswith("linux"):
         with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), YIELDING)
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOW_PRIORITY)
 
 
-def draw_unseen() -> None:
+def use_headless_sdl() -> None:
     """To be called before pygame draws what no window is to show: without a screen, SDL beneath it would complain."""
     if sys.platform == "linux" and not os.environ.keys() & {"DISPLAY", "WAYLAND_DISPLAY"}:
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")

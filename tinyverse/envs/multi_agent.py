@@ -17,7 +17,7 @@ from tinyverse.core import nest
 from tinyverse.core.errors import ExperimentError, SpecError
 from tinyverse.envs.adapters import gymnasium_space
 from tinyverse.envs.pool import Pool, Step, as_int
-from tinyverse.envs.restarts import RUNNING, RestartPolicy
+from tinyverse.envs.restarts import MAX_FAILURES, RestartPolicy
 from tinyverse.envs.spaces import ActionAdapter, blank, fit, floats_of, has_nan, not_a_number, number_of, spec_of
 
 
@@ -69,7 +69,7 @@ class MultiAgentPool(Pool):
             try:
                 self._next(world, columns)
             except Exception as error:
-                self._lose(world, error)
+                self._fail(world, error)
         self._over |= self._terminated | self._truncated
         return Step(self._observations, self._rewards, self._terminated, self._truncated)
 
@@ -93,10 +93,10 @@ class MultiAgentPool(Pool):
         elif self._worlds[world] is not None:
             self._begin(world, None)
             if self._restarts is not None:
-                self._restarts.sound(world)
-        elif self._restarts is not None and not self._restarts.seconds(world):
+                self._restarts.recovered(world)
+        elif self._restarts is not None and not self._restarts.delay(world):
             self._worlds[world] = self._make()
-            self._restarts.rebuilt(world, step=self._step_count)
+            self._restarts.restarted(world, step=self._step_count)
             self._begin(world, as_int(self._seeds[world].spawn(1)[0]))
 
     def _first_reset(self, world: int) -> None:
@@ -107,8 +107,8 @@ class MultiAgentPool(Pool):
                     self._worlds[world] = self._make()
                 return self._begin(world, as_int(self._seeds[world]))
             except Exception as error:
-                self._lose(world, error)
-                if self._restarts is None or self._restarts.running(world) >= RUNNING:
+                self._fail(world, error)
+                if self._restarts is None or self._restarts.failures(world) >= MAX_FAILURES:
                     raise
                 self._restarts.wait([world])
 
@@ -146,7 +146,7 @@ class MultiAgentPool(Pool):
         for game, observation in fitting.items():
             nest.map(lambda batch, leaf: batch.__setitem__(game, leaf), self._observations, observation)  # noqa: B023
 
-    def _lose(self, world: int, error: Exception) -> None:
+    def _fail(self, world: int, error: Exception) -> None:
         """Closes a world that failed; its rows show what they showed last, and are the last of their episodes."""
         if self._restarts is None:
             raise error

@@ -27,7 +27,7 @@ from tinyverse.core import nest
 from tinyverse.core.errors import ExperimentError, SpecError
 from tinyverse.core.text import counted
 from tinyverse.envs.adapters import adapted, gymnasium_space, reset, split_step
-from tinyverse.envs.restarts import RUNNING, RestartPolicy
+from tinyverse.envs.restarts import MAX_FAILURES, RestartPolicy
 from tinyverse.envs.spaces import (
     ActionAdapter,
     Array,
@@ -148,7 +148,7 @@ class GamePool(Pool):
         rewards, terminated, truncated = zip(*[self._row(game, columns) for game in range(self.num_games)], strict=True)
         self._rewards[:], self._terminated[:], self._truncated[:] = rewards, terminated, truncated
         if not math.isfinite(sum(rewards)) or has_nan(self._floats):
-            self._lose_spoilt_rows()
+            self._fail_rows_with_nan()
         self._ended = (self._terminated | self._truncated).tolist()
         return Step(self._observations, self._rewards, self._terminated, self._truncated)
 
@@ -164,7 +164,7 @@ class GamePool(Pool):
         except Exception as error:
             if self._restarts is None:
                 raise
-            return self._lose(game, error)
+            return self._fail(game, error)
 
     def _step(self, game: int, columns: nest.Tree) -> tuple[float, bool, bool]:
         result = self._envs[game].step(nest.map(lambda column: column[game], columns))
@@ -176,14 +176,14 @@ class GamePool(Pool):
         if self._envs[game] is not None:
             self._store(game, reset(self._envs[game], self._spec, None))
             if self._restarts is not None:
-                self._restarts.sound(game)
+                self._restarts.recovered(game)
             return 0.0, False, False
         assert self._restarts is not None
-        if self._restarts.seconds(game):
+        if self._restarts.delay(game):
             self._repeat(game)
             return 0.0, False, True  # over as before, for the reset has yet to be made
         self._build(game)
-        self._restarts.rebuilt(game, step=self._step_count)
+        self._restarts.restarted(game, step=self._step_count)
         self._store(game, reset(self._envs[game], self._spec, self._next_seed(game)))
         return 0.0, False, False
 
@@ -194,14 +194,14 @@ class GamePool(Pool):
                 if self._envs[game] is None:
                     self._build(game)
                 self._store(game, reset(self._envs[game], self._spec, as_int(self._seeds[game])))
-                if self._is_spoilt(game):
+                if self._has_nan(game):
                     raise not_a_number("observation")
                 return
             except Exception as error:
                 if self._restarts is None:
                     raise
-                self._lose(game, error)
-                if self._restarts.running(game) >= RUNNING:
+                self._fail(game, error)
+                if self._restarts.failures(game) >= MAX_FAILURES:
                     raise
                 self._restarts.wait([game])
 
@@ -218,7 +218,7 @@ class GamePool(Pool):
         self._envs[game] = env
         self._missing -= 1
 
-    def _lose(self, game: int, error: Exception) -> tuple[float, bool, bool]:
+    def _fail(self, game: int, error: Exception) -> tuple[float, bool, bool]:
         """Closes a game that failed; its row shows what it showed last, and is the last of its episode."""
         assert self._restarts is not None
         env, self._envs[game] = self._envs[game], None
@@ -230,16 +230,16 @@ class GamePool(Pool):
         self.faults, self.fault = self._restarts.faults, self._restarts.fault
         return 0.0, False, True
 
-    def _lose_spoilt_rows(self) -> None:
+    def _fail_rows_with_nan(self) -> None:
         for game in range(self.num_games):
-            spoilt = self._is_spoilt(game)
-            if spoilt or not math.isfinite(self._rewards[game]):
-                error = not_a_number("observation" if spoilt else "reward")
+            has_nan_observation = self._has_nan(game)
+            if has_nan_observation or not math.isfinite(self._rewards[game]):
+                error = not_a_number("observation" if has_nan_observation else "reward")
                 if self._restarts is None:
                     raise error
-                self._rewards[game], self._terminated[game], self._truncated[game] = self._lose(game, error)
+                self._rewards[game], self._terminated[game], self._truncated[game] = self._fail(game, error)
 
-    def _is_spoilt(self, game: int) -> bool:
+    def _has_nan(self, game: int) -> bool:
         return any(np.isnan(leaf[game]).any() for leaf in nest.leaves(self._observations) if leaf.dtype.kind == "f")
 
     def _repeat(self, game: int) -> None:

@@ -38,8 +38,8 @@ from tinyverse.envs.restarts import RestartPolicy
 from tinyverse.envs.spaces import ActionAdapter, Array, spec_of
 
 START_SECONDS = 120.0  # for a worker to import the experiment and build its games
-LOOK_EVERY = 256  # steps between two looks at a worker's memory
-ORDER = struct.Struct("<cBq")  # what to do, into which buffer, with which seed
+CHECK_MEMORY_EVERY = 256  # steps between two looks at a worker's memory
+COMMAND = struct.Struct("<cBq")  # what to do, into which buffer, with which seed
 ALIGNED = 64  # bytes
 
 
@@ -97,7 +97,7 @@ class ProcessPool(Pool):
                 if not worker.ready:
                     worker.start()
                     worker.await_ready(START_SECONDS)
-                worker.order(b"R", self._turn, as_int(sequence))
+                worker.send(b"R", self._turn, as_int(sequence))
             for worker in self._workers:
                 worker.answer(START_SECONDS)
         self._needs_reset = [False] * len(self._workers)
@@ -115,19 +115,19 @@ class ProcessPool(Pool):
         )
         self._step_count += 1
         self._turn ^= 1  # two buffers in turn: the rows of a worker that dies are taken from the step before
-        self._replace_lost()
-        self._asked = [index for index, worker in enumerate(self._workers) if worker.ready]
-        for index in self._asked:
+        self._restart_failed()
+        self._stepping = [index for index, worker in enumerate(self._workers) if worker.ready]
+        for index in self._stepping:
             worker = self._workers[index]
             if self._needs_reset[index]:
-                worker.order(b"R", self._turn, as_int(self._seeds[index].spawn(1)[0]))
+                worker.send(b"R", self._turn, as_int(self._seeds[index].spawn(1)[0]))
             else:
-                worker.order(b"S", self._turn)
+                worker.send(b"S", self._turn)
 
     def receive(self) -> Step:
         views, until = self._views, None if self._timeout is None else time.monotonic() + self._timeout
         for index, worker in enumerate(self._workers):
-            if index not in self._asked:
+            if index not in self._stepping:
                 self._repeat(worker)
                 continue
             try:
@@ -136,7 +136,7 @@ class ProcessPool(Pool):
                 if news:
                     self.faults, self.fault = self.faults + 1, news
             except ExperimentError as error:
-                self._lose(index, error)
+                self._fail(index, error)
         rewards, terminated, truncated = (np.array(column) for column in views.results)
         return Step(views.observations[self._turn], rewards, terminated, truncated)
 
@@ -144,24 +144,24 @@ class ProcessPool(Pool):
         for worker in self._workers:
             worker.close()
 
-    def _replace_lost(self) -> None:
+    def _restart_failed(self) -> None:
         """Starts what is due, takes in what has started; waits if there is nothing else to step."""
         while True:
             for index, worker in enumerate(self._workers):
-                if not worker.alive and not self._restarts.seconds(index):
+                if not worker.alive and not self._restarts.delay(index):
                     worker.start()
                 elif worker.alive and not worker.ready:
                     try:
                         if worker.await_ready(0.0):
-                            self._restarts.rebuilt(index, step=self._step_count)
+                            self._restarts.restarted(index, step=self._step_count)
                     except ExperimentError as error:
-                        self._lose(index, error)
+                        self._fail(index, error)
             if any(worker.ready for worker in self._workers):
                 return
             starting = [worker.connection for worker in self._workers if worker.alive]
             wait(starting, 0.5) if starting else time.sleep(0.01)
 
-    def _lose(self, index: int, error: ExperimentError) -> None:
+    def _fail(self, index: int, error: ExperimentError) -> None:
         worker = self._workers[index]
         worker.kill()
         self._needs_reset[index] = True
@@ -202,7 +202,7 @@ class _Layout:
     def __init__(self, observations: nest.Tree, actions: nest.Tree, num_games: int) -> None:
         results = tuple(Array((num_games,), np.dtype(kind)) for kind in (np.float32, bool, bool))
         self._spec = (observations, observations, actions, results)
-        self.bytes = sum(_room(leaf) for leaf in nest.leaves(self._spec)) or 1
+        self.bytes = sum(_aligned_bytes(leaf) for leaf in nest.leaves(self._spec)) or 1
 
     def views(self, memory: Any) -> _Views:
         start = 0
@@ -210,14 +210,14 @@ class _Layout:
         def view(leaf: Array) -> np.ndarray:
             nonlocal start
             array = np.frombuffer(memory, leaf.dtype, int(np.prod(leaf.shape)), start).reshape(leaf.shape)
-            start += _room(leaf)
+            start += _aligned_bytes(leaf)
             return array
 
         one, other, actions, results = nest.map(view, self._spec)
         return _Views((one, other), actions, results)
 
 
-def _room(leaf: Array) -> int:
+def _aligned_bytes(leaf: Array) -> int:
     return -(-int(np.prod(leaf.shape)) * leaf.dtype.itemsize // ALIGNED) * ALIGNED
 
 
@@ -243,12 +243,12 @@ class _Worker:
         self._began = 0.0
         file, name = tempfile.mkstemp(prefix="tinyverse-worker-")
         os.close(file)  # an open one could not be opened again on Windows
-        self._last_words = Path(name)
+        self._crash_log = Path(name)
 
     def start(self) -> None:
         self.connection, theirs = self._context.Pipe()
         self._process = self._context.Process(
-            target=_work, args=(self.task, self._shared, theirs, self._last_words), daemon=True
+            target=_run_worker, args=(self.task, self._shared, theirs, self._crash_log), daemon=True
         )
         try:
             self._process.start()
@@ -269,9 +269,9 @@ class _Worker:
         self.ready = True
         return True
 
-    def order(self, what: bytes, buffer: int, seed: int = 0) -> None:
+    def send(self, what: bytes, buffer: int, seed: int = 0) -> None:
         with contextlib.suppress(OSError):  # it is dead: whoever waits for its answer will see
-            self.connection.send_bytes(ORDER.pack(what, buffer, seed))
+            self.connection.send_bytes(COMMAND.pack(what, buffer, seed))
 
     def answer(self, seconds: float | None) -> str:
         """Waits until an order is carried out; returns the traceback of a game that failed meanwhile, or nothing."""
@@ -286,7 +286,7 @@ class _Worker:
             self._process.join(5.0)
             code = self._process.exitcode
             how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
-            raise ExperimentError(f"{self} {how}.{self._words()}") from None
+            raise ExperimentError(f"{self} {how}.{self._crash_text()}") from None
         if text.startswith("!"):
             self.gave_up = text.startswith("!!")
             raise ExperimentError(f"{self}:\n{text.lstrip('!')}")
@@ -298,10 +298,10 @@ class _Worker:
             with contextlib.suppress(OSError):
                 os.kill(self._process.pid, signal.SIGUSR2)
                 time.sleep(0.1)
-        return self._words()
+        return self._crash_text()
 
-    def _words(self) -> str:
-        text = self._last_words.read_text(encoding="utf-8", errors="replace").strip()
+    def _crash_text(self) -> str:
+        text = self._crash_log.read_text(encoding="utf-8", errors="replace").strip()
         return "\n" + text if text else ""
 
     def kill(self) -> None:
@@ -314,11 +314,11 @@ class _Worker:
     def close(self) -> None:
         """Lets it close its games; kills it if that takes 2 seconds."""
         if self.alive:
-            self.order(b"C", 0)
+            self.send(b"C", 0)
             self._process.join(2.0)
             self.kill()
         with contextlib.suppress(OSError):  # Windows keeps what a process that still ends has open
-            self._last_words.unlink(missing_ok=True)
+            self._crash_log.unlink(missing_ok=True)
 
     def __str__(self) -> str:
         games = self.task.games
@@ -326,28 +326,28 @@ class _Worker:
         return f"the worker of {names} (pid {self._process.pid})"
 
 
-def _work(task: _Task, shared: Any, connection: Connection, last_words: Path) -> None:
+def _run_worker(task: _Task, shared: Any, connection: Connection, crash_log: Path) -> None:
     """A worker process, from beginning to end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the player ends its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    file = last_words.open("w", encoding="utf-8")
+    file = crash_log.open("w", encoding="utf-8")
     faulthandler.enable(file)
     if hasattr(faulthandler, "register"):
         faulthandler.register(signal.SIGUSR2, file)
     try:
-        pool = _built(task)
+        pool = _build_pool(task)
         connection.send_bytes(b"")
     except Exception:
-        _say_last(connection, "!")
+        _send_failure(connection, "!")
     else:
         try:
             _serve(task, pool, task.layout.views(shared), connection)
         except Exception:
-            _say_last(connection, "!!")  # the pool has mended what it could
+            _send_failure(connection, "!!")  # the pool has mended what it could
         pool.close()
 
 
-def _say_last(connection: Connection, mark: str) -> None:
+def _send_failure(connection: Connection, mark: str) -> None:
     with contextlib.suppress(OSError):
         connection.send_bytes(f"{mark}{traceback.format_exc().rstrip()}".encode())
 
@@ -359,7 +359,7 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _built(task: _Task) -> Pool:
+def _build_pool(task: _Task) -> Pool:
     games = task.games.stop - task.games.start
     pool = task.make(games)
     if pool.num_games != games:
@@ -374,7 +374,7 @@ def _serve(task: _Task, pool: Pool, views: _Views, connection: Connection) -> No
     results: list[Any]
     while True:
         try:
-            what, buffer, seed = ORDER.unpack(connection.recv_bytes())
+            what, buffer, seed = COMMAND.unpack(connection.recv_bytes())
         except (EOFError, OSError):
             return
         if what == b"C":
@@ -388,7 +388,7 @@ def _serve(task: _Task, pool: Pool, views: _Views, connection: Connection) -> No
         for column, values in zip(views.results, results, strict=True):
             column[games] = values
         count += 1
-        if task.memory is not None and count % LOOK_EVERY == 0 and (size := _resident()) > task.memory:
+        if task.memory is not None and count % CHECK_MEMORY_EVERY == 0 and (size := _resident()) > task.memory:
             words = f"it has grown to {size >> 20} MiB, and may have {task.memory >> 20} (--worker-memory)."
             connection.send_bytes(f"!{words}".encode())
             return
@@ -396,13 +396,13 @@ def _serve(task: _Task, pool: Pool, views: _Views, connection: Connection) -> No
         faults = pool.faults
 
 
-def knows_size() -> bool:
+def can_measure_memory() -> bool:
     """Whether a worker can tell how large it is: only Linux says it."""
     return _resident() > 0
 
 
 def _resident() -> int:
-    """Bytes of this process in memory; 0 where /proc does not say (`knows_size`)."""
+    """Bytes of this process in memory; 0 where /proc does not say (`can_measure_memory`)."""
     try:
         with open("/proc/self/statm") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

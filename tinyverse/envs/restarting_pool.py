@@ -37,7 +37,7 @@ class RestartingPool(Pool):
                 self._last = self._pool.reset(seed)
                 return self._last
             except Exception as error:
-                self._lose(error)
+                self._fail(error)
                 self._restarts.wait([0])
 
     def step(self, actions: nest.Tree) -> Step:
@@ -54,9 +54,9 @@ class RestartingPool(Pool):
     def receive(self) -> Step:
         self._step_count += 1
         try:
-            step = self._begun_anew() if self._pool is None else self._received(self._pool)
+            step = self._restart_pool() if self._pool is None else self._received(self._pool)
         except Exception as error:
-            self._lose(error)
+            self._fail(error)
             everybody = np.ones(self.num_games, bool)  # their rows show what they showed last
             return Step(self._last, np.zeros(self.num_games, np.float32), ~everybody, everybody)
         self._last = step.observations
@@ -71,15 +71,15 @@ class RestartingPool(Pool):
             raise self._failure
         return pool.receive()
 
-    def _begun_anew(self) -> Step:
+    def _restart_pool(self) -> Step:
         self._restarts.wait([0])
         self._pool = self._make()
-        self._restarts.rebuilt(0, step=self._step_count)
+        self._restarts.restarted(0, step=self._step_count)
         observations = self._pool.reset(as_int(self._seeds.spawn(1)[0]))
         nobody = np.zeros(self.num_games, bool)
         return Step(observations, np.zeros(self.num_games, np.float32), nobody, nobody.copy())
 
-    def _lose(self, error: Exception) -> None:
+    def _fail(self, error: Exception) -> None:
         pool, self._pool, self._failure = self._pool, None, None
         with contextlib.suppress(Exception):  # it is broken: what it says while it is closed helps nobody
             if pool is not None:

@@ -13,10 +13,10 @@ import traceback
 
 logger = logging.getLogger(__name__)
 
-RUNNING = 3  # failures in a row, of every part, after which the error is raised
-SOUND_STEPS = 1000  # steps, or an episode's own end, after which an earlier failure is forgotten
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds before a second and any later rebuilding
-LONGEST_TEXT = 4000  # characters of a traceback that are kept
+MAX_FAILURES = 3  # failures in a row, of every part, after which the error is raised
+HEALTHY_STEPS = 1000  # steps, or an episode's own end, after which an earlier failure is forgotten
+FIRST_DELAY, LONGEST_DELAY = 0.5, 30.0  # seconds before a second and any later rebuilding
+MAX_TRACEBACK = 4000  # characters of a traceback that are kept
 
 
 class RestartPolicy:
@@ -30,8 +30,8 @@ class RestartPolicy:
     def __init__(self, parts: int, part: str) -> None:
         self.faults, self.fault = 0, ""
         self._part = part
-        self._running = [0] * parts
-        self._built = [0] * parts  # the step at which it was built
+        self._failures = [0] * parts
+        self._started_at = [0] * parts  # the step at which it was built
         self._due = [0.0] * parts
 
     def failed(self, part: int, error: Exception, *, step: int, final: bool = False) -> None:
@@ -40,36 +40,36 @@ class RestartPolicy:
         Args:
             final: it will not get better by being built anew once or twice more.
         """
-        if step - self._built[part] >= SOUND_STEPS:
-            self._running[part] = 0
-        self._running[part] = max(self._running[part] + 1, RUNNING if final else 0)
+        if step - self._started_at[part] >= HEALTHY_STEPS:
+            self._failures[part] = 0
+        self._failures[part] = max(self._failures[part] + 1, MAX_FAILURES if final else 0)
         self.faults += 1
-        self.fault = "".join(traceback.format_exception(error))[-LONGEST_TEXT:].rstrip()
-        if min(self._running) >= RUNNING:
+        self.fault = "".join(traceback.format_exception(error))[-MAX_TRACEBACK:].rstrip()
+        if min(self._failures) >= MAX_FAILURES:
             raise error
-        running = self._running[part]
-        pause = 0.0 if running == 1 else min(FIRST_PAUSE * 2.0 ** (running - 2), LONGEST_PAUSE)
-        self._due[part] = time.monotonic() + pause
+        failures = self._failures[part]
+        delay = 0.0 if failures == 1 else min(FIRST_DELAY * 2.0 ** (failures - 2), LONGEST_DELAY)
+        self._due[part] = time.monotonic() + delay
         logger.warning(
-            "%s %d failed (%d running) and is built anew in %.1f s:\n%s", self._part, part, running, pause, self.fault
+            "%s %d failed (%d in a row) and restarts in %.1f s:\n%s", self._part, part, failures, delay, self.fault
         )
 
-    def rebuilt(self, part: int, *, step: int) -> None:
+    def restarted(self, part: int, *, step: int) -> None:
         """The part was built anew before the pool's `step`."""
-        self._built[part] = step
+        self._started_at[part] = step
 
-    def sound(self, part: int) -> None:
+    def recovered(self, part: int) -> None:
         """An episode of the part has come to its own end."""
-        self._running[part] = 0
+        self._failures[part] = 0
 
-    def running(self, part: int) -> int:
+    def failures(self, part: int) -> int:
         """How often it has failed in a row."""
-        return self._running[part]
+        return self._failures[part]
 
-    def seconds(self, part: int) -> float:
+    def delay(self, part: int) -> float:
         """Until the part may be built anew; 0 when it may."""
         return max(0.0, self._due[part] - time.monotonic())
 
     def wait(self, parts: list[int]) -> None:
         """Sleeps until one of these parts may be built anew: for when none is left to step."""
-        time.sleep(min(self.seconds(part) for part in parts))
+        time.sleep(min(self.delay(part) for part in parts))

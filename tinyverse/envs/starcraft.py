@@ -145,10 +145,10 @@ class StarCraftEnv(gymnasium.Env):
                 step_mul=self._step_mul, random_seed=seed,
             )  # fmt: skip
         except (sc2.LaunchError, OSError, ValueError) as error:
-            raise ExperimentError(_explained(self.map_name, error)) from error
+            raise ExperimentError(_advice(self.map_name, error)) from error
 
 
-def _explained(map_name: str, error: Exception) -> str:
+def _advice(map_name: str, error: Exception) -> str:
     """What to do about a game that did not start."""
     folder = os.environ.get("SC2PATH", "~/StarCraftII")
     if "Map" in str(error) and "not found" in str(error):

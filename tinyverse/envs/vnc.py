@@ -35,7 +35,7 @@ from tinyverse.envs.pool import Pool, Step
 
 Region = tuple[int, int, int, int]  # x, y, width, height in pixels of the screen
 SECONDS = 20.0  # that a server may take to answer, and a program to begin an episode
-ALONE_SECONDS = 30  # after which a server that nobody is connected to ends, so that no process outlives a killed player
+IDLE_SECONDS = 30  # after which a server that nobody is connected to ends, so that no process outlives a killed player
 
 
 class Clock:
@@ -88,7 +88,7 @@ class Desktop:
 
     def _server(self, width: int, height: int) -> str:
         options = ["-rfbunixpath", self.address, "-rfbport", "-1", "-SecurityTypes", "None", "-nolisten", "tcp"]
-        options += ["-geometry", f"{width}x{height}", "-depth", "24", "-MaxDisconnectionTime", str(ALONE_SECONDS)]
+        options += ["-geometry", f"{width}x{height}", "-depth", "24", "-MaxDisconnectionTime", str(IDLE_SECONDS)]
         server = self._start(["Xtigervnc", "-displayfd", "1", *options], "server", None, stdout=subprocess.PIPE)
         display = server.stdout.readline().decode().strip()  # type: ignore[union-attr]  # chosen by the server
         if not display:
@@ -156,7 +156,7 @@ class VncEnv(gymnasium.Env):
         self._size, self._region = size, region
         self.observation_space = spaces.Box(0, 255, size, np.uint8)
         self.action_space = spaces.Discrete(len(chords))
-        self._hands: _Hands | None = None
+        self._connection: _Connection | None = None
         self._total = 0.0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -173,22 +173,22 @@ class VncEnv(gymnasium.Env):
         return self._screen
 
     def close(self) -> None:
-        if self._hands is not None:
-            self._hands.close()
-            self._hands = None
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
     # the parts of a step, for whoever plays several games on one clock
 
     def begin(self, clock: Clock) -> np.ndarray:
         """Strikes `start` until an episode is on; its first observation."""
-        if self._hands is None:
-            self._hands = _Hands(self._where, self._password)
+        if self._connection is None:
+            self._connection = _Connection(self._where, self._password)
         gives_up = time.monotonic() + SECONDS
         while True:
-            self._hands.hold(self._start)
+            self._connection.hold(self._start)
             clock.wait()
-            self._hands.hold(())
-            self._screen = self._hands.screen()
+            self._connection.hold(())
+            self._screen = self._connection.screen()
             if not self._over(self._screen):
                 self._total = self._score(self._screen) or 0.0
                 return self._observation()
@@ -200,13 +200,13 @@ class VncEnv(gymnasium.Env):
 
     def press(self, action: int) -> None:
         """Holds the chord of `action` from now on."""
-        assert self._hands is not None, "reset() comes before step()"
-        self._hands.hold(self._chords[int(action)])
+        assert self._connection is not None, "reset() comes before step()"
+        self._connection.hold(self._chords[int(action)])
 
     def see(self) -> tuple[np.ndarray, float, bool]:
         """Observation, reward and whether the episode is over, of the newest screen."""
-        assert self._hands is not None, "reset() comes before step()"
-        self._screen = self._hands.screen()
+        assert self._connection is not None, "reset() comes before step()"
+        self._screen = self._connection.screen()
         total = self._score(self._screen)
         total = self._total if total is None else float(total)
         reward, self._total = total - self._total, total
@@ -262,7 +262,7 @@ class VncPool(Pool):
             env.close()
 
 
-class _Hands:
+class _Connection:
     """A connection: what is held, and the newest screen. vncdotool serves all of them in one thread of its own."""
 
     def __init__(self, where: str | Callable[[], Any], password: str | None) -> None:

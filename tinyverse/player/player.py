@@ -246,7 +246,7 @@ class Courier(threading.Thread):
             return newer, *self._fetched
 
     def run(self) -> None:
-        system.yield_to_others()
+        system.lower_priority()
         try:
             while not (self._closing.is_set() and self._rollouts.empty()):
                 self._turn()
