@@ -1,4 +1,4 @@
-"""Algorithms, each a `Learner` in one file that can be read from top to bottom."""
+"""Algorithms: each is a `Learner` in one file that can be read from top to bottom."""
 
 from __future__ import annotations
 
