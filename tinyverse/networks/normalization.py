@@ -1,9 +1,9 @@
-"""Normalizers: running means and deviations, so that observations and rewards of any size suit a network.
+"""Normalisation of observations and rewards by running means and standard deviations.
 
-Normalized(MLP(64, 64))      a trunk that sees observations of mean 0 and deviation 1
-RewardNormalizer(discount)        rewards divided by the deviation of their discounted sums, for a learner
+    Normalized(MLP(64, 64))      a trunk for observations of mean 0 and standard deviation 1
+    RewardNormalizer(discount)   a learner's rewards, divided by the standard deviation of their discounted sums
 
-Their statistics are buffers: in checkpoints with the rest of a state, and in published weights where acting needs them.
+The statistics are buffers, so checkpoints hold them, and published weights hold those that acting needs.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from tinyverse.networks import FeedForward
 
 
 class RunningMeanStd(nn.Module):
-    """Mean and variance of all that was seen, merged batch by batch (Chan, Golub & LeVeque 1979, eq. 2.1).
+    """Mean and variance of all rows so far, merged batch by batch (Chan, Golub & LeVeque 1979, eq. 2.1).
 
         δ = m − mean,   mean += δ n / N,   M₂ += M₂ of the batch + δ² n (N − n) / N,   variance = M₂ / N
 
     Args:
-        shape: of one thing seen; its elements are counted each by itself.
+        shape: of one row; each element has its own statistics.
     Attributes:
-        count, mean, variance: buffers, float64 whatever the network is moved to; 0, 0 and 1 before anything is seen.
+        count, mean, variance: buffers, always float64; 0, 0 and 1 before the first row.
     """
 
     count: Tensor
@@ -41,10 +41,10 @@ class RunningMeanStd(nn.Module):
 
     @torch.no_grad()
     def update(self, rows: Tensor, mask: Tensor | None = None) -> None:
-        """Counts rows [N, *shape], of all ranks; those where `mask` [N] is 0 did not happen.
+        """Adds rows [N, *shape] of all ranks, except those where `mask` [N] is 0.
 
         Raises:
-            SpecError: rows of another shape.
+            SpecError: the rows have another shape.
         """
         if rows.shape[1:] != self.mean.shape:
             raise SpecError(
@@ -65,11 +65,11 @@ class RunningMeanStd(nn.Module):
 
     @property
     def deviation(self) -> Tensor:
-        """[*shape] float32; 1 where nothing has varied by more than 1e-4 yet."""
+        """The standard deviation, [*shape] float32; 1 where it is below 1e-4."""
         return torch.where(self.variance > 1e-8, self.variance, 1.0).sqrt().float()
 
     def _apply(self, function: Any, recurse: bool = True) -> RunningMeanStd:
-        """Goes to another device with its network, but not to a coarser number: bfloat16 has 3 digits."""
+        """Moves to the network's device but stays float64, because bfloat16 has only 3 digits."""
         kept = {name: buffer.clone() for name, buffer in self._buffers.items() if buffer is not None}
         super()._apply(function, recurse)
         for name, buffer in kept.items():
@@ -78,14 +78,14 @@ class RunningMeanStd(nn.Module):
 
 
 class Normalized(nn.Module):
-    """A trunk that gets observations of mean 0 and deviation 1, clipped to ± `clip`.
+    """A trunk whose observations are normalised to mean 0 and standard deviation 1 and clipped to ± `clip`.
 
-    The statistics grow by what is passed forward where gradients flow, which is in training: a player, an evaluation or
-    a bootstrap value changes nothing, and `eval()` freezes them. A batch is normalised by what was known before it, so
-    that actions get the probability again that they were chosen with.
+    A forward pass updates the statistics only where gradients are recorded, which is in training. Players, evaluations
+    and bootstrap values do not change them, and `eval()` freezes them. A batch is normalised by the statistics before
+    it, so its actions get the same probabilities as in play.
 
     Args:
-        trunk: the module behind; none: the normalised observation is the embedding.
+        trunk: the module that gets normalised observations; None: they are the embedding.
     """
 
     def __init__(self, trunk: nn.Module | None = None, *, clip: float = 10.0) -> None:
@@ -98,7 +98,7 @@ class Normalized(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         moments = self.moments
-        # before the update; the difference of large numbers is taken in float64
+        # statistics from before the update; float64, because the difference may be of large numbers
         normal = ((x.double() - moments.mean).float() / moments.deviation).clamp(-self.clip, self.clip)
         if self.training and torch.is_grad_enabled():
             moments.update(x)
@@ -106,16 +106,17 @@ class Normalized(nn.Module):
 
 
 class RewardNormalizer(nn.Module):
-    """Rewards divided by the running deviation of their discounted sums (Engstrom et al. 2020, section 3, item 2).
+    """Divides rewards by the running standard deviation of their discounted sums (Engstrom et al. 2020, section 3, item
+    2).
 
         R_t = γ R_{t−1} + r_t from the episode's beginning,    r_t / √Var(R)
 
-    So targets have about the size 1 whatever the game counts in, and a learning rate means the same. A slice knows
-    nothing of the rows before it, so its sums begin at 0: the shorter slices are, the smaller is the deviation found.
+    Targets then have a size of about 1 in any environment, so the same learning rate works. The sums begin at 0 in each
+    slice, which does not know the rows before it; the shorter slices are, the smaller is the deviation.
 
     Args:
         discount: γ.
-        clip: scaled rewards are clipped to ± this.
+        clip: normalised rewards are clipped to ± this.
     """
 
     def __init__(self, discount: float, *, clip: float = 10.0) -> None:
@@ -123,7 +124,7 @@ class RewardNormalizer(nn.Module):
         self.discount, self.clip, self.moments = discount, clip, RunningMeanStd()
 
     def forward(self, rewards: Tensor, traces: Tensor, mask: Tensor) -> Tensor:
-        """Scaled rewards [T, B]; these are counted first, and only where `mask` is 1.
+        """Updates the statistics with the rewards where `mask` is 1, and returns the normalised rewards [T, B].
 
         Args:
             rewards, traces, mask: [T, B], as of a `Batch`.
@@ -132,7 +133,7 @@ class RewardNormalizer(nn.Module):
         return (rewards / self.moments.deviation).clamp(-self.clip, self.clip)
 
     def sums(self, rewards: Tensor, traces: Tensor) -> Tensor:
-        """[T, B] R_t; nothing is carried over the end of an episode."""
+        """Returns the discounted sums R_t [T, B], which start again at 0 after an episode's end."""
         total, rows = torch.zeros_like(rewards[0]), []
         for reward, trace in zip(rewards.unbind(), traces.unbind(), strict=True):
             rows.append(reward + self.discount * total)
