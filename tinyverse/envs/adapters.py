@@ -1,10 +1,10 @@
-"""Dialects: one environment, whatever it speaks: Gymnasium, old gym from 0.10 to 0.26, or dm_env.
+"""Adapters: give any single environment one interface: Gymnasium, old gym from 0.10 to 0.26, or dm_env.
 
     Gymnasium, gym 0.26   reset(seed=) -> observation, info     step -> observation, reward, terminated, truncated, info
     older gym             seed(seed); reset() -> observation    step -> observation, reward, done, info
     dm_env                reset() -> TimeStep                   step -> TimeStep
 
-None of their packages is imported: an environment is known by what it has.
+None of these packages is imported: adapters recognise an environment by its attributes.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ DM_ENV = ("reset", "step", "observation_spec", "action_spec")
 
 
 def adapted(env: Any) -> Any:
-    """The environment itself where it speaks gym or Gymnasium, a `DmEnvAdapter` of one that speaks dm_env.
+    """Returns a gym or Gymnasium environment as it is, and a dm_env environment in a `DmEnvAdapter`.
 
     Raises:
-        ExperimentError: it speaks neither.
+        ExperimentError: it is none of these.
     """
     if hasattr(env, "agent_iter"):
         raise ExperimentError(
@@ -45,7 +45,7 @@ def adapted(env: Any) -> Any:
 
 
 def gymnasium_space(space: Any) -> spaces.Space:
-    """A space of old gym as Gymnasium's, which networks know; any other as it is."""
+    """Converts a space of old gym to Gymnasium's class; returns any other space as it is."""
     if isinstance(space, spaces.Space):
         return space
     kind = type(space).__name__
@@ -65,7 +65,7 @@ def gymnasium_space(space: Any) -> spaces.Space:
 
 
 def reset(env: Any, spec: nest.Tree, seed: int | None) -> nest.Tree:
-    """The first observation of an episode. An environment that takes no seed in any way begins an episode of its own."""
+    """Begins an episode and returns its first observation. A seed is ignored if the environment takes none."""
     if seed is None:
         result = env.reset()
     elif _takes_seed(env):
@@ -79,7 +79,7 @@ def reset(env: Any, spec: nest.Tree, seed: int | None) -> nest.Tree:
 
 
 def split_step(result: Any) -> tuple[nest.Tree, Any, bool, bool]:
-    """Observation, reward, terminated and truncated, of what `step` returned."""
+    """Returns observation, reward, terminated and truncated of what `step` returned."""
     if len(result) == 5:
         return result[:4]
     observation, reward, done, info = result
@@ -93,7 +93,7 @@ def _takes_seed(env: Any) -> bool:
 
 
 def _is_like(spec: nest.Tree, thing: Any) -> bool:
-    """Whether an (observation, info) pair could as well be an observation of a Tuple space."""
+    """Tells whether an (observation, info) pair could also be an observation of a Tuple space."""
     try:
         return isinstance(spec, tuple) and fit(spec, thing) is not None
     except SpecError:
@@ -101,9 +101,11 @@ def _is_like(spec: nest.Tree, thing: Any) -> bool:
 
 
 class DmEnvAdapter:
-    """A dm_env environment as Gymnasium's. A last step of discount 0 is a termination, any other a truncation.
+    """Gives a dm_env environment Gymnasium's interface. A last step with discount 0 is a termination, else a
+    truncation.
 
-    dm_env knows no seeds: whoever makes the environment seeds it, and equal seeds of a player do not give equal games.
+    dm_env has no seeds, so equal seeds of a player do not give equal episodes. Whoever makes the environment can seed
+    it.
     """
 
     def __init__(self, env: Any) -> None:
@@ -143,7 +145,7 @@ def _space_of_spec(spec: Any) -> spaces.Space:
 
 
 def _observed(space: spaces.Space, observation: Any) -> nest.Tree:
-    """Copies, because dm_env may hand out arrays that it writes to again; lists of arrays become tuples."""
+    """Copies observations, because dm_env may reuse its arrays; lists of arrays become tuples."""
     if isinstance(space, spaces.Dict):
         return {name: _observed(part, observation[name]) for name, part in space.spaces.items()}
     if isinstance(space, spaces.Tuple):

@@ -1,4 +1,4 @@
-"""Accept: whatever `make_env` or `make_pool` returns becomes a pool here, once, or is refused in one sentence."""
+"""Factory: makes a pool of whatever `make_env` or `make_pool` returns, or refuses it in one sentence."""
 
 from __future__ import annotations
 
@@ -23,13 +23,15 @@ def pool_of(
     restart: bool = False,
     remake: Callable[[], Any] | None = None,
 ) -> Pool:
-    """A pool of `num_games` games of a Pool, a VectorEnv, or a function that makes either or a single environment.
+    """Makes a pool of `num_games` environments of a Pool, a VectorEnv, or a function that makes either or an
+    environment.
 
     Args:
-        mend: build anew what fails, instead of raising.
-        remake: makes another VectorEnv or Pool in place of one that fails; without it `thing` does, if it is a function.
+        realtime: see `Pool`.
+        restart: restart what fails instead of raising.
+        remake: makes another VectorEnv or Pool in place of a failed one; None: `thing` does, if it is a function.
     Raises:
-        ExperimentError: it is none of these, or has another number of games.
+        ExperimentError: `thing` is none of these, or has another number of environments.
     """
     check_count(num_games)
     made = thing() if callable(thing) else thing

@@ -1,12 +1,12 @@
-"""Workers: games stepped in processes of their own, because stepping is heavy Python, or because a game may hang.
+"""ProcessPool: environments stepped in worker processes, because stepping is heavy Python or because a step may hang.
 
-A hung step can only be ended by ending the process it hangs in: so `step_timeout` needs workers. A worker that dies, is
-killed, hangs or grows too large is replaced, and the episodes of all its games end as truncated; a single game that
-fails inside a worker is mended there.
+Only killing its process ends a hung step, so `step_timeout` needs workers. A worker that dies, is killed, hangs or
+grows too large is replaced, and the episodes of all its environments are truncated. An environment that raises inside a
+worker is restarted there.
 
-Observations, actions, rewards and flags lie in memory that all processes share; a pipe says only whose turn it is. What
-goes to a new process is a module-level function and its arguments, so any start method does ("spawn" is taken: torch
-and emulators have threads, which "fork" does not copy).
+Observations, actions, rewards and flags are in shared memory; a pipe carries only commands and answers. A new process
+gets a module-level function and its arguments, so any start method works. It is "spawn", because torch and emulators
+have threads, which "fork" does not copy.
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ from tinyverse.envs.pool import Pool, Step, as_int
 from tinyverse.envs.restarts import RestartPolicy
 from tinyverse.envs.spaces import ActionAdapter, Array, spec_of
 
-START_SECONDS = 120.0  # for a worker to import the experiment and build its games
-CHECK_MEMORY_EVERY = 256  # steps between two looks at a worker's memory
-COMMAND = struct.Struct("<cBq")  # what to do, into which buffer, with which seed
+START_SECONDS = 120.0  # for a worker to import the experiment and make its environments
+CHECK_MEMORY_EVERY = 256  # steps between two checks of a worker's memory
+COMMAND = struct.Struct("<cBq")  # command, index of the buffer, seed
 ALIGNED = 64  # bytes
 
 
 class ProcessPool(Pool):
-    """B games dealt to K processes.
+    """B environments divided among K worker processes.
 
     Args:
-        make: makes a pool of so many games; called in each worker, so it must be a module-level function, or a
-            functools.partial of one.
-        spaces: observation and action space of one game.
-        step_timeout: seconds that a worker may take for a step (or reset) of its games; None: for ever.
-        memory: bytes that a worker may grow to; None: any.
+        make: makes a pool of the given number of environments. Each worker calls it, so it must be a module-level
+            function or a functools.partial of one.
+        spaces: observation and action space of one environment.
+        step_timeout: seconds that a worker may take for a step or reset; None: no limit.
+        memory: bytes that a worker may use; None: no limit.
     Raises:
-        ExperimentError: a worker could not build its games.
+        ExperimentError: a worker could not make its environments.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class ProcessPool(Pool):
         context = multiprocessing.get_context("spawn")
         observations, actions = (spec_of(space, (num_games,)) for space in spaces)
         layout = _Layout(observations, actions, num_games)
-        shared = context.RawArray("B", layout.bytes)  # a file without a name: gone with the last process that has it
+        shared = context.RawArray("B", layout.bytes)  # an unnamed file, removed with the last process that maps it
         self._views = layout.views(shared)
         self._action_adapter = ActionAdapter(self.action_space, num_games)
         self._timeout, self._turn = step_timeout, 0
@@ -114,7 +114,7 @@ class ProcessPool(Pool):
             self._action_adapter.arrays(actions),
         )
         self._step_count += 1
-        self._turn ^= 1  # two buffers in turn: the rows of a worker that dies are taken from the step before
+        self._turn ^= 1  # two buffers in turn: a failed worker repeats its rows of the step before
         self._restart_failed()
         self._stepping = [index for index, worker in enumerate(self._workers) if worker.ready]
         for index in self._stepping:
@@ -145,7 +145,7 @@ class ProcessPool(Pool):
             worker.close()
 
     def _restart_failed(self) -> None:
-        """Starts what is due, takes in what has started; waits if there is nothing else to step."""
+        """Starts workers that are due and accepts those that are ready; waits if no worker is ready to step."""
         while True:
             for index, worker in enumerate(self._workers):
                 if not worker.alive and not self._restarts.delay(index):
@@ -170,7 +170,7 @@ class ProcessPool(Pool):
         self.faults, self.fault = self.faults + 1, self._restarts.fault
 
     def _repeat(self, worker: _Worker) -> None:
-        """The rows of a worker that is not there show what they showed last, and are over."""
+        """Fills the rows of an absent worker with its last observations, and truncates them."""
         games, now, before = worker.task.games, self._turn, 1 - self._turn
         nest.map(
             lambda new, old: new.__setitem__(games, old[games]), *(self._views.observations[n] for n in (now, before))
@@ -197,7 +197,7 @@ class _Views:
 
 
 class _Layout:
-    """Where which array lies in the shared memory; the same in every process."""
+    """The offsets of the arrays in the shared memory, equal in every process."""
 
     def __init__(self, observations: nest.Tree, actions: nest.Tree, num_games: int) -> None:
         results = tuple(Array((num_games,), np.dtype(kind)) for kind in (np.float32, bool, bool))
@@ -223,7 +223,7 @@ def _aligned_bytes(leaf: Array) -> int:
 
 @dataclasses.dataclass
 class _Task:
-    """What a worker has to do."""
+    """What a worker process is given."""
 
     make: Callable[[int], Pool]
     games: slice
@@ -232,7 +232,7 @@ class _Task:
 
 
 class _Worker:
-    """A worker process, seen from the player's side."""
+    """The player's handle of a worker process."""
 
     def __init__(self, context: Any, task: _Task, shared: Any) -> None:
         self.task = task
@@ -242,7 +242,7 @@ class _Worker:
         self.connection: Connection
         self._began = 0.0
         file, name = tempfile.mkstemp(prefix="tinyverse-worker-")
-        os.close(file)  # an open one could not be opened again on Windows
+        os.close(file)  # Windows cannot open it a second time
         self._crash_log = Path(name)
 
     def start(self) -> None:
@@ -260,7 +260,7 @@ class _Worker:
         self.alive, self.ready, self.gave_up, self._began = True, False, False, time.monotonic()
 
     def await_ready(self, seconds: float) -> bool:
-        """Whether its games are built; waits so long for it."""
+        """Waits at most `seconds` for the environments to be made; tells whether they are."""
         if not self.connection.poll(seconds):
             if time.monotonic() - self._began < START_SECONDS:
                 return False
@@ -270,11 +270,14 @@ class _Worker:
         return True
 
     def send(self, what: bytes, buffer: int, seed: int = 0) -> None:
-        with contextlib.suppress(OSError):  # it is dead: whoever waits for its answer will see
+        with contextlib.suppress(OSError):  # a dead worker is noticed when `answer` waits for it
             self.connection.send_bytes(COMMAND.pack(what, buffer, seed))
 
     def answer(self, seconds: float | None) -> str:
-        """Waits until an order is carried out; returns the traceback of a game that failed meanwhile, or nothing."""
+        """Waits until a command is carried out.
+
+        Returns the traceback of an environment that failed meanwhile, or "".
+        """
         if not self.connection.poll(seconds):
             raise ExperimentError(f"{self} has not answered in time and is killed (--step-timeout).{self._stack()}")
         return self._receive()
@@ -293,7 +296,7 @@ class _Worker:
         return text
 
     def _stack(self) -> str:
-        """Where it hangs, as its faulthandler writes it; it answers even while C code runs. On Windows nobody knows."""
+        """Returns where the worker hangs. Its faulthandler writes that even while C code runs, but not on Windows."""
         if hasattr(faulthandler, "register"):
             with contextlib.suppress(OSError):
                 os.kill(self._process.pid, signal.SIGUSR2)
@@ -312,12 +315,12 @@ class _Worker:
         self.alive = self.ready = False
 
     def close(self) -> None:
-        """Lets it close its games; kills it if that takes 2 seconds."""
+        """Lets the worker close its environments; kills it after 2 seconds."""
         if self.alive:
             self.send(b"C", 0)
             self._process.join(2.0)
             self.kill()
-        with contextlib.suppress(OSError):  # Windows keeps what a process that still ends has open
+        with contextlib.suppress(OSError):  # Windows cannot remove a file that an ending process has open
             self._crash_log.unlink(missing_ok=True)
 
     def __str__(self) -> str:
@@ -327,8 +330,10 @@ class _Worker:
 
 
 def _run_worker(task: _Task, shared: Any, connection: Connection, crash_log: Path) -> None:
-    """A worker process, from beginning to end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the player ends its workers
+    """Runs a worker process from beginning to end."""
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches the whole process group, but the player ends its workers itself
     threading.Thread(target=_end_with_parent, daemon=True).start()
     file = crash_log.open("w", encoding="utf-8")
     faulthandler.enable(file)
@@ -343,7 +348,7 @@ def _run_worker(task: _Task, shared: Any, connection: Connection, crash_log: Pat
         try:
             _serve(task, pool, task.layout.views(shared), connection)
         except Exception:
-            _send_failure(connection, "!!")  # the pool has mended what it could
+            _send_failure(connection, "!!")  # "!!": the pool's own restarts did not help
         pool.close()
 
 
@@ -382,7 +387,7 @@ def _serve(task: _Task, pool: Pool, views: _Views, connection: Connection) -> No
         if what == b"R":
             observations, results = pool.reset(seed), [0.0, False, False]
         else:
-            # copies: a game may keep its actions, and these are overwritten
+            # copies, because an environment may keep its actions
             observations, *results = pool.step(nest.map(lambda leaf: np.array(leaf[games]), views.actions))[:4]
         nest.map(lambda shared, leaf: shared.__setitem__(games, leaf), views.observations[buffer], observations)
         for column, values in zip(views.results, results, strict=True):
@@ -397,12 +402,12 @@ def _serve(task: _Task, pool: Pool, views: _Views, connection: Connection) -> No
 
 
 def can_measure_memory() -> bool:
-    """Whether a worker can tell how large it is: only Linux says it."""
+    """Tells whether a worker can measure its memory, which only Linux offers."""
     return _resident() > 0
 
 
 def _resident() -> int:
-    """Bytes of this process in memory; 0 where /proc does not say (`can_measure_memory`)."""
+    """Returns the resident memory of this process in bytes; 0 without /proc."""
     try:
         with open("/proc/self/statm") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

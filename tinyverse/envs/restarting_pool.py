@@ -1,4 +1,4 @@
-"""Rebuilt: games that live and fail together, as in a native vector environment, are built anew together."""
+"""RestartingPool: replaces a whole pool that fails, such as a native vector environment."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from tinyverse.envs.restarts import RestartPolicy
 
 
 class RestartingPool(Pool):
-    """A pool, and another like it whenever one raises: the episodes of all its games end as truncated (`mending`).
+    """A pool that is replaced by a new one when it raises. The episodes of all its environments are then truncated.
 
     Args:
-        make: gives the next pool.
+        pool: the first pool.
+        make: makes the next one.
     """
 
     def __init__(self, pool: Pool, make: Callable[[], Pool]) -> None:
-        self._pool: Pool | None = pool  # None: to be built anew
+        self._pool: Pool | None = pool  # None: waits for its restart
         self._make = make
         self.num_games, self.realtime = pool.num_games, pool.realtime
         self.observation_space, self.action_space = pool.observation_space, pool.action_space
         self._restarts, self._step_count = RestartPolicy(1, "pool"), 0
         self._seeds = np.random.SeedSequence()
-        self._failure: Exception | None = None  # of the first half of a step
+        self._failure: Exception | None = None  # raised by `send`, handled by `receive`
 
     def reset(self, seed: int | None = None) -> nest.Tree:
         self._seeds, self._failure = np.random.SeedSequence(seed), None
@@ -57,7 +58,7 @@ class RestartingPool(Pool):
             step = self._restart_pool() if self._pool is None else self._received(self._pool)
         except Exception as error:
             self._fail(error)
-            everybody = np.ones(self.num_games, bool)  # their rows show what they showed last
+            everybody = np.ones(self.num_games, bool)  # rows repeat the last observations
             return Step(self._last, np.zeros(self.num_games, np.float32), ~everybody, everybody)
         self._last = step.observations
         return step
@@ -81,7 +82,7 @@ class RestartingPool(Pool):
 
     def _fail(self, error: Exception) -> None:
         pool, self._pool, self._failure = self._pool, None, None
-        with contextlib.suppress(Exception):  # it is broken: what it says while it is closed helps nobody
+        with contextlib.suppress(Exception):  # an error while closing a broken pool is of no use
             if pool is not None:
                 pool.close()
         self._restarts.failed(0, error, step=self._step_count)

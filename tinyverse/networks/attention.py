@@ -44,7 +44,9 @@ class Attention(Stage):
         self.norm, self.norm_mlp = nn.LayerNorm(size), nn.LayerNorm(size)
         self.query, self.mix = (orthogonal(nn.Linear(size, size), 1.0) for _ in range(2))
         self.key_value = orthogonal(nn.Linear(size, 2 * size), 1.0)
-        self.nearness = nn.Parameter(torch.zeros(self.heads, self.memory + 1))  # [heads, distance]; distance 0 is the row itself
+        self.nearness = nn.Parameter(
+            torch.zeros(self.heads, self.memory + 1)
+        )  # [heads, distance]; distance 0 is the row itself
         self.mlp = nn.Sequential(
             orthogonal(nn.Linear(size, 4 * size)), nn.ReLU(), orthogonal(nn.Linear(4 * size, size))
         )
@@ -90,7 +92,7 @@ class Attention(Stage):
 class Gate(nn.Module):
     """A GRU's gate in place of a residual sum (Parisotto et al. 2020, section 3.2); initially it passes mostly x.
 
-        r = σ(W_r y + U_r x),  z = σ(W_z y + U_z x − 2),  h = tanh(W_h y + U_h (r ⊙ x)),  (1 − z) ⊙ x + z ⊙ h
+    r = σ(W_r y + U_r x),  z = σ(W_z y + U_z x − 2),  h = tanh(W_h y + U_h (r ⊙ x)),  (1 − z) ⊙ x + z ⊙ h
     """
 
     def __init__(self, size: int) -> None:

@@ -51,7 +51,9 @@ class Categorical:
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         waits = torch.empty_like(self.logits).exponential_(generator=generator).clamp_(min=1e-38)  # avoids log 0
-        return (self.logits - waits.log_()).argmax(-1) + self.start  # argmax of log p − log E with E ~ Exp(1) samples p (Gumbel-max)
+        return (self.logits - waits.log_()).argmax(
+            -1
+        ) + self.start  # argmax of log p − log E with E ~ Exp(1) samples p (Gumbel-max)
 
     def mode(self) -> Tensor:
         return self.logits.argmax(-1) + self.start

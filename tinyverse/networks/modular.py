@@ -1,7 +1,7 @@
 """ModularNetwork: trunks → body → heads, checked against the observation and action spaces when it is built.
 
-    network = ModularNetwork(observation_space, action_space, trunk=Window(4, NatureConv()), body=LSTM(256))
-    outputs, memory = network(observations, memory, first)
+network = ModularNetwork(observation_space, action_space, trunk=Window(4, NatureConv()), body=LSTM(256))
+outputs, memory = network(observations, memory, first)
 """
 
 from __future__ import annotations

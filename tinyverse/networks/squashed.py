@@ -1,8 +1,8 @@
 """Squashed Gaussians: policies over a bounded Box, and critics of their actions, for SAC.
 
-    actor = SquashedActor(observation_space, action_space, body=MLP(256, 256))
-    critic = actor.critic()
-    values = critic(observations, actions)
+actor = SquashedActor(observation_space, action_space, body=MLP(256, 256))
+critic = actor.critic()
+values = critic(observations, actions)
 """
 
 from __future__ import annotations
