@@ -54,8 +54,8 @@ class Learner:
         raise NotImplementedError(f"{type(self).__name__} must define get_weights()")
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns everything that learning needs to continue in another process: tensors, numbers and strings in dicts
-        and lists.
+        """Returns everything that learning needs to continue in another process, as nested dicts and lists of tensors,
+        numbers and strings.
         """
         raise NotImplementedError(f"{type(self).__name__} must define state_dict()")
 

@@ -114,10 +114,10 @@ def explained_variance(values: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
 
 @torch.no_grad()
 def sequence_priorities(errors: Tensor, mask: Tensor, eta: float = 0.9) -> Tensor:
-    """Returns priorities [B]: η max |δ| + (1 − η) mean |δ| over the masked rows (Kapturowski et al. 2019, R2D2, section
-    2.3).
+    """Returns priorities [B]: η max |δ| + (1 − η) mean |δ| over the masked rows of each slice.
 
-    Errors δ and mask are [T, B]. A slice whose mask is 0 gets priority 0.
+    Source: Kapturowski et al. 2019, R2D2, section 2.3. Errors δ and mask are [T, B]. A slice whose mask is 0 gets
+    priority 0.
     """
     sizes = errors.abs() * mask
     return eta * sizes.amax(0) + (1 - eta) * sizes.sum(0) / mask.sum(0).clamp(min=1)

@@ -108,8 +108,9 @@ class WeightsFile(NamedTuple):
 
 
 def plain(contents: Any) -> Any:
-    """Returns a copy of nested dicts and lists with arrays as CPU tensors, which `torch.load(weights_only=True)`
-    accepts.
+    """Returns a copy of nested dicts and lists with arrays as CPU tensors.
+
+    `torch.load(weights_only=True)` accepts nothing else.
     """
     import torch
 

@@ -101,11 +101,10 @@ def _is_like(spec: nest.Tree, thing: Any) -> bool:
 
 
 class DmEnvAdapter:
-    """Gives a dm_env environment Gymnasium's interface. A last step with discount 0 is a termination, else a
-    truncation.
+    """Gives a dm_env environment Gymnasium's interface.
 
-    dm_env has no seeds, so equal seeds of a player do not give equal episodes. Whoever makes the environment can seed
-    it.
+    A last step with discount 0 is a termination, any other last step a truncation. dm_env has no seeds, so equal seeds
+    of a player do not give equal episodes; the function that makes the environment can seed it.
     """
 
     def __init__(self, env: Any) -> None:

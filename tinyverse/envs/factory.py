@@ -23,10 +23,10 @@ def pool_of(
     restart: bool = False,
     remake: Callable[[], Any] | None = None,
 ) -> Pool:
-    """Makes a pool of `num_games` environments of a Pool, a VectorEnv, or a function that makes either or an
-    environment.
+    """Makes a pool of a Pool, a VectorEnv, or a function that makes one of these or a single environment.
 
     Args:
+        num_games: number of environments in the pool.
         realtime: see `Pool`.
         restart: restart what fails instead of raising.
         remake: makes another VectorEnv or Pool in place of a failed one; None: `thing` does, if it is a function.

@@ -270,8 +270,7 @@ class _PreprocessVector(VectorWrapper):
 
 
 def shape_rewards(env: Any, *, normalize: float | None = None, scale: float = 1.0, clip: float | None = None) -> Any:
-    """Returns the environment with rewards divided by their running standard deviation, then scaled, then clipped to ±
-    `clip`.
+    """Returns the environment with rewards normalised by their running standard deviation, scaled, and clipped.
 
     Use it for learning only: `make_env(evaluation=True)` should keep the original rewards. `play/return` counts shaped
     ones.

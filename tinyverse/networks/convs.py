@@ -173,8 +173,9 @@ def image_shape(trunk: nn.Module, shape: tuple[int, ...], smallest: int) -> tupl
 
 
 def channels_last(trunk: nn.Module) -> None:
-    """Stores weights so that images use the layout [N, H, W, C]: 1.4 to 2 times as fast on CPUs, and needed by tensor
-    cores.
+    """Stores weights so that images use the layout [N, H, W, C].
+
+    That is 1.4 to 2 times as fast on CPUs, and tensor cores need it.
     """
     trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 

@@ -82,10 +82,10 @@ class MultiCategorical:
 
 
 class DiagonalGaussian:
-    """Independent normal numbers without bounds. The pool clips actions to the bounds, and learning uses the raw
-    samples.
+    """Independent normal numbers without bounds.
 
-    `mean` and `log_std` are […, D]; actions are […, *shape] with D entries.
+    The pool clips actions to the bounds, and learning uses the raw samples. `mean` and `log_std` are […, D]; actions
+    are […, *shape] with D entries.
     """
 
     def __init__(self, mean: Tensor, log_std: Tensor, shape: tuple[int, ...]) -> None:
@@ -239,8 +239,8 @@ def masked(parameters: Sequence[Tensor], available: Tensor, options: Sequence[in
 
 
 def choices(space: Any) -> tuple[list[int], list[int]]:
-    """Returns, for each choice of a Discrete, MultiDiscrete or MultiBinary space, its number of options and its
-    smallest one.
+    """Returns the number of options and the smallest option of each choice of a Discrete, MultiDiscrete or MultiBinary
+    space.
     """
     if isinstance(space, spaces.MultiBinary):
         return [2] * int(np.prod(space.shape)), [0] * int(np.prod(space.shape))

@@ -96,9 +96,7 @@ class ModularNetwork(nn.Module):
         return nn.ModuleList(stages), sum(sizes)
 
     def initial_memory(self, n: int) -> nest.Tree:
-        """Returns the recurrent state of `n` environments at an episode's beginning: a dict by stage, `()` if there is
-        none.
-        """
+        """Returns the recurrent state of `n` environments at the beginning of an episode: a dict by stage, or `()`."""
         stages: dict[str, Any] = {f"trunk{i}": stage for i, stage in enumerate(self.trunks)}
         stages |= {f"value{i}": stage for i, stage in enumerate(self.value_trunks or ())}
         stages |= {} if self.body is None else {"body": self.body}

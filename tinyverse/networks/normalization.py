@@ -106,8 +106,7 @@ class Normalized(nn.Module):
 
 
 class RewardNormalizer(nn.Module):
-    """Divides rewards by the running standard deviation of their discounted sums (Engstrom et al. 2020, section 3, item
-    2).
+    """Divides rewards by the running standard deviation of their discounted sums (Engstrom et al. 2020, section 3).
 
         R_t = γ R_{t−1} + r_t from the episode's beginning,    r_t / √Var(R)
 
