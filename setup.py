@@ -52,6 +52,7 @@ setup(
         "joblib>=1.3",
         "numpy>=1.26",
         "opencv-python-headless>=4.9",
+        "prometheus_client>=0.20",
         "redis>=5.1",
         "rich>=13.7",
         "tensorboard>=2.16",

@@ -31,8 +31,7 @@ from tinyverse.experiment import loader
 from tinyverse.experiment.experiment import Experiment
 from tinyverse.monitoring import status
 from tinyverse.monitoring.progress import Progress, Share
-from tinyverse.monitoring.prometheus import Prometheus
-from tinyverse.monitoring.writers import Writer, check_writer, open_writer
+from tinyverse.monitoring.writers import Prometheus, Writer, check_writer, open_writer
 from tinyverse.replay.buffer import Replay
 from tinyverse.replay.config import Flow
 from tinyverse.replay.samplers import sampler_of

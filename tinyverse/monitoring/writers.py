@@ -12,8 +12,9 @@ from __future__ import annotations
 import importlib.util
 import logging
 import math
+import re
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -129,6 +130,52 @@ class MLflow:
 
     def close(self) -> None:
         self._client.set_terminated(self._run)
+
+
+class Prometheus:
+    """Serves the newest row's numbers as gauges on `/metrics`, until it is closed: `train --metrics-port 9100`.
+
+    Args:
+        place: "9100", which only this machine reaches, or "HOST:PORT".
+    Raises:
+        SettingsError: that is no port, or it cannot be listened on.
+    """
+
+    def __init__(self, place: str, labels: Mapping[str, str]) -> None:
+        from prometheus_client import CollectorRegistry, start_http_server
+
+        host, _, port = place.rpartition(":")
+        if not port.isdecimal() or int(port) > 65535:
+            raise SettingsError(f"--metrics-port {place}: give a port, or HOST:PORT for other machines to reach it.")
+        self._labels = dict(labels)
+        self._row: Mapping[str, Any] = {}
+        registry = CollectorRegistry()
+        registry.register(self)
+        try:
+            self._server, _ = start_http_server(int(port), host.strip("[]") or "127.0.0.1", registry)
+        except OSError as error:
+            raise SettingsError(f"--metrics-port {place} cannot be listened on: {error.strerror}.") from None
+        self.port = self._server.server_port
+
+    def collect(self) -> Iterator[Any]:
+        """A gauge for each of the newest row's numbers. The registry calls this for every request."""
+        from prometheus_client.core import GaugeMetricFamily
+
+        for name, value in _numbers(self._row).items():
+            metric = "tinyverse_" + re.sub(r"[^a-zA-Z0-9_]", "_", name)
+            gauge = GaugeMetricFamily(metric, name, labels=self._labels)
+            gauge.add_metric(list(self._labels.values()), value)
+            yield gauge
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        self._row = row
+
+    def film(self, name: str, path: Path, step: int) -> None:
+        """Prometheus has no videos."""
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
 
 
 WRITERS: dict[str, Callable[[RunFolder], Writer]] = {"wandb": WandB, "mlflow": MLflow}
