@@ -41,6 +41,7 @@ setup(
     package_dir={"tinyverse_examples": "examples"},
     package_data={
         "tinyverse": ["py.typed"],
+        "tinyverse.monitoring": ["reference_scores.json"],
         "tinyverse.monitoring.dashboard": ["static/*"],
         "tinyverse_examples": ["*.html"],
     },

@@ -13,11 +13,10 @@ import pytest
 
 from tests.helpers.people import until
 from tinyverse.cli import main as cli
-from tinyverse.core.errors import SettingsError
+from tinyverse.core.errors import DatabaseLost, SettingsError
 from tinyverse.database.memory import MemoryDatabase
 from tinyverse.envs.video import VideoWriter
-from tinyverse.monitoring import status
-from tinyverse.monitoring.writers import Prometheus, TensorBoard, open_writer
+from tinyverse.monitoring.writers import Prometheus, TensorBoard, TrainLog, open_writer
 from tinyverse.trainer.run_folder import RunFolder
 
 ROW = {"step": 100, "seconds": 1.5, "play/return": None, "loss/total": 0.5}
@@ -73,7 +72,7 @@ def test_a_place_that_fails_ends_nothing(folder, caplog):
             self.rows.append(row)
 
     full, kept = Full(), Kept()
-    log = status.TrainLog(lambda: dict(ROW), folder, MemoryDatabase(), writers=[full, kept], arrays=lambda: ARRAYS)
+    log = TrainLog(lambda: dict(ROW), folder, MemoryDatabase(), writers=[full, kept], arrays=lambda: ARRAYS)
     with caplog.at_level(logging.WARNING):
         log.close()
     assert full.closed and kept.closed and "Full took no row (no space)" in caplog.text
@@ -180,3 +179,61 @@ def test_a_trainer_serves_and_writes_its_lags(folder, capsys, monkeypatch):
         cli.main(["catch", "local", "-n", "4", "-q", "--track", "nowhere"])
     assert ended.value.code == 2 and "--track nowhere: there are" in capsys.readouterr().err
     assert json.loads(Path("runs/catch/metrics.jsonl").read_text().splitlines()[-1])["update"] == 4
+
+
+class Rows:
+    """Numbers a trainer could give."""
+
+    def __init__(self):
+        self.step = 0
+
+    def __call__(self):
+        self.step += 100
+        return {"update": self.step // 10, "step": self.step, "play/return": None, "loss/total": 1 / self.step}
+
+
+def test_the_log_is_read_again_from_file_database_and_tensorboard(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    database, folder = MemoryDatabase(), RunFolder(tmp_path / "run")
+    folder.write_settings({})
+    log = TrainLog(Rows(), folder, database, seconds=1000)
+    log.turn()
+    assert folder.metrics() == []  # the interval has not passed
+    log.write()
+    log.close()
+    rows = folder.metrics()
+    assert [row["step"] for row in rows] == [100, 200]
+    assert rows[0]["play/return"] is None
+    assert log.latest == rows[-1]
+    assert database.metrics() == rows
+    events = EventAccumulator(str(folder.path / "tensorboard"))
+    events.Reload()
+    scalars = events.Scalars("loss/total")
+    assert [(event.step, event.value) for event in scalars] == [(100, pytest.approx(0.01)), (200, pytest.approx(0.005))]
+    assert "play/return" not in events.Tags()["scalars"]
+
+
+def test_the_clock_goes_on_after_a_restart(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.write_settings({})
+    folder.log({"seconds": 5000.0, "step": 1})
+    log = TrainLog(Rows(), folder, MemoryDatabase(), seconds=0)
+    log.turn()
+    log.close()
+    assert all(row["seconds"] >= 5000.0 for row in folder.metrics())
+    assert len(folder.metrics()) == 3
+
+
+def test_a_lost_database_does_not_end_the_log(tmp_path):
+    class Lost(MemoryDatabase):
+        def log_metrics(self, row):
+            raise DatabaseLost("gone")
+
+    folder = RunFolder(tmp_path)
+    folder.write_settings({})
+    log = TrainLog(Rows(), folder, Lost())
+    log.write()
+    log.close()
+    assert len(folder.metrics()) == 2

@@ -29,7 +29,7 @@ from tinyverse.core.weights import WeightsFile
 from tinyverse.database.base import Database
 from tinyverse.experiment import loader
 from tinyverse.experiment.experiment import Experiment
-from tinyverse.monitoring import status
+from tinyverse.monitoring import status, writers
 from tinyverse.monitoring.progress import Progress, Share
 from tinyverse.monitoring.writers import Prometheus, Writer, check_writer, open_writer
 from tinyverse.replay.buffer import Replay
@@ -180,12 +180,12 @@ def aim(trainer: Trainer, learning: Learning, began: float) -> Callable[[], Shar
     return look
 
 
-def open_log(asked: Asked, learning: Learning, database: Database, trainer: Trainer) -> status.TrainLog:
+def open_log(asked: Asked, learning: Learning, database: Database, trainer: Trainer) -> writers.TrainLog:
     """The trainer's log, with all places that were asked for."""
     places: list[Writer] = [open_writer(name, asked.folder) for name in learning.track]
     if learning.metrics_port:
         places.append(Prometheus(learning.metrics_port, {"run": asked.run}))
-    return status.TrainLog(trainer.row, asked.folder, database, writers=places, arrays=trainer.arrays)
+    return writers.TrainLog(trainer.row, asked.folder, database, writers=places, arrays=trainer.arrays)
 
 
 def make_trainer(asked: Asked, learning: Learning, database: Database) -> tuple[Trainer, Experiment]:

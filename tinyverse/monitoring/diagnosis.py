@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,10 +9,9 @@ from typing import Any
 from tinyverse.core.errors import TinyverseError
 from tinyverse.core.session import SessionSpec
 from tinyverse.database.base import State
+from tinyverse.monitoring.metrics import Row, sparkline
 
 PLAYS = ("play", "human")
-BARS = "▁▂▃▄▅▆▇█"
-CURVE = 40  # points of the sparkline, at most
 IDLE = 0.2  # share of its time from which on a side counts as waiting
 ADVICE = {
     "environment": "the environment takes {share:.0%} of a step; add players",
@@ -21,19 +19,15 @@ ADVICE = {
 }
 
 
-def more(
-    facts: Mapping[str, Any], state: State, meta: Mapping[str, str], metrics: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
-    """What `monitor.gather` adds to its plain facts."""
+def more(facts: Mapping[str, Any], state: State, meta: Mapping[str, str], rows: Sequence[Row]) -> dict[str, Any]:
+    """What `status.gather` adds to its plain facts."""
     workers = facts["workers"]
     players = [worker for worker in workers if worker["role"] in PLAYS]
     steps = sum(worker["steps_per_second"] for worker in players)
     spec = _spec(meta)
     per_second = steps / spec.length if spec else None
     compression = spec.nbytes * facts["sessions"] / facts["bytes"] if spec and facts["bytes"] else None
-    curve = [
-        [row["step"], row["play/return"]] for row in metrics if row.get("play/return") is not None and "step" in row
-    ]
+    curve = [[row["step"], row["play/return"]] for row in rows if row.get("play/return") is not None and "step" in row]
     return {
         "reuse_wanted": None if state.allowance is None else state.reuse,
         "compression": compression,
@@ -112,19 +106,6 @@ def bottleneck(facts: Mapping[str, Any]) -> str:
     name = max(stages, key=stages.__getitem__)
     said = ADVICE.get(name, name + " takes {share:.0%} of a step; add players")
     return "players: " + said.format(share=stages[name] / sum(stages.values()))
-
-
-def sparkline(values: Sequence[float], width: int = CURVE) -> str:
-    """A curve in one line; of many values, means of neighbours.
-
-    >>> sparkline([0, 1, 2, 3])
-    '▁▃▆█'
-    """
-    count = min(width, len(values))
-    cuts = [round(number * len(values) / count) for number in range(count + 1)]
-    means = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(cuts)]
-    least, span = min(means), max(means) - min(means)
-    return "".join(BARS[round((mean - least) / span * (len(BARS) - 1)) if span else 0] for mean in means)
 
 
 def _idle(worker: Mapping[str, Any]) -> float:

@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tinyverse.core.timing import Ticker
-from tinyverse.monitoring.status import duration
+from tinyverse.monitoring.metrics import duration
 
 QUICK = 2.0  # seconds; of what takes less nothing is shown
 LOOK_SECONDS = 0.1

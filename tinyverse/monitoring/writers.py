@@ -9,18 +9,22 @@ What is not installed is said when training starts, not after the first interval
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import logging
 import math
 import re
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from tinyverse.core.errors import SettingsError
+from tinyverse.core.errors import DatabaseError, SettingsError
+from tinyverse.core.timing import Ticker
+from tinyverse.database.base import Database
 from tinyverse.trainer.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -163,7 +167,7 @@ class Prometheus:
 
         for name, value in _numbers(self._row).items():
             metric = "tinyverse_" + re.sub(r"[^a-zA-Z0-9_]", "_", name)
-            gauge = GaugeMetricFamily(metric, name, labels=self._labels)
+            gauge = GaugeMetricFamily(metric, name, labels=list(self._labels))
             gauge.add_metric(list(self._labels.values()), value)
             yield gauge
 
@@ -202,6 +206,60 @@ def open_writer(name: str, folder: RunFolder) -> Writer:
         raise SettingsError(
             f"--track {name} cannot be used: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}."
         ) from error
+
+
+class TrainLog:
+    """Writes a row of the trainer's numbers each interval, and keeps the newest for whoever shows it."""
+
+    def __init__(
+        self,
+        row: Callable[[], dict[str, Any]],
+        folder: RunFolder,
+        database: Database,
+        *,
+        seconds: float = 10.0,
+        writers: Sequence[Writer] = (),
+        arrays: Callable[[], Mapping[str, Any]] = dict,
+    ) -> None:
+        self.latest: dict[str, Any] = {}
+        self._row, self._folder, self._database = row, folder, database
+        self._ticker = Ticker(seconds, later=True)
+        self._began = time.monotonic()
+        self._seconds_before = max((row.get("seconds", 0.0) for row in folder.metrics()), default=0.0)
+        self._writers, self._arrays = list(writers), arrays
+        self._events: Writer | None = None
+
+    def turn(self) -> None:
+        """Writes if the interval has passed."""
+        if self._ticker.due():
+            self.write()
+
+    def write(self) -> None:
+        self.latest = {"seconds": round(self._seconds_before + time.monotonic() - self._began, 1), **self._row()}
+        try:
+            self._to_disk()
+        except OSError as error:
+            logger.warning("%s/ cannot be written to (%s). Training goes on.", self._folder.path, error)
+        with contextlib.suppress(DatabaseError):  # the files have it
+            self._database.log_metrics(self.latest)
+
+    def close(self) -> None:
+        self.write()
+        for writer in self._writers:
+            with contextlib.suppress(OSError):
+                writer.close()
+
+    def _to_disk(self) -> None:
+        self._folder.log(self.latest)
+        if self._events is None:
+            self._events = TensorBoard(self._folder)
+            self._writers.append(self._events)
+        whole = {**self.latest, **self._arrays()}
+        for writer in self._writers:
+            try:
+                writer.write(whole)
+            except Exception as error:  # theirs, of any kind; the files have the row
+                logger.warning("%s took no row (%s). Training goes on.", type(writer).__name__, error)
 
 
 def _numbers(row: Mapping[str, Any]) -> dict[str, float]:

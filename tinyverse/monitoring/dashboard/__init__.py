@@ -16,7 +16,6 @@ import asyncio
 import contextlib
 import hmac
 import ipaddress
-import itertools
 import json
 import math
 import re
@@ -30,7 +29,7 @@ from typing import Any
 from tinyverse.core.errors import ServerError, SettingsError, TinyverseError
 from tinyverse.database.base import LOG_KEPT, Database
 from tinyverse.database.position import BEGINNING, is_position
-from tinyverse.monitoring import status
+from tinyverse.monitoring import metrics, status
 from tinyverse.monitoring.dashboard.games import Games
 from tinyverse.trainer.run_folder import RunFolder
 
@@ -68,14 +67,13 @@ def history(database: Database, folder: RunFolder) -> dict[str, Any]:
     rows = database.metrics(LOG_KEPT)
     begins = min((row["step"] for row in rows if "step" in row), default=math.inf)
     rows = [row for row in folder.metrics() if row.get("step", begins) < begins] + rows
-    log = [row for row in rows if "eval/return" not in row and row.get("step") is not None]
-    fewest = list(itertools.accumulate((row["step"] for row in reversed(log)), min))[::-1]  # of a row and all after it
-    log = [row for row, least in zip(log, fewest, strict=True) if row["step"] <= least]
+    log, evaluations = metrics.split(rows)
+    log = metrics.growing([row for row in log if row.get("step") is not None])
     log = log[(len(log) - 1) % -(-len(log) // POINTS) :: -(-len(log) // POINTS)] if log else []  # ends with the newest
     names = sorted({name for row in log for name in row if DRAWN.fullmatch(name)})
     return {
         "columns": {name: [row.get(name) for row in log] for name in names},
-        "evaluations": [row for row in rows if "eval/return" in row][-POINTS:],
+        "evaluations": evaluations[-POINTS:],
     }
 
 
