@@ -26,13 +26,13 @@ class Learner:
     Attributes:
         length: rows of the slices it wants to learn from, at random places of sessions; None: whole sessions.
         burn_in: rows before those, which only warm up memory. With `length=None` they begin the session.
-        towered: whether `train_step` makes the same of its rank's share on every rank, as all do whose gradients pass an
+        distributed: whether `train_step` makes the same of its rank's share on every rank, as all do whose gradients pass an
             `Optimizer`; only then may there be several ranks.
     """
 
     length: int | None = None
     burn_in: int = 0
-    towered: bool = False
+    distributed: bool = False
 
     @property
     def device(self) -> torch.device:

@@ -103,7 +103,7 @@ class TorchLearner(Learner):
     reward_clip: float | None = None
     return_scale: ReturnScale | None = None
 
-    towered = True
+    distributed = True
 
     def __init__(
         self,
