@@ -1,4 +1,4 @@
-"""Writers: every place gets every row, arrays as histograms, films as films; none of them can end training."""
+"""Writers: every place gets every row, arrays as histograms, videos as videos; none of them can end training."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ def folder(tmp_path, monkeypatch):
     return folder
 
 
-def a_film(path):
-    with VideoWriter(path, fps=10) as film:
+def a_video(path):
+    with VideoWriter(path, fps=10) as video:
         for shade in range(5):
-            film.write(np.full((64, 96, 3), 40 * shade, np.uint8))
+            video.write(np.full((64, 96, 3), 40 * shade, np.uint8))
     return Path(path)
 
 
-def test_tensorboard_has_curves_histograms_and_films(folder):
+def test_tensorboard_has_curves_histograms_and_videos(folder):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     writer = TensorBoard(folder)
     writer.write(ROW | ARRAYS | {"empty": np.zeros(0)})
-    writer.film("eval/film", a_film("a.webm"), 100)
+    writer.video("eval/video", a_video("a.webm"), 100)
     writer.close()
     events = EventAccumulator(str(folder.path / "tensorboard"))
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("loss/total")] == [(100, 0.5)]
     (event,) = events.Histograms("replay/lags")
     assert (event.histogram_value.num, event.histogram_value.sum, event.histogram_value.max) == (4, 7, 5)
-    (image,) = events.Images("eval/film")
+    (image,) = events.Images("eval/video")
     assert image.encoded_image_string[:4] == b"GIF8" and image.width > image.height
     assert events.Tags()["histograms"] == ["replay/lags"]
 
@@ -86,7 +86,7 @@ def test_wandb_writes_offline(folder, monkeypatch):
     for step in (100, 200):  # the second goes on with the first
         writer = open_writer("wandb", folder)
         writer.write({**ROW, **ARRAYS, "step": step})
-        writer.film("eval/film", a_film("a.webm"), step)
+        writer.video("eval/video", a_video("a.webm"), step)
         writer.close()
         identity = (folder.path / "wandb-id").read_text()
     files = list((folder.path / "wandb").glob(f"offline-run-*/run-{identity}.wandb"))

@@ -212,7 +212,7 @@ def _record(asked: Asked, found: WeightsFile, result: Evaluation, seen: Seen) ->
     seen.events = seen.events or TensorBoard(asked.folder, "eval")
     seen.events.write(row)
     if result.video is not None:
-        seen.events.film("eval/film", result.video, found.step)
+        seen.events.video("eval/video", result.video, found.step)
     seen.events.flush()
     with contextlib.suppress(ServerError, DatabaseError), asked.connected(start=False) as database:
         database.log_metrics(row)
