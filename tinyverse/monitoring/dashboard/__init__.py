@@ -105,20 +105,19 @@ def application(
     run = folder.path.name
     newest = _Once(lambda: facts(database, run, videos))
 
-    async def answer(ask: Callable[[], Any]) -> Response:
-        return Response(await run_in_threadpool(_json, ask), media_type="application/json")
+    def answer(ask: Callable[[], Any]) -> Response:
+        return Response(_json(ask), media_type="application/json")
 
-    async def get_history(request: Request) -> Response:
-        return await answer(lambda: history(database, folder))
+    def get_history(request: Request) -> Response:  # starlette calls what is not async in a thread
+        return answer(lambda: history(database, folder))
 
-    async def get_game(request: Request) -> Response:
-        asked = request.query_params
-        seat = asked.get("game", "0")
-        if not re.fullmatch(r"\d{1,9}", seat) or not is_position(asked.get("after") or BEGINNING):
+    def get_game(request: Request) -> Response:
+        player, seat, after = (request.query_params.get(name, "") for name in ("player", "game", "after"))
+        if not re.fullmatch(r"\d{0,9}", seat) or not is_position(after or BEGINNING):
             raise HTTPException(400, "game is a number from 0 on, after is the id of a session.")
-        return await answer(lambda: games.strip(asked.get("player", ""), int(seat), asked.get("after", "")))
+        return answer(lambda: games.strip(player, int(seat or 0), after))
 
-    async def get_video(request: Request) -> Response:
+    def get_video(request: Request) -> Response:
         name = request.path_params["name"]
         if not _video_of(run).fullmatch(name) or not (videos / name).is_file():
             raise HTTPException(404, f"there is no video {name}.")
