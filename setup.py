@@ -41,6 +41,7 @@ setup(
     package_dir={"tinyverse_examples": "examples"},
     package_data={
         "tinyverse": ["py.typed"],
+        "tinyverse.monitoring": ["reference_scores.json"],
         "tinyverse.monitoring.dashboard": ["static/*"],
         "tinyverse_examples": ["*.html"],
     },
@@ -52,6 +53,7 @@ setup(
         "joblib>=1.3",
         "numpy>=1.26",
         "opencv-python-headless>=4.9",
+        "prometheus_client>=0.20",
         "redis>=5.1",
         "rich>=13.7",
         "tensorboard>=2.16",

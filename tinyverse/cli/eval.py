@@ -27,7 +27,7 @@ from tinyverse.database.base import HEARTBEAT_SECONDS, new_worker
 from tinyverse.database.heartbeat import BackgroundHeartbeat, StopSignal
 from tinyverse.experiment import loader
 from tinyverse.experiment.experiment import Experiment
-from tinyverse.monitoring import status
+from tinyverse.monitoring.metrics import size
 from tinyverse.monitoring.progress import Share
 from tinyverse.monitoring.writers import TensorBoard
 from tinyverse.player.evaluator import Evaluation, evaluate, evaluate_in_processes
@@ -169,7 +169,7 @@ def _record(asked: Asked, found: WeightsFile, result: Evaluation, seen: Seen) ->
     seen.events = seen.events or TensorBoard(asked.folder, "eval")
     seen.events.write(row)
     if result.video is not None:
-        seen.events.film("eval/film", result.video, found.step)
+        seen.events.video("eval/video", result.video, found.step)
     seen.events.flush()
     with contextlib.suppress(ServerError, DatabaseError), asked.connected(start=False) as database:
         database.log_metrics(row)
@@ -305,7 +305,7 @@ def do_check(asked: Asked) -> list[tuple[str, str]]:
     spec = timed(
         "spec",
         lambda: experiment.spec(agent),
-        lambda made: f"{len(made.fields)} arrays, {status.size(made.nbytes)} a session",
+        lambda made: f"{len(made.fields)} arrays, {size(made.nbytes)} a session",
     )
     rows += [(f"  {name}", f"{dtype} {list(shape)}") for name, (shape, dtype) in spec.fields.items()]
     player = Player(agent, pool, experiment.unroll_length, seed=asked.fresh_seed())
@@ -317,7 +317,7 @@ def do_check(asked: Asked) -> list[tuple[str, str]]:
     blob = timed(
         "encoding",
         session.encode,
-        lambda made: f"{status.size(len(made))}, {spec.nbytes / len(made):.1f} times smaller",
+        lambda made: f"{size(len(made))}, {spec.nbytes / len(made):.1f} times smaller",
     )
     timed("decoding", lambda: spec.decode(blob), lambda _: "the same")
     learner = timed("learner", lambda: experiment.learner(agent), lambda made: type(made).__name__)
@@ -337,7 +337,7 @@ def do_check(asked: Asked) -> list[tuple[str, str]]:
     timed(
         "weights",
         lambda: encode_weights(learner.get_weights(), version=0, update=0, step=0),
-        lambda made: status.size(len(made)),
+        lambda made: size(len(made)),
     )
     pool.close()
     if bad:

@@ -37,7 +37,7 @@ from tinyverse.core.timing import Ticker
 from tinyverse.database import server as redis_server
 from tinyverse.database import server_config
 from tinyverse.database.memory import MemoryDatabase
-from tinyverse.monitoring import status
+from tinyverse.monitoring import terminal
 from tinyverse.monitoring.progress import Progress
 from tinyverse.player.player import Player
 from tinyverse.replay.samplers import Fresh
@@ -135,7 +135,7 @@ def do_run(
         if own:
             stack.enter_context(_announced(asked.folder, asked.redis or ""))
         crew = stack.enter_context(_Players(asked, players, {"games": games, **stepping}))
-        return train_run(asked, learning, database, lambda: should_stop() or crew.is_gone(), show=status.panel)
+        return train_run(asked, learning, database, lambda: should_stop() or crew.is_gone(), show=terminal.panel)
 
 
 class _Players:

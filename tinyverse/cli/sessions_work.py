@@ -31,7 +31,7 @@ from tinyverse.database.base import Database, State
 from tinyverse.database.position import BEGINNING, is_behind, is_position, just_before
 from tinyverse.envs.video import VideoWriter, picture
 from tinyverse.experiment import loader
-from tinyverse.monitoring import status
+from tinyverse.monitoring import metrics
 
 if TYPE_CHECKING:
     from tinyverse.agents.torch_agent import TorchAgent
@@ -343,7 +343,7 @@ def _cell(name: str, value: Any) -> str:
     if value is None:
         return "–"
     if name == "bytes":
-        return status.size(value)
+        return metrics.size(value)
     if isinstance(value, float):
         return f"{value:.3g}"
     if isinstance(value, (list, tuple)):

@@ -87,7 +87,7 @@ class Herald(threading.Thread):
 
     def _tell(self) -> None:
         trainer = self.trainer
-        if not distributed.leads():
+        if not distributed.is_rank_zero():
             trainer.beat()
             return
         if not trainer.database.acquire_lease(trainer.holder):
@@ -124,7 +124,7 @@ def train(
     try:
         while updates is None or made < updates:
             failed = feeder.failure is not None or herald.failure is not None
-            if distributed.anywhere(failed or should_stop() or trainer.state.stop > stop_count):
+            if distributed.any_rank(failed or should_stop() or trainer.state.stop > stop_count):
                 break
             stop_count = min(stop_count, trainer.state.stop)  # a server that came back empty counts from 0 again
             if trainer.step():
@@ -133,7 +133,7 @@ def train(
                 feeder.fed.wait(0.1)
                 feeder.fed.clear()
             due = trainer.must_publish or (trainer.waiting.reason == "" and trainer.update % trainer.publish_every == 0)
-            if due and distributed.leads():
+            if due and distributed.is_rank_zero():
                 trainer.must_publish = False
                 _offer(herald, trainer)
             if saving.due():
@@ -141,7 +141,7 @@ def train(
             on_turn()
         _raise_failure(feeder, herald)
         trainer.check()
-        if distributed.leads():
+        if distributed.is_rank_zero():
             _offer(herald, trainer)
     finally:
         feeder.closing.set()

@@ -58,7 +58,7 @@ class Guard:
     def __init__(self, on_nan: str = "stop", folder: RunFolder | None = None) -> None:
         if on_nan not in ("stop", "rollback"):
             raise SettingsError(f"on_nan is {on_nan!r}; there are stop and rollback.")
-        if on_nan == "rollback" and folder is None and distributed.leads():
+        if on_nan == "rollback" and folder is None and distributed.is_rank_zero():
             raise SettingsError("on_nan='rollback' wants a folder with checkpoints to go back to.")
         self.on_nan, self.folder = on_nan, folder
         self.spoilt: Spoilt | None = None
@@ -124,7 +124,7 @@ class Guard:
         if self.folder and self.on_nan == "rollback":
             self.folder.finish()
             last = self.folder.load()
-        to, (before, times) = distributed.from_leader(last["update"] if last else -1), self._rolled_back
+        to, (before, times) = distributed.broadcast(last["update"] if last else -1), self._rolled_back
         self._rolled_back = (to, times + 1 if to == before else 1)
         if to < 0 or self._rolled_back[1] > ROLLBACKS:
             tried = f" It did so after each of {ROLLBACKS} rollbacks to update {to}." if to >= 0 else ""
@@ -133,7 +133,7 @@ class Guard:
                 "and start again: training goes on from the last checkpoint."
             )
         logger.warning("%s Going back to the checkpoint of update %d.", what, to)
-        learner.load_state_dict(distributed.from_leader(last["learner"] if last else None))
+        learner.load_state_dict(distributed.broadcast(last["learner"] if last else None))
         if spoilt and spoilt.batch:
             replay.discard(spoilt.batch.slots)
         self.forget()

@@ -6,7 +6,7 @@
 
 `loop.train` calls these from three threads, `local` one after the other. The trainer knows no algorithm. Its checkpoint is the truth: the database may be lost at any time.
 
-Of several ranks (see `towers`) each reads every session, and so knows all that was played, but keeps only its own share.
+Of several ranks (see `core.distributed`) each reads every session, and so knows all that was played, but keeps only its own share.
 They step together or wait together. Rank 0 alone speaks for them. The position it reports is the furthest of any rank:
 so after a restart none learns again from what it had, though the others lose what they had not come to yet.
 """
@@ -101,7 +101,7 @@ class Trainer:
                 f"max_lag {max_lag} with weights published every {publish_every} updates: all sessions would soon be too old. "
                 f"Publish more often (-s {max_lag + 1}) or allow more lag (--max-lag {publish_every - 1})."
             )
-        if distributed.size() > 1 and not learner.towered:
+        if distributed.size() > 1 and not learner.distributed:
             raise SettingsError(
                 f"{type(learner).__name__} cannot learn on {distributed.size()} ranks: it does not average over them. Use a "
                 "TorchLearner, whose optimizer does, or train without --gpus."
@@ -145,7 +145,7 @@ class Trainer:
             SettingsError: it was asked to stop while it waited for another trainer's lease.
         """
         self.meta = self.database.create(self.meta)
-        if not distributed.leads():
+        if not distributed.is_rank_zero():
             self.state = self.database.state()
             return
         stop_count, stopped, mine = self.database.state().stop, False, self.database.acquire_lease(self.holder)
@@ -218,7 +218,7 @@ class Trainer:
         """Every rank takes over what rank 0 has learned so far. Does nothing where there is only one."""
         if distributed.size() == 1:
             return
-        leaders = distributed.from_leader({
+        leaders = distributed.broadcast({
             "learner": self.learner.state_dict(), "update": self.update, "version": self.version,
             "consumed": self._consumed, "counted": self.intake.counted, **self.intake.counters(),
         })  # fmt: skip
@@ -331,7 +331,7 @@ class Trainer:
         Raises:
             NotANumber: they were not, and are not to be rolled back.
         """
-        if distributed.anywhere(self.guard.is_spoilt(wait=True)):
+        if distributed.any_rank(self.guard.is_spoilt(wait=True)):
             self._recover()
 
     def _recover(self) -> None:
@@ -379,12 +379,12 @@ class Trainer:
     def _consumption_is_known(self) -> bool:
         """Tells the database, before the update: a session is never learned from twice by accident. Collective."""
         lost = False
-        if distributed.leads():
+        if distributed.is_rank_zero():
             try:
                 self.report()
             except DatabaseLost as error:
                 lost, self.worker.error = True, str(error)
-        if distributed.anywhere(lost):
+        if distributed.any_rank(lost):
             self.waiting.set("the database")
             return False
         return True
@@ -434,12 +434,12 @@ class Trainer:
     def beat(self) -> State:
         """A heartbeat, and what was rejected since the last."""
         worker, rejections = self.worker, sum(self.intake.rejected.values())
-        if rejections > self._rejections_told and distributed.leads():  # every rank rejects the same
+        if rejections > self._rejections_told and distributed.is_rank_zero():  # every rank rejects the same
             new, self._rejections_told = rejections - self._rejections_told, rejections
             self.database.count(rejected=new)
         worker.uptime = time.monotonic() - self._began
         worker.steps, worker.steps_per_second = self.intake.steps, self.intake.step_rate.per_second()
-        worker.version, worker.lag = self.version if distributed.leads() else self.state.version, self.lag
+        worker.version, worker.lag = self.version if distributed.is_rank_zero() else self.state.version, self.lag
         worker.waits_for, worker.waits_seconds = self.waiting.reason, self.waiting.seconds
         return self.database.beat(worker)
 
@@ -449,7 +449,7 @@ class Trainer:
             self._consumed = self._furthest = BEGINNING
             self.intake.begin_anew()
             self._published = -1
-            if distributed.leads():
+            if distributed.is_rank_zero():
                 logger.warning("the run is gone from the database; publishing it again.")
                 self.report()  # before the run is there again: none must begin where the one before had ended
                 self.database.create({key: value for key, value in self.meta.items() if key != "epoch"})
@@ -458,7 +458,7 @@ class Trainer:
             if not state.epoch:  # until rank 0 has made it
                 return
             self.version = max(self.version, state.version)
-            self.must_publish = distributed.leads()
+            self.must_publish = distributed.is_rank_zero()
             self.state = state  # last: had the database been lost on the way, all of it is done again
 
     # -- numbers ------------------------------------------------------------------------------------------------
