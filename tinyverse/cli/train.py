@@ -62,7 +62,6 @@ class Learning:
     force: bool = False  # go on with other settings than the run was made with
     init_from: str | None = None  # a file of weights to begin with
     save_every: float = 60.0
-    on_nan: str = "stop"  # or "rollback" to the last good checkpoint
     player_share: float = 1.0  # of the sessions kept, how much one player may have while others play
     save_replay: bool | None = None  # whether checkpoints hold the replay; None: while it is small
     track: tuple[str, ...] = ()  # writers beside metrics.jsonl and TensorBoard
@@ -231,7 +230,7 @@ def make_trainer(asked: Asked, learning: Learning, database: Database) -> tuple[
         agent, learner, replay, database, agreement(asked.title, settings, spec), folder=folder if distributed.leads() else None,
         publish_every=learning.publish_every or experiment.publish_every,
         precision=precision_of(learning.precision or experiment.precision, learning.device), frame_skip=experiment.frame_skip,
-        on_nan=learning.on_nan, player_share=learning.player_share,
+        player_share=learning.player_share,
         save_replay=learning.save_replay if distributed.size() == 1 else False,  # each rank has a share, of another size another
     )  # fmt: skip
     if distributed.leads():

@@ -298,16 +298,6 @@ class Replay:
             priorities = torch.where(kept, priorities.to(slots.device), torch.nan)
             self.sampler.set_priorities(slots % self.flow.buffer_size, priorities)
 
-    def discard(self, slots: torch.Tensor) -> None:
-        """Takes a batch's sessions [B] out of memory, but for those overwritten since: learning from them went wrong."""
-        with self._lock:
-            for number in set(slots.tolist()):
-                slot = number % self.flow.buffer_size
-                if number >= self._written - self.flow.buffer_size and self._filled[slot]:
-                    self._filled[slot] = False
-                    self.sampler.remove(slot)
-            self._limit_debt()
-
     def _expire(self, update: int) -> None:
         if self.flow.max_lag is None:
             return

@@ -47,7 +47,7 @@ from tinyverse.database.position import BEGINNING, from_numbers, furthest, is_ah
 from tinyverse.player.player import HEARTBEAT_SECONDS, new_worker
 from tinyverse.replay.buffer import Replay
 from tinyverse.trainer.feeder import Intake
-from tinyverse.trainer.nan_guard import Guard
+from tinyverse.trainer.nan_guard import NanGuard
 from tinyverse.trainer.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -76,7 +76,6 @@ class Trainer:
         folder: where checkpoints and metrics go; None keeps nothing, as all ranks but 0.
         save_replay: whether checkpoints hold the stored sessions; None: while these take at most 1 GB.
         precision: "fp32", or "bf16" for autocast.
-        on_nan: "stop", or "rollback" to the last good checkpoint in `folder`.
         player_share: see `Intake`.
     """
 
@@ -93,7 +92,6 @@ class Trainer:
         precision: str = "fp32",
         frame_skip: int = 1,
         save_replay: bool | None = None,
-        on_nan: str = "stop",
         player_share: float = 1.0,
     ) -> None:
         max_lag = replay.flow.max_lag
@@ -112,7 +110,7 @@ class Trainer:
         self.publish_every, self.precision, self.frame_skip = publish_every, precision, frame_skip
         self.save_replay = save_replay
         self.intake = Intake(replay, player_share)
-        self.guard = Guard(on_nan, folder)
+        self.guard = NanGuard(folder and folder.path)
         self.worker = new_worker("train")
         self.holder = f"{socket.gethostname()}:{self.worker.pid}:{self.worker.id}"
         self.update = 0  # updates made
@@ -166,8 +164,6 @@ class Trainer:
         if (snapshot := self.snapshot()) is None:
             raise NotANumber("the weights to begin with hold NaN or infinity. Begin with others, or anew with --fresh.")
         self.publish(snapshot)
-        if self.guard.on_nan == "rollback" and self.folder and self.folder.newest() is None:
-            self.save(wait=True)
 
     def _restore(self) -> None:
         self._read_on_from(self.state.position)
@@ -330,15 +326,10 @@ class Trainer:
         """Looks whether the newest updates were sound. Collective; to be called before what was learned is the last.
 
         Raises:
-            NotANumber: they were not, and are not to be rolled back.
+            NotANumber: they were not.
         """
-        if distributed.anywhere(self.guard.is_spoilt(wait=True)):
-            self._recover()
-
-    def _recover(self) -> None:
-        """After NaN: counters and versions go on, from the learner of the last checkpoint."""
-        self.guard.recover(self.update, self.learner, self.replay)
-        self.must_publish = True
+        if distributed.anywhere(self.guard.is_bad(wait=True)):
+            self.guard.stop(self.update)
 
     def _draw(self) -> Batch | None:
         if not self.intake.caught_up:
@@ -359,7 +350,7 @@ class Trainer:
         with self._telling:
             epoch, consumed = zlib.crc32(self.state.epoch.encode()), self._consumed
         ranks = distributed.exchange(
-            self._drawn is not None, self.guard.is_spoilt(), self.replay.debt, epoch,
+            self._drawn is not None, self.guard.is_bad(), self.replay.debt, epoch,
             *to_numbers(consumed, self.database.streams),
         )  # fmt: skip
         ready, debts = [row[0] for row in ranks], [row[2] for row in ranks]
@@ -373,8 +364,7 @@ class Trainer:
         if self._drawn is not None and not all(ready):
             self.waiting.set(f"rank {ready.index(0)}, which waits for sessions of its own")
         if any(row[1] for row in ranks):
-            self._recover()
-            return False
+            self.guard.stop(self.update)
         return all(ready)
 
     def _consumption_is_known(self) -> bool:
