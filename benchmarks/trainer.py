@@ -50,7 +50,7 @@ from tinyverse.networks import ModularNetwork, NatureConv, Window
 from tinyverse.networks.bodies import stack_windows
 from tinyverse.player.player import Player, new_worker
 from tinyverse.replay.buffer import Replay
-from tinyverse.replay.config import Flow
+from tinyverse.replay.config import ReplayConfig
 from tinyverse.replay.samplers import Fresh, Uniform
 from tinyverse.trainer.loop import train
 from tinyverse.trainer.trainer import Trainer
@@ -71,7 +71,7 @@ def main() -> None:
         with measure.on_core(1), private_server() as server, measure.on_core(0), naive(spec, sessions[:batch]) as way:
             for precision in ("fp32", "bf16")[: 1 + (system.has_bfloat16() and not bench.smoke)]:
                 learner = new_learner(pool)
-                replay = Replay(spec, Flow(batch=batch, buffer_size=256), Fresh())
+                replay = Replay(spec, ReplayConfig(batch=batch, buffer_size=256), Fresh())
                 trainer = Trainer(
                     learner.agent, learner, replay, RedisDatabase(server.url, precision), agreement("bench", {}, spec),
                     publish_every=PUBLISH_EVERY, precision=precision,
@@ -100,7 +100,7 @@ def new_learner(pool: Any) -> VTrace:
 
 
 def one_batch(spec: SessionSpec, sessions: list[Session]) -> Batch:
-    replay = Replay(spec, Flow(batch=len(sessions), buffer_size=len(sessions), reuse=None), Uniform())
+    replay = Replay(spec, ReplayConfig(batch=len(sessions), buffer_size=len(sessions), reuse=None), Uniform())
     for session in sessions:
         replay.add(session)
     return replay.sample()

@@ -25,7 +25,7 @@ from tinyverse.database.base import Worker
 from tinyverse.database.sharded_database import open_database
 from tinyverse.envs.pool import GamePool
 from tinyverse.player.player import Player
-from tinyverse.replay.config import Flow
+from tinyverse.replay.config import ReplayConfig
 
 
 def some(count, nested=False, human=()):
@@ -268,7 +268,7 @@ def test_an_import_is_spread_over_shards_and_no_session_overtakes_its_players_la
     asked, first = a_stored_run(redis_url, sessions)
     path = sessions_work.do_export(asked, tmp_path / "all.json").path
     sharded = open_database(redis_url, f"{first.run}-sharded", shards=3)
-    trainer = a_trainer(sharded, flow=Flow(batch=3, buffer_size=50))
+    trainer = a_trainer(sharded, flow=ReplayConfig(batch=3, buffer_size=50))
     trainer.join()
     there = Asked("counting.py", name=sharded.run, redis=redis_url, shards=3, quiet=True)
     assert sessions_work.do_import(there, path) == 21

@@ -26,7 +26,7 @@ from tinyverse.database.redis import RedisDatabase, list_runs, place_of
 from tinyverse.database.server import Server, connect, private_server, several
 from tinyverse.database.sharded_database import ShardedDatabase, open_database
 from tinyverse.player.player import play
-from tinyverse.replay.config import Flow
+from tinyverse.replay.config import ReplayConfig
 from tinyverse.trainer.loop import train
 
 IMPATIENT = 1.2  # seconds until the tests' clients give a server up
@@ -382,7 +382,7 @@ def test_when_the_first_server_is_lost_what_the_others_hold_is_not_read_again(sh
 @pytest.mark.parametrize("comes_back", ["empty", "as it was"])
 def test_the_trainer_learns_on_when_a_shard_is_killed(shards: Shards, comes_back: str) -> None:
     """Two players, one of each shard: the one goes on, the other waits, and plays again when its server is back."""
-    trainer = a_trainer(shards.database(), flow=Flow(batch=2, buffer_size=50), publish_every=2)
+    trainer = a_trainer(shards.database(), flow=ReplayConfig(batch=2, buffer_size=50), publish_every=2)
     trainer.join()
     players = []
     for stream in range(2):

@@ -35,7 +35,7 @@ from tinyverse.database import sharded_database
 from tinyverse.database.base import BEGINNING
 from tinyverse.database.memory import MemoryDatabase
 from tinyverse.database.sharded_database import open_database
-from tinyverse.replay.config import Flow
+from tinyverse.replay.config import ReplayConfig
 from tinyverse.trainer.run_folder import RunFolder
 from tinyverse.trainer.trainer import Trainer
 
@@ -115,7 +115,7 @@ def trainers_life(url: str, folder: Path, fatal: int) -> None:
     ledger = os.open(folder.parent / "ledger", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     doom = Doom(fatal, folder)
     trainer = a_trainer(
-        open_database(url, RUN), flow=Flow(batch=2, buffer_size=8), publish_every=1, folder=RunFolder(folder)
+        open_database(url, RUN), flow=ReplayConfig(batch=2, buffer_size=8), publish_every=1, folder=RunFolder(folder)
     )
     trainer.learner = Ledger(trainer.agent)
     trainer.learner.file = ledger

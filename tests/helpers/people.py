@@ -22,7 +22,7 @@ from tinyverse.envs.pool import GamePool, Pool
 from tinyverse.experiment.experiment import session_spec
 from tinyverse.player.player import Courier, Player, new_worker
 from tinyverse.replay.buffer import Replay
-from tinyverse.replay.config import Flow
+from tinyverse.replay.config import ReplayConfig
 from tinyverse.replay.samplers import Fresh, Sampler
 from tinyverse.trainer.trainer import Trainer
 
@@ -137,7 +137,7 @@ def a_spec(nested: bool = False, length: int = LENGTH) -> SessionSpec:
 def a_trainer(
     database: Any,
     *,
-    flow: Flow = Flow(batch=2, buffer_size=50),  # noqa: B008
+    flow: ReplayConfig = ReplayConfig(batch=2, buffer_size=50),  # noqa: B008
     sampler: Sampler | None = None,
     nested: bool = False,
     length: int = LENGTH,

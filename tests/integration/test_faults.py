@@ -38,7 +38,7 @@ from tinyverse.database.redis import RedisDatabase
 from tinyverse.database.schema import Keys
 from tinyverse.database.server import connect
 from tinyverse.player.player import play
-from tinyverse.replay.config import Flow
+from tinyverse.replay.config import ReplayConfig
 from tinyverse.trainer.loop import train
 from tinyverse.trainer.trainer import Trainer
 
@@ -68,7 +68,7 @@ class Team:
     def __init__(self, url: str, run: str = "team", **flow: Any) -> None:
         self.database = RedisDatabase(url, run, timeout=IMPATIENT)
         self.trainer: Trainer = a_trainer(
-            self.database, flow=Flow(**{"batch": 2, "buffer_size": 50, **flow}), publish_every=2
+            self.database, flow=ReplayConfig(**{"batch": 2, "buffer_size": 50, **flow}), publish_every=2
         )
         self.trainer.join()
         self.player, self.courier = a_player(RedisDatabase(url, run, timeout=IMPATIENT), games=2)

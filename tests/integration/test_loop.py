@@ -22,7 +22,7 @@ from tinyverse.experiment.experiment import session_spec
 from tinyverse.networks import LSTM, MLP, ModularNetwork, Window
 from tinyverse.player.player import Courier, Player, new_worker, play
 from tinyverse.replay.buffer import Replay
-from tinyverse.replay.config import Flow
+from tinyverse.replay.config import ReplayConfig
 from tinyverse.replay.samplers import Fresh
 from tinyverse.trainer.trainer import Trainer
 
@@ -154,7 +154,7 @@ def test_every_row_arrives_as_it_was_played_each_once(redis_url, source):
     games, nested, pool = sources.GAMES, source.startswith("nested"), sources.SOURCES[source]()
     spec = session_spec(pool.observation_space, pool.action_space, an_agent(nested), LENGTH)
     database = a_run(redis_url)
-    trainer = a_trainer(database, flow=Flow(batch=games, buffer_size=500), nested=nested, spec=spec)
+    trainer = a_trainer(database, flow=ReplayConfig(batch=games, buffer_size=500), nested=nested, spec=spec)
     player, courier = a_player(database, nested=nested, pool=pool)
     sessions = through_the_pipe(database, trainer, player, courier)
     player.close()
@@ -171,7 +171,7 @@ def test_every_row_arrives_as_it_was_played_each_once(redis_url, source):
 
 def test_two_players_do_not_mix(redis_url):
     database = a_run(redis_url)
-    trainer = a_trainer(database, flow=Flow(batch=2, buffer_size=500))
+    trainer = a_trainer(database, flow=ReplayConfig(batch=2, buffer_size=500))
     trainer.join()
     people = [a_player(a_run_again(redis_url, database), games=1, seed=seed) for seed in (1, 2)]
     for _, courier in people:
@@ -204,7 +204,7 @@ def a_run_again(url, database):
 
 def test_the_agents_unroll_over_a_batch_is_what_it_did_when_it_played(redis_url):
     database = a_run(redis_url)
-    trainer = a_trainer(database, flow=Flow(batch=GAMES, buffer_size=500))
+    trainer = a_trainer(database, flow=ReplayConfig(batch=GAMES, buffer_size=500))
     player, courier = a_player(database, games=GAMES)
     through_the_pipe(database, trainer, player, courier)
     agent, restarts = an_agent(), 0
@@ -271,7 +271,7 @@ def test_training_recomputes_the_log_probabilities_of_acting(redis_url, parts):
     database, learning = a_run(redis_url), a_torch_agent(parts)
     env = SmallNumbers()
     spec = session_spec(env.observation_space, env.action_space, learning, 7)
-    replay = Replay(spec, Flow(batch=GAMES, buffer_size=500), Fresh())
+    replay = Replay(spec, ReplayConfig(batch=GAMES, buffer_size=500), Fresh())
     trainer = Trainer(learning, Watching(learning), replay, database, agreement("small", {}, spec))
     pool = GamePool(SmallNumbers, GAMES)
     courier = Courier(database, new_worker("play", games=GAMES), a_torch_agent(parts))
@@ -296,7 +296,7 @@ def test_vtrace_on_the_batches_of_the_pipe_is_on_policy(redis_url):
     database, learning = a_run(redis_url), a_torch_agent("both")
     env = SmallNumbers()
     spec = session_spec(env.observation_space, env.action_space, learning, 7)
-    replay = Replay(spec, Flow(batch=GAMES, buffer_size=500), Fresh())
+    replay = Replay(spec, ReplayConfig(batch=GAMES, buffer_size=500), Fresh())
     learner = VTrace(learning, learning_rate=0.0)
     trainer = Trainer(learning, learner, replay, database, agreement("small", {}, spec))
     courier = Courier(database, new_worker("play", games=GAMES), a_torch_agent("both"))

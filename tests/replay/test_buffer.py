@@ -21,7 +21,7 @@ from tinyverse.database.base import BEGINNING
 from tinyverse.database.memory import MemoryDatabase
 from tinyverse.experiment.experiment import session_spec
 from tinyverse.replay.buffer import Replay
-from tinyverse.replay.config import Flow
+from tinyverse.replay.config import ReplayConfig
 from tinyverse.replay.samplers import Fresh, Mixed, Prioritized, Uniform, sampler_of
 from tinyverse.trainer.trainer import Trainer
 
@@ -45,7 +45,7 @@ def session_of(number, update=0, spec=SPEC):
 
 def replay_of(sampler=None, count=0, spec=SPEC, **flow):
     flow = {"batch": 2, "buffer_size": 8, "reuse": None, **flow}
-    replay = Replay(spec, Flow(**flow), sampler or Fresh())
+    replay = Replay(spec, ReplayConfig(**flow), sampler or Fresh())
     for number in range(1, count + 1):
         replay.add(session_of(number, spec=spec), position=f"{number}-0")
     return replay
@@ -367,7 +367,7 @@ def test_who_waits_for_reuse_says_for_how_many():
 )
 def test_what_would_wait_for_ever_is_refused(flow, sentence):
     with pytest.raises(SettingsError, match=sentence) as refusal:
-        Flow(**{"batch": 2, "buffer_size": 8, **flow})
+        ReplayConfig(**{"batch": 2, "buffer_size": 8, **flow})
     assert str(refusal.value).count(". ") <= 1 and str(refusal.value).endswith(".")
 
 
@@ -469,7 +469,7 @@ class World:
 
     def __init__(self, chosen):
         self.chosen, self.random, self.database = chosen, random.Random(chosen.seed), MemoryDatabase()
-        self.flow = Flow(
+        self.flow = ReplayConfig(
             batch=chosen.batch, buffer_size=max(chosen.batch, chosen.min_sessions) + chosen.extra_buffer, max_lag=chosen.max_lag,
             reuse=chosen.reuse if chosen.sampler in ("uniform", "prioritized") else None, min_sessions=chosen.min_sessions,
         )  # fmt: skip

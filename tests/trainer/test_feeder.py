@@ -12,13 +12,13 @@ from tests.trainer.test_trainer import some_sessions
 from tinyverse.core import distributed
 from tinyverse.database.memory import MemoryDatabase
 from tinyverse.replay.buffer import Replay
-from tinyverse.replay.config import Flow
+from tinyverse.replay.config import ReplayConfig
 from tinyverse.replay.samplers import Fresh, Uniform
 from tinyverse.trainer.feeder import Intake
 
 
 def an_intake(sampler=None, size=50, **options):
-    return Intake(Replay(a_spec(), Flow(batch=2, buffer_size=size), sampler or Fresh()), **options)
+    return Intake(Replay(a_spec(), ReplayConfig(batch=2, buffer_size=size), sampler or Fresh()), **options)
 
 
 def take(intake, sessions, first=1):

@@ -34,7 +34,7 @@ from tinyverse.monitoring.progress import Progress, Share
 from tinyverse.monitoring.prometheus import Prometheus
 from tinyverse.monitoring.writers import Writer, check_writer, open_writer
 from tinyverse.replay.buffer import Replay
-from tinyverse.replay.config import Flow
+from tinyverse.replay.config import ReplayConfig
 from tinyverse.replay.samplers import sampler_of
 from tinyverse.trainer.loop import train
 from tinyverse.trainer.trainer import Trainer
@@ -218,7 +218,7 @@ def make_trainer(asked: Asked, learning: Learning, database: Database) -> tuple[
     if meta:
         check_spec(asked.run, meta, spec)
     sampler = sampler_of(experiment.sampler)
-    flow = Flow(
+    flow = ReplayConfig(
         batch=learning.batch or experiment.batch,
         buffer_size=learning.buffer_size or experiment.buffer_size,
         reuse=experiment.reuse if learning.reuse is None else learning.reuse,
