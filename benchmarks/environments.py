@@ -31,10 +31,11 @@ import numpy as np  # noqa: E402
 
 from tinyverse.agents.agent import Agent  # noqa: E402
 from tinyverse.core import nest  # noqa: E402
+from tinyverse.database.base import new_worker  # noqa: E402
 from tinyverse.database.redis import RedisDatabase  # noqa: E402
 from tinyverse.database.server import private_server  # noqa: E402
 from tinyverse.envs import Pool, pool_of  # noqa: E402
-from tinyverse.player.player import Courier, Player, new_worker, play  # noqa: E402
+from tinyverse.player.player import Courier, Player, play  # noqa: E402
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "environments.md"
 BEGIN, END = "<!-- environments -->\n", "<!-- end of environments -->\n"

@@ -33,11 +33,11 @@ from tinyverse.core import system
 from tinyverse.core.errors import DatabaseError
 from tinyverse.core.session import Session, SessionSpec
 from tinyverse.core.weights import decode_weights, encode_weights
-from tinyverse.database.base import BEGINNING, State
+from tinyverse.database.base import BEGINNING, State, new_worker
 from tinyverse.database.redis import RedisDatabase
 from tinyverse.database.server import private_server
 from tinyverse.envs.pool import Pool, Step
-from tinyverse.player.player import Courier, Player, new_worker, play
+from tinyverse.player.player import Courier, Player, play
 
 GAMES, STEPS, PROCESSES, HOLDER = 8, 20, 4, "bench"
 LATENCY = "seconds per push"

@@ -31,11 +31,12 @@ import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
 from tinyverse import TorchAgent  # noqa: E402
+from tinyverse.database.base import new_worker  # noqa: E402
 from tinyverse.database.redis import RedisDatabase  # noqa: E402
 from tinyverse.database.server import connect, private_server  # noqa: E402
 from tinyverse.envs.atari import atari_pool  # noqa: E402
 from tinyverse.networks import ModularNetwork, NatureConv, Window  # noqa: E402
-from tinyverse.player.player import Courier, Player, new_worker, play  # noqa: E402
+from tinyverse.player.player import Courier, Player, play  # noqa: E402
 
 STEPS = 20
 # by cores, in a pool; an emulator takes 170 ms to start

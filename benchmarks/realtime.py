@@ -34,11 +34,12 @@ import numpy as np  # noqa: E402
 
 from tinyverse import TorchAgent  # noqa: E402
 from tinyverse.core.weights import encode_weights  # noqa: E402
+from tinyverse.database.base import new_worker  # noqa: E402
 from tinyverse.database.redis import RedisDatabase  # noqa: E402
 from tinyverse.database.server import private_server  # noqa: E402
 from tinyverse.envs import GamePool  # noqa: E402
 from tinyverse.networks import ModularNetwork, NatureConv, Window  # noqa: E402
-from tinyverse.player.player import Courier, Player, new_worker, play  # noqa: E402
+from tinyverse.player.player import Courier, Player, play  # noqa: E402
 
 HERTZ, STEPS = 30, 20
 WORSE = 0.1  # of the period: by so much may the 99th percentile be longer

@@ -33,10 +33,11 @@ if __name__ == "__main__":  # before torch is imported, as the command line does
 from tinyverse.cli.context import Asked
 from tinyverse.core.run_config import agreement
 from tinyverse.core.weights import encode_weights
+from tinyverse.database.base import new_worker
 from tinyverse.database.redis import RedisDatabase
 from tinyverse.database.server import private_server
 from tinyverse.experiment import loader
-from tinyverse.player.player import Courier, Player, new_worker, play
+from tinyverse.player.player import Courier, Player, play
 
 HOLDER = "bench"
 LOOKS = 1.0  # seconds between two looks at the game: no page asks more often

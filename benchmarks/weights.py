@@ -41,12 +41,13 @@ from tinyverse.agents.agent import Agent
 from tinyverse.agents.torch_agent import TorchAgent
 from tinyverse.cli.play import acting
 from tinyverse.core.weights import Weights, decode_weights, encode_weights
+from tinyverse.database.base import new_worker
 from tinyverse.database.redis import RedisDatabase
 from tinyverse.database.server import connect, private_server
 from tinyverse.experiment import loader
 from tinyverse.experiment.experiment import Experiment
 from tinyverse.networks import MLP, ModularNetwork
-from tinyverse.player.player import Courier, Player, new_worker, play
+from tinyverse.player.player import Courier, Player, play
 
 RUN, EVERY = "stepping", 1.0  # seconds between two publications
 

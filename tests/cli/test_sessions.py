@@ -275,7 +275,7 @@ def test_an_import_is_spread_over_shards_and_no_session_overtakes_its_players_la
     assert all(part.size()["sessions"] for part in sharded._parts)
     while trainer.feed():
         pass
-    assert trainer.intake.rejected == {} and len(trainer.replay) == 21
+    assert trainer.feeder.rejected == {} and len(trainer.replay) == 21
     sharded.clear()
     sharded.close()
 

@@ -252,7 +252,7 @@ def a_rank(url, run, **options):
     with distributed.leader_first():
         trainer = a_trainer(RedisDatabase(url, run), flow=flow, **options)
         trainer.join()
-    trainer.level()
+    trainer.checkpoints.level()
     return trainer
 
 
@@ -287,8 +287,8 @@ def wait_for_the_poor(url, run):
         distributed.anywhere(False)
         state = trainer.database.state()
         facts[name] = (trainer.update, trainer.waiting.reason, state.debt, state.position == trainer._furthest)
-    facts["reported"] = (state.allowance, state.capacity, state.step == trainer.intake.steps)
-    trainer.beat()
+    facts["reported"] = (state.allowance, state.capacity, state.step == trainer.feeder.steps)
+    trainer.publisher.beat()
     distributed.anywhere(False)
     facts["workers"] = sorted(worker.role for worker in trainer.database.workers())
     distributed.anywhere(False)  # none leaves before all have looked

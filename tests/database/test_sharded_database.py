@@ -157,7 +157,7 @@ def test_fresh_sessions_of_all_streams_are_learned_from_at_most_once(database: S
         for _ in range(2):
             assert trainer.step()
         opened += [tuple(row) for batch in trainer.learner.batches for row in batch.observations[0].tolist()]
-        database.release_lease(trainer.holder)
+        database.release_lease(trainer.publisher.holder)
     assert len(opened) == 4 * STREAMS == len(set(opened))
     assert not trainer.step()
 
@@ -423,6 +423,6 @@ def test_the_trainer_learns_on_when_a_shard_is_killed(shards: Shards, comes_back
         all_go_on(near, far)
     for _, courier in players:
         courier.close()
-    assert set(trainer.intake.rejected) <= {"it came twice"}
+    assert set(trainer.feeder.rejected) <= {"it came twice"}
     opened = [tuple(row) for batch in trainer.learner.batches for row in batch.observations[0].tolist()]
     assert len(opened) == len(set(opened)), "learned from twice"

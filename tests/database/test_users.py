@@ -264,7 +264,7 @@ def test_sessions_far_too_large_do_not_stop_a_trainer(place: Place) -> None:
                     trainer.feed()
         finally:
             admin.config_set("client-output-buffer-limit", "normal 0 0 0")
-    assert sum(trainer.intake.rejected.values()) == 12 and len(trainer.replay) == 1
+    assert sum(trainer.feeder.rejected.values()) == 12 and len(trainer.replay) == 1
     database.clear()
     database.close()
 

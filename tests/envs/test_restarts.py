@@ -15,10 +15,11 @@ from tests.helpers.faulty import FaultyEnv, all_faulty, one_faulty
 from tests.helpers.people import LENGTH, until
 from tests.helpers.sources import World
 from tinyverse.core.errors import ExperimentError, SpecError
+from tinyverse.database.base import new_worker
 from tinyverse.database.memory import MemoryDatabase
 from tinyverse.envs import GamePool, pool_of
 from tinyverse.envs.restarts import Mender
-from tinyverse.player.player import Courier, Player, new_worker, play
+from tinyverse.player.player import Courier, Player, play
 
 WAYS = {
     "raises": "KeyError: 'mine'",

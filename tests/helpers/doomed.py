@@ -124,7 +124,7 @@ def trainers_life(url: str, folder: Path, fatal: int) -> None:
         trainer.feed()
         if trainer.step():
             trainer.publish(trainer.snapshot())
-        trainer.beat()
+        trainer.publisher.beat()
         trainer.save(wait=True)
     trainer.leave()
     os.write(doom.grave, b"old age")
@@ -217,7 +217,7 @@ class Before:
         if who == "trainer":
             return
         self.trainer = a_trainer(open_database(url, RUN))
-        self.trainer.meta = agreement("judged", {}, a_spec())
+        self.trainer.publisher.meta = agreement("judged", {}, a_spec())
         self.trainer.join()
 
     def __call__(self) -> None:

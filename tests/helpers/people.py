@@ -16,14 +16,17 @@ from tinyverse.algorithms.learner import Learner
 from tinyverse.core.errors import DatabaseLost
 from tinyverse.core.run_config import agreement
 from tinyverse.core.session import SessionSpec
-from tinyverse.database.base import Database
+from tinyverse.database.base import Database, new_worker
 from tinyverse.database.redis import RedisDatabase
 from tinyverse.envs.pool import GamePool, Pool
 from tinyverse.experiment.experiment import session_spec
-from tinyverse.player.player import Courier, Player, new_worker
+from tinyverse.player.player import Courier, Player
 from tinyverse.replay.buffer import Replay
 from tinyverse.replay.config import ReplayConfig
 from tinyverse.replay.samplers import Fresh, Sampler
+from tinyverse.trainer.config import TrainerConfig
+from tinyverse.trainer.ranks import SingleProcess
+from tinyverse.trainer.run_folder import RunFolder
 from tinyverse.trainer.trainer import Trainer
 
 LENGTH = 5  # steps of a session
@@ -142,12 +145,15 @@ def a_trainer(
     nested: bool = False,
     length: int = LENGTH,
     spec: SessionSpec | None = None,
+    folder: RunFolder | None = None,
+    ranks: SingleProcess | None = None,
     **options: Any,
 ) -> Trainer:
     """A trainer of the counting game; not joined."""
     agent, spec = an_agent(nested), spec or a_spec(nested, length)
     replay = Replay(spec, flow, sampler or Fresh())
-    return Trainer(agent, CountingLearner(agent), replay, database, agreement("counting", {}, spec), **options)
+    meta, config = agreement("counting", {}, spec), TrainerConfig(**options)
+    return Trainer(agent, CountingLearner(agent), replay, database, meta, folder=folder, config=config, ranks=ranks)
 
 
 def a_player(

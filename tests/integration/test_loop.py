@@ -16,11 +16,11 @@ from tinyverse.algorithms.learner import Learner
 from tinyverse.algorithms.vtrace import VTrace
 from tinyverse.core import nest
 from tinyverse.core.run_config import agreement
-from tinyverse.database.base import BEGINNING
+from tinyverse.database.base import BEGINNING, new_worker
 from tinyverse.envs.pool import GamePool
 from tinyverse.experiment.experiment import session_spec
 from tinyverse.networks import LSTM, MLP, ModularNetwork, Window
-from tinyverse.player.player import Courier, Player, new_worker, play
+from tinyverse.player.player import Courier, Player, play
 from tinyverse.replay.buffer import Replay
 from tinyverse.replay.config import ReplayConfig
 from tinyverse.replay.samplers import Fresh
@@ -47,7 +47,7 @@ def through_the_pipe(database, trainer, player, courier, batches=BATCHES):
             trainer.feed()
             trainer.step()
             assert playing.error is None
-            return trainer.update * trainer.replay.flow.batch == wanted
+            return trainer.update * trainer.replay.config.batch == wanted
 
         until(all_learned, 30.0)
     courier.close()
@@ -163,8 +163,8 @@ def test_every_row_arrives_as_it_was_played_each_once(redis_url, source):
     check_same(sessions, trainer.learner.batches)
     alive = sum(int(session.alive.sum()) for session in sessions)
     ended = [episode for session in sessions for episode in session.episodes]
-    assert (trainer.intake.steps, trainer.intake.episodes, player.rate.total) == (alive, len(ended), alive)
-    assert list(trainer.intake.returns) == [total for total, _ in ended][-100:]
+    assert (trainer.feeder.steps, trainer.feeder.episodes, player.rate.total) == (alive, len(ended), alive)
+    assert list(trainer.feeder.returns) == [total for total, _ in ended][-100:]
     stored = [(row["return"], row["length"]) for row in database.episodes(10_000)]
     assert stored == ended
 
@@ -194,7 +194,7 @@ def test_two_players_do_not_mix(redis_url):
         own = [session for session in sessions if session.metadata["player"] == courier.worker.id]
         assert [int(session.metadata["sequence"]) for session in own] == list(range(20))
         walk(own, nested=False)
-    assert trainer.intake.rejected == {}
+    assert trainer.feeder.rejected == {}
 
 
 def a_run_again(url, database):

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from tests.helpers.people import LENGTH, a_run, a_spec
 from tinyverse.core.run_config import agreement
-from tinyverse.database.base import Worker
+from tinyverse.database.base import Worker, log_error
 from tinyverse.database.memory import MemoryDatabase
 from tinyverse.monitoring import diagnosis, status
 
@@ -121,8 +121,8 @@ def test_what_ended_a_worker_can_be_read_with_its_traceback(redis_url, on_redis)
         try:
             careless()
         except KeyError as error:
-            status.log_error(database, Worker("play-1", "play", "here", number), error)
-    status.log_error(database, Worker("play-1", "play"), KeyboardInterrupt())
+            log_error(database, Worker("play-1", "play", "here", number), error)
+    log_error(database, Worker("play-1", "play"), KeyboardInterrupt())
     facts = status.gather(database, "x")
     assert [row["pid"] for row in facts["errors"]] == list(range(2, 12))
     text = shown(status.errors(facts))

@@ -14,12 +14,13 @@ from tests.helpers.people import LENGTH, a_run, a_trainer, until
 from tinyverse import TorchAgent
 from tinyverse.algorithms import BehaviourCloning, VTrace
 from tinyverse.core.errors import ExperimentError, SettingsError, WindowClosed
+from tinyverse.database.base import new_worker
 from tinyverse.envs.pool import GamePool
 from tinyverse.experiment.experiment import session_spec
 from tinyverse.monitoring import status
 from tinyverse.networks import MLP, ModularNetwork
 from tinyverse.player.human import Human, Window, bindings
-from tinyverse.player.player import Courier, Player, new_worker
+from tinyverse.player.player import Courier, Player
 from tinyverse.replay.buffer import Replay
 from tinyverse.replay.config import ReplayConfig
 from tinyverse.replay.samplers import Fresh, Mixed, Uniform
@@ -196,7 +197,7 @@ def test_info_counts_people_apart_and_the_curve_is_the_agents(redis_url):
     assert len(people) > len(rows) / 2 and facts["human_return"] == pytest.approx(np.mean(people))
     assert facts["mean_return"] == pytest.approx(np.mean([row["return"] for row in rows if not row.get("human")]))
     trainer.feed()
-    assert trainer.intake.episodes == facts["episodes"] == len(rows) - len(people)
+    assert trainer.feeder.episodes == facts["episodes"] == len(rows) - len(people)
     assert trainer.replay._human.sum() == 8
 
 

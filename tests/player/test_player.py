@@ -14,10 +14,10 @@ from tests.helpers.people import LENGTH, Beside, Flaky, a_player, a_run, a_spec,
 from tinyverse.core.errors import DatabaseError, SpecError
 from tinyverse.core.run_config import agreement
 from tinyverse.core.weights import encode_weights
-from tinyverse.database.base import BEGINNING
+from tinyverse.database.base import BEGINNING, new_worker
 from tinyverse.database.memory import MemoryDatabase
 from tinyverse.envs.pool import GamePool
-from tinyverse.player.player import SEEDS_APART, Courier, Player, new_worker, play
+from tinyverse.player.player import SEEDS_APART, Courier, Player, play
 
 HOLDER = "host:1:test"
 
@@ -310,12 +310,12 @@ def test_a_lost_database_loses_nothing_and_repeats_visibly(database, when, monke
     assert sorted(set(numbers)) == list(range(40))
     assert (len(numbers) > 40) == (when == "after")
     trainer = a_trainer(database)
-    trainer.holder = HOLDER
+    trainer.publisher.holder = HOLDER
     trainer.join()
     trainer.feed()
     assert len(trainer.replay) == 40
-    assert sum(trainer.intake.rejected.values()) == len(numbers) - 40
-    assert trainer.intake.steps == player.rate.total  # each step once
+    assert sum(trainer.feeder.rejected.values()) == len(numbers) - 40
+    assert trainer.feeder.steps == player.rate.total  # each step once
 
 
 def test_a_database_lost_at_the_end_is_tried_again(database, monkeypatch, caplog):

@@ -24,14 +24,14 @@ from tinyverse.core.signals import stop_on_signals
 from tinyverse.core.text import counted
 from tinyverse.core.timing import Waiting
 from tinyverse.core.weights import WeightsFile, decode_weights, encode_weights
-from tinyverse.database.base import Database
+from tinyverse.database.base import HEARTBEAT_SECONDS, Database, new_worker
 from tinyverse.experiment import loader
 from tinyverse.experiment.experiment import Experiment
 from tinyverse.monitoring import status
 from tinyverse.monitoring.progress import Share
 from tinyverse.monitoring.writers import TensorBoard
 from tinyverse.player.evaluator import Evaluation, evaluate, evaluate_in_processes
-from tinyverse.player.player import HEARTBEAT_SECONDS, Player, new_worker
+from tinyverse.player.player import Player
 from tinyverse.replay.buffer import Replay
 from tinyverse.replay.config import ReplayConfig
 from tinyverse.replay.samplers import sampler_of

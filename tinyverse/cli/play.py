@@ -15,15 +15,14 @@ from tinyverse.core.errors import DatabaseError, DatabaseLost, SettingsError, Wi
 from tinyverse.core.run_config import agreed_of, check_agreed, check_spec
 from tinyverse.core.signals import stop_on_signals
 from tinyverse.core.text import counted
-from tinyverse.database.base import Database
+from tinyverse.database.base import HEARTBEAT_SECONDS, Database, log_error, new_worker
 from tinyverse.envs.pool import Pool
 from tinyverse.envs.process_pool import WorkerPool, knows_size
 from tinyverse.experiment import loader
 from tinyverse.experiment.experiment import Experiment
-from tinyverse.monitoring import status
 from tinyverse.monitoring.progress import Progress, Share
 from tinyverse.player.human import Person
-from tinyverse.player.player import HEARTBEAT_SECONDS, SEEDS_APART, Courier, Player, new_worker, play
+from tinyverse.player.player import SEEDS_APART, Courier, Player, play
 
 
 def do_play(
@@ -114,7 +113,7 @@ def do_play(
             asked.say("the window was closed; what was not yet a whole session is not pushed")
         except BaseException as error:
             worker.error = f"{type(error).__name__}: {error}"  # stays in `info` until the heartbeat is stale
-            status.log_error(database, worker, error)
+            log_error(database, worker, error)
             courier.close()
             raise
         finally:

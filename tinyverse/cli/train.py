@@ -26,7 +26,7 @@ from tinyverse.core.run_config import agreed_of, agreement, check_agreed, check_
 from tinyverse.core.signals import stop_on_signals
 from tinyverse.core.text import counted
 from tinyverse.core.weights import WeightsFile
-from tinyverse.database.base import Database
+from tinyverse.database.base import Database, log_error
 from tinyverse.experiment import loader
 from tinyverse.experiment.experiment import Experiment
 from tinyverse.monitoring import status
@@ -36,6 +36,7 @@ from tinyverse.monitoring.writers import Writer, check_writer, open_writer
 from tinyverse.replay.buffer import Replay
 from tinyverse.replay.config import ReplayConfig
 from tinyverse.replay.samplers import sampler_of
+from tinyverse.trainer.config import TrainerConfig
 from tinyverse.trainer.loop import train
 from tinyverse.trainer.trainer import Trainer
 
@@ -115,7 +116,7 @@ def train_run(
         if distributed.leads():
             log = open_log(asked, learning, database, trainer)  # what is wrong with it is said before the run is joined
         join(asked, trainer, should_stop)
-    trainer.level()
+    trainer.checkpoints.level()
     asked.say(f"training run {asked.run} from update {trainer.update:,}, into {asked.folder.path}/")
 
     def line() -> str:
@@ -139,7 +140,7 @@ def train_run(
                 trainer, updates=learning.updates, save_every=learning.save_every, should_stop=should_stop, on_turn=turn
             )
         except Exception as error:
-            status.log_error(database, trainer.worker, error)
+            log_error(database, trainer.worker, error)
             raise
         finally:
             over = True  # what is left to be seen is what came out, not that nobody is at work any more
@@ -185,7 +186,7 @@ def open_log(asked: Asked, learning: Learning, database: Database, trainer: Trai
     places: list[Writer] = [open_writer(name, asked.folder) for name in learning.track]
     if learning.metrics_port:
         places.append(Prometheus(learning.metrics_port, {"run": asked.run}))
-    return status.TrainLog(trainer.row, asked.folder, database, writers=places, arrays=trainer.arrays)
+    return status.TrainLog(trainer.row, asked.folder, database, writers=places, arrays=trainer.replay.arrays)
 
 
 def make_trainer(asked: Asked, learning: Learning, database: Database) -> tuple[Trainer, Experiment]:
@@ -226,12 +227,16 @@ def make_trainer(asked: Asked, learning: Learning, database: Database) -> tuple[
         min_sessions=experiment.min_sessions if learning.min_sessions is None else learning.min_sessions,
     ).shared(distributed.size())
     replay = Replay(spec, flow, sampler, device=learning.device, seed=seed)
-    trainer = Trainer(
-        agent, learner, replay, database, agreement(asked.title, settings, spec), folder=folder if distributed.leads() else None,
+    config = TrainerConfig(
         publish_every=learning.publish_every or experiment.publish_every,
-        precision=precision_of(learning.precision or experiment.precision, learning.device), frame_skip=experiment.frame_skip,
+        precision=precision_of(learning.precision or experiment.precision, learning.device),
+        frame_skip=experiment.frame_skip,
+        save_replay=learning.save_replay if distributed.size() == 1 else False,  # other ranks would have other shares
         player_share=learning.player_share,
-        save_replay=learning.save_replay if distributed.size() == 1 else False,  # each rank has a share, of another size another
+    )
+    trainer = Trainer(
+        agent, learner, replay, database, agreement(asked.title, settings, spec),
+        folder=folder if distributed.leads() else None, config=config,
     )  # fmt: skip
     if distributed.leads():
         words = without_secrets(sys.argv[1:]) if Path(sys.argv[0]).stem in ("tinyverse", "__main__") else []
@@ -304,11 +309,11 @@ def _refuse_beside_a_trainer(asked: Asked, database: Database, option: str) -> N
 
 
 def trainer_line(trainer: Trainer) -> str:
-    mean = f"{np.mean(trainer.intake.returns):.2f}" if trainer.intake.returns else "–"
+    mean = f"{np.mean(trainer.feeder.returns):.2f}" if trainer.feeder.returns else "–"
     waits = f", waits for {trainer.waiting.reason}" if trainer.waiting.reason else ""
     return (
-        f"train: update {trainer.update:,}, {counted(trainer.intake.steps, 'step')} at {trainer.intake.step_rate.per_second():,.0f}/s, "
-        f"return {mean} over the last {counted(len(trainer.intake.returns), 'episode')}, version {trainer.version}, lag {trainer.lag:.1f}{waits}"
+        f"train: update {trainer.update:,}, {counted(trainer.feeder.steps, 'step')} at {trainer.feeder.step_rate.per_second():,.0f}/s, "
+        f"return {mean} over the last {counted(len(trainer.feeder.returns), 'episode')}, version {trainer.version}, lag {trainer.replay.lag:.1f}{waits}"
     )
 
 

@@ -11,10 +11,7 @@ import dataclasses
 import json
 import logging
 import math
-import os
 import queue
-import secrets
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,25 +25,18 @@ from tinyverse.core.errors import CodecError, DatabaseError, DatabaseLost, SpecE
 from tinyverse.core.session import Session
 from tinyverse.core.timing import Rate, Stages, Ticker, Waiting
 from tinyverse.core.weights import decode_weights
-from tinyverse.database.base import Database, Worker
+from tinyverse.database.base import HEARTBEAT_SECONDS, RETRY_SECONDS, Database, Worker
 from tinyverse.envs.pool import Pool
 
 logger = logging.getLogger(__name__)
 
-HEARTBEAT_SECONDS = 1.0
 STAGES_SECONDS = 5.0  # over which the shares of a player's time are taken
-RETRY_SECONDS = 0.5
 SEEDS_APART = 1 << 20  # between the two pools of a player
 CLOSING_SECONDS = 5.0  # that a closing courier goes on trying
 AT_ONCE = 64 << 20  # bytes in one push
 WAITING_BATCHES = (
     4  # batches of sessions that may wait to be pushed; then the player waits, or drops if it is real-time
 )
-
-
-def new_worker(role: str, **facts: Any) -> Worker:
-    """A worker's first heartbeat, with an id of its own: a cloned machine is another worker."""
-    return Worker(id=f"{role}-{secrets.token_hex(6)}", role=role, host=socket.gethostname(), pid=os.getpid(), **facts)
 
 
 @dataclasses.dataclass

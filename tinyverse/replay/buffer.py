@@ -235,8 +235,7 @@ class Replay:
         index = torch.from_numpy(slots).to(self.device, non_blocking=True)
         if rows == self.spec.length:
             leaves = {
-                name: leaf if _is_memory(name) else leaf.transpose(0, 1)
-                for name, leaf in self.ring.take(index).items()
+                name: leaf if _is_memory(name) else leaf.transpose(0, 1) for name, leaf in self.ring.take(index).items()
             }
         else:
             leaves = self._slices(index, torch.from_numpy(starts).to(self.device, non_blocking=True), rows)

@@ -1,8 +1,8 @@
 """Checkpoint of a replay: its books, and the sessions that go with them, from one replay into another.
 
-    state = state_of(replay)                 under the replay's lock, quick
-    sessions = sessions_of(replay, state)    read piece by piece later, for `StoredSessions.write`
-    restore(empty, state, rows)              rows as `StoredSessions.read` gives them
+state = state_of(replay)                 under the replay's lock, quick
+sessions = sessions_of(replay, state)    read piece by piece later, for `StoredSessions.write`
+restore(empty, state, rows)              rows as `StoredSessions.read` gives them
 """
 
 from __future__ import annotations

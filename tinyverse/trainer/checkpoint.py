@@ -97,7 +97,11 @@ class Checkpoints:
         elif (found := trainer.database.get_weights()) is not None:
             weights, numbers = decode_weights(found[1])
             trainer.agent.set_weights(weights)
-            trainer.publisher.version, trainer.update, trainer.feeder.steps = found[0], numbers["update"], numbers["step"]
+            trainer.publisher.version, trainer.update, trainer.feeder.steps = (
+                found[0],
+                numbers["update"],
+                numbers["step"],
+            )
 
     def _take_up(self, checkpoint: Mapping[str, Any]) -> None:
         trainer, feeder, replay = self.trainer, self.trainer.feeder, self.trainer.replay

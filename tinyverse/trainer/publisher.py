@@ -19,6 +19,7 @@ from tinyverse.core.errors import DatabaseLost, LeaseLost, SettingsError
 from tinyverse.core.timing import Waiting
 from tinyverse.core.weights import Weights, encode_weights
 from tinyverse.database.base import HEARTBEAT_SECONDS, Database, State, Worker
+from tinyverse.database.heartbeat import Heartbeat
 from tinyverse.trainer.feeder import Feeder
 
 
@@ -54,26 +55,27 @@ class Publisher:
         self.holder = f"{socket.gethostname()}:{worker.pid}:{worker.id}"
         self.version = self.published = -1
         self.must_publish = False
-        self._began = time.monotonic()
         self._rejections_told = 0  # to the database
         self._snapshots: deque[Snapshot] = deque(maxlen=1)
         self._turn = threading.Event()
 
-    def acquire_lease(self, should_stop: Callable[[], bool]) -> None:
-        """Takes the lease, and waits while another trainer holds it.
+    def join(self, should_stop: Callable[[], bool]) -> None:
+        """Creates or joins the run. Rank 0 takes the lease, and waits while another trainer holds it.
 
         Raises:
             SettingsError: somebody stopped the trainer while it waited.
         """
-        stop_count, stopped = self.database.state().stop, False
-        while not self.database.acquire_lease(self.holder):
+        self.meta = self.database.create(self.meta)
+        self._heartbeat = Heartbeat(self.database, self.worker, self.waiting)
+        mine = not self.ranks.is_rank_zero or self.database.acquire_lease(self.holder)
+        while not mine:
             self.waiting.set("another trainer, which publishes for this run")
             with contextlib.suppress(DatabaseLost):  # it may come back, as for those at work
-                now = self.beat().stop
-                stopped, stop_count = now > stop_count, min(now, stop_count)  # an emptied server counts from 0 again
-            if stopped or should_stop():
+                self.beat()
+                mine = self.database.acquire_lease(self.holder)
+            if self._heartbeat.stop.is_set or should_stop():
                 raise SettingsError("stopped while waiting for another trainer of this run to end.")
-            time.sleep(HEARTBEAT_SECONDS)
+            time.sleep(0.0 if mine else HEARTBEAT_SECONDS)
         self.waiting.set("")
 
     def leave(self) -> None:
@@ -159,11 +161,12 @@ class Publisher:
         if rejections > self._rejections_told and self.ranks.is_rank_zero:  # every rank rejects the same
             new, self._rejections_told = rejections - self._rejections_told, rejections
             self.database.count(rejected=new)
-        worker.uptime = time.monotonic() - self._began
         worker.steps, worker.steps_per_second = feeder.steps, feeder.step_rate.per_second()
-        worker.version, worker.lag = self.version if self.ranks.is_rank_zero else feeder.state.version, feeder.replay.lag
-        worker.waits_for, worker.waits_seconds = self.waiting.reason, self.waiting.seconds
-        return self.database.beat(worker)
+        worker.version, worker.lag = (
+            self.version if self.ranks.is_rank_zero else feeder.state.version,
+            feeder.replay.lag,
+        )
+        return self._heartbeat.beat()
 
     # -- in a thread of its own ---------------------------------------------------------------------------------
 

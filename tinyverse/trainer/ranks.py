@@ -86,7 +86,9 @@ class Ranks(SingleProcess):
         # players are held back only when the poorest rank has enough, or it would wait for ever
         owed = sum(deficits) if limiter.config.reuse is None else len(deficits) * min(deficits)
         self.deficit_elsewhere = owed - deficits[distributed.rank()]
-        cursors = [f"{int(row[4])}-{int(row[5])}" for row in rows if row[3] == mark]  # others speak of another incarnation
+        cursors = [
+            f"{int(row[4])}-{int(row[5])}" for row in rows if row[3] == mark
+        ]  # others speak of another incarnation
         self._furthest = (run_id, furthest(*cursors))
         waits_for = "" if all(ready) else f"rank {ready.index(0)}, which waits for sessions of its own"
         return Agreement(all(ready), any(row[1] for row in rows), waits_for)

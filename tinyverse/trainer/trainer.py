@@ -70,7 +70,9 @@ class Trainer:
         self.checkpoints = Checkpoints(self)
         self.update, self.update_rate = 0, Rate()
         self.metrics: Mapping[str, Any] = {}
-        self._batch: Batch | None = None  # drawn and not learned from yet: another rank has none, or the database is lost
+        self._batch: Batch | None = (
+            None  # drawn and not learned from yet: another rank has none, or the database is lost
+        )
 
     @property
     def version(self) -> int:
@@ -89,9 +91,7 @@ class Trainer:
         Raises:
             SettingsError: somebody stopped it while it waited for another trainer's lease.
         """
-        self.publisher.meta = self.database.create(self.publisher.meta)
-        if self.ranks.is_rank_zero:
-            self.publisher.acquire_lease(should_stop)
+        self.publisher.join(should_stop)
         self.feeder.state = self.database.state()
         if not self.ranks.is_rank_zero:
             return
