@@ -130,7 +130,9 @@ def test_no_gradient_flows_into_the_burn_in_and_no_loss_comes_of_it(agent):
 
 def test_priorities_go_to_the_sessions_they_are_of_and_not_to_those_that_overwrote_them(agent):
     loop = Loop(agent, games=8, batch=8)
-    loop.replay = Replay(loop.replay.spec, ReplayConfig(batch=8, buffer_size=8, reuse=None), Prioritized(alpha=1.0, beta=1.0))
+    loop.replay = Replay(
+        loop.replay.spec, ReplayConfig(batch=8, buffer_size=8, reuse=None), Prioritized(alpha=1.0, beta=1.0)
+    )
     loop.play()
     first = loop.replay.sample()
     loop.replay.set_priorities(first.slots, torch.full((8,), 2.0))

@@ -37,6 +37,7 @@ from tinyverse.networks import MLP
 from tinyverse.networks.normalization import Normalized
 from tinyverse.networks.squashed import SquashedGaussian
 from tinyverse.replay.config import ReplayConfig
+from tinyverse.trainer.ranks import Ranks
 from tinyverse.trainer.run_folder import RunFolder
 
 torch.set_num_threads(1)
@@ -262,6 +263,10 @@ def turns(trainer, count):
         trainer.step()
 
 
+def furthest_of(trainer):
+    return trainer.ranks.furthest(trainer.feeder.cursor.learned, trainer.state.epoch)
+
+
 def wait_for_the_poor(url, run):
     """One rank has nothing at first; then both have something; then one has more than the other."""
     trainer = a_rank(url, run)
@@ -286,7 +291,7 @@ def wait_for_the_poor(url, run):
             trainer.report()
         distributed.anywhere(False)
         state = trainer.database.state()
-        facts[name] = (trainer.update, trainer.waiting.reason, state.debt, state.position == trainer._furthest)
+        facts[name] = (trainer.update, trainer.waiting.reason, state.debt, state.position == furthest_of(trainer))
     facts["reported"] = (state.allowance, state.capacity, state.step == trainer.feeder.steps)
     trainer.publisher.beat()
     distributed.anywhere(False)
@@ -312,7 +317,8 @@ def test_a_rank_without_sessions_makes_all_wait_and_none_hang(redis_url):
 
 
 def test_what_another_rank_has_learned_from_is_reported_and_what_is_unread_here_is_not_lost(monkeypatch):
-    trainer = a_trainer(database := MemoryDatabase())
+    monkeypatch.setattr(CountingLearner, "towered", True)
+    trainer = a_trainer(database := MemoryDatabase(), ranks=Ranks())
     trainer.join()
     monkeypatch.setattr(distributed, "exchange", lambda *mine: [mine, (*mine[:4], 3, 0)] if len(mine) > 1 else [mine])
     trainer.feed()
@@ -320,7 +326,7 @@ def test_what_another_rank_has_learned_from_is_reported_and_what_is_unread_here_
     push(database, some_sessions(4))
     trainer.feed()
     assert trainer.step()
-    assert (trainer._consumed, database.state().position) == ("2-0", "3-0")
+    assert (trainer.feeder.cursor.learned, database.state().position) == ("2-0", "3-0")
     assert trainer.step()
     assert database.state().position == "4-0"
 

@@ -33,7 +33,10 @@ NUMBERS = {"version": 3, "update": 30, "step": 600}
 
 def a_golden_trainer(folder: Path) -> Any:
     return a_trainer(
-        MemoryDatabase(), folder=RunFolder(folder), sampler=Uniform(), flow=ReplayConfig(batch=2, buffer_size=8, reuse=None)
+        MemoryDatabase(),
+        folder=RunFolder(folder),
+        sampler=Uniform(),
+        flow=ReplayConfig(batch=2, buffer_size=8, reuse=None),
     )
 
 

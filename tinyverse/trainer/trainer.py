@@ -66,7 +66,7 @@ class Trainer:
         self.worker, self.waiting, self.stages = new_worker("train"), Waiting(), Stages()
         self.feeder = Feeder(replay, database, self.worker, self.ranks, player_share=config.player_share)
         self.publisher = Publisher(database, meta, self.worker, self.waiting, self.feeder)
-        self.guard = NanGuard(folder and folder.path)
+        self.guard = NanGuard(folder.path if folder else None)
         self.checkpoints = Checkpoints(self)
         self.update, self.update_rate = 0, Rate()
         self.metrics: Mapping[str, Any] = {}
