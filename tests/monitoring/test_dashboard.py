@@ -256,8 +256,8 @@ def test_joined_sessions_are_one_longer_session(nested: bool) -> None:
         return [player.play().sessions("play-1", number)[0] for number in range(count)]
 
     parts, (whole,) = joined(played(4, 3)), played(12, 1)
-    for name, array in whole.arrays().items():
-        np.testing.assert_array_equal(parts.arrays()[name], array, err_msg=name)
+    for name, array in whole.arrays.items():
+        np.testing.assert_array_equal(parts.arrays[name], array, err_msg=name)
 
 
 def swallow(**_: Any) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Callable
 
+from tinyverse.core.errors import DatabaseError, DatabaseLost, ServerError
+from tinyverse.core.threads import BackgroundThread
 from tinyverse.core.timing import Waiting
-from tinyverse.database.base import Database, State, Worker
+from tinyverse.database.base import HEARTBEAT_SECONDS, Database, State, Worker
 
 
 class StopSignal:
@@ -57,3 +61,52 @@ class Heartbeat:
         self.state = state
         self.stop.hear(state)
         return state
+
+
+class BackgroundHeartbeat(BackgroundThread):
+    """Beats once a second, by a connection of its own, while its owner is busy; a context manager.
+
+    The owner changes the facts of `worker` and `waiting` as it works. Where no database is reached, the thread tries
+    again; where the database refuses heartbeats (to a viewer), it ends.
+
+    Args:
+        connect: opens the run's database.
+    """
+
+    def __init__(
+        self, connect: Callable[[], contextlib.AbstractContextManager[Database]], worker: Worker, waiting: Waiting
+    ) -> None:
+        super().__init__("heartbeat", self._turn, pause=HEARTBEAT_SECONDS)
+        self.worker, self.waiting, self._connect = worker, waiting, connect
+        self._connection = contextlib.ExitStack()
+        self._heartbeat: Heartbeat | None = None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the run was asked to stop since the first beat."""
+        return self._heartbeat is not None and self._heartbeat.stop.is_set
+
+    def __enter__(self) -> BackgroundHeartbeat:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+        if self._heartbeat is not None:
+            with contextlib.suppress(DatabaseError):
+                self._heartbeat.database.leave(self.worker.id)
+        self._connection.close()
+
+    def _turn(self) -> None:
+        if self._heartbeat is not None:
+            self._heartbeat.beat()
+        else:
+            self._heartbeat = Heartbeat(self._open(), self.worker, self.waiting)
+        self.closing.wait(HEARTBEAT_SECONDS)
+
+    def _open(self) -> Database:
+        self._connection.close()  # that of a first beat which failed
+        try:
+            return self._connection.enter_context(self._connect())
+        except ServerError as error:
+            raise DatabaseLost(str(error)) from error

@@ -18,7 +18,7 @@ import torch
 from tinyverse.core import nest
 from tinyverse.core.batch import Batch
 from tinyverse.core.errors import SettingsError
-from tinyverse.core.session import Session, SessionSpec
+from tinyverse.core.session import FIELDS, Session, SessionSpec, rows_beyond
 from tinyverse.core.text import counted
 from tinyverse.database.position import BEGINNING, furthest, is_behind
 from tinyverse.replay.config import ReplayConfig
@@ -115,7 +115,6 @@ class Replay:
             seen: the trainer learned from it before a restart: replay again, but not fresh.
         """
         made_at = int(session.metadata["update"])
-        arrays = session.arrays()
         with self.lock:
             if self.config.max_lag is not None and update - made_at > self.config.max_lag and not session.human:
                 self.limiter.write_off()
@@ -128,7 +127,7 @@ class Replay:
             if about.filled[slot]:
                 self.sampler.remove(slot)
                 self.dropped["unused"] += int(about.count[slot] == 0)
-            self.ring.write(slot, arrays)
+            self.ring.write(slot, session.arrays)
             about.filled[slot], about.update[slot], about.human[slot] = True, made_at, session.human
             about.position[slot], about.count[slot] = position, seen
             self.sampler.insert(slot, seen, session.human)
@@ -239,8 +238,7 @@ class Replay:
             }
         else:
             leaves = self._slices(index, torch.from_numpy(starts).to(self.device, non_blocking=True), rows)
-        names = {field.name for field in dataclasses.fields(Session)} - {"metadata"}
-        trees = {name: nest.unflatten(leaves, name) for name in names}
+        trees = {name: nest.unflatten(leaves, name) for name in FIELDS}
         return Batch(
             **{**trees, "extras": trees["extras"] or {}},
             weights=self.sampler.weights(slots).to(self.device),
@@ -266,4 +264,4 @@ class Replay:
 
 
 def _is_memory(name: str) -> bool:
-    return name.split(".")[0] == "initial_memory"
+    return rows_beyond(name) is None
