@@ -21,11 +21,11 @@ from tests.helpers.database_contract import HERE, ME, DatabaseContract, dead_pid
 from tests.helpers.people import until
 from tinyverse.core.errors import DatabaseError, DatabaseLost, LeaseLost, SettingsError
 from tinyverse.database.base import BEGINNING, Database, State, Worker, new_holder
+from tinyverse.database.connection import open_database
 from tinyverse.database.memory import MemoryDatabase
 from tinyverse.database.redis import RedisDatabase, list_runs
 from tinyverse.database.schema import Keys
 from tinyverse.database.server import COMMANDS, Server, connect, private_server
-from tinyverse.database.sharded_database import open_database
 
 
 @pytest.fixture

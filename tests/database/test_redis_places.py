@@ -16,18 +16,16 @@ from typing import Any
 import pytest
 import redis
 
-from tests.database.test_sharded_database import name_for
 from tests.helpers.database_contract import DatabaseContract, read_all
 from tests.helpers.people import a_trainer
 from tests.trainer.test_trainer import push, some_sessions
 from tinyverse.core.errors import DatabaseError, DatabaseLost, ServerError, SettingsError
-from tinyverse.database.base import Database, Worker
+from tinyverse.database.base import Database
 from tinyverse.database.redis import RedisDatabase, list_runs
 from tinyverse.database.redis_places import keepers, nodes
 from tinyverse.database.schema import Keys
 from tinyverse.database.server import connect, find_server
 from tinyverse.database.server_config import find_binary
-from tinyverse.database.sharded_database import open_database
 from tinyverse.database.users import OLDEST, make_users
 
 SLOTS = 16384
@@ -153,23 +151,12 @@ def test_runs_lie_on_several_nodes_and_are_listed(cluster_url: str, ports: list[
         RedisDatabase(cluster_url, name).clear()
 
 
-def owner(port: int, run: str, stream: str = "") -> bool:
+def owner(port: int, run: str) -> bool:
     try:
-        admin(port).exists(Keys(run, stream).meta)
+        admin(port).exists(Keys(run).meta)
     except redis.exceptions.MovedError:
         return False
     return True
-
-
-def test_shards_of_a_run_lie_on_several_nodes(cluster_url: str, ports: list[int]) -> None:
-    database = open_database(cluster_url, "spread", shards=6)
-    database.create({})
-    for stream in range(6):
-        database.append([b"%d" % stream], worker=Worker(name_for(stream, 6), "play"))
-    nodes_of = {port for port in ports for stream in range(6) if owner(port, "spread", str(stream))}
-    assert len(nodes_of) > 1 and sorted(read_all(database)) == [b"%d" % stream for stream in range(6)]
-    database.clear()
-    database.close()
 
 
 def test_any_node_will_do_and_dead_ones_are_passed_over(ports: list[int]) -> None:

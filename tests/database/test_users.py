@@ -11,7 +11,6 @@ import pytest
 import redis
 
 from tests.database.test_redis import FORBIDDEN
-from tests.database.test_sharded_database import name_for
 from tests.helpers.database_contract import ME, DatabaseContract, read_all
 from tests.helpers.people import a_spec
 from tests.helpers.servers import name_of, servers_here
@@ -23,7 +22,6 @@ from tinyverse.database.base import Worker
 from tinyverse.database.redis import RedisDatabase, list_runs
 from tinyverse.database.schema import Keys
 from tinyverse.database.server import connect, private_server
-from tinyverse.database.sharded_database import open_database
 from tinyverse.database.users import OLDEST, ROLES, make_users
 from tinyverse.monitoring.status import gather
 
@@ -86,21 +84,6 @@ def test_a_player_can_play(place: Place) -> None:
     assert [worker.id for worker in place.trainer.workers()] == ["play-1"]
     player.leave("play-1")
     assert place.viewer.workers() == [] and place.viewer.counters() == {"human": 2}
-
-
-def test_roles_on_shards(place: Place) -> None:
-    """The three of one run on two servers' URLs, which are one here, and two streams."""
-    urls = make_users("sharded", f"{place.admin},{place.admin}")
-    trainer, player, viewer = (open_database(urls[role], "sharded") for role in ("trainer", "player", "viewer"))
-    trainer.create({"spec": "s"})
-    trainer.report(capacity=4)
-    for stream in (0, 1, 0):
-        state = player.append([b"a", b"b"], worker=Worker(name_for(stream, 2), "play"))
-    assert state.inserted == 6 and len(read_all(trainer)) == 4 == len(read_all(viewer)) == viewer.size()["sessions"]
-    with denied():
-        player.read("0-0", 1)
-    with denied():
-        player.clear()
 
 
 def test_a_player_cannot_write_weights_nor_lead_the_run(place: Place) -> None:

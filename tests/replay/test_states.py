@@ -27,7 +27,7 @@ from hypothesis.stateful import (
 from tests.helpers.chaos import Breakable, Proxy
 from tinyverse.core.errors import DatabaseLost, LeaseLost
 from tinyverse.database.base import BEGINNING, State, new_holder
-from tinyverse.database.position import is_behind
+from tinyverse.database.cursor import is_behind
 from tinyverse.database.redis import RedisDatabase
 from tinyverse.database.server import connect
 

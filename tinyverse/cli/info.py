@@ -46,20 +46,14 @@ def do_info(asked: Asked, *, watch: bool = False, as_json: bool = False, errors:
 
 
 @contextlib.contextmanager
-def _known(asked: Asked, force: bool = False) -> Iterator[Database]:
-    """The database of a run that is there, or that somebody waits for; by `force` also where it belongs elsewhere.
+def _known(asked: Asked) -> Iterator[Database]:
+    """The database of a run that is there, or that somebody waits for.
 
     Raises:
         RunConflict: nobody has heard of it; names the runs there are.
     """
     with asked.connected(start=False) as database:
-        try:
-            found = bool(database.meta() or database.workers())
-        except RunConflict:
-            if not force:
-                raise
-            found = True
-        if not found:
+        if not (database.meta() or database.workers()):
             others = [] if asked.database else redis_runs(asked)
             there = f"there are {', '.join(others)}" if others else "there is none"
             hint = did_you_mean(asked.run, others)
@@ -91,7 +85,7 @@ def do_clear(
     asked: Asked, *, keep_weights: bool = False, force: bool = False, confirm: Callable[[], object] = lambda: None
 ) -> None:
     """Removes the run from the database; its folder stays. `confirm` is called before, and raises if it must not be."""
-    with _known(asked, force) as database:
+    with _known(asked) as database:
         workers = database.workers()
         if workers and not force:
             who = ", ".join(f"{worker.role} on {worker.host} (pid {worker.pid})" for worker in workers[:3])

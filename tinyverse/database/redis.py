@@ -9,9 +9,7 @@ along.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
-import re
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,7 +19,7 @@ import redis
 import xxhash
 
 from tinyverse.core.codec import UNSEALED, WRONG_SEAL
-from tinyverse.core.errors import CodecError, DatabaseError, RunConflict, SettingsError
+from tinyverse.core.errors import CodecError, DatabaseError, SettingsError
 from tinyverse.database.base import (
     ERRORS_KEPT,
     KEPT_BY_CLEAR,
@@ -38,7 +36,7 @@ from tinyverse.database.base import (
 )
 from tinyverse.database.redis_places import is_one_of_several
 from tinyverse.database.rows import decode_heartbeat, decode_row, encode_heartbeat, encode_row
-from tinyverse.database.schema import COUNTER, PLACES, SHARD, STREAMS, Keys
+from tinyverse.database.schema import COUNTER, Keys
 from tinyverse.database.server import connect, errors
 from tinyverse.database.signing import Seal
 
@@ -63,27 +61,23 @@ class RedisDatabase(Database):
         name: how the server's list of clients calls us.
         timeout: seconds without an answer after which the server counts as lost.
         seal: makes and checks the seals of sessions and weights; None: nobody asks for any.
-        stream: which of the run's `streams` this is, each with its share of the capacity; "" for all the rest of a run,
-            and where there is only one.
     """
 
     def __init__(
-        self, url: str, run: str, *, name: str = "tinyverse", timeout: float = 5.0, seal: Seal | None = None,
-        stream: str = "", streams: int = 1,
-    ) -> None:  # fmt: skip
+        self, url: str, run: str, *, name: str = "tinyverse", timeout: float = 5.0, seal: Seal | None = None
+    ) -> None:
         if timeout <= BLOCK:
             raise SettingsError(
                 f"A timeout of {timeout} s must be above the {BLOCK} s that a read waits on the server."
             )
-        self.run, self.streams = run, streams
+        self.run = run
         self._url = url
-        self._keys = Keys(run, stream)
-        self._listed = not stream  # among the server's runs
+        self._keys = Keys(run)
         self._client: Any = connect(url, name=name, timeout=timeout, key=self._keys.meta)
         self._runs: Any = self._client  # of the list of runs, which on a cluster lies elsewhere
         if is_one_of_several(url):
             self._runs = connect(url, name=name, timeout=timeout, key=Keys.RUNS)
-        self._capacity = self._share(State.capacity)  # as of the last State
+        self._capacity = State.capacity  # as of the last State
         self._epoch = State.epoch  # likewise
         self._seal = seal
         self._clock: float | None = None  # the server's time minus ours, seconds
@@ -95,31 +89,20 @@ class RedisDatabase(Database):
         keys = self._keys
 
         def write(pipe: Any) -> None:
-            there = pipe.hmget(keys.meta, "epoch", SHARD)
+            there = pipe.hget(keys.meta, "epoch")
             pipe.multi()
-            if there == [None, None]:
-                pipe.hset(keys.meta, mapping={**meta, "epoch": secrets.token_hex(8), STREAMS: self.streams})
+            if there is None:
+                pipe.hset(keys.meta, mapping={**meta, "epoch": secrets.token_hex(8)})
 
         self._change(write, keys.meta)
-        if self._listed:
-            with errors(self._url):
-                self._runs.sadd(keys.RUNS, self.run)
+        with errors(self._url):
+            self._runs.sadd(keys.RUNS, self.run)
         return self.meta()
 
     def meta(self) -> dict[str, str]:
         with errors(self._url):
             stored = self._client.hgetall(self._keys.meta)
-            meta = {name.decode(): text.decode() for name, text in stored.items()}
-            streams = int(meta.pop(STREAMS, 1))
-            places = json.loads(meta.pop(PLACES, "[]"))
-        if SHARD in meta:
-            raise misplaced(self.run, places, [self._url])
-        if meta and streams != self.streams:
-            raise RunConflict(
-                f"the sessions of run {self.run} lie on {streams} shard{'s' * (streams > 1)}, not on {self.streams}. Give "
-                f"--shards {streams}, or the URLs of all its servers in the trainer's order."
-            )
-        return meta
+            return {name.decode(): text.decode() for name, text in stored.items()}
 
     def state(self) -> State:
         return self._ask(lambda pipe: None)[1]
@@ -142,7 +125,7 @@ class RedisDatabase(Database):
                 pipe.hdel(keys.stat, *gone)
 
         self._change(remove, keys.current)
-        if not keep_weights and self._listed:
+        if not keep_weights:
             with errors(self._url):
                 self._runs.srem(keys.RUNS, self.run)
 
@@ -151,10 +134,8 @@ class RedisDatabase(Database):
         self._runs.close()
 
     def append(
-        self, blobs: Sequence[bytes], *, worker: Worker | None = None, episodes: Iterable[Mapping[str, Any]] = (),
-        elsewhere: int = 0,
-    ) -> State:  # fmt: skip
-        """As of Database; `elsewhere` counts sessions of this run that lie in other streams."""
+        self, blobs: Sequence[bytes], *, worker: Worker | None = None, episodes: Iterable[Mapping[str, Any]] = ()
+    ) -> State:
         keys, rows, size = self._keys, [encode_row(row) for row in episodes], sum(map(len, blobs))
         _check_size(size, "These sessions")
         if self._clock is None:
@@ -167,9 +148,8 @@ class RedisDatabase(Database):
                 )
             for row in rows:
                 pipe.xadd(keys.episodes, {"row": row}, maxlen=LOG_KEPT, approximate=False)
-            if blobs or elsewhere:
-                pipe.hincrby(keys.tally, "inserted", len(blobs) + elsewhere)
             if blobs:
+                pipe.hincrby(keys.tally, "inserted", len(blobs))
                 pipe.hincrby(keys.tally, "bytes", size)
             if worker:
                 pipe.hset(keys.heartbeats, worker.id, encode_heartbeat(worker, self._now()))
@@ -279,11 +259,11 @@ class RedisDatabase(Database):
             if texts:
                 pipe.hset(self._keys.stat, mapping=texts)
             if "capacity" in numbers:
-                pipe.xtrim(self._keys.sessions, maxlen=self._share(numbers["capacity"]), approximate=False)
+                pipe.xtrim(self._keys.sessions, maxlen=int(numbers["capacity"]), approximate=False)
 
         self._write(write)
         if "capacity" in numbers:
-            self._capacity = self._share(numbers["capacity"])
+            self._capacity = int(numbers["capacity"])
 
     def count(self, **numbers: int) -> None:
         def write(pipe: Any) -> None:
@@ -342,7 +322,7 @@ class RedisDatabase(Database):
             known |= {"epoch": (epoch or b"").decode(), "inserted": int(inserted or 0)}
             state = State(version=-1 if version is None else int(version), **known)
         self._clock = seconds + microseconds * 1e-6 - time.monotonic()
-        self._capacity, self._epoch = self._share(state.capacity), state.epoch
+        self._capacity, self._epoch = state.capacity, state.epoch
         return replies, state
 
     def _change(self, function: Callable[[Any], None], *watched: str) -> None:
@@ -386,10 +366,6 @@ class RedisDatabase(Database):
             log.warning("The server is full; run %s keeps its newest %d sessions only.", self.run, kept)
             self._client.xtrim(self._keys.sessions, maxlen=kept, approximate=False)
 
-    def _share(self, capacity: int) -> int:
-        """Of the run's capacity, what this stream keeps."""
-        return -(-int(capacity) // self.streams)
-
     def _sealed(self, blob: bytes) -> tuple[Any, ...]:
         """What an entry of the stream has more, where seals are made."""
         return ("m", self._seal.make(self._epoch, "session", blob)) if self._seal else ()
@@ -428,23 +404,6 @@ def list_runs(client: redis.Redis) -> list[str]:
     """The names of the runs on a server, sorted. `client` comes from `redis_server.connect(url, key=Keys.RUNS)`."""
     names: Any = client.smembers(Keys.RUNS)
     return sorted(name.decode() for name in names)
-
-
-def place_of(url: str) -> str:
-    """Where a server is, without who asks and how.
-
-    >>> place_of("rediss://player:secret@a:6379/0?ssl_certfile=me.crt"), place_of("unix:///s.sock")
-    ('a:6379/0', '/s.sock')
-    """
-    return re.sub(r"^[a-z+]+://(.*@)?|\?.*", "", url)
-
-
-def misplaced(run: str, places: Sequence[str], urls: Sequence[str]) -> RunConflict:
-    """The error of a command that names other servers than a run's own, or these in another order."""
-    return RunConflict(
-        f"the servers of run {run} are {', '.join(places) or 'others'}, in this order; this command names "
-        f"{', '.join(map(place_of, urls))}. Name those, or remove what is left of the run on these: clear --force"
-    )
 
 
 def _check_size(size: int, what: str) -> None:

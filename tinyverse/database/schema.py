@@ -8,28 +8,23 @@ from tinyverse.core.errors import SettingsError
 from tinyverse.database.server import PREFIX
 
 COUNTER = "count:"  # what a counter's field in `tally` begins with
-STREAMS = "streams"  # the field of `meta` that says how many streams a run has
-PLACES = "places"  # … that says on which servers they lie, as JSON, where there are several
-SHARD = "shard"  # … that says on another of these servers which one it is; that `meta` has no epoch
 
 
 class Keys:
     """The keys of a run, spelled here and nowhere else. `{run}` in braces keeps a run on one slot of a cluster.
 
-    Args:
-        stream: of one stream of a run that has several, each in a slot of its own: "0", "1" …
     Raises:
         SettingsError: the run's name has other characters than [A-Za-z0-9._-].
     """
 
     RUNS = f"{PREFIX}runs"  # set: the names of all runs
 
-    def __init__(self, run: str, stream: str = "") -> None:
+    def __init__(self, run: str) -> None:
         if not re.fullmatch(r"[A-Za-z0-9._-]+", run):
             raise SettingsError(
                 f"The run's name {run!r} may have letters, digits, '.', '_' and '-' only. Choose another with --name."
             )
-        self._prefix = f"{PREFIX}{{{run}{stream and '#' + stream}}}:"
+        self._prefix = f"{PREFIX}{{{run}}}:"
         self.meta = f"{self._prefix}meta"  # hash: what `create` stored, and the epoch
         self.sessions = f"{self._prefix}sessions"  # stream: one entry a session
         self.current = f"{self._prefix}w:cur"  # hash: version, update, step; xxh3:<v> of each version kept

@@ -57,8 +57,6 @@ def find_server(
 ) -> Address:
     """The server to use, which has answered a PING; with `start`, one is started when nothing else is named or runs.
 
-    Of several, with commas between their URLs, the first must answer; a run goes on without one of the others.
-
     Raises:
         SettingsError: `url` and `host` contradict each other, or a password or port belongs to nothing.
         ServerError: the named server does not answer or refuses us, or none can be started.
@@ -71,7 +69,7 @@ def find_server(
     named += [(name, os.environ.get(name)) for name in ("TINYVERSE_REDIS_URL", "REDIS_URL")]
     for source, candidate in named:
         if candidate:
-            return _reach(",".join(_with_password(one, password) for one in several(candidate)), source)
+            return _reach(_with_password(candidate.strip(), password), source)
     if password:
         raise SettingsError(
             "--password is given but no server. Add --redis URL or --host NAME; the local server needs no password."
@@ -208,7 +206,6 @@ def connect(url: str, *, name: str = "tinyverse", timeout: float = 5.0, key: str
         socket_read_size=1 << 20, retry=Retry(NoBackoff(), 0), health_check_interval=15, driver_info=None,
         client_name=re.sub(r"[^!-~]", "-", f"tv-{name}-{socket.gethostname()}-{os.getpid()}"), **keepalive,
     )  # fmt: skip
-    url = several(url)[0]
     try:
         if redis_places.is_one_of_several(url):
             return redis_places.client(url, key, **options)
@@ -257,20 +254,9 @@ def errors(url: str) -> Iterator[None]:
 
 
 def public(url: str) -> str:
-    """The URL, or several with commas between them, without passwords."""
+    """The URL without passwords."""
     hidden = r"(://[^:@/]*):.*@|(?<=password=)[^&]*"
-    return ",".join(
-        re.sub(hidden, lambda hit: f"{hit[1]}:***@" if hit[1] is not None else "***", one) for one in several(url)
-    )
-
-
-def several(url: str) -> list[str]:
-    """The URLs of servers, of which there may be more than one, with commas between them.
-
-    >>> several("redis+cluster://a:1,b:2/,unix:///s.sock")
-    ['redis+cluster://a:1,b:2/', 'unix:///s.sock']
-    """
-    return re.split(r",\s*(?=[a-z+]+://)", url.strip())
+    return re.sub(hidden, lambda hit: f"{hit[1]}:***@" if hit[1] is not None else "***", url)
 
 
 def _start(listen: str | None = None, max_memory: int | None = None) -> tuple[Server, bool]:

@@ -10,7 +10,6 @@ The server enforces it. Key permissions apart for reading and writing exist from
 from __future__ import annotations
 
 import hashlib
-import itertools
 import os
 import secrets
 import urllib.parse
@@ -28,7 +27,6 @@ from tinyverse.database.server import (
     find_server,
     for_others,
     public,
-    several,
     start,
 )
 from tinyverse.database.server_config import keep_users
@@ -41,21 +39,20 @@ _READING = ("xrange", "xrevrange", "xread", "xlen", "smembers")
 
 def rules(role: str, run: str) -> list[str]:
     """What an ACL says of a role. Brackets keep a command to its own keys: who may count sessions may not set State."""
-    keys, streams = Keys(run), Keys(run, "*")  # of a run without shards the latter are nobody's
-    everything = [each.weights(0).removesuffix("w:0") + "*" for each in (keys, streams)]
+    keys = Keys(run)
+    everything = keys.weights(0).removesuffix("w:0") + "*"
     shared = ["resetchannels", "-@all"]
     if role == "trainer":
-        return [*shared, *_grant(*COMMANDS), *(f"~{key}" for key in everything), f"~{Keys.RUNS}"]
+        return [*shared, *_grant(*COMMANDS), f"~{everything}", f"~{Keys.RUNS}"]
     if role == "viewer":
-        return [*shared, *_grant(*_ALL, *_READING), *(f"%R~{key}" for key in everything), f"%R~{Keys.RUNS}"]
-    readable = [key for each in (keys, streams) for key in (each.meta, each.stat, each.tally, each.current)]
-    readable.append(keys.weights(0).removesuffix("0") + "*")
+        return [*shared, *_grant(*_ALL, *_READING), f"%R~{everything}", f"%R~{Keys.RUNS}"]
+    readable = [keys.meta, keys.stat, keys.tally, keys.current, keys.weights(0).removesuffix("0") + "*"]
     return [
         *shared, *_grant(*_ALL), *(f"%R~{key}" for key in readable),
-        f"(+xadd %W~{keys.sessions} %W~{streams.sessions} %W~{keys.episodes} %W~{keys.errors})",
-        f"(+xtrim +xlen ~{keys.sessions} ~{streams.sessions})",  # a full server: the oldest make room
+        f"(+xadd %W~{keys.sessions} %W~{keys.episodes} %W~{keys.errors})",
+        f"(+xtrim +xlen ~{keys.sessions})",  # a full server: the oldest make room
         f"(+hset +hdel %W~{keys.heartbeats})",
-        f"(+hincrby ~{keys.tally} ~{streams.tally})",
+        f"(+hincrby ~{keys.tally})",
     ]  # fmt: skip
 
 
@@ -63,8 +60,8 @@ def make_users(run: str, url: str | None = None) -> dict[str, str]:
     """Makes the three users with new passwords; who had the old ones is shut out. Returns each role's URL.
 
     Args:
-        url: of a server, or of several, with a user who may run ACL; of a cluster, with all its nodes. None: as the
-            environment says, else this user's local server.
+        url: of a server, with a user who may run ACL; of a cluster, with all its nodes. None: as the environment says,
+            else this user's local server.
     Raises:
         ServerError: the server is too old, or does not let us.
     """
@@ -77,7 +74,7 @@ def make_users(run: str, url: str | None = None) -> dict[str, str]:
         role: [f"{role}.{run}", "reset", "on", f"#{_sha256(passwords[role])}", *rules(role, run)] for role in ROLES
     }
     try:
-        for node in itertools.chain(*map(keepers, several(admin))):
+        for node in keepers(admin):
             _set_users(node, list(lines.values()))
     except DatabaseError as error:
         if isinstance(error.__cause__, redis.exceptions.NoPermissionError):
@@ -88,9 +85,7 @@ def make_users(run: str, url: str | None = None) -> dict[str, str]:
         raise
     if local:
         keep_users(local, {line[0]: " ".join(line) for line in lines.values()})
-    return {
-        role: ",".join(_with_user(one, f"{role}.{run}", passwords[role]) for one in several(base)) for role in ROLES
-    }
+    return {role: _with_user(base, f"{role}.{run}", passwords[role]) for role in ROLES}
 
 
 def _set_users(url: str, lines: list[list[str]]) -> None:

@@ -21,7 +21,7 @@ from tinyverse.core.batch import Batch
 from tinyverse.core.errors import SettingsError, SpecError
 from tinyverse.core.session import Session, SessionSpec
 from tinyverse.core.text import counted
-from tinyverse.database.position import BEGINNING, furthest, is_behind
+from tinyverse.database.cursor import BEGINNING, furthest, is_behind
 from tinyverse.replay.config import Flow
 from tinyverse.replay.files import Sessions
 from tinyverse.replay.ring import Ring

@@ -18,7 +18,7 @@ from tinyverse.core import distributed
 from tinyverse.core.errors import CodecError, SpecError
 from tinyverse.core.session import Session
 from tinyverse.core.timing import Rate
-from tinyverse.database.position import BEGINNING, is_behind
+from tinyverse.database.cursor import BEGINNING, is_behind
 from tinyverse.replay.buffer import Replay
 from tinyverse.replay.samplers import Fresh
 from tinyverse.trainer.player_quota import Shares

@@ -43,7 +43,7 @@ from tinyverse.core.errors import (
 from tinyverse.core.timing import Rate, Stages, Waiting
 from tinyverse.core.weights import Weights, decode_weights, encode_weights
 from tinyverse.database.base import Database, State
-from tinyverse.database.position import BEGINNING, from_numbers, furthest, is_ahead, to_numbers
+from tinyverse.database.cursor import BEGINNING, from_numbers, furthest, is_ahead, to_numbers
 from tinyverse.player.player import HEARTBEAT_SECONDS, new_worker
 from tinyverse.replay.buffer import Replay
 from tinyverse.trainer.feeder import Intake
@@ -360,7 +360,7 @@ class Trainer:
             epoch, consumed = zlib.crc32(self.state.epoch.encode()), self._consumed
         ranks = distributed.exchange(
             self._drawn is not None, self.guard.is_spoilt(), self.replay.debt, epoch,
-            *to_numbers(consumed, self.database.streams),
+            *to_numbers(consumed),
         )  # fmt: skip
         ready, debts = [row[0] for row in ranks], [row[2] for row in ranks]
         # players are held back only when the poorest rank has enough, or it would wait for ever
