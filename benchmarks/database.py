@@ -39,8 +39,9 @@ import torch
 from tinyverse.core import system
 from tinyverse.core.session import Session, SessionSpec
 from tinyverse.database.base import BEGINNING
+from tinyverse.database.connection import connect
 from tinyverse.database.redis import RedisDatabase
-from tinyverse.database.server import Server, connect, private_server
+from tinyverse.database.server import Server, private_server
 from tinyverse.experiment import loader
 from tinyverse.player.player import Player, new_worker
 from tinyverse.trainer.trainer import READ_AT_ONCE

@@ -31,8 +31,9 @@ import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
 from tinyverse import TorchAgent  # noqa: E402
+from tinyverse.database.connection import connect  # noqa: E402
 from tinyverse.database.redis import RedisDatabase  # noqa: E402
-from tinyverse.database.server import connect, private_server  # noqa: E402
+from tinyverse.database.server import private_server  # noqa: E402
 from tinyverse.envs.atari import atari_pool  # noqa: E402
 from tinyverse.networks import ModularNetwork, NatureConv, Window  # noqa: E402
 from tinyverse.player.player import Courier, Player, new_worker, play  # noqa: E402

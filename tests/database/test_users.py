@@ -19,9 +19,10 @@ from tinyverse.core.run_config import agreement
 from tinyverse.database import server as redis_server
 from tinyverse.database import server_config
 from tinyverse.database.base import Worker
+from tinyverse.database.connection import connect
 from tinyverse.database.redis import RedisDatabase, list_runs
 from tinyverse.database.schema import Keys
-from tinyverse.database.server import connect, private_server
+from tinyverse.database.server import private_server
 from tinyverse.database.users import OLDEST, ROLES, make_users
 from tinyverse.monitoring.status import gather
 
@@ -125,8 +126,7 @@ def test_a_viewer_only_looks(place: Place) -> None:
     viewer = place.viewer
     assert viewer.meta()["spec"] == "s" and viewer.get_weights() == (3, b"weights") and read_all(viewer) == [b"session"]
     assert viewer.size()["sessions"] == 1 and viewer.episodes() == viewer.metrics() == viewer.errors() == []
-    with connect(place.urls["viewer"]) as client:
-        assert list_runs(client) == ["other", RUN]
+    assert list_runs(place.urls["viewer"]) == ["other", RUN]
     for attempt in (
         lambda: viewer.append([b"x"]), lambda: viewer.beat(Worker("w", "play")), lambda: viewer.put_weights(b"", 9, holder=ME),
         viewer.clear, viewer.ask_stop, lambda: viewer.count(rejected=1), lambda: viewer.leave("x"),

@@ -13,8 +13,9 @@ import psutil
 import pytest
 
 from tests.integration.test_commands import Place, place  # noqa: F401
+from tinyverse.database.connection import connect
 from tinyverse.database.redis import RedisDatabase
-from tinyverse.database.server import connect, private_server
+from tinyverse.database.server import private_server
 
 SECRET = "0f3a-the-shared-secret-of-this-run"
 
@@ -85,8 +86,8 @@ def test_nor_is_that_of_the_fleets_server(tmp_path: Path) -> None:
     script, word = Path(__file__).parents[2] / "benchmarks" / "fleet.py", "the-password-of-the-fleets-server"
     code = f"""
 import runpy, sys
-from tinyverse.database import server as redis_server
-redis_server._secret = lambda path: {word!r} if path.name == "password" else "another"
+from tinyverse.database import server_config
+server_config._secret = lambda path: {word!r} if path.name == "password" else "another"
 sys.argv = [{str(script)!r}, "--smoke", "--json"]
 sys.path.insert(0, {str(script.parent)!r})
 runpy.run_path(sys.argv[0], run_name="__main__")

@@ -17,7 +17,6 @@ from tinyverse.core.text import did_you_mean
 from tinyverse.database import server
 from tinyverse.database.base import Database
 from tinyverse.database.redis import list_runs
-from tinyverse.database.schema import Keys
 from tinyverse.monitoring import status
 
 
@@ -64,8 +63,7 @@ def _known(asked: Asked) -> Iterator[Database]:
 def redis_runs(asked: Asked) -> list[str]:
     """The names of the runs on the server."""
     address = server.find_server(asked.redis, asked.host, asked.port, asked.password, start=False)
-    with server.errors(address.url), server.connect(address.url, key=Keys.RUNS) as client:
-        return list_runs(client)
+    return list_runs(address.url)
 
 
 def do_stop(asked: Asked, *, wait: float = 15.0) -> tuple[int, int]:

@@ -36,7 +36,7 @@ def common(function: Command) -> Command:
             level=logging.DEBUG if verbose > 1 else logging.INFO if verbose else logging.WARNING,
             format="%(name)s: %(message)s",
         )
-        from tinyverse.database.server import public
+        from tinyverse.database.connection import public
 
         given = click.get_current_context().get_parameter_source("password") is ParameterSource.COMMANDLINE
         if given or (redis and public(redis) != redis):

@@ -1,13 +1,30 @@
-"""Keys: everything that lies on a server for a run, on one page; `RedisDatabase` writes and reads it."""
+"""Schema: everything that lies on a server for a run: the keys, and what the heartbeats and logs in them look like.
+
+Heartbeats and rows of logs are JSON. Whoever may write to the server may have written anything there, and readers show it
+on terminals and pages. So decoding gives what is expected and harmless, or None.
+"""
 
 from __future__ import annotations
 
+import json
+import math
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from tinyverse.core.errors import SettingsError
-from tinyverse.database.server import PREFIX
+from tinyverse.database.base import Worker
 
+PREFIX = "tv:"  # every key begins with it
+COMMANDS = (  # all that tinyverse sends; the local server's user may run these and no other
+    "ping", "client|setname", "time", "multi", "exec", "watch", "unwatch",
+    "xadd", "xrange", "xrevrange", "xread", "xlen", "xtrim",
+    "hset", "hget", "hmget", "hgetall", "hdel", "hincrby",
+    "get", "set", "unlink", "sadd", "srem", "smembers",
+)  # fmt: skip
+CLUSTER_COMMANDS = ("command", "cluster|slots")  # that redis-py sends besides to a Redis Cluster
 COUNTER = "count:"  # what a counter's field in `tally` begins with
+_WORKER = {name: type(value) for name, value in vars(Worker("", "")).items()}
 
 
 class Keys:
@@ -39,3 +56,54 @@ class Keys:
     def weights(self, version: int) -> str:
         """str: the weights of one version; never written twice."""
         return f"{self._prefix}w:{version}"
+
+
+def encode_row(row: Mapping[str, Any]) -> str:
+    return json.dumps(dict(row), default=lambda value: value.item())  # NumPy's scalars become Python's
+
+
+def decode_row(text: bytes) -> dict[str, Any] | None:
+    """A row of a log; None where somebody wrote something else there."""
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(row, dict):
+        return None
+    return {name: _harmless(value) if isinstance(value, str) else value for name, value in row.items()}
+
+
+def encode_heartbeat(worker: Worker, now: float) -> str:
+    """A worker that is alive at `now`, seconds of the server's time."""
+    return encode_row({**vars(worker), "at": now})
+
+
+def decode_heartbeat(text: bytes, now: float) -> Worker | None:
+    """The worker of a heartbeat, `seen` so many seconds before `now`; None when it makes no sense. Fields of other
+    releases are passed over."""
+    try:
+        beat = json.loads(text)
+        worker = Worker(**{name: beat[name] for name in beat if name in _WORKER})
+        worker.seen = max(0.0, now - float(beat["at"]))
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    if not all(_is_like(getattr(worker, name), kind) for name, kind in _WORKER.items()):
+        return None
+    for name, kind in _WORKER.items():
+        if kind is str:
+            setattr(worker, name, _harmless(getattr(worker, name)))
+    return worker
+
+
+def _is_like(value: Any, kind: type) -> bool:
+    """Whether a value that came from a network is what a field of Worker holds: then it can be shown."""
+    if kind is dict:
+        return isinstance(value, dict) and all(_is_like(share, float) for share in value.values())
+    if kind is str:
+        return isinstance(value, str)
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _harmless(text: str) -> str:
+    """Without what would command a terminal that shows it."""
+    return "".join(letter if letter.isprintable() or letter in "\n\t" else "?" for letter in text)
