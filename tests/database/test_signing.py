@@ -15,9 +15,9 @@ from tests.trainer.test_trainer import some_sessions
 from tinyverse.core.codec import UNSEALED
 from tinyverse.core.errors import CodecError, SettingsError
 from tinyverse.database.base import BEGINNING, Database
+from tinyverse.database.connection import connect, open_database
 from tinyverse.database.redis import RedisDatabase
-from tinyverse.database.server import Server, connect
-from tinyverse.database.sharded_database import open_database
+from tinyverse.database.server import Server
 from tinyverse.database.signing import Seal
 
 SECRET = "a secret of more than 16 characters"

@@ -10,7 +10,6 @@ same command; between two lives everything that may never be wrong is checked. P
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 import json
@@ -28,13 +27,11 @@ from redis.connection import AbstractConnection
 from tests.helpers.people import CountingLearner, a_player, a_spec, a_trainer
 from tinyverse.cli.context import Asked
 from tinyverse.cli.eval import Presence, Seen, _evaluate, _record, weights_for
-from tinyverse.core.errors import RunConflict
 from tinyverse.core.run_config import agreement
 from tinyverse.core.weights import WeightsFile, decode_weights
-from tinyverse.database import sharded_database
 from tinyverse.database.base import BEGINNING
+from tinyverse.database.connection import open_database
 from tinyverse.database.memory import MemoryDatabase
-from tinyverse.database.sharded_database import open_database
 from tinyverse.replay.config import ReplayConfig
 from tinyverse.trainer.run_folder import RunFolder
 from tinyverse.trainer.trainer import Trainer
@@ -197,15 +194,15 @@ class Witness:
         assert len(learned) == len(set(learned)), "learned from twice"
 
 
-def two_players() -> Iterator[tuple[str, list[bytes]]]:
-    """(player, its next sessions), an even number; in two streams they do not lie in the same one."""
+def two_players() -> Iterator[list[bytes]]:
+    """The next sessions of one player, of the other, and so on."""
     pairs = [
         (name, a_player(MemoryDatabase(), games=1, seed=seed)[0]) for name, seed in (("play-1", 0), ("play-2", 99))
     ]
     for turn in itertools.count():
         for name, player in pairs:
             player.version = player.update = 0
-            yield name, [player.play().sessions(name, 2 * turn + n)[0].encode() for n in range(2)]
+            yield [player.play().sessions(name, 2 * turn + n)[0].encode() for n in range(2)]
 
 
 class Before:
@@ -222,9 +219,8 @@ class Before:
 
     def __call__(self) -> None:
         if self.who == "trainer":
-            for name, blobs in itertools.islice(self.pushes, 4):
-                with contextlib.suppress(RunConflict):  # the trainer has not made the stream yet
-                    self.database.append_as(name, blobs)
+            for blobs in itertools.islice(self.pushes, 4):
+                self.database.append(blobs)
         elif self.who == "evaluator" and self.trainer:
             self.trainer.update += 1
             self.trainer.agent.weight = self.trainer.agent.weight + 1
@@ -233,7 +229,6 @@ class Before:
 
 def main(who: str, url: str, path: str) -> None:
     os.chdir(path)
-    sharded_database.PATIENCE = 0.2
     folder = Path("runs") / RUN
     folder.parent.mkdir()
     Path("judged.py").write_text(JUDGED)

@@ -34,9 +34,9 @@ from tinyverse.core.run_config import agreement
 from tinyverse.database import server as redis_server
 from tinyverse.database import server_config
 from tinyverse.database.base import BEGINNING, Worker
+from tinyverse.database.connection import connect
 from tinyverse.database.redis import RedisDatabase
 from tinyverse.database.schema import Keys
-from tinyverse.database.server import connect
 from tinyverse.player.loop import play
 from tinyverse.replay.config import ReplayConfig
 from tinyverse.trainer.loop import train

@@ -3,8 +3,8 @@
 import torch
 
 from tinyverse import TorchAgent
+from tinyverse.database.connection import connect
 from tinyverse.database.redis import RedisDatabase
-from tinyverse.database.server import connect
 from tinyverse.envs.atari import atari_pool
 from tinyverse.experiment.experiment import session_spec
 from tinyverse.networks import ModularNetwork, NatureConv, Window

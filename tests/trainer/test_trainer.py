@@ -19,9 +19,9 @@ from tinyverse.core import codec, distributed
 from tinyverse.core.errors import DatabaseError, DatabaseLost, LeaseLost, SettingsError
 from tinyverse.core.run_config import agreement
 from tinyverse.core.weights import decode_weights
+from tinyverse.database.connection import connect
 from tinyverse.database.memory import MemoryDatabase
 from tinyverse.database.redis import RedisDatabase
-from tinyverse.database.server import connect
 from tinyverse.envs.pool import GamePool
 from tinyverse.experiment.experiment import session_spec
 from tinyverse.networks import MLP, ModularNetwork

@@ -149,7 +149,6 @@ class _Players:
         place = {
             "TINYVERSE_REDIS_URL": asked.server(start=True),
             "TINYVERSE_PARENT": str(os.getpid()),
-            **({"TINYVERSE_SHARDS": str(asked.shards)} if asked.shards else {}),
             **system.python_path(),
         }
         self._processes = [

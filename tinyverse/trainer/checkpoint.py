@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tinyverse.core import rng
 from tinyverse.core.errors import RunConflict, SpecError, TinyverseError
 from tinyverse.core.weights import decode_weights
-from tinyverse.database.position import is_ahead
+from tinyverse.database.cursor import is_ahead
 from tinyverse.replay import checkpoint as replay_checkpoint
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from tinyverse.core.errors import CodecError, DatabaseLost, SpecError
 from tinyverse.core.session import Session
 from tinyverse.core.timing import Rate
 from tinyverse.database.base import Database, State, Worker
-from tinyverse.database.position import BEGINNING, furthest, is_behind
+from tinyverse.database.cursor import BEGINNING, furthest, is_behind
 from tinyverse.replay.buffer import Replay
 from tinyverse.replay.samplers import Fresh
 from tinyverse.trainer.player_quota import PlayerQuota
