@@ -26,7 +26,7 @@ def test_the_experiment_of_the_readme_learns(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     trainer = do_local(Asked("mine.py", quiet=True, seed=1), Learning(updates=60))
     assert trainer.update == 60
-    assert sum(trainer.intake.returns) / len(trainer.intake.returns) > 28  # a random player balances for 22 steps
+    assert sum(trainer.feeder.returns) / len(trainer.feeder.returns) > 28  # a random player balances for 22 steps
     assert loader.examples().keys() >= {"atari", "cartpole", "catch", "tabular"}
 
 
