@@ -12,7 +12,8 @@ from tests.helpers.people import LENGTH, a_player, a_spec, a_trainer
 from tinyverse.core import rng
 from tinyverse.core.errors import RunConflict, TinyverseError
 from tinyverse.database.memory import MemoryDatabase
-from tinyverse.replay.buffer import Replay, files
+from tinyverse.replay import files
+from tinyverse.replay.buffer import Replay
 from tinyverse.replay.config import Flow
 from tinyverse.replay.samplers import Fresh, Mixed, Prioritized, Sampler, Uniform
 from tinyverse.trainer.run_folder import RunFolder
