@@ -51,12 +51,12 @@ def test_play_steps_games_in_processes_of_their_own(run: Tinyverse, monkeypatch:
     created(run)
     calls: list[Any] = []
 
-    class Spy(play.WorkerPool):
+    class Spy(play.ProcessPool):
         def __init__(self, *arguments: Any, **named: Any) -> None:
             calls.append((*arguments[1:3], named["step_timeout"], named["memory"]))
             super().__init__(*arguments, **named)
 
-    monkeypatch.setattr(play, "WorkerPool", Spy)
+    monkeypatch.setattr(play, "ProcessPool", Spy)
     run("play", "-n", 2, "-b", 3, "--workers", 2, "-q")
     assert info(run)["inserted"] == 6
     run("play", "-n", 1, "-b", 3, "--workers", 2, "--cores", 2, "-q")
@@ -193,7 +193,7 @@ def test_other_settings_are_listed_and_forced(tinyverse: Tinyverse) -> None:
 
 
 def test_force_changes_the_agreement_on_the_server(run: Tinyverse, tinyverse: Tinyverse, monkeypatch: Any) -> None:
-    from tinyverse.player.player import new_worker
+    from tinyverse.database.base import new_worker
 
     created(run)
     run("play", "-n", 1, "-b", 2, "-q")

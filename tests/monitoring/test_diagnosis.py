@@ -8,15 +8,15 @@ import pytest
 from rich.console import Console
 
 from tests.helpers.people import LENGTH, a_run, a_spec
-from tinyverse.core.run_config import agreement
-from tinyverse.database.base import Worker
+from tinyverse.core.run_config import run_config
+from tinyverse.database.base import Worker, log_error
 from tinyverse.database.memory import MemoryDatabase
 from tinyverse.monitoring import diagnosis, status
 
 
 def a_database(*workers, metrics=None, **numbers):
     database = MemoryDatabase()
-    database.create(agreement("counting", {}, a_spec()))
+    database.create(run_config("counting", {}, a_spec()))
     database.report(**numbers)
     for number, worker in enumerate(workers):
         database.beat(Worker(**{"id": f"{worker['role']}-{number}", "host": "here", **worker}))
@@ -111,7 +111,7 @@ def test_a_sparkline_takes_any_numbers():
 @pytest.mark.parametrize("on_redis", [False, True])
 def test_what_ended_a_worker_can_be_read_with_its_traceback(redis_url, on_redis):
     database = a_run(redis_url) if on_redis else MemoryDatabase()
-    database.create(agreement("counting", {}, a_spec()))
+    database.create(run_config("counting", {}, a_spec()))
     assert "no worker has ended" in shown(status.errors(status.gather(database, "x")))
 
     def careless():
@@ -121,8 +121,8 @@ def test_what_ended_a_worker_can_be_read_with_its_traceback(redis_url, on_redis)
         try:
             careless()
         except KeyError as error:
-            status.log_error(database, Worker("play-1", "play", "here", number), error)
-    status.log_error(database, Worker("play-1", "play"), KeyboardInterrupt())
+            log_error(database, Worker("play-1", "play", "here", number), error)
+    log_error(database, Worker("play-1", "play"), KeyboardInterrupt())
     facts = status.gather(database, "x")
     assert [row["pid"] for row in facts["errors"]] == list(range(2, 12))
     text = shown(status.errors(facts))

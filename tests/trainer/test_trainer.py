@@ -18,7 +18,7 @@ from tinyverse.agents.torch_agent import TorchAgent
 from tinyverse.algorithms.vtrace import VTrace
 from tinyverse.core import codec
 from tinyverse.core.errors import DatabaseError, DatabaseLost, LeaseLost, SettingsError
-from tinyverse.core.run_config import agreement
+from tinyverse.core.run_config import run_config
 from tinyverse.core.weights import decode_weights
 from tinyverse.database.memory import MemoryDatabase
 from tinyverse.database.redis import RedisDatabase
@@ -26,7 +26,8 @@ from tinyverse.database.server import connect
 from tinyverse.envs.pool import GamePool
 from tinyverse.experiment.experiment import session_spec
 from tinyverse.networks import MLP, ModularNetwork
-from tinyverse.player.player import Player, play
+from tinyverse.player.loop import play
+from tinyverse.player.player import Player
 from tinyverse.replay.buffer import Replay
 from tinyverse.replay.config import Flow
 from tinyverse.replay.samplers import Fresh, Uniform
@@ -144,7 +145,7 @@ def a_network_trainer(database, folder=None):
     spec = session_spec(env.observation_space, env.action_space, agent, LENGTH)
     learner = VTrace(agent, learning_rate=0.01, optimizer="adam", total_updates=30)
     replay = Replay(spec, Flow(batch=2, buffer_size=50), Fresh())
-    return Trainer(agent, learner, replay, database, agreement("small", {}, spec), folder=folder)
+    return Trainer(agent, learner, replay, database, run_config("small", {}, spec), folder=folder)
 
 
 def network_sessions(count):

@@ -13,7 +13,6 @@ import json
 import logging
 import math
 import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -25,7 +24,7 @@ from rich.text import Text
 from tinyverse.core.errors import DatabaseError
 from tinyverse.core.text import counted
 from tinyverse.core.timing import Ticker
-from tinyverse.database.base import Database, Worker
+from tinyverse.database.base import Database
 from tinyverse.monitoring import diagnosis
 from tinyverse.monitoring.writers import TensorBoard, Writer
 from tinyverse.trainer.run_folder import RunFolder
@@ -163,18 +162,6 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f}s"
     minutes = int(seconds // 60)
     return f"{minutes}m{int(seconds % 60):02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
-
-
-def log_error(database: Database, worker: Worker, error: BaseException) -> None:
-    """Leaves what ended a worker in the database, for `info --errors`."""
-    if isinstance(error, (KeyboardInterrupt, SystemExit)):
-        return
-    row = {
-        "role": worker.role, "host": worker.host, "pid": worker.pid, "when": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
-        "error": f"{type(error).__name__}: {error}"[:1000], "traceback": "".join(traceback.format_exception(error))[-10_000:],
-    }  # fmt: skip
-    with contextlib.suppress(DatabaseError):  # it is raised here all the same
-        database.log_error(row)
 
 
 class TrainLog:
