@@ -43,11 +43,12 @@ if __name__ == "__main__":  # before torch is imported, as the command line does
     system.prepare()
 
 from tinyverse.core.weights import encode_weights
+from tinyverse.database.base import new_worker
 from tinyverse.database.redis import RedisDatabase
 from tinyverse.database.schema import Keys
 from tinyverse.database.server import Server, connect, private_server
 from tinyverse.experiment import loader
-from tinyverse.player.player import Player, new_worker
+from tinyverse.player.player import Player
 from tinyverse.trainer.trainer import READ_AT_ONCE
 
 RUN, HOLDER = "fleet", "bench"

@@ -159,7 +159,7 @@ def noise(spec: SessionSpec, number: int) -> Session:
     arrays["actions"][:] = random.integers(0, int(BUTTONS.n), STEPS)
     arrays["alive"][:] = True
     arrays["extras.behaviour_log_prob"][:] = -np.log(float(BUTTONS.n))
-    return Session.from_arrays(arrays, {"player": "bench", "sequence": str(number), "version": "0", "update": "0"})
+    return Session(arrays, {"player": "bench", "sequence": str(number), "version": "0", "update": "0"})
 
 
 def measure_run(bench: measure.Bench, device: str) -> None:

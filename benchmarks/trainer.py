@@ -43,12 +43,13 @@ from tinyverse.algorithms import VTrace
 from tinyverse.core.batch import Batch
 from tinyverse.core.run_config import agreement
 from tinyverse.core.session import Session, SessionSpec
+from tinyverse.database.base import new_worker
 from tinyverse.database.redis import RedisDatabase
 from tinyverse.database.server import private_server
 from tinyverse.envs.atari import atari_pool
 from tinyverse.networks import ModularNetwork, NatureConv, Window
 from tinyverse.networks.bodies import stack_windows
-from tinyverse.player.player import Player, new_worker
+from tinyverse.player.player import Player
 from tinyverse.replay.buffer import Replay
 from tinyverse.replay.config import Flow
 from tinyverse.replay.samplers import Fresh, Uniform

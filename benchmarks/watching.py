@@ -33,10 +33,13 @@ if __name__ == "__main__":  # before torch is imported, as the command line does
 from tinyverse.cli.context import Asked
 from tinyverse.core.run_config import agreement
 from tinyverse.core.weights import encode_weights
+from tinyverse.database.base import new_worker
 from tinyverse.database.redis import RedisDatabase
 from tinyverse.database.server import private_server
 from tinyverse.experiment import loader
-from tinyverse.player.player import Courier, Player, new_worker, play
+from tinyverse.player.loop import play
+from tinyverse.player.player import Player
+from tinyverse.player.uploader import Uploader
 
 HOLDER = "bench"
 LOOKS = 1.0  # seconds between two looks at the game: no page asks more often
@@ -60,7 +63,7 @@ def main() -> None:
         seen = list[int]()
 
         def played() -> float:
-            courier = Courier(database, new_worker("play", games=player.num_games), agents[1])
+            courier = Uploader(database, new_worker("play", games=player.num_games), agents[1])
             courier.start()
             with measure.on_core(0):
                 rate = measure.rate_of(

@@ -9,7 +9,7 @@ from tests.algorithms.test_dqn import Chainer
 from tests.helpers.chains import LENGTH, OBSERVED, Chains, play_on
 from tinyverse.algorithms import R2D2
 from tinyverse.core import nest
-from tinyverse.core.session import Session
+from tinyverse.core.session import Session, flatten
 from tinyverse.experiment.experiment import session_spec
 from tinyverse.networks import LSTM, MLP, ModularNetwork
 from tinyverse.replay.buffer import Replay
@@ -38,12 +38,10 @@ def sessions_of(batch):
     names = ("observations", "actions", "rewards", "terminated", "truncated", "alive")
     metadata = {"version": "0", "update": "0", "sequence": "0", "player": "p"}
     for game in range(batch.rewards.shape[1]):
-        yield Session(
-            **{name: column(getattr(batch, name), game) for name in names},
-            extras={"behaviour_log_prob": column(batch.extras["behaviour_log_prob"], game)},
-            initial_memory=column(batch.initial_memory, game, leading=True),
-            metadata=metadata,
-        )
+        trees = {name: column(getattr(batch, name), game) for name in names}
+        trees["extras"] = {"behaviour_log_prob": column(batch.extras["behaviour_log_prob"], game)}
+        trees["initial_memory"] = column(batch.initial_memory, game, leading=True)
+        yield Session(flatten(trees), metadata)
 
 
 class Loop:

@@ -193,7 +193,7 @@ def test_other_settings_are_listed_and_forced(tinyverse: Tinyverse) -> None:
 
 
 def test_force_changes_the_agreement_on_the_server(run: Tinyverse, tinyverse: Tinyverse, monkeypatch: Any) -> None:
-    from tinyverse.player.player import new_worker
+    from tinyverse.database.base import new_worker
 
     created(run)
     run("play", "-n", 1, "-b", 2, "-q")

@@ -38,7 +38,7 @@ def a_golden_trainer(folder: Path) -> Any:
 
 
 def as_lists(session: Session) -> dict[str, Any]:
-    return {name: array.tolist() for name, array in session.arrays().items()}
+    return {name: array.tolist() for name, array in session.arrays.items()}
 
 
 def write(folder: Path) -> None:
@@ -50,7 +50,7 @@ def write(folder: Path) -> None:
         player, _ = a_player(MemoryDatabase(), games=1, nested=nested, length=length)
         player.version = player.update = 0
         session = player.play().sessions("play-golden", 5)[0]
-        blob = codec.encode(session.arrays(), session.metadata)
+        blob = codec.encode(session.arrays, session.metadata)
         (folder / f"session-{kind}.bin").write_bytes(codec.compress(blob) if kind == "compressed" else blob)
         (folder / f"session-{kind}.json").write_text(json.dumps(as_lists(session)))
         (folder / f"meta-{kind}.json").write_text(json.dumps(agreement("counting", {"x": 1}, a_spec(nested, length))))

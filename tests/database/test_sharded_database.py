@@ -25,7 +25,7 @@ from tinyverse.database.position import is_behind
 from tinyverse.database.redis import RedisDatabase, list_runs, place_of
 from tinyverse.database.server import Server, connect, private_server, several
 from tinyverse.database.sharded_database import ShardedDatabase, open_database
-from tinyverse.player.player import play
+from tinyverse.player.loop import play
 from tinyverse.replay.config import Flow
 from tinyverse.trainer.loop import train
 

@@ -15,10 +15,13 @@ from tests.helpers.faulty import FaultyEnv, all_faulty, one_faulty
 from tests.helpers.people import LENGTH, until
 from tests.helpers.sources import World
 from tinyverse.core.errors import ExperimentError, SpecError
+from tinyverse.database.base import new_worker
 from tinyverse.database.memory import MemoryDatabase
 from tinyverse.envs import GamePool, pool_of
 from tinyverse.envs.restarts import Mender
-from tinyverse.player.player import Courier, Player, new_worker, play
+from tinyverse.player.loop import play
+from tinyverse.player.player import Player
+from tinyverse.player.uploader import Uploader
 
 WAYS = {
     "raises": "KeyError: 'mine'",
@@ -262,7 +265,7 @@ def test_a_player_says_what_failed_and_goes_on(caplog: Any) -> None:
             return super()._observation().astype(np.int32)
 
     player = Player(CountingAgent(), GamePool(Whole, 2, mend=True), LENGTH)
-    courier = Courier(database, new_worker("play", games=2), CountingAgent())
+    courier = Uploader(database, new_worker("play", games=2), CountingAgent())
     courier.start()
     with caplog.at_level(logging.CRITICAL):
         assert play(player, courier, batches=12) == 12

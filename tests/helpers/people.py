@@ -16,11 +16,12 @@ from tinyverse.algorithms.learner import Learner
 from tinyverse.core.errors import DatabaseLost
 from tinyverse.core.run_config import agreement
 from tinyverse.core.session import SessionSpec
-from tinyverse.database.base import Database
+from tinyverse.database.base import Database, new_worker
 from tinyverse.database.redis import RedisDatabase
 from tinyverse.envs.pool import GamePool, Pool
 from tinyverse.experiment.experiment import session_spec
-from tinyverse.player.player import Courier, Player, new_worker
+from tinyverse.player.player import Player
+from tinyverse.player.uploader import Uploader
 from tinyverse.replay.buffer import Replay
 from tinyverse.replay.config import Flow
 from tinyverse.replay.samplers import Fresh, Sampler
@@ -158,8 +159,8 @@ def a_player(
     length: int = LENGTH,
     seed: int = 0,
     pool: Pool | None = None,
-) -> tuple[Player, Courier]:
+) -> tuple[Player, Uploader]:
     """A player of the counting game and its courier, which is not started."""
     pool = pool or GamePool(lambda: CountingEnv(nested), games)
-    courier = Courier(database, new_worker("play", games=pool.num_games), an_agent(nested))
+    courier = Uploader(database, new_worker("play", games=pool.num_games), an_agent(nested))
     return Player(an_agent(nested), pool, length, seed=seed), courier

@@ -37,7 +37,7 @@ from tinyverse.database.base import BEGINNING, Worker
 from tinyverse.database.redis import RedisDatabase
 from tinyverse.database.schema import Keys
 from tinyverse.database.server import connect
-from tinyverse.player.player import play
+from tinyverse.player.loop import play
 from tinyverse.replay.config import Flow
 from tinyverse.trainer.loop import train
 from tinyverse.trainer.trainer import Trainer

@@ -16,11 +16,13 @@ from tinyverse.algorithms.learner import Learner
 from tinyverse.algorithms.vtrace import VTrace
 from tinyverse.core import nest
 from tinyverse.core.run_config import agreement
-from tinyverse.database.base import BEGINNING
+from tinyverse.database.base import BEGINNING, new_worker
 from tinyverse.envs.pool import GamePool
 from tinyverse.experiment.experiment import session_spec
 from tinyverse.networks import LSTM, MLP, ModularNetwork, Window
-from tinyverse.player.player import Courier, Player, new_worker, play
+from tinyverse.player.loop import play
+from tinyverse.player.player import Player
+from tinyverse.player.uploader import Uploader
 from tinyverse.replay.buffer import Replay
 from tinyverse.replay.config import Flow
 from tinyverse.replay.samplers import Fresh
@@ -143,7 +145,7 @@ def columns(batches):
 def check_same(sessions, batches):
     """Fresh delivers the sessions in their order, each once."""
     for session, leaves in zip(sessions, columns(batches), strict=True):
-        arrays = session.arrays()
+        arrays = session.arrays
         assert arrays.keys() == leaves.keys()
         for name in arrays:
             np.testing.assert_array_equal(arrays[name], leaves[name], name)
@@ -274,7 +276,7 @@ def test_training_recomputes_the_log_probabilities_of_acting(redis_url, parts):
     replay = Replay(spec, Flow(batch=GAMES, buffer_size=500), Fresh())
     trainer = Trainer(learning, Watching(learning), replay, database, agreement("small", {}, spec))
     pool = GamePool(SmallNumbers, GAMES)
-    courier = Courier(database, new_worker("play", games=GAMES), a_torch_agent(parts))
+    courier = Uploader(database, new_worker("play", games=GAMES), a_torch_agent(parts))
     player = Player(a_torch_agent(parts), pool, 7)
     through_the_pipe(database, trainer, player, courier, 30)
     off_memory = off_first = 0.0
@@ -299,7 +301,7 @@ def test_vtrace_on_the_batches_of_the_pipe_is_on_policy(redis_url):
     replay = Replay(spec, Flow(batch=GAMES, buffer_size=500), Fresh())
     learner = VTrace(learning, learning_rate=0.0)
     trainer = Trainer(learning, learner, replay, database, agreement("small", {}, spec))
-    courier = Courier(database, new_worker("play", games=GAMES), a_torch_agent("both"))
+    courier = Uploader(database, new_worker("play", games=GAMES), a_torch_agent("both"))
     through_the_pipe(database, trainer, Player(a_torch_agent("both"), GamePool(SmallNumbers, GAMES), 7), courier, 10)
     assert float(trainer.metrics["vtrace/mean_rho"]) == pytest.approx(1.0, abs=1e-4)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.helpers.people import a_spec
-from tinyverse.core.run_config import agreement
+from tinyverse.core.run_config import run_config
 from tinyverse.database.base import Worker
 from tinyverse.database.memory import MemoryDatabase
 
@@ -14,7 +14,7 @@ from tinyverse.database.memory import MemoryDatabase
 def database():
     """A run in full swing."""
     database = MemoryDatabase()
-    database.create(agreement("counting", {"learning_rate": 1e-3}, a_spec()))
+    database.create(run_config("counting", {"learning_rate": 1e-3}, a_spec()))
     database.acquire_lease("host:1:x")
     database.put_weights(b"weights", 3, holder="host:1:x", update=30, step=4000)
     database.report(delivered=6, capacity=50)

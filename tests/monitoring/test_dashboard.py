@@ -30,7 +30,7 @@ from tinyverse.cli import sessions_work
 from tinyverse.cli import watch as watching
 from tinyverse.cli.context import Asked
 from tinyverse.core.errors import DatabaseLost, ServerError, SettingsError
-from tinyverse.core.run_config import agreement
+from tinyverse.core.run_config import run_config
 from tinyverse.database.base import Database, Worker
 from tinyverse.database.memory import MemoryDatabase
 from tinyverse.envs.pool import GamePool
@@ -53,7 +53,7 @@ def worker(name: str = "play-1", games: int = 2, **more: Any) -> Worker:
 def a_database(database: Database | None = None) -> Database:
     """A run of the counting game."""
     database = database or MemoryDatabase()
-    database.create(agreement("counting", {}, a_spec()))
+    database.create(run_config("counting", {}, a_spec()))
     return database
 
 
@@ -256,8 +256,8 @@ def test_joined_sessions_are_one_longer_session(nested: bool) -> None:
         return [player.play().sessions("play-1", number)[0] for number in range(count)]
 
     parts, (whole,) = joined(played(4, 3)), played(12, 1)
-    for name, array in whole.arrays().items():
-        np.testing.assert_array_equal(parts.arrays()[name], array, err_msg=name)
+    for name, array in whole.arrays.items():
+        np.testing.assert_array_equal(parts.arrays[name], array, err_msg=name)
 
 
 def swallow(**_: Any) -> None:
@@ -274,7 +274,7 @@ def test_values_are_those_of_the_newest_weights(
     experiment = loader.build(asked.module, asked.resolved({}))
     agent = experiment.agent()
     with asked.connected(start=False) as database:
-        database.create(agreement("catch", asked.resolved({}), experiment.spec(agent)))
+        database.create(run_config("catch", asked.resolved({}), experiment.spec(agent)))
         player = Player(agent, experiment.pool(2), experiment.unroll_length, seed=1)
         player.version = 4
         database.append([session.encode() for session in player.play().sessions("play-1", 0)], worker=worker())

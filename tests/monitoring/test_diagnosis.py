@@ -6,7 +6,7 @@ import pytest
 
 from tests.helpers.people import LENGTH, a_spec
 from tests.helpers.terminal import shown
-from tinyverse.core.run_config import agreement
+from tinyverse.core.run_config import run_config
 from tinyverse.database.base import Worker
 from tinyverse.database.memory import MemoryDatabase
 from tinyverse.monitoring import diagnosis, status, terminal
@@ -14,7 +14,7 @@ from tinyverse.monitoring import diagnosis, status, terminal
 
 def a_database(*workers, metrics=None, **numbers):
     database = MemoryDatabase()
-    database.create(agreement("counting", {}, a_spec()))
+    database.create(run_config("counting", {}, a_spec()))
     database.report(**numbers)
     for number, worker in enumerate(workers):
         database.beat(Worker(**{"id": f"{worker['role']}-{number}", "host": "here", **worker}))

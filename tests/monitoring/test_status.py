@@ -8,8 +8,8 @@ import pytest
 
 from tests.helpers.people import a_run, a_spec
 from tests.helpers.terminal import shown
-from tinyverse.core.run_config import agreement
-from tinyverse.database.base import Worker
+from tinyverse.core.run_config import run_config
+from tinyverse.database.base import Worker, log_error
 from tinyverse.database.memory import MemoryDatabase
 from tinyverse.monitoring import status, terminal
 
@@ -52,7 +52,7 @@ def test_an_empty_run_has_no_means():
 @pytest.mark.parametrize("on_redis", [False, True])
 def test_what_ended_a_worker_can_be_read_with_its_traceback(redis_url, on_redis):
     database = a_run(redis_url) if on_redis else MemoryDatabase()
-    database.create(agreement("counting", {}, a_spec()))
+    database.create(run_config("counting", {}, a_spec()))
     assert "no worker has ended" in shown(terminal.errors(status.gather(database, "x")))
 
     def careless():
@@ -62,8 +62,8 @@ def test_what_ended_a_worker_can_be_read_with_its_traceback(redis_url, on_redis)
         try:
             careless()
         except KeyError as error:
-            status.log_error(database, Worker("play-1", "play", "here", number), error)
-    status.log_error(database, Worker("play-1", "play"), KeyboardInterrupt())
+            log_error(database, Worker("play-1", "play", "here", number), error)
+    log_error(database, Worker("play-1", "play"), KeyboardInterrupt())
     facts = status.gather(database, "x")
     assert [row["pid"] for row in facts["errors"]] == list(range(2, 12))
     text = shown(terminal.errors(facts))

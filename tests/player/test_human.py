@@ -14,12 +14,14 @@ from tests.helpers.people import LENGTH, a_run, a_trainer, until
 from tinyverse import TorchAgent
 from tinyverse.algorithms import BehaviourCloning, VTrace
 from tinyverse.core.errors import ExperimentError, SettingsError, WindowClosed
+from tinyverse.database.base import new_worker
 from tinyverse.envs.pool import GamePool
 from tinyverse.experiment.experiment import session_spec
 from tinyverse.monitoring import status
 from tinyverse.networks import MLP, ModularNetwork
-from tinyverse.player.human import Human, Window, bindings
-from tinyverse.player.player import Courier, Player, new_worker
+from tinyverse.player.human import HumanAgent, Window, bindings
+from tinyverse.player.player import Player
+from tinyverse.player.uploader import Uploader
 from tinyverse.replay.buffer import Replay
 from tinyverse.replay.config import Flow
 from tinyverse.replay.samplers import Fresh, Mixed, Uniform
@@ -60,7 +62,7 @@ def played(agent, times=1, human=True, sequence=0):
 def demonstrations(times, human=True):
     env = Corridor()
     agent = an_agent(env)
-    return env, played(Human(agent, env.action_space, right) if human else agent, times, human)
+    return env, played(HumanAgent(agent, env.action_space, right) if human else agent, times, human)
 
 
 def spec_of(env, agent=None):
@@ -102,7 +104,7 @@ def test_extras_that_the_agent_does_not_have_are_not_made_up():
 
     env = Corridor()
     plain = Plain(an_agent(env).network)
-    assert played(Human(plain, env.action_space, right))[0].extras == {}
+    assert played(HumanAgent(plain, env.action_space, right))[0].extras == {}
 
 
 # -- keys -----------------------------------------------------------------------------------------------------------
@@ -182,13 +184,13 @@ def test_info_counts_people_apart_and_the_curve_is_the_agents(redis_url):
     for role, rounds in (("play", 1), ("human", 4)):
         from tests.helpers.people import an_agent as counting_agent
 
-        courier = Courier(database, new_worker(role, games=2), counting_agent())
-        courier.start()
+        uploader = Uploader(database, new_worker(role, games=2), counting_agent())
+        uploader.start()
         player = Player(counting_agent(), GamePool(CountingEnv, 2), LENGTH)
         player.version = 0
         for _ in range(rounds):
-            assert courier.offer(player.play(), timeout=5.0)
-        courier.close()
+            assert uploader.offer(player.play(), timeout=5.0)
+        uploader.close()
     facts = until(lambda: (found := status.gather(database, "x"))["human_sessions"] == 8 and found)
     assert facts["inserted"] == 10 and facts["counters"] == {}
     rows = database.episodes(1000)
@@ -268,7 +270,7 @@ def wrong(observations):
 
 def test_behaviour_cloning_imitates_people_and_nobody_else():
     env, shown = demonstrations(16)
-    others = played(Human(an_agent(env), env.action_space, wrong), 48, human=False, sequence=100)
+    others = played(HumanAgent(an_agent(env), env.action_space, wrong), 48, human=False, sequence=100)
     replay = Replay(spec_of(env), Flow(batch=8, buffer_size=64, reuse=None), Uniform())
     for session in shown + others:
         replay.add(session)

@@ -40,7 +40,7 @@ def session_of(number, update=0, spec=SPEC):
         values = np.broadcast_to(100 * number + rows, shape or (1,)).reshape(shape)
         arrays[name] = values % 2 == 0 if dtype.kind == "b" else values.astype(dtype)
     metadata = {"player": "p", "sequence": str(number), "version": str(update), "update": str(update)}
-    return Session.from_arrays(arrays, metadata)
+    return Session(arrays, metadata)
 
 
 def replay_of(sampler=None, count=0, spec=SPEC, **flow):
@@ -518,7 +518,7 @@ class World:
                 "sequence": str(self.sequence),
                 **{name: str(number) for name, number in numbers.items()},
             }
-            self.database.append([Session.from_arrays(ZEROS, metadata).encode()])
+            self.database.append([Session(ZEROS, metadata).encode()])
             self.sequence += 1
             if self.random.random() < self.chosen.reads / 4:
                 self.trainer.feed()  # the feeder is a thread of its own

@@ -138,7 +138,7 @@ def test_a_real_loss_that_explodes(tmp_path):
     trainer = a_network_trainer(database, folder)
     trainer.join()
     sessions = network_sessions(6)
-    huge = [dataclasses.replace(s, rewards=np.full(5, 3e38, np.float32)) for s in sessions[2:4]]
+    huge = [dataclasses.replace(s, arrays={**s.arrays, "rewards": np.full(5, 3e38, np.float32)}) for s in sessions[2:4]]
     trainer.learner.reward_clip = None
     push(database, sessions[:2] + huge + sessions[4:])
     with pytest.raises(NotANumber, match="grad_norm"):

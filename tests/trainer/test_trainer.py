@@ -26,7 +26,8 @@ from tinyverse.database.server import connect
 from tinyverse.envs.pool import GamePool
 from tinyverse.experiment.experiment import session_spec
 from tinyverse.networks import MLP, ModularNetwork
-from tinyverse.player.player import Player, play
+from tinyverse.player.loop import play
+from tinyverse.player.player import Player
 from tinyverse.replay.buffer import Replay
 from tinyverse.replay.config import Flow
 from tinyverse.replay.samplers import Fresh, Uniform

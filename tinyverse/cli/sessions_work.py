@@ -238,7 +238,7 @@ def _bounded(sessions: Iterator[Session]) -> Iterator[list[Session]]:
     part, size = list[Session](), 0
     for session in sessions:
         part.append(session)
-        size += sum(array.nbytes for array in session.arrays().values())
+        size += sum(array.nbytes for array in session.arrays.values())
         if len(part) == AT_ONCE or size >= PUSH_BYTES:
             yield part
             part, size = [], 0

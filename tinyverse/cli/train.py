@@ -26,7 +26,7 @@ from tinyverse.core.run_config import agreed_of, agreement, check_agreed, check_
 from tinyverse.core.signals import stop_on_signals
 from tinyverse.core.text import counted
 from tinyverse.core.weights import WeightsFile
-from tinyverse.database.base import Database
+from tinyverse.database.base import Database, log_error
 from tinyverse.experiment import loader
 from tinyverse.experiment.experiment import Experiment
 from tinyverse.monitoring import status, writers
@@ -139,7 +139,7 @@ def train_run(
                 trainer, updates=learning.updates, save_every=learning.save_every, should_stop=should_stop, on_turn=turn
             )
         except Exception as error:
-            status.log_error(database, trainer.worker, error)
+            log_error(database, trainer.worker, error)
             raise
         finally:
             over = True  # what is left to be seen is what came out, not that nobody is at work any more

@@ -73,7 +73,7 @@ class Archive:
             arrays = self._arrays(shard["file"], shard["xxh3"], len(shard["sessions"]))
             for row, about in enumerate(shard["sessions"]):
                 one = {name: array[row] for name, array in arrays.items()}
-                yield about["id"], Session.from_arrays(one, about["metadata"])
+                yield about["id"], Session(one, about["metadata"])
 
     def _arrays(self, name: str, checksum: str, count: int) -> dict[str, np.ndarray]:
         file, limit = self.path.with_name(name), max(SHARD_BYTES, self.spec.nbytes)
@@ -141,7 +141,7 @@ def write_hdf5(path: Path, sessions: Iterable[tuple[str, Session]], spec: Sessio
                 chunks, maxshape = (1, *(max(1, size) for size in shape)), (None, *shape)
                 file.create_dataset(name, (0, *shape), dtype, chunks=chunks, maxshape=maxshape, compression="gzip")
             for key, session in sessions:
-                row = {"id": key, "metadata": json.dumps(session.metadata), **session.arrays()}
+                row = {"id": key, "metadata": json.dumps(session.metadata), **session.arrays}
                 for name, value in row.items():
                     file[name].resize(count + 1, axis=0)
                     file[name][count] = value
@@ -155,7 +155,7 @@ def write_hdf5(path: Path, sessions: Iterable[tuple[str, Session]], spec: Sessio
 
 
 def _write_shard(path: Path, number: int, part: list[tuple[str, Session]]) -> dict[str, Any]:
-    rows = [session.arrays() for _, session in part]
+    rows = [session.arrays for _, session in part]
     raw = codec.encode({name: np.stack([arrays[name] for arrays in rows]) for name in rows[0]})
     blob = codec.compress(raw)
     file = path.with_name(f"{path.stem}-{number:05}.safetensors" + ("" if blob is raw else ".zst"))

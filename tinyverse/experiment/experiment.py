@@ -24,7 +24,7 @@ from tinyverse.algorithms.learner import Learner
 from tinyverse.algorithms.torch_learner import learner_of
 from tinyverse.core import nest
 from tinyverse.core.errors import ExperimentError, SpecError
-from tinyverse.core.session import Session, SessionSpec
+from tinyverse.core.session import SessionSpec, flatten, rows_beyond
 from tinyverse.envs.factory import pool_of
 from tinyverse.envs.pool import Pool
 from tinyverse.replay.samplers import Sampler
@@ -197,16 +197,16 @@ def session_spec(observation_space: Any, action_space: Any, agent: Agent, length
     observations = nest.of_space(observation_space, _blank)
     memory = agent.initial_memory(1)
     actions, _, extras = agent.act(observations, memory, np.ones(1, bool))
-    flag = np.zeros((1, length), bool)
-    example = Session(
-        observations=nest.map(lambda leaf: _rows(leaf, length + 1), observations),
-        actions=nest.map(lambda leaf: _rows(np.asarray(leaf), length), actions),
-        rewards=np.zeros((1, length), np.float32),
-        initial_memory=nest.map(np.asarray, agent.memory_arrays(memory)),
-        extras={name: _rows(np.asarray(leaf), length) for name, leaf in extras.items()},
-        terminated=flag, truncated=flag, alive=flag,
-    )  # fmt: skip
-    return SessionSpec({name: (leaf.shape[1:], leaf.dtype) for name, leaf in example.arrays().items()})
+    trees = {
+        "observations": observations, "actions": actions, "rewards": np.zeros(1, np.float32),
+        **dict.fromkeys(("terminated", "truncated", "alive"), np.zeros(1, bool)),
+        "initial_memory": agent.memory_arrays(memory), "extras": extras,
+    }  # fmt: skip
+    fields = {}
+    for name, leaf in flatten(trees).items():
+        (_, *shape), beyond = np.shape(leaf), rows_beyond(name)
+        fields[name] = (tuple(shape) if beyond is None else (length + beyond, *shape), np.asarray(leaf).dtype)
+    return SessionSpec(fields)
 
 
 def _blank(space: Any) -> np.ndarray:
@@ -214,8 +214,3 @@ def _blank(space: Any) -> np.ndarray:
     if space.shape is None:
         raise SpecError(f"observations of {space} have no fixed shape; turn them into arrays in make_env.")
     return np.zeros((1, *space.shape), space.dtype)
-
-
-def _rows(leaf: np.ndarray, length: int) -> np.ndarray:
-    """[1, …] -> [1, length, …]"""
-    return np.repeat(leaf[:, None], length, axis=1)

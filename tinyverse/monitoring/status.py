@@ -1,27 +1,22 @@
-"""Status: all that is known of a run, as one dict with stable keys: `info --json`, and what people see comes from it.
+"""Status: all that is known of a run, as one dict with stable keys: what everyone does, what each waits for, how learning goes.
 
-gather(database, name)            what everyone does, what each waits for, and how learning goes
-log_error(database, worker, …)    leaves what ended a worker in the database, for `gather` to find
+`info --json` prints it. Panel, dashboard and diagnosis are made from it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import math
-import time
-import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from tinyverse.core.errors import DatabaseError
-from tinyverse.database.base import Database, Worker
+from tinyverse.database.base import Database
 from tinyverse.monitoring import diagnosis, metrics
 
 RECENT = 100  # episodes in a mean return
 ROWS = 300  # of the log, among which the newest evaluation is looked for
-ERROR = ("when", "role", "host", "error", "traceback")  # of a row, by `log_error`; with a pid
+ERROR = ("when", "role", "host", "error", "traceback")  # of a row, by `database.base.log_error`
 
 
 def gather(database: Database, name: str) -> dict[str, Any]:
@@ -47,18 +42,6 @@ def gather(database: Database, name: str) -> dict[str, Any]:
         "errors": [row for row in database.errors() if all(isinstance(row.get(name), str) for name in ERROR)],
     }  # fmt: skip
     return facts | diagnosis.more(facts, state, meta, rows)
-
-
-def log_error(database: Database, worker: Worker, error: BaseException) -> None:
-    """Leaves what ended a worker in the database, for `info --errors`."""
-    if isinstance(error, (KeyboardInterrupt, SystemExit)):
-        return
-    row = {
-        "role": worker.role, "host": worker.host, "pid": worker.pid, "when": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
-        "error": f"{type(error).__name__}: {error}"[:1000], "traceback": "".join(traceback.format_exception(error))[-10_000:],
-    }  # fmt: skip
-    with contextlib.suppress(DatabaseError):  # the caller raises the error all the same
-        database.log_error(row)
 
 
 def _is_number(value: Any) -> bool:

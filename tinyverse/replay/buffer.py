@@ -19,7 +19,7 @@ import torch
 from tinyverse.core import nest
 from tinyverse.core.batch import Batch
 from tinyverse.core.errors import SettingsError, SpecError
-from tinyverse.core.session import Session, SessionSpec
+from tinyverse.core.session import FIELDS, Session, SessionSpec, rows_beyond
 from tinyverse.core.text import counted
 from tinyverse.database.position import BEGINNING, furthest, is_behind
 from tinyverse.replay.config import Flow
@@ -92,7 +92,6 @@ class Replay:
             seen: it was learned from before a restart: replay again, but not fresh.
         """
         made_at = int(session.metadata["update"])
-        arrays = session.arrays()
         with self._lock:
             self.received += 1
             if self.flow.max_lag is not None and update - made_at > self.flow.max_lag and not session.human:
@@ -102,7 +101,7 @@ class Replay:
             while self.sampler.keeps(slot := self._written % self.flow.buffer_size):
                 self._written += 1
             self._written += 1
-            self._write(slot, arrays)
+            self._write(slot, session.arrays)
             self._update[slot], self._position[slot], self._human[slot] = made_at, position, session.human
             self._count[slot] = seen
             self.sampler.insert(slot, seen, session.human)
@@ -339,8 +338,7 @@ class Replay:
             }
         else:
             leaves = self._slices(index, torch.from_numpy(starts).to(self.device, non_blocking=True), rows)
-        names = {field.name for field in dataclasses.fields(Session)} - {"metadata"}
-        trees = {name: nest.unflatten(leaves, name) for name in names}
+        trees = {name: nest.unflatten(leaves, name) for name in FIELDS}
         return Batch(
             **{**trees, "extras": trees["extras"] or {}},
             weights=self.sampler.weights(slots).to(self.device),
@@ -366,4 +364,4 @@ class Replay:
 
 
 def _is_memory(name: str) -> bool:
-    return name.split(".")[0] == "initial_memory"
+    return rows_beyond(name) is None

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from tinyverse.core import distributed
 from tinyverse.core.errors import DatabaseLost, LeaseLost
 from tinyverse.core.timing import Ticker
-from tinyverse.player.player import HEARTBEAT_SECONDS, RETRY_SECONDS
+from tinyverse.database.base import HEARTBEAT_SECONDS, RETRY_SECONDS
 from tinyverse.trainer.trainer import Snapshot, Trainer
 
 logger = logging.getLogger(__name__)

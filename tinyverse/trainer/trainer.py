@@ -42,9 +42,8 @@ from tinyverse.core.errors import (
 )
 from tinyverse.core.timing import Rate, Stages, Waiting
 from tinyverse.core.weights import Weights, decode_weights, encode_weights
-from tinyverse.database.base import Database, State
+from tinyverse.database.base import HEARTBEAT_SECONDS, Database, State, new_worker
 from tinyverse.database.position import BEGINNING, from_numbers, furthest, is_ahead, to_numbers
-from tinyverse.player.player import HEARTBEAT_SECONDS, new_worker
 from tinyverse.replay.buffer import Replay
 from tinyverse.trainer.feeder import Intake
 from tinyverse.trainer.nan_guard import Guard
