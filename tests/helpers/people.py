@@ -14,7 +14,7 @@ import torch
 from tests.helpers.counting import CountingAgent, CountingEnv
 from tinyverse.algorithms.learner import Learner
 from tinyverse.core.errors import DatabaseLost
-from tinyverse.core.run_config import agreement
+from tinyverse.core.run_config import run_config
 from tinyverse.core.session import SessionSpec
 from tinyverse.database.base import Database, new_worker
 from tinyverse.database.redis import RedisDatabase
@@ -148,7 +148,7 @@ def a_trainer(
     """A trainer of the counting game; not joined."""
     agent, spec = an_agent(nested), spec or a_spec(nested, length)
     replay = Replay(spec, flow, sampler or Fresh())
-    return Trainer(agent, CountingLearner(agent), replay, database, agreement("counting", {}, spec), **options)
+    return Trainer(agent, CountingLearner(agent), replay, database, run_config("counting", {}, spec), **options)
 
 
 def a_player(

@@ -12,7 +12,7 @@ import pytest
 from tests.helpers.counting import CountingAgent, CountingEnv, clock
 from tests.helpers.people import LENGTH, Beside, Flaky, a_player, a_run, a_spec, a_trainer, until
 from tinyverse.core.errors import DatabaseError, SpecError
-from tinyverse.core.run_config import agreement
+from tinyverse.core.run_config import run_config
 from tinyverse.core.weights import encode_weights
 from tinyverse.database.base import BEGINNING, new_worker
 from tinyverse.database.memory import MemoryDatabase
@@ -28,7 +28,7 @@ HOLDER = "host:1:test"
 def database():
     """A run with nobody at work, whose players need not wait."""
     database = MemoryDatabase()
-    database.create(agreement("counting", {}, a_spec()))
+    database.create(run_config("counting", {}, a_spec()))
     database.acquire_lease(HOLDER)
     return database
 
@@ -370,7 +370,7 @@ def test_a_new_epoch_means_to_wait_for_its_weights(database):
         until(lambda: database.state().inserted > 20)
         database.clear()
         until(lambda: any(w.waits_for == "a trainer's weights" for w in database.workers()))
-        database.create(agreement("counting", {}, a_spec()))
+        database.create(run_config("counting", {}, a_spec()))
         database.acquire_lease(HOLDER)
         publish(database, 1)  # a smaller version than before: versions count within an epoch
         until(lambda: any(session.metadata["version"] == "1" for session in sessions_of(database)))
@@ -389,7 +389,7 @@ def test_realtime_plays_on_after_a_new_epoch_but_pushes_nothing_of_the_old_one(d
         dropped, steps = uploader.worker.dropped, player.rate.total
         until(lambda: player.rate.total > steps + 20 * LENGTH)  # although there are no weights
         assert uploader.worker.dropped > dropped and uploader.waiting.reason == ""
-        database.create(agreement("counting", {}, a_spec()))
+        database.create(run_config("counting", {}, a_spec()))
         database.acquire_lease(HOLDER)
         publish(database, 1)
         until(lambda: any(session.metadata["version"] == "1" for session in sessions_of(database)))
@@ -404,7 +404,7 @@ def test_an_emptied_server_is_no_stop_and_a_later_stop_is_one(database):
     with playing(player, uploader) as task:
         until(lambda: database.state().inserted > 4)
         database._reset(keep_weights=False)  # as FLUSHALL does: `stop` is 0 again
-        database.create(agreement("counting", {}, a_spec()))
+        database.create(run_config("counting", {}, a_spec()))
         database.acquire_lease(HOLDER)
         publish(database, 0)
         until(lambda: database.state().inserted > 4)

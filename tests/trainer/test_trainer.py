@@ -18,7 +18,7 @@ from tinyverse.agents.torch_agent import TorchAgent
 from tinyverse.algorithms.vtrace import VTrace
 from tinyverse.core import codec
 from tinyverse.core.errors import DatabaseError, DatabaseLost, LeaseLost, SettingsError
-from tinyverse.core.run_config import agreement
+from tinyverse.core.run_config import run_config
 from tinyverse.core.weights import decode_weights
 from tinyverse.database.memory import MemoryDatabase
 from tinyverse.database.redis import RedisDatabase
@@ -145,7 +145,7 @@ def a_network_trainer(database, folder=None):
     spec = session_spec(env.observation_space, env.action_space, agent, LENGTH)
     learner = VTrace(agent, learning_rate=0.01, optimizer="adam", total_updates=30)
     replay = Replay(spec, Flow(batch=2, buffer_size=50), Fresh())
-    return Trainer(agent, learner, replay, database, agreement("small", {}, spec), folder=folder)
+    return Trainer(agent, learner, replay, database, run_config("small", {}, spec), folder=folder)
 
 
 def network_sessions(count):
@@ -603,7 +603,7 @@ def test_no_position_is_carried_over_into_a_new_epoch(monkeypatch, thread):
         monkeypatch.setattr(database, "report", before(database.report))
         trainer.report()
     else:
-        module, name = {"drawing": ("trainer", "furthest"), "agreeing": ("towers", "exchange")}[thread]
+        module, name = {"drawing": ("trainer", "furthest"), "agreeing": ("core.distributed", "exchange")}[thread]
         place = sys.modules[f"tinyverse.{module}"]
         monkeypatch.setattr(place, name, before(getattr(place, name)))
         trainer.step()

@@ -18,7 +18,7 @@ from tinyverse.cli.context import RECORDS, Asked, positive
 from tinyverse.cli.play import acting, check_device
 from tinyverse.core import system
 from tinyverse.core.errors import DatabaseError, DatabaseLost, NoWeights, ServerError, SettingsError, TinyverseError
-from tinyverse.core.run_config import agreed_of, check_agreed
+from tinyverse.core.run_config import check_can_join, experiment_and_settings
 from tinyverse.core.signals import stop_on_signals
 from tinyverse.core.text import counted
 from tinyverse.core.timing import Waiting
@@ -62,7 +62,7 @@ def do_eval(
         raise SettingsError(f"--every {every:g}: give a number of seconds above 0.")
     system.set_threads(1)
     if not render:
-        system.draw_unseen()
+        system.use_headless_sdl()
     result, seen = None, Seen()
     with contextlib.ExitStack() as stack:
         asked_to_stop = stack.enter_context(stop_on_signals())
@@ -200,7 +200,7 @@ def weights_for(asked: Asked, weights: str | None, seen: Seen) -> WeightsFile | 
     found = _find(asked, weights, seen)
     if found is None or found.version == seen.version:
         return None
-    check_agreed(asked.run, found.agreed, asked.title, asked.given)
+    check_can_join(asked.run, found.agreed, asked.title, asked.given)
     settings = asked.resolved(found.agreed.get("settings", {}))
     return found._replace(agreed={"experiment": asked.title, "settings": settings})
 
@@ -208,7 +208,7 @@ def weights_for(asked: Asked, weights: str | None, seen: Seen) -> WeightsFile | 
 def _find(asked: Asked, weights: str | None, seen: Seen) -> WeightsFile | None:
     folder = asked.folder
     agreed = folder.settings()
-    check_agreed(asked.run, agreed, asked.title, asked.given)
+    check_can_join(asked.run, agreed, asked.title, asked.given)
     if weights == "best" and not folder.best.exists():
         raise SettingsError(
             f"run {asked.run} has no best weights in {folder.path}/ yet: tinyverse {asked.experiment} eval --every keeps them."
@@ -246,7 +246,7 @@ def _version(asked: Asked, wanted: int | None, seen: Seen) -> WeightsFile | None
         blob = None if ahead else database.get_weights(version=wanted)
         if blob is not None and meta:
             arrays, numbers = decode_weights(blob[1])
-            return WeightsFile(arrays, blob[0], numbers["update"], numbers["step"], agreed_of(meta))
+            return WeightsFile(arrays, blob[0], numbers["update"], numbers["step"], experiment_and_settings(meta))
         if wanted is not None and kept is None and (meta or newest):
             there = max(state.version, newest.version if newest else -1)
             raise SettingsError(f"run {asked.run} has no version {wanted}; the newest is {there}, and 3 are kept.")

@@ -30,6 +30,7 @@ from tinyverse.cli.train import (
 )
 from tinyverse.core import system
 from tinyverse.core.errors import SettingsError, TinyverseError
+from tinyverse.core.files import atomic_write
 from tinyverse.core.signals import stop_on_signals
 from tinyverse.core.text import counted
 from tinyverse.core.timing import Ticker
@@ -186,7 +187,7 @@ def _announced(folder: RunFolder, url: str) -> Iterator[None]:
     Its URL has a password, so it lies beside the local server's, never in a run's folder, which people copy.
     """
     file = server_config.announcement(folder.path)
-    server_config.write_secretly(file, json.dumps({"url": url}))
+    atomic_write(file, json.dumps({"url": url}).encode(), private=True)
     try:
         yield
     finally:

@@ -22,7 +22,7 @@ from tinyverse.cli.context import Asked, positive, without_secrets
 from tinyverse.cli.play import check_device, precision_of
 from tinyverse.core import distributed, rng, system
 from tinyverse.core.errors import DatabaseLost, RankLost, RunConflict, SettingsError, TinyverseError
-from tinyverse.core.run_config import agreed_of, agreement, check_agreed, check_spec
+from tinyverse.core.run_config import check_can_join, check_spec, experiment_and_settings, run_config
 from tinyverse.core.signals import stop_on_signals
 from tinyverse.core.text import counted
 from tinyverse.core.weights import WeightsFile
@@ -196,11 +196,11 @@ def make_trainer(asked: Asked, learning: Learning, database: Database) -> tuple[
     meta, kept = database.meta(), folder.settings() if distributed.is_rank_zero() else {}
     if learning.resume and not kept:
         raise SettingsError(f"--resume: there is nothing in {folder.path}/ to go on from. Leave it out to start.")
-    for agreed in (agreed_of(meta), kept):
-        check_agreed(asked.run, agreed, asked.title, asked.given, force=learning.force)
+    for agreed in (experiment_and_settings(meta), kept):
+        check_can_join(asked.run, agreed, asked.title, asked.given, force=learning.force)
     if learning.force and change_settings(asked, database):
         meta = {}
-    agreed = (agreed_of(meta) or kept).get("settings", {})
+    agreed = (experiment_and_settings(meta) or kept).get("settings", {})
     settings = asked.resolved(agreed)
     _say_what_is_kept(asked, agreed)
     seed = asked.fresh_seed() + distributed.rank()  # each draws others; the weights are rank 0's
@@ -227,7 +227,7 @@ def make_trainer(asked: Asked, learning: Learning, database: Database) -> tuple[
     ).shared(distributed.size())
     replay = Replay(spec, flow, sampler, device=learning.device, seed=seed)
     trainer = Trainer(
-        agent, learner, replay, database, agreement(asked.title, settings, spec), folder=folder if distributed.is_rank_zero() else None,
+        agent, learner, replay, database, run_config(asked.title, settings, spec), folder=folder if distributed.is_rank_zero() else None,
         publish_every=learning.publish_every or experiment.publish_every,
         precision=precision_of(learning.precision or experiment.precision, learning.device), frame_skip=experiment.frame_skip,
         on_nan=learning.on_nan, player_share=learning.player_share,
@@ -287,7 +287,7 @@ def change_settings(asked: Asked, database: Database) -> bool:
     Sessions and weights there are of the old one and go too: the run goes on from its checkpoint.
     """
     meta, given = database.meta(), json.loads(json.dumps(asked.given, default=str))
-    if not meta or given.items() <= agreed_of(meta)["settings"].items():
+    if not meta or given.items() <= experiment_and_settings(meta)["settings"].items():
         return False
     _refuse_beside_a_trainer(asked, database, "--force")
     if asked.folder.newest() is None:

@@ -1,6 +1,6 @@
 """ShardedDatabase: a run whose sessions lie in several streams, on as many servers, for when one is not enough.
 
-The first server holds all of a run but its sessions: weights, agreement, heartbeats, counters. A player pushes to one
+The first server holds all of a run but its sessions: weights, run_config, heartbeats, counters. A player pushes to one
 stream, chosen by its name, and then sends the first server its heartbeat and how many sessions those were, so that all
 know how far players are ahead. A trainer reads the streams in turn. One that cannot be reached holds up its own players
 only: the trainer reads on from the others until it is back, with what it had or empty.

@@ -18,8 +18,8 @@ from typing import Any
 from tinyverse.cli.context import RECORDS, Asked
 from tinyverse.cli.plot import folder_of
 from tinyverse.core.errors import SettingsError
-from tinyverse.core.files import write_whole
-from tinyverse.core.run_config import check_agreed
+from tinyverse.core.files import atomic_write
+from tinyverse.core.run_config import check_can_join
 from tinyverse.core.text import counted
 from tinyverse.monitoring import metrics
 from tinyverse.monitoring.plot import curve, plot_curves
@@ -55,12 +55,14 @@ def do_report(asked: Asked, others: Sequence[str] = ()) -> tuple[Path, Path]:
     folders = [RunFolder(folder_of(name)) for name in dict.fromkeys([asked.run, *others])]
     first = folders[0].settings()
     for folder in folders:
-        check_agreed(folder.path.name, folder.settings(), asked.title, {**first.get("settings", {}), **asked.settings})
+        check_can_join(
+            folder.path.name, folder.settings(), asked.title, {**first.get("settings", {}), **asked.settings}
+        )
     with asked.bar("drawing the report"):
         card = _card(asked, folders)
     page, text = folders[0].path / "report.html", folders[0].path / "report.md"
-    write_whole(page, _html(card).encode())
-    write_whole(text, _markdown(card, text.parent).encode())
+    atomic_write(page, _html(card).encode())
+    atomic_write(text, _markdown(card, text.parent).encode())
     return page, text
 
 
