@@ -1,6 +1,6 @@
-"""Status: all that is known of a run, as one dict with stable keys: `info --json`, and what people see comes from it.
+"""Status: all that is known of a run, as one dict with stable keys: what everyone does, what each waits for, how learning goes.
 
-gather(database, name)            what everyone does, what each waits for, and how learning goes
+`info --json` prints it. Panel, dashboard and diagnosis are made from it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tinyverse.monitoring import diagnosis, metrics
 
 RECENT = 100  # episodes in a mean return
 ROWS = 300  # of the log, among which the newest evaluation is looked for
-ERROR = ("when", "role", "host", "error", "traceback")  # of a row, by `log_error`; with a pid
+ERROR = ("when", "role", "host", "error", "traceback")  # of a row, by `database.base.log_error`
 
 
 def gather(database: Database, name: str) -> dict[str, Any]:
