@@ -29,7 +29,7 @@ from tinyverse.monitoring import progress
 
 pytest.register_assert_rewrite("tests.helpers.database_contract", "tests.helpers.command_line")
 
-from tests.helpers.command_line import Said, Tinyverse  # noqa: E402  (after what rewrites its asserts)
+from tests.helpers.command_line import Said, Tinyverse
 
 settings.load_profile(
     "ci"
