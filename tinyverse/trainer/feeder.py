@@ -19,6 +19,7 @@ from tinyverse.core.errors import CodecError, SpecError
 from tinyverse.core.session import Session
 from tinyverse.core.timing import Rate
 from tinyverse.database.cursor import BEGINNING, is_behind
+from tinyverse.database.signing import UNSIGNED, WRONG_SIGNATURE
 from tinyverse.replay.buffer import Replay
 from tinyverse.replay.samplers import Fresh
 from tinyverse.trainer.player_quota import Shares
@@ -68,7 +69,7 @@ class Intake:
             try:
                 session = self.replay.spec.decode(blob)
             except (CodecError, SpecError) as error:
-                return self._reject(str(error))
+                return self._reject(WRONG_SIGNATURE if blob == UNSIGNED else str(error))
             player, sequence = session.metadata.get("player", ""), int(session.metadata["sequence"])
             if sequence <= self.newest_of.get(player, -1):
                 return self._reject("it came twice")

@@ -14,6 +14,7 @@ so after a restart none learns again from what it had, though the others lose wh
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
 import socket
@@ -411,14 +412,19 @@ class Trainer:
         """
         version, update, step, weights = snapshot
         blob = encode_weights(weights, version=version, update=update, step=step)
+        put = functools.partial(
+            self.database.put_weights, blob, version, holder=self.holder, update=update, step=step, epoch=self.state.epoch
+        )
         try:
-            self.database.put_weights(blob, version, holder=self.holder, update=update, step=step)
-        except LeaseLost:
-            if self.database.get_weights(version=version) != (version, blob):
-                if not self.database.acquire_lease(self.holder):
-                    raise
-                # nobody's: the server was emptied, or the lease ran out, just before; an older version is refused again
-                self.database.put_weights(blob, version, holder=self.holder, update=update, step=step)
+            try:
+                put()
+            except LeaseLost:
+                if self.database.get_weights(version=version) != (version, blob):
+                    if not self.database.acquire_lease(self.holder):
+                        raise
+                    put()  # nobody had the lease: it ran out just before; an older version is refused again
+        except RunConflict:  # the run is gone, or begins anew: `feed` makes it again, and then asks for a publication
+            return
         self._published = version
 
     def report(self) -> None:
