@@ -43,13 +43,14 @@ if __name__ == "__main__":  # before torch is imported, as the command line does
     system.prepare()
 
 from tinyverse.core.weights import encode_weights
+from tinyverse.database.base import new_worker
 from tinyverse.database.connection import connect
 from tinyverse.database.redis import RedisDatabase
 from tinyverse.database.schema import Keys
 from tinyverse.database.server import Server, private_server
 from tinyverse.experiment import loader
-from tinyverse.player.player import Player, new_worker
-from tinyverse.trainer.trainer import READ_AT_ONCE
+from tinyverse.player.player import Player
+from tinyverse.trainer.feeder import READ_AT_ONCE
 
 RUN, HOLDER = "fleet", "bench"
 GAMES, STEPS, SPEED = 16, 20, 800  # of each player: games, steps of a session, steps per second

@@ -22,7 +22,9 @@ def test_all_is_looked_at_and_nothing_is_left_behind(redis_url, redis_server, mo
     with connect(redis_server.admin_url) as client:
         before = client.dbsize()
         found = findings(redis=redis_url)
-        assert client.dbsize() == before and not any(name.startswith("doctor") for name in list_runs(redis_server.admin_url))
+        assert client.dbsize() == before and not any(
+            name.startswith("doctor") for name in list_runs(redis_server.admin_url)
+        )
     wanted = [
         "python",
         "torch",

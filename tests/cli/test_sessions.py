@@ -17,8 +17,8 @@ from tinyverse.cli import sessions_work
 from tinyverse.cli.context import Asked
 from tinyverse.core import codec
 from tinyverse.core.errors import CodecError, DatabaseError, SettingsError, SpecError
-from tinyverse.core.run_config import agreement
-from tinyverse.core.session import Session, SessionSpec
+from tinyverse.core.run_config import run_config
+from tinyverse.core.session import Session, SessionSpec, flatten
 from tinyverse.database import archive
 from tinyverse.database.base import Worker
 from tinyverse.envs.pool import GamePool
@@ -36,7 +36,7 @@ def some(count, nested=False, human=()):
 def a_stored_run(redis_url, sessions=(), nested=False, spec=None, **settings):
     """(what was asked, the database) of a run that holds these sessions."""
     database = a_run(redis_url)
-    database.create(agreement("counting", settings, spec or a_spec(nested)))
+    database.create(run_config("counting", settings, spec or a_spec(nested)))
     if sessions:
         database.append([session.encode() for session in sessions])
     return Asked("counting.py", name=database.run, redis=redis_url, quiet=True), database
@@ -92,7 +92,7 @@ def test_entropy_and_log_probability_are_those_the_agent_noted():
     logits = np.log(np.array([[0.5, 0.25, 0.25], [1 / 3, 1 / 3, 1 / 3], [1, 1e-30, 1e-30]], np.float32))
     three = {name: getattr(session, name)[:3] for name in ("actions", "rewards", "terminated", "truncated", "alive")}
     extras = {"behaviour_logits": logits, "behaviour_log_prob": np.array([-1, -2, -3], np.float32)}
-    known = Session(session.observations[:4], initial_memory=(), extras=extras, **three)
+    known = Session(flatten({"observations": session.observations[:4], "extras": extras, **three}))
     rows = sessions_work.steps_of(known)
     np.testing.assert_allclose([row["entropy"] for row in rows], [1.5 * np.log(2), np.log(3), 0], atol=1e-6)
     assert [row["log_prob"] for row in rows] == [-1, -2, -3] and {row["value"] for row in rows} == {None}
@@ -122,7 +122,8 @@ def test_what_is_not_there_is_said_so(redis_url):
 def test_an_image_is_filmed_as_it_is_and_numbers_as_cells():
     session = some(1)[0]
     images = np.arange((LENGTH + 1) * 6 * 8 * 3, dtype=np.uint32).astype(np.uint8).reshape(LENGTH + 1, 6, 8, 3)
-    seen = Session(**{**vars(session), "observations": {"a": session.observations, "b": images}})
+    seen = Session({**session.arrays, **flatten({"observations": {"a": session.observations, "b": images}})})
+    del seen.arrays["observations"]
     np.testing.assert_array_equal(list(sessions_work.frames_of(seen)), images)
     cells = np.stack(list(sessions_work.frames_of(session)))
     assert cells.shape == (LENGTH + 1, 2 * sessions_work.CELL, 2 * sessions_work.CELL) and cells.dtype == np.uint8
@@ -187,7 +188,7 @@ def test_hdf5_holds_every_field(redis_url, tmp_path):
     asked, _ = a_stored_run(redis_url, sessions)
     assert sessions_work.do_export_hdf5(asked, tmp_path / "all.h5") == 4
     with h5py.File(tmp_path / "all.h5") as file:
-        for name, array in sessions[2].arrays().items():
+        for name, array in sessions[2].arrays.items():
             np.testing.assert_array_equal(file[name][2], array)
             assert file[name].dtype == array.dtype
         assert [json.loads(text) for text in file["metadata"].asstr()] == [each.metadata for each in sessions]

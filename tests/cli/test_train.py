@@ -51,12 +51,12 @@ def test_play_steps_games_in_processes_of_their_own(run: Tinyverse, monkeypatch:
     created(run)
     calls: list[Any] = []
 
-    class Spy(play.WorkerPool):
+    class Spy(play.ProcessPool):
         def __init__(self, *arguments: Any, **named: Any) -> None:
             calls.append((*arguments[1:3], named["step_timeout"], named["memory"]))
             super().__init__(*arguments, **named)
 
-    monkeypatch.setattr(play, "WorkerPool", Spy)
+    monkeypatch.setattr(play, "ProcessPool", Spy)
     run("play", "-n", 2, "-b", 3, "--workers", 2, "-q")
     assert info(run)["inserted"] == 6
     run("play", "-n", 1, "-b", 3, "--workers", 2, "--cores", 2, "-q")
@@ -124,10 +124,15 @@ def test_options_that_reach_the_trainer(run: Tinyverse, monkeypatch: pytest.Monk
     run("train", "--precision", "bf16", "--save-every", 7, "-n", 5, "-s", 3)
     run("train")
     (trainer,), named = calls[0]
-    assert (trainer.precision, trainer.publish_every, trainer.replay.device.type) == ("bf16", 3, "cpu")
+    assert (trainer.config.precision, trainer.config.publish_every, trainer.replay.device.type) == ("bf16", 3, "cpu")
     assert (named["save_every"], named["updates"]) == (7, 5)
     (trainer,), named = calls[1]
-    assert (trainer.precision, trainer.publish_every, named["save_every"], named["updates"]) == ("fp32", 1, 60, None)
+    assert (trainer.config.precision, trainer.config.publish_every, named["save_every"], named["updates"]) == (
+        "fp32",
+        1,
+        60,
+        None,
+    )
 
 
 def test_compile_says_what_it_misses(tinyverse: Tinyverse, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,7 +198,7 @@ def test_other_settings_are_listed_and_forced(tinyverse: Tinyverse) -> None:
 
 
 def test_force_changes_the_agreement_on_the_server(run: Tinyverse, tinyverse: Tinyverse, monkeypatch: Any) -> None:
-    from tinyverse.player.player import new_worker
+    from tinyverse.database.base import new_worker
 
     created(run)
     run("play", "-n", 1, "-b", 2, "-q")

@@ -73,8 +73,8 @@ def test_sessions_without_the_secret_are_rejected_and_counted(redis_url: str, ru
     theirs.append([forged[0].encode()])
     ours.append([good[0].encode()])
     trainer.feed()
-    assert len(trainer.replay) == 1 and sum(trainer.intake.rejected.values()) == 1
-    assert "TINYVERSE_SECRET" in next(iter(trainer.intake.rejected))
+    assert len(trainer.replay) == 1 and sum(trainer.feeder.rejected.values()) == 1
+    assert "TINYVERSE_SECRET" in next(iter(trainer.feeder.rejected))
     assert [blob == UNSIGNED for _, blob in ours.newest(5)] == [True, False]
 
 

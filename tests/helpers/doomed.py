@@ -27,12 +27,12 @@ from redis.connection import AbstractConnection
 from tests.helpers.people import CountingLearner, a_player, a_spec, a_trainer
 from tinyverse.cli.context import Asked
 from tinyverse.cli.eval import Presence, Seen, _evaluate, _record, weights_for
-from tinyverse.core.run_config import agreement
+from tinyverse.core.run_config import run_config
 from tinyverse.core.weights import WeightsFile, decode_weights
 from tinyverse.database.base import BEGINNING
 from tinyverse.database.connection import open_database
 from tinyverse.database.memory import MemoryDatabase
-from tinyverse.replay.config import Flow
+from tinyverse.replay.config import ReplayConfig
 from tinyverse.trainer.run_folder import RunFolder
 from tinyverse.trainer.trainer import Trainer
 
@@ -112,7 +112,7 @@ def trainers_life(url: str, folder: Path, fatal: int) -> None:
     ledger = os.open(folder.parent / "ledger", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     doom = Doom(fatal, folder)
     trainer = a_trainer(
-        open_database(url, RUN), flow=Flow(batch=2, buffer_size=8), publish_every=1, folder=RunFolder(folder)
+        open_database(url, RUN), flow=ReplayConfig(batch=2, buffer_size=8), publish_every=1, folder=RunFolder(folder)
     )
     trainer.learner = Ledger(trainer.agent)
     trainer.learner.file = ledger
@@ -121,7 +121,7 @@ def trainers_life(url: str, folder: Path, fatal: int) -> None:
         trainer.feed()
         if trainer.step():
             trainer.publish(trainer.snapshot())
-        trainer.beat()
+        trainer.publisher.beat()
         trainer.save(wait=True)
     trainer.leave()
     os.write(doom.grave, b"old age")
@@ -214,7 +214,7 @@ class Before:
         if who == "trainer":
             return
         self.trainer = a_trainer(open_database(url, RUN))
-        self.trainer.meta = agreement("judged", {}, a_spec())
+        self.trainer.publisher.meta = run_config("judged", {}, a_spec())
         self.trainer.join()
 
     def __call__(self) -> None:

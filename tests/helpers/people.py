@@ -14,16 +14,20 @@ import torch
 from tests.helpers.counting import CountingAgent, CountingEnv
 from tinyverse.algorithms.learner import Learner
 from tinyverse.core.errors import DatabaseLost
-from tinyverse.core.run_config import agreement
+from tinyverse.core.run_config import run_config
 from tinyverse.core.session import SessionSpec
-from tinyverse.database.base import Database
+from tinyverse.database.base import Database, new_worker
 from tinyverse.database.redis import RedisDatabase
 from tinyverse.envs.pool import GamePool, Pool
 from tinyverse.experiment.experiment import session_spec
-from tinyverse.player.player import Courier, Player, new_worker
+from tinyverse.player.player import Player
+from tinyverse.player.uploader import Uploader
 from tinyverse.replay.buffer import Replay
-from tinyverse.replay.config import Flow
+from tinyverse.replay.config import ReplayConfig
 from tinyverse.replay.samplers import Fresh, Sampler
+from tinyverse.trainer.config import TrainerConfig
+from tinyverse.trainer.ranks import SingleProcess
+from tinyverse.trainer.run_folder import RunFolder
 from tinyverse.trainer.trainer import Trainer
 
 LENGTH = 5  # steps of a session
@@ -137,17 +141,20 @@ def a_spec(nested: bool = False, length: int = LENGTH) -> SessionSpec:
 def a_trainer(
     database: Any,
     *,
-    flow: Flow = Flow(batch=2, buffer_size=50),  # noqa: B008
+    flow: ReplayConfig = ReplayConfig(batch=2, buffer_size=50),  # noqa: B008
     sampler: Sampler | None = None,
     nested: bool = False,
     length: int = LENGTH,
     spec: SessionSpec | None = None,
+    folder: RunFolder | None = None,
+    ranks: SingleProcess | None = None,
     **options: Any,
 ) -> Trainer:
     """A trainer of the counting game; not joined."""
     agent, spec = an_agent(nested), spec or a_spec(nested, length)
     replay = Replay(spec, flow, sampler or Fresh())
-    return Trainer(agent, CountingLearner(agent), replay, database, agreement("counting", {}, spec), **options)
+    meta, config = run_config("counting", {}, spec), TrainerConfig(**options)
+    return Trainer(agent, CountingLearner(agent), replay, database, meta, folder=folder, config=config, ranks=ranks)
 
 
 def a_player(
@@ -158,8 +165,8 @@ def a_player(
     length: int = LENGTH,
     seed: int = 0,
     pool: Pool | None = None,
-) -> tuple[Player, Courier]:
+) -> tuple[Player, Uploader]:
     """A player of the counting game and its courier, which is not started."""
     pool = pool or GamePool(lambda: CountingEnv(nested), games)
-    courier = Courier(database, new_worker("play", games=pool.num_games), an_agent(nested))
+    courier = Uploader(database, new_worker("play", games=pool.num_games), an_agent(nested))
     return Player(an_agent(nested), pool, length, seed=seed), courier

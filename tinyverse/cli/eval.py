@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import json
 import math
-import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,21 +18,22 @@ from tinyverse.cli.context import RECORDS, Asked, positive
 from tinyverse.cli.play import acting, check_device
 from tinyverse.core import system
 from tinyverse.core.errors import DatabaseError, DatabaseLost, NoWeights, ServerError, SettingsError, TinyverseError
-from tinyverse.core.run_config import agreed_of, check_agreed
+from tinyverse.core.run_config import check_can_join, experiment_and_settings
 from tinyverse.core.signals import stop_on_signals
 from tinyverse.core.text import counted
 from tinyverse.core.timing import Waiting
 from tinyverse.core.weights import WeightsFile, decode_weights, encode_weights
-from tinyverse.database.base import Database
+from tinyverse.database.base import HEARTBEAT_SECONDS, new_worker
+from tinyverse.database.heartbeat import BackgroundHeartbeat, StopSignal
 from tinyverse.experiment import loader
 from tinyverse.experiment.experiment import Experiment
-from tinyverse.monitoring import status
+from tinyverse.monitoring.metrics import size
 from tinyverse.monitoring.progress import Share
 from tinyverse.monitoring.writers import TensorBoard
 from tinyverse.player.evaluator import Evaluation, evaluate, evaluate_in_processes
-from tinyverse.player.player import HEARTBEAT_SECONDS, Player, new_worker
+from tinyverse.player.player import Player
 from tinyverse.replay.buffer import Replay
-from tinyverse.replay.config import Flow
+from tinyverse.replay.config import ReplayConfig
 from tinyverse.replay.samplers import sampler_of
 
 
@@ -62,16 +62,18 @@ def do_eval(
         raise SettingsError(f"--every {every:g}: give a number of seconds above 0.")
     system.set_threads(1)
     if not render:
-        system.draw_unseen()
+        system.use_headless_sdl()
     result, seen = None, Seen()
     with contextlib.ExitStack() as stack:
         asked_to_stop = stack.enter_context(stop_on_signals())
-        presence = Presence(asked, at_once or 1)
+        worker, waiting = new_worker("eval", games=at_once or 1), Waiting()
+        heartbeat = BackgroundHeartbeat(functools.partial(asked.connected, start=False), worker, waiting)
         if every is not None:
-            stack.enter_context(presence)
+            waiting.set("weights")
+            stack.enter_context(heartbeat)
 
         def should_stop() -> bool:
-            return asked_to_stop() or presence.stopped.is_set()
+            return asked_to_stop() or heartbeat.stopped
 
         while not (should_stop() or seen.stopped):
             began = time.monotonic()
@@ -82,14 +84,17 @@ def do_eval(
                     raise
                 found, seen.complaint = None, _say_once(asked, str(error), seen.complaint)
             if found is not None:
-                presence.at(found.version)
+                waiting.set("")
+                worker.version = found.version
                 now = _evaluate(asked, found, games, at_once, jobs, greedy, render, video, device, should_stop)
                 if len(now.returns) < games and should_stop():
                     if every is None:
                         raise KeyboardInterrupt
                     break
                 seen.version, result = found.version, now
-                presence.played(result)
+                worker.steps += sum(result.lengths)
+                worker.steps_per_second = sum(result.lengths) / max(result.seconds, 1e-3)
+                waiting.set("newer weights")
                 if every is not None:
                     _record(asked, found, result, seen)
                 elif weights in (None, "best") or weights.isdigit():  # those of a file may be another run's
@@ -103,70 +108,22 @@ def do_eval(
     return result
 
 
-class Presence(threading.Thread):
-    """The heartbeat of `eval --every`, beside the games, by a connection of its own. A viewer may not send one."""
-
-    def __init__(self, asked: Asked, games: int) -> None:
-        super().__init__(name="presence", daemon=True)
-        self.asked, self.worker, self.waiting = asked, new_worker("eval", games=games), Waiting()
-        self.stopped = threading.Event()  # the run was asked to stop
-        self._closing, self._began = threading.Event(), time.monotonic()
-        self.waiting.set("weights")
-
-    def at(self, version: int) -> None:
-        """Weights of this version are being evaluated."""
-        self.waiting.set("")
-        self.worker.version = version
-
-    def played(self, result: Evaluation) -> None:
-        """They were."""
-        self.worker.steps += sum(result.lengths)
-        self.worker.steps_per_second = sum(result.lengths) / max(result.seconds, 1e-3)
-        self.waiting.set("newer weights")
-
-    def __enter__(self) -> Presence:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._closing.set()
-        self.join()
-
-    def run(self) -> None:
-        while not self._closing.is_set():
-            try:
-                with self.asked.connected(start=False) as database:
-                    self._beat(database)
-            except (ServerError, DatabaseLost):
-                self._closing.wait(HEARTBEAT_SECONDS)
-            except TinyverseError:  # a viewer may not; and what is wrong for all, the evaluation says
-                return
-
-    def _beat(self, database: Database) -> None:
-        stops, worker = database.state().stop, self.worker
-        while not self._closing.is_set():
-            worker.waits_for, worker.waits_seconds = self.waiting.reason, self.waiting.seconds
-            worker.uptime = time.monotonic() - self._began
-            now = database.beat(worker).stop
-            if now > stops:
-                self.stopped.set()
-            stops = min(stops, now)  # a server that came back empty counts from 0 again
-            self._closing.wait(HEARTBEAT_SECONDS)
-        database.leave(worker.id)
-
-
 @dataclasses.dataclass
 class Seen:
     """What a look for weights saw the last time."""
 
     version: int | None = None
-    stops: int | None = None  # how often the run had been asked to stop
-    stopped: bool = False  # it was, meanwhile
+    stop: StopSignal | None = None  # of the run; None before the first look
     complaint: str = ""
     place: str = ""  # where they were newest, as was said
     checkpoint: tuple[Any, ...] = ()  # the folder's newest, and when it was written
     kept: WeightsFile | None = None  # its weights
     events: TensorBoard | None = None  # where evaluations show, once there is one
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the run was asked to stop since the first look."""
+        return self.stop is not None and self.stop.is_set
 
 
 def _say_once(asked: Asked, complaint: str, before: str) -> str:
@@ -212,7 +169,7 @@ def _record(asked: Asked, found: WeightsFile, result: Evaluation, seen: Seen) ->
     seen.events = seen.events or TensorBoard(asked.folder, "eval")
     seen.events.write(row)
     if result.video is not None:
-        seen.events.film("eval/film", result.video, found.step)
+        seen.events.video("eval/video", result.video, found.step)
     seen.events.flush()
     with contextlib.suppress(ServerError, DatabaseError), asked.connected(start=False) as database:
         database.log_metrics(row)
@@ -243,7 +200,7 @@ def weights_for(asked: Asked, weights: str | None, seen: Seen) -> WeightsFile | 
     found = _find(asked, weights, seen)
     if found is None or found.version == seen.version:
         return None
-    check_agreed(asked.run, found.agreed, asked.title, asked.given)
+    check_can_join(asked.run, found.agreed, asked.title, asked.given)
     settings = asked.resolved(found.agreed.get("settings", {}))
     return found._replace(agreed={"experiment": asked.title, "settings": settings})
 
@@ -251,7 +208,7 @@ def weights_for(asked: Asked, weights: str | None, seen: Seen) -> WeightsFile | 
 def _find(asked: Asked, weights: str | None, seen: Seen) -> WeightsFile | None:
     folder = asked.folder
     agreed = folder.settings()
-    check_agreed(asked.run, agreed, asked.title, asked.given)
+    check_can_join(asked.run, agreed, asked.title, asked.given)
     if weights == "best" and not folder.best.exists():
         raise SettingsError(
             f"run {asked.run} has no best weights in {folder.path}/ yet: tinyverse {asked.experiment} eval --every keeps them."
@@ -279,8 +236,8 @@ def _version(asked: Asked, wanted: int | None, seen: Seen) -> WeightsFile | None
     needless = () if asked.names_server or (wanted is not None and kept is None) else (ServerError,)
     with contextlib.suppress(*needless), asked.connected(start=False) as database:
         state, meta = database.state(), database.meta()
-        seen.stopped = seen.stops is not None and state.stop > seen.stops
-        seen.stops = state.stop
+        seen.stop = seen.stop or StopSignal(state)
+        seen.stop.hear(state)
         ahead = kept is not None and kept.version > state.version  # `local` went on, or the server lost some
         if seen.stopped or (wanted is None and meta and not ahead and state.version == seen.version):
             return None
@@ -289,7 +246,7 @@ def _version(asked: Asked, wanted: int | None, seen: Seen) -> WeightsFile | None
         blob = None if ahead else database.get_weights(version=wanted)
         if blob is not None and meta:
             arrays, numbers = decode_weights(blob[1])
-            return WeightsFile(arrays, blob[0], numbers["update"], numbers["step"], agreed_of(meta))
+            return WeightsFile(arrays, blob[0], numbers["update"], numbers["step"], experiment_and_settings(meta))
         if wanted is not None and kept is None and (meta or newest):
             there = max(state.version, newest.version if newest else -1)
             raise SettingsError(f"run {asked.run} has no version {wanted}; the newest is {there}, and 3 are kept.")
@@ -348,7 +305,7 @@ def do_check(asked: Asked) -> list[tuple[str, str]]:
     spec = timed(
         "spec",
         lambda: experiment.spec(agent),
-        lambda made: f"{len(made.fields)} arrays, {status.size(made.nbytes)} a session",
+        lambda made: f"{len(made.fields)} arrays, {size(made.nbytes)} a session",
     )
     rows += [(f"  {name}", f"{dtype} {list(shape)}") for name, (shape, dtype) in spec.fields.items()]
     player = Player(agent, pool, experiment.unroll_length, seed=asked.fresh_seed())
@@ -360,11 +317,11 @@ def do_check(asked: Asked) -> list[tuple[str, str]]:
     blob = timed(
         "encoding",
         session.encode,
-        lambda made: f"{status.size(len(made))}, {spec.nbytes / len(made):.1f} times smaller",
+        lambda made: f"{size(len(made))}, {spec.nbytes / len(made):.1f} times smaller",
     )
     timed("decoding", lambda: spec.decode(blob), lambda _: "the same")
     learner = timed("learner", lambda: experiment.learner(agent), lambda made: type(made).__name__)
-    flow = Flow(batch=experiment.batch, buffer_size=experiment.batch + experiment.games, reuse=None)
+    flow = ReplayConfig(batch=experiment.batch, buffer_size=experiment.batch + experiment.games, reuse=None)
     replay = Replay(spec, flow, sampler_of(experiment.sampler))
     while (batch := replay.sample(length=learner.length, burn_in=learner.burn_in)) is None:
         for each in rollout.sessions("check", 0):
@@ -380,7 +337,7 @@ def do_check(asked: Asked) -> list[tuple[str, str]]:
     timed(
         "weights",
         lambda: encode_weights(learner.get_weights(), version=0, update=0, step=0),
-        lambda made: status.size(len(made)),
+        lambda made: size(len(made)),
     )
     pool.close()
     if bad:

@@ -95,7 +95,6 @@ def learning(function: Command) -> Command:
         click.option("--force", is_flag=True, help="Go on with other settings than the run was made with."),
         click.option("--init-from", metavar="FILE", help="Begin a new run with weights of another: a checkpoint or an export."),
         click.option("--save-replay/--no-save-replay", default=None, help="Keep stored sessions in checkpoints [while they take at most 1 GB]."),
-        click.option("--on-nan", type=click.Choice(["stop", "rollback"]), default="stop", show_default=True, help="After NaN: end, with the batch kept for inspection, or go on from the last checkpoint."),
         click.option("--player-share", type=float, default=1.0, show_default=True, metavar="0…1", help="Keep no more of one player's sessions than this, while others play."),
         click.option("--track", multiple=True, metavar="WHERE", help="Log to wandb or mlflow too; each is an extra. metrics.jsonl and TensorBoard are always written."),
         click.option("--metrics-port", metavar="[HOST:]PORT", help="Serve the newest numbers to Prometheus; without HOST to this machine only."),

@@ -14,19 +14,26 @@ the truth.
 from __future__ import annotations
 
 import abc
+import contextlib
 import dataclasses
+import os
+import secrets
 import socket
+import time
+import traceback
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from tinyverse.core.errors import LeaseLost, RunConflict
+from tinyverse.core.errors import DatabaseError, LeaseLost, RunConflict
 from tinyverse.core.system import is_gone
 from tinyverse.database.cursor import BEGINNING
 
 WEIGHTS_KEPT = 3
 LOG_KEPT = 10_000  # rows of each of the two short logs: episodes and metrics
 ERRORS_KEPT = 100  # with their tracebacks
+HEARTBEAT_SECONDS = 1.0  # between two heartbeats of a worker
+RETRY_SECONDS = 0.5  # before a worker tries a lost database again
 STALE_AFTER = 15.0  # seconds without a heartbeat after which a worker counts as gone
 LEASE_SECONDS = 10.0
 REPORTED = ("update", "step", "delivered", "reuse", "allowance", "capacity", "position")  # of State, by the trainer
@@ -223,6 +230,23 @@ class Database(abc.ABC):
     @abc.abstractmethod
     def size(self) -> dict[str, int]:
         """`sessions` kept and the `bytes` they take (an estimate)."""
+
+
+def new_worker(role: str, **facts: Any) -> Worker:
+    """A worker's first heartbeat, with an id of its own: a cloned machine is another worker."""
+    return Worker(id=f"{role}-{secrets.token_hex(6)}", role=role, host=socket.gethostname(), pid=os.getpid(), **facts)
+
+
+def log_error(database: Database, worker: Worker, error: BaseException) -> None:
+    """Leaves what ended a worker in the database, for `info --errors`."""
+    if isinstance(error, (KeyboardInterrupt, SystemExit)):
+        return
+    row = {
+        "role": worker.role, "host": worker.host, "pid": worker.pid, "when": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
+        "error": f"{type(error).__name__}: {error}"[:1000], "traceback": "".join(traceback.format_exception(error))[-10_000:],
+    }  # fmt: skip
+    with contextlib.suppress(DatabaseError):  # the worker raises it all the same
+        database.log_error(row)
 
 
 def holder_is_dead(holder: str) -> bool:
