@@ -29,7 +29,7 @@ def filled(page: str, seconds: dict[str, list[float]]) -> str:
     """The page with what was measured."""
 
     def line(text: str) -> str:
-        times = [time for test in re.findall(r"`tests/\w+\.py::(\w+)`", text) for time in seconds.get(test, [])]
+        times = [time for test in re.findall(r"`tests/[\w/]+\.py::(\w+)`", text) for time in seconds.get(test, [])]
         if not (text.startswith("|") and times):
             return text
         least, most = f"{min(times):.1f}", f"{max(times):.1f}"

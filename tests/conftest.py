@@ -31,7 +31,9 @@ pytest.register_assert_rewrite("tests.helpers.database_contract", "tests.helpers
 
 from tests.helpers.command_line import Said, Tinyverse  # noqa: E402  (after what rewrites its asserts)
 
-settings.load_profile("ci")  # the same examples each time, and no time limit; --hypothesis-profile=default looks for new ones
+settings.load_profile(
+    "ci"
+)  # the same examples each time, and no time limit; --hypothesis-profile=default looks for new ones
 
 numbers = itertools.count()  # of runs
 

@@ -51,7 +51,9 @@ def in_ranks(function, *arguments):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "torch._dynamo"])  # one process imports torch, the ranks are forked from it
+    context.set_forkserver_preload(
+        [__name__, "torch._dynamo"]
+    )  # one process imports torch, the ranks are forked from it
     results = context.Queue()
     ranks = [
         context.Process(target=_as_rank, args=(rank, port, results, function, arguments), daemon=True)
