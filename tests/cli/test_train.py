@@ -102,7 +102,7 @@ def test_min_sessions_are_waited_for(run: Tinyverse) -> None:
 
 def test_reuse_is_how_often_a_session_is_learned_from(tinyverse: Tinyverse) -> None:
     for reuse in (1, 3):
-        assert tinyverse("tabular", "local", "-n", 60, "-q", "--name", f"r{reuse}", "--reuse", reuse).code == 0
+        assert tinyverse("tabular", "local", "-n", 30, "-q", "--name", f"r{reuse}", "--reuse", reuse).code == 0
         row = json.loads(Path(f"runs/r{reuse}/metrics.jsonl").read_text().splitlines()[-1])
         assert row["replay/reuse"] == pytest.approx(reuse, rel=0.2)
 

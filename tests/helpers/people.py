@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 import threading
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 
 from tests.helpers.counting import CountingAgent, CountingEnv
+from tests.helpers.waiting import until as until  # also for those who import it from here
 from tinyverse.algorithms.learner import Learner
 from tinyverse.core.errors import DatabaseLost
 from tinyverse.core.run_config import run_config
@@ -34,15 +34,6 @@ from tinyverse.trainer.trainer import Trainer
 
 LENGTH = 5  # steps of a session
 HOLDER = "host:1:test"  # of the lease to publish
-
-
-def until(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
-    """The condition's value once it is true; fails after `seconds`."""
-    ends = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < ends, f"waited {seconds} s in vain"
-        time.sleep(0.005)
-    return value
 
 
 class Beside(threading.Thread):
