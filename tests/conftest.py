@@ -70,7 +70,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty working directory, in which no server is named or runs."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    for name in ("TINYVERSE_REDIS_URL", "REDIS_URL", "TINYVERSE_PASSWORD", "TINYVERSE_PARENT", "TINYVERSE_SHARDS"):
+    for name in ("TINYVERSE_REDIS_URL", "REDIS_URL", "TINYVERSE_PASSWORD", "TINYVERSE_PARENT"):
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "server").mkdir(mode=0o700)
     monkeypatch.setenv("TINYVERSE_SERVER_DIR", str(tmp_path / "server"))

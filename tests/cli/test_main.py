@@ -34,7 +34,7 @@ def test_help_of_every_verb_has_an_example(tinyverse: Tinyverse, verb: str) -> N
         said = tinyverse("catch", *verb.split(), word)
         assert said.code == 0 and not said.err
         assert "Example: tinyverse " in said.out and f" {verb}" in said.out
-        for option in ("--redis", "--host", "--port", "--password", "--database", "--shards", "--name", "--key-prefix", "--seed",
+        for option in ("--redis", "--host", "--port", "--password", "--database", "--name", "--key-prefix", "--seed",
                        "-o", "--config", "-v", "-q"):  # fmt: skip
             assert option in said.out
 
@@ -208,22 +208,6 @@ def test_a_database_of_the_users_own(tinyverse: Tinyverse, folder: Path) -> None
     assert Path("made").read_text().endswith("|catch\n")
     one_sentence(tinyverse("catch", "info", "--database", "mine:Not"), 2, "made a Not; it must inherit")
     one_sentence(tinyverse("catch", "info", "--database", "nix:No"), 2, "--database nix:No should be module:Class")
-
-
-def test_a_run_on_shards(tinyverse: Tinyverse, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ("--name", "shards")
-    monkeypatch.setenv("TINYVERSE_REDIS_URL", redis_url)
-    assert tinyverse("catch", "train", "--minutes", 0, "--shards", 2, *words).code == 0
-    one_sentence(tinyverse("catch", "info", *words), 1, "lie on 2 shards, not on 1", "--shards 2")
-    one_sentence(tinyverse("catch", "play", "--shards", 3, *words), 1, "lie on 2 shards, not on 3", "--shards 2")
-    monkeypatch.setenv("TINYVERSE_REDIS_URL", f"{redis_url},{redis_url}")
-    one_sentence(tinyverse("catch", "info", "--shards", 3, *words), 2, "--shards 3 with 2 servers")
-    one_sentence(tinyverse("catch", "info", "--shards", 2, "--database", "a:B", *words), 2, "--shards 2 is for Redis")
-    assert tinyverse("catch", "info", *words).code == 0
-    monkeypatch.setenv("TINYVERSE_REDIS_URL", redis_url)
-    monkeypatch.setenv("TINYVERSE_SHARDS", "2")
-    assert tinyverse("catch", "info", *words).code == 0
-    assert tinyverse("catch", "clear", "--yes", *words).code == 0
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import threading
 import time
@@ -13,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.helpers.counting import CountingEnv
-from tests.helpers.people import LENGTH, a_run, a_spec, a_trainer, an_agent, until
+from tests.helpers.people import LENGTH, a_run, a_spec, an_agent, until
 from tinyverse.cli import sessions_work
 from tinyverse.cli.context import Asked
 from tinyverse.core import codec
@@ -22,10 +21,8 @@ from tinyverse.core.run_config import run_config
 from tinyverse.core.session import Session, SessionSpec, flatten
 from tinyverse.database import archive
 from tinyverse.database.base import Worker
-from tinyverse.database.sharded_database import open_database
 from tinyverse.envs.pool import GamePool
 from tinyverse.player.player import Player
-from tinyverse.replay.config import Flow
 
 
 def some(count, nested=False, human=()):
@@ -261,24 +258,6 @@ def test_an_export_overwrites_nothing_and_is_a_json(redis_url, tmp_path):
         sessions_work.do_export(asked, tmp_path / "a.json")
     with pytest.raises(SettingsError, match=r"not 'a\.pt': call it .*a\.json"):
         sessions_work.do_export(asked, tmp_path / "a.pt")
-
-
-def test_an_import_is_spread_over_shards_and_no_session_overtakes_its_players_last(redis_url, tmp_path):
-    sessions = [dataclasses.replace(one, metadata={**one.metadata, "player": f"play-{n % 7}", "sequence": str(n // 7)})
-                for n, one in enumerate(some(21))]  # fmt: skip
-    asked, first = a_stored_run(redis_url, sessions)
-    path = sessions_work.do_export(asked, tmp_path / "all.json").path
-    sharded = open_database(redis_url, f"{first.run}-sharded", shards=3)
-    trainer = a_trainer(sharded, flow=Flow(batch=3, buffer_size=50))
-    trainer.join()
-    there = Asked("counting.py", name=sharded.run, redis=redis_url, shards=3, quiet=True)
-    assert sessions_work.do_import(there, path) == 21
-    assert all(part.size()["sessions"] for part in sharded._parts)
-    while trainer.feed():
-        pass
-    assert trainer.intake.rejected == {} and len(trainer.replay) == 21
-    sharded.clear()
-    sharded.close()
 
 
 def test_an_import_comes_in_bounded_parts_and_waits_for_a_trainer_at_work(redis_url, tmp_path, monkeypatch):

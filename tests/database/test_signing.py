@@ -15,9 +15,9 @@ from tests.trainer.test_trainer import some_sessions
 from tinyverse.core.codec import UNSEALED
 from tinyverse.core.errors import CodecError, SettingsError
 from tinyverse.database.base import BEGINNING, Database
+from tinyverse.database.connection import connect, open_database
 from tinyverse.database.redis import RedisDatabase
-from tinyverse.database.server import Server, connect
-from tinyverse.database.sharded_database import open_database
+from tinyverse.database.server import Server
 from tinyverse.database.signing import Seal
 
 SECRET = "a secret of more than 16 characters"
@@ -67,8 +67,8 @@ def test_sessions_without_the_secret_are_rejected_and_counted(redis_url: str, ru
     theirs.append([forged[0].encode()])
     ours.append([good[0].encode()])
     trainer.feed()
-    assert len(trainer.replay) == 1 and sum(trainer.intake.rejected.values()) == 1
-    assert "TINYVERSE_SECRET" in next(iter(trainer.intake.rejected))
+    assert len(trainer.replay) == 1 and sum(trainer.feeder.rejected.values()) == 1
+    assert "TINYVERSE_SECRET" in next(iter(trainer.feeder.rejected))
     assert [blob == UNSEALED for _, blob in ours.newest(5)] == [True, False]
 
 

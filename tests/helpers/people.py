@@ -23,8 +23,11 @@ from tinyverse.experiment.experiment import session_spec
 from tinyverse.player.player import Player
 from tinyverse.player.uploader import Uploader
 from tinyverse.replay.buffer import Replay
-from tinyverse.replay.config import Flow
+from tinyverse.replay.config import ReplayConfig
 from tinyverse.replay.samplers import Fresh, Sampler
+from tinyverse.trainer.config import TrainerConfig
+from tinyverse.trainer.ranks import SingleProcess
+from tinyverse.trainer.run_folder import RunFolder
 from tinyverse.trainer.trainer import Trainer
 
 LENGTH = 5  # steps of a session
@@ -138,17 +141,20 @@ def a_spec(nested: bool = False, length: int = LENGTH) -> SessionSpec:
 def a_trainer(
     database: Any,
     *,
-    flow: Flow = Flow(batch=2, buffer_size=50),  # noqa: B008
+    flow: ReplayConfig = ReplayConfig(batch=2, buffer_size=50),  # noqa: B008
     sampler: Sampler | None = None,
     nested: bool = False,
     length: int = LENGTH,
     spec: SessionSpec | None = None,
+    folder: RunFolder | None = None,
+    ranks: SingleProcess | None = None,
     **options: Any,
 ) -> Trainer:
     """A trainer of the counting game; not joined."""
     agent, spec = an_agent(nested), spec or a_spec(nested, length)
     replay = Replay(spec, flow, sampler or Fresh())
-    return Trainer(agent, CountingLearner(agent), replay, database, run_config("counting", {}, spec), **options)
+    meta, config = run_config("counting", {}, spec), TrainerConfig(**options)
+    return Trainer(agent, CountingLearner(agent), replay, database, meta, folder=folder, config=config, ranks=ranks)
 
 
 def a_player(

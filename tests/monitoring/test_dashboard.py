@@ -210,7 +210,7 @@ def test_the_trainers_log_has_the_band() -> None:
 
     trainer = a_trainer(MemoryDatabase())
     assert trainer.row()["play/return_low"] is None
-    trainer.intake.returns.extend(range(101))
+    trainer.feeder.returns.extend(range(101))
     assert (trainer.row()["play/return_low"], trainer.row()["play/return_high"]) == pytest.approx((10.9, 90.1))
 
 

@@ -27,9 +27,9 @@ from hypothesis.stateful import (
 from tests.helpers.chaos import Breakable, Proxy
 from tinyverse.core.errors import DatabaseLost, LeaseLost
 from tinyverse.database.base import BEGINNING, State, new_holder
-from tinyverse.database.position import is_behind
+from tinyverse.database.connection import connect
+from tinyverse.database.cursor import is_behind
 from tinyverse.database.redis import RedisDatabase
-from tinyverse.database.server import connect
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(240)]
 PARTS = some.integers(1, 5)  # sessions in a push

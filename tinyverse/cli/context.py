@@ -22,7 +22,7 @@ from tinyverse.core.errors import RunConflict, SettingsError, TinyverseError
 from tinyverse.database import server as redis_server
 from tinyverse.database import server_config
 from tinyverse.database.base import Database
-from tinyverse.database.sharded_database import open_database
+from tinyverse.database.connection import open_database
 from tinyverse.experiment import loader
 from tinyverse.monitoring.progress import Bar, Share
 from tinyverse.trainer.run_folder import RunFolder
@@ -42,7 +42,6 @@ class Asked:
     port: int | None = None
     password: str | None = None
     database: str | None = None
-    shards: int | None = None
     seed: int | None = None
     quiet: bool = False
     bars: bool = True  # whether it is shown how far something is
@@ -110,7 +109,7 @@ class Asked:
     @contextlib.contextmanager
     def connected(self, start: bool = True) -> Iterator[Database]:
         """The run's database; starts this user's local server if there is no other."""
-        database = open_database(self.server(start), self.run, database=self.database, shards=self.shards)
+        database = open_database(self.server(start), self.run, database=self.database)
         try:
             yield database
         finally:

@@ -25,7 +25,8 @@ from tinyverse.core import codec
 from tinyverse.core import system as machine
 from tinyverse.core.errors import DatabaseError, ServerError, TinyverseError
 from tinyverse.core.text import counted
-from tinyverse.database import server, server_config
+from tinyverse.database import schema, server, server_config
+from tinyverse.database.connection import connect, errors
 from tinyverse.database.redis import RedisDatabase
 from tinyverse.experiment import loader
 from tinyverse.monitoring import metrics
@@ -168,7 +169,7 @@ def _server(asked: Asked) -> Iterator[Finding]:
         with server.private_server() as trial:
             yield _speed(trial.url)
         return
-    with server.errors(address.url), server.connect(address.url) as client:
+    with errors(address.url), connect(address.url) as client:
         local, version = server.status() if address.source == "running" else None, ""
         if local is not None:
             version = str(local["version"])
@@ -219,7 +220,7 @@ def _rights(client: redis.Redis) -> Finding:
         return Finding("rights", "only what tinyverse needs, as it should be")
     except redis.ResponseError:
         return Finding("rights", "the server has no CONFIG; its provider looks after it")
-    advice = f"Make a user for tinyverse: ~{server.PREFIX}* -@all and +{' +'.join(server.COMMANDS[:3])} …"
+    advice = f"Make a user for tinyverse: ~{schema.PREFIX}* -@all and +{' +'.join(schema.COMMANDS[:3])} …"
     return Finding("rights", "our user may do everything, and so may whoever reads our URL", advice)
 
 

@@ -33,7 +33,7 @@ from tinyverse.monitoring.writers import TensorBoard
 from tinyverse.player.evaluator import Evaluation, evaluate, evaluate_in_processes
 from tinyverse.player.player import Player
 from tinyverse.replay.buffer import Replay
-from tinyverse.replay.config import Flow
+from tinyverse.replay.config import ReplayConfig
 from tinyverse.replay.samplers import sampler_of
 
 
@@ -321,7 +321,7 @@ def do_check(asked: Asked) -> list[tuple[str, str]]:
     )
     timed("decoding", lambda: spec.decode(blob), lambda _: "the same")
     learner = timed("learner", lambda: experiment.learner(agent), lambda made: type(made).__name__)
-    flow = Flow(batch=experiment.batch, buffer_size=experiment.batch + experiment.games, reuse=None)
+    flow = ReplayConfig(batch=experiment.batch, buffer_size=experiment.batch + experiment.games, reuse=None)
     replay = Replay(spec, flow, sampler_of(experiment.sampler))
     while (batch := replay.sample(length=learner.length, burn_in=learner.burn_in)) is None:
         for each in rollout.sessions("check", 0):

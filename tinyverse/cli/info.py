@@ -17,7 +17,6 @@ from tinyverse.core.text import did_you_mean
 from tinyverse.database import server
 from tinyverse.database.base import Database
 from tinyverse.database.redis import list_runs
-from tinyverse.database.schema import Keys
 from tinyverse.monitoring import status, terminal
 
 
@@ -46,20 +45,14 @@ def do_info(asked: Asked, *, watch: bool = False, as_json: bool = False, errors:
 
 
 @contextlib.contextmanager
-def _known(asked: Asked, force: bool = False) -> Iterator[Database]:
-    """The database of a run that is there, or that somebody waits for; by `force` also where it belongs elsewhere.
+def _known(asked: Asked) -> Iterator[Database]:
+    """The database of a run that is there, or that somebody waits for.
 
     Raises:
         RunConflict: nobody has heard of it; names the runs there are.
     """
     with asked.connected(start=False) as database:
-        try:
-            found = bool(database.meta() or database.workers())
-        except RunConflict:
-            if not force:
-                raise
-            found = True
-        if not found:
+        if not (database.meta() or database.workers()):
             others = [] if asked.database else redis_runs(asked)
             there = f"there are {', '.join(others)}" if others else "there is none"
             hint = did_you_mean(asked.run, others)
@@ -70,8 +63,7 @@ def _known(asked: Asked, force: bool = False) -> Iterator[Database]:
 def redis_runs(asked: Asked) -> list[str]:
     """The names of the runs on the server."""
     address = server.find_server(asked.redis, asked.host, asked.port, asked.password, start=False)
-    with server.errors(address.url), server.connect(address.url, key=Keys.RUNS) as client:
-        return list_runs(client)
+    return list_runs(address.url)
 
 
 def do_stop(asked: Asked, *, wait: float = 15.0) -> tuple[int, int]:
@@ -91,7 +83,7 @@ def do_clear(
     asked: Asked, *, keep_weights: bool = False, force: bool = False, confirm: Callable[[], object] = lambda: None
 ) -> None:
     """Removes the run from the database; its folder stays. `confirm` is called before, and raises if it must not be."""
-    with _known(asked, force) as database:
+    with _known(asked) as database:
         workers = database.workers()
         if workers and not force:
             who = ", ".join(f"{worker.role} on {worker.host} (pid {worker.pid})" for worker in workers[:3])

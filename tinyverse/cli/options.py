@@ -27,7 +27,7 @@ def common(function: Command) -> Command:
     @click.pass_obj
     @functools.wraps(function)
     def wrapped(
-        experiment: str, /, redis: str | None, host: str | None, port: int | None, password: str | None, database: str | None, shards: int | None,
+        experiment: str, /, redis: str | None, host: str | None, port: int | None, password: str | None, database: str | None,
         name: str | None, seed: int | None, options: tuple[str, ...], config: Path | None, verbose: int, quiet: bool, **rest: Any,
     ) -> Any:  # fmt: skip
         from tinyverse.cli.context import Asked
@@ -36,7 +36,7 @@ def common(function: Command) -> Command:
             level=logging.DEBUG if verbose > 1 else logging.INFO if verbose else logging.WARNING,
             format="%(name)s: %(message)s",
         )
-        from tinyverse.database.server import public
+        from tinyverse.database.connection import public
 
         given = click.get_current_context().get_parameter_source("password") is ParameterSource.COMMANDLINE
         if given or (redis and public(redis) != redis):
@@ -46,17 +46,16 @@ def common(function: Command) -> Command:
             )
         asked = Asked(
             experiment, name or "", _settings(config, options), redis=redis, host=host, port=port, password=password,
-            database=database, shards=shards, seed=seed, quiet=quiet,
+            database=database, seed=seed, quiet=quiet,
         )  # fmt: skip
         return function(asked, **rest)
 
     return _decorated(wrapped, [
-        click.option("--redis", metavar="URL", help="The server, e.g. redis://host:6379/0, rediss:// with TLS, unix://; several, with commas, share the sessions. [env: TINYVERSE_REDIS_URL, REDIS_URL]"),
+        click.option("--redis", metavar="URL", help="The server, e.g. redis://host:6379/0, rediss:// with TLS, unix://. [env: TINYVERSE_REDIS_URL, REDIS_URL]"),
         click.option("--host", help="The server's host (as --redis redis://HOST:PORT/0)."),
         click.option("--port", type=int, help="The server's port [6379]."),
         click.option("--password", envvar="TINYVERSE_PASSWORD", help="The server's password; better in the URL's environment variable."),
         click.option("--database", metavar="MODULE:CLASS", help="A Database class of your own instead of Redis."),
-        click.option("--shards", type=int, envvar="TINYVERSE_SHARDS", help="Streams over which sessions are spread, the same for all workers of a run [one for each URL]."),
         click.option("--name", "--key-prefix", "name", help="The run's name [the experiment's name]."),
         click.option("--seed", type=int, help="Makes a worker's random numbers repeatable."),
         click.option("-o", "options", multiple=True, metavar="NAME=VALUE", help="A setting: an argument of make_experiment."),
@@ -96,7 +95,6 @@ def learning(function: Command) -> Command:
         click.option("--force", is_flag=True, help="Go on with other settings than the run was made with."),
         click.option("--init-from", metavar="FILE", help="Begin a new run with weights of another: a checkpoint or an export."),
         click.option("--save-replay/--no-save-replay", default=None, help="Keep stored sessions in checkpoints [while they take at most 1 GB]."),
-        click.option("--on-nan", type=click.Choice(["stop", "rollback"]), default="stop", show_default=True, help="After NaN: end, with the batch kept for inspection, or go on from the last checkpoint."),
         click.option("--player-share", type=float, default=1.0, show_default=True, metavar="0…1", help="Keep no more of one player's sessions than this, while others play."),
         click.option("--track", multiple=True, metavar="WHERE", help="Log to wandb or mlflow too; each is an extra. metrics.jsonl and TensorBoard are always written."),
         click.option("--metrics-port", metavar="[HOST:]PORT", help="Serve the newest numbers to Prometheus; without HOST to this machine only."),

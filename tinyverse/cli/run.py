@@ -56,7 +56,7 @@ def do_local(asked: Asked, learning: Learning, *, games: int | None = None) -> T
         began, should_stop = time.monotonic(), or_after(learning.minutes, should_stop)
         learning = dataclasses.replace(learning, precision=learning.precision or "fp32")
         trainer, experiment = make_trainer(asked, learning, database)
-        batch = trainer.replay.flow.batch
+        batch = trainer.replay.config.batch
         count = games or min(batch, experiment.games)
         if isinstance(trainer.replay.sampler, Fresh) and batch % count:
             raise SettingsError(
@@ -102,8 +102,8 @@ def _learn_what_there_is(trainer: Trainer, updates: int | None, made: int) -> in
     before = made
     while (updates is None or made < updates) and trainer.step():
         made += 1
-        trainer.version += 1  # in lockstep each update is a version, though nobody fetches it
-        if trainer.replay.flow.reuse is None:
+        trainer.publisher.version += 1  # in lockstep each update is a version, though nobody fetches it
+        if trainer.replay.config.reuse is None:
             break
     return made - before
 
@@ -150,7 +150,6 @@ class _Players:
         place = {
             "TINYVERSE_REDIS_URL": asked.server(start=True),
             "TINYVERSE_PARENT": str(os.getpid()),
-            **({"TINYVERSE_SHARDS": str(asked.shards)} if asked.shards else {}),
             **system.python_path(),
         }
         self._processes = [

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import time
 from collections.abc import Iterator, Mapping
@@ -28,7 +27,7 @@ from tinyverse.core.text import counted
 from tinyverse.core.weights import decode_weights
 from tinyverse.database import archive
 from tinyverse.database.base import Database, State
-from tinyverse.database.position import BEGINNING, is_behind, is_position, just_before
+from tinyverse.database.cursor import BEGINNING, is_behind, is_position, just_before
 from tinyverse.envs.video import VideoWriter, picture
 from tinyverse.experiment import loader
 from tinyverse.monitoring import metrics
@@ -146,8 +145,7 @@ def do_import(asked: Asked, path: Path) -> int:
                     if should_stop():
                         return pushed
                     time.sleep(0.1)
-                for player, its in itertools.groupby(part, lambda session: session.metadata.get("player", "")):
-                    database.append_as(player, [session.encode() for session in its])
+                database.append([session.encode() for session in part])
                 pushed += len(part)
                 bar.count(len(part))
     return pushed

@@ -33,8 +33,9 @@ from tinyverse.monitoring import status, writers
 from tinyverse.monitoring.progress import Progress, Share
 from tinyverse.monitoring.writers import Prometheus, Writer, check_writer, open_writer
 from tinyverse.replay.buffer import Replay
-from tinyverse.replay.config import Flow
+from tinyverse.replay.config import ReplayConfig
 from tinyverse.replay.samplers import sampler_of
+from tinyverse.trainer.config import TrainerConfig
 from tinyverse.trainer.loop import train
 from tinyverse.trainer.trainer import Trainer
 
@@ -61,7 +62,6 @@ class Learning:
     force: bool = False  # go on with other settings than the run was made with
     init_from: str | None = None  # a file of weights to begin with
     save_every: float = 60.0
-    on_nan: str = "stop"  # or "rollback" to the last good checkpoint
     player_share: float = 1.0  # of the sessions kept, how much one player may have while others play
     save_replay: bool | None = None  # whether checkpoints hold the replay; None: while it is small
     track: tuple[str, ...] = ()  # writers beside metrics.jsonl and TensorBoard
@@ -115,7 +115,7 @@ def train_run(
         if distributed.is_rank_zero():
             log = open_log(asked, learning, database, trainer)  # what is wrong with it is said before the run is joined
         join(asked, trainer, should_stop)
-    trainer.level()
+    trainer.checkpoints.level()
     asked.say(f"training run {asked.run} from update {trainer.update:,}, into {asked.folder.path}/")
 
     def line() -> str:
@@ -185,7 +185,7 @@ def open_log(asked: Asked, learning: Learning, database: Database, trainer: Trai
     places: list[Writer] = [open_writer(name, asked.folder) for name in learning.track]
     if learning.metrics_port:
         places.append(Prometheus(learning.metrics_port, {"run": asked.run}))
-    return writers.TrainLog(trainer.row, asked.folder, database, writers=places, arrays=trainer.arrays)
+    return writers.TrainLog(trainer.row, asked.folder, database, writers=places, arrays=trainer.replay.arrays)
 
 
 def make_trainer(asked: Asked, learning: Learning, database: Database) -> tuple[Trainer, Experiment]:
@@ -218,7 +218,7 @@ def make_trainer(asked: Asked, learning: Learning, database: Database) -> tuple[
     if meta:
         check_spec(asked.run, meta, spec)
     sampler = sampler_of(experiment.sampler)
-    flow = Flow(
+    flow = ReplayConfig(
         batch=learning.batch or experiment.batch,
         buffer_size=learning.buffer_size or experiment.buffer_size,
         reuse=experiment.reuse if learning.reuse is None else learning.reuse,
@@ -226,12 +226,16 @@ def make_trainer(asked: Asked, learning: Learning, database: Database) -> tuple[
         min_sessions=experiment.min_sessions if learning.min_sessions is None else learning.min_sessions,
     ).shared(distributed.size())
     replay = Replay(spec, flow, sampler, device=learning.device, seed=seed)
-    trainer = Trainer(
-        agent, learner, replay, database, run_config(asked.title, settings, spec), folder=folder if distributed.is_rank_zero() else None,
+    config = TrainerConfig(
         publish_every=learning.publish_every or experiment.publish_every,
-        precision=precision_of(learning.precision or experiment.precision, learning.device), frame_skip=experiment.frame_skip,
-        on_nan=learning.on_nan, player_share=learning.player_share,
-        save_replay=learning.save_replay if distributed.size() == 1 else False,  # each rank has a share, of another size another
+        precision=precision_of(learning.precision or experiment.precision, learning.device),
+        frame_skip=experiment.frame_skip,
+        save_replay=learning.save_replay if distributed.size() == 1 else False,  # other ranks would have other shares
+        player_share=learning.player_share,
+    )
+    trainer = Trainer(
+        agent, learner, replay, database, run_config(asked.title, settings, spec),
+        folder=folder if distributed.is_rank_zero() else None, config=config,
     )  # fmt: skip
     if distributed.is_rank_zero():
         words = without_secrets(sys.argv[1:]) if Path(sys.argv[0]).stem in ("tinyverse", "__main__") else []
@@ -304,11 +308,11 @@ def _refuse_beside_a_trainer(asked: Asked, database: Database, option: str) -> N
 
 
 def trainer_line(trainer: Trainer) -> str:
-    mean = f"{np.mean(trainer.intake.returns):.2f}" if trainer.intake.returns else "–"
+    mean = f"{np.mean(trainer.feeder.returns):.2f}" if trainer.feeder.returns else "–"
     waits = f", waits for {trainer.waiting.reason}" if trainer.waiting.reason else ""
     return (
-        f"train: update {trainer.update:,}, {counted(trainer.intake.steps, 'step')} at {trainer.intake.step_rate.per_second():,.0f}/s, "
-        f"return {mean} over the last {counted(len(trainer.intake.returns), 'episode')}, version {trainer.version}, lag {trainer.lag:.1f}{waits}"
+        f"train: update {trainer.update:,}, {counted(trainer.feeder.steps, 'step')} at {trainer.feeder.step_rate.per_second():,.0f}/s, "
+        f"return {mean} over the last {counted(len(trainer.feeder.returns), 'episode')}, version {trainer.version}, lag {trainer.replay.lag:.1f}{waits}"
     )
 
 

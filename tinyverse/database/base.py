@@ -27,7 +27,7 @@ from typing import Any
 
 from tinyverse.core.errors import DatabaseError, LeaseLost
 from tinyverse.core.system import is_gone
-from tinyverse.database.position import BEGINNING
+from tinyverse.database.cursor import BEGINNING
 
 WEIGHTS_KEPT = 3
 LOG_KEPT = 10_000  # rows of each of the two short logs: episodes and metrics
@@ -96,12 +96,7 @@ class Database(abc.ABC):
     """The meeting place of one run. Methods are safe to call from several threads.
 
     Raises `DatabaseLost` when it cannot be reached (the caller may retry), `DatabaseError` when it says no.
-
-    Attributes:
-        streams: in how many streams its sessions lie; each has an order of its own, see `position`.
     """
-
-    streams: int = 1
 
     # -- the run ------------------------------------------------------------------------------------------------
 
@@ -137,11 +132,6 @@ class Database(abc.ABC):
 
         Never retried here: an append that failed half-way may have arrived, so sessions carry (player, sequence).
         """
-
-    def append_as(self, player: str, blobs: Sequence[bytes]) -> State:
-        """Appends sessions of a player who is not here, from a file. A database of several streams puts one player's into
-        one, because a trainer takes a session that comes before its predecessor for one that came twice."""
-        return self.append(blobs)
 
     @abc.abstractmethod
     def read(self, after: str, limit: int, wait: float = 0.0) -> tuple[list[tuple[str, bytes]], State]:
