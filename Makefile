@@ -6,7 +6,7 @@ BIN := .venv/bin
 
 help:
 	@echo "make demo      play and train Pong here, then a video in records/ and a curve"
-	@echo "make test      the tests that fit into a few minutes"
+	@echo "make test      the tests that fit into a few minutes, on all cores"
 	@echo "make test-all  all of them"
 	@echo "make test-servers  all of them on each server that is installed, or on SERVERS=\"PATH …\"; hours"
 	@echo "make test-starcraft  pysc2's mock of StarCraft II, in .venv-starcraft"
@@ -33,10 +33,10 @@ demo: .venv/ready
 	@$(BIN)/python examples/demo.py
 
 test: .venv/ready
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --dist loadgroup
 
 test-all: .venv/ready
-	$(BIN)/python -m pytest -q -m 'not gpu'
+	$(BIN)/python -m pytest -q -m 'not gpu' --hypothesis-profile=default
 	$(BIN)/python -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' && $(BIN)/python -m pytest -q -m gpu || echo "no GPU here: gpu tests not run"
 
 test-servers: .venv/ready

@@ -51,7 +51,10 @@ def in_ranks(function, *arguments):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        [__name__, "torch._dynamo"]
+    )  # one process imports torch, the ranks are forked from it
     results = context.Queue()
     ranks = [
         context.Process(target=_as_rank, args=(rank, port, results, function, arguments), daemon=True)
@@ -161,6 +164,7 @@ def learned():
     return in_ranks(learn_all)
 
 
+@pytest.mark.xdist_group("ranks")  # they share the fixture
 @pytest.mark.parametrize("case", CASES)
 def test_two_ranks_at_half_the_batch_learn_what_one_learns(learned, case, monkeypatch):
     monkeypatch.setattr(torch, "randperm", torch.randperm)
@@ -203,6 +207,7 @@ def who_came_when():
     return left <= entered
 
 
+@pytest.mark.xdist_group("ranks")
 def test_what_ranks_tell_each_other():
     first, second = in_ranks(add_up)
     assert (first.pop("where"), second.pop("where")) == ((0, 2, True), (1, 2, False))
@@ -308,6 +313,7 @@ def wait_for_the_poor(url, run):
     return facts, seen
 
 
+@pytest.mark.xdist_group("ranks")
 def test_a_rank_without_sessions_makes_all_wait_and_none_hang(redis_url):
     ranks = in_ranks(wait_for_the_poor, redis_url, f"test-{secrets.token_hex(4)}")
     (first, _), (second, _) = ranks
@@ -358,6 +364,7 @@ def one_learns_nan(url, run, place):
     return trainer.update, said
 
 
+@pytest.mark.xdist_group("ranks")
 def test_what_one_rank_learned_wrong_stops_all(redis_url, tmp_path):
     ranks = in_ranks(one_learns_nan, redis_url, f"test-{secrets.token_hex(4)}", tmp_path)
     assert [update for update, _ in ranks] == [2, 2]
@@ -370,6 +377,7 @@ def wrong_learner(url, run):
     return True
 
 
+@pytest.mark.xdist_group("ranks")
 def test_a_learner_that_averages_nothing_is_refused(redis_url):
     assert in_ranks(wrong_learner, redis_url, "test-refused") == [True, True]
 
@@ -421,17 +429,18 @@ def place(tmp_path, redis_url):
         process.wait()
 
 
-def test_gpus_on_a_cpu_learn_publish_and_end_together(place):
+@pytest.mark.parametrize("updates", [20, pytest.param(150, marks=pytest.mark.slow)])
+def test_gpus_on_a_cpu_learn_publish_and_end_together(place, updates):
     place.start("play", "-b", 8, "-q")
-    trainer = place.start("train", "--gpus", 2, "--device", "cpu", "-b", 16, "-n", 150, "--seed", 1)
+    trainer = place.start("train", "--gpus", 2, "--device", "cpu", "-b", 16, "-n", updates, "--seed", 1)
     place.ends(trainer)
     state = place.database.state()
-    assert state.update == 150 and place.checkpoints() == [150]
+    assert state.update == updates and place.checkpoints() == [updates]
     assert state.capacity == 5000 and state.allowance == 32
-    assert 0.9 < state.delivered / (150 * 16) < 1.2
+    assert 0.9 < state.delivered / (updates * 16) < 1.2
     rows = [json.loads(line) for line in (place.path / f"runs/{place.name}/metrics.jsonl").read_text().splitlines()]
-    assert rows[-1]["update"] == 150 and rows[-1]["step"] >= 150 * 16 * 8
-    assert rows[-1]["play/return"] > -0.3, "it began at -0.6"
+    assert rows[-1]["update"] == updates and rows[-1]["step"] >= updates * 16 * 8
+    assert updates < 150 or rows[-1]["play/return"] > -0.3, "it began at -0.6"
     assert len([line for line in place.said(trainer).splitlines() if "training run" in line]) == 1
     assert place.database.counters().get("rejected", 0) == 0
     assert not place.ranks()
