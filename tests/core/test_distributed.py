@@ -288,7 +288,7 @@ def wait_for_the_poor(url, run):
         distributed.anywhere(False)
         turns(trainer, 5)
         if distributed.leads():
-            trainer.report()
+            trainer.publisher.report(trainer.update)
         distributed.anywhere(False)
         state = trainer.database.state()
         facts[name] = (trainer.update, trainer.waiting.reason, state.debt, state.position == furthest_of(trainer))
