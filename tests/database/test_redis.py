@@ -20,7 +20,7 @@ from hypothesis import strategies as some
 from tests.helpers.database_contract import HERE, ME, DatabaseContract, dead_pid, read_all
 from tests.helpers.people import until
 from tinyverse.core.errors import DatabaseError, DatabaseLost, LeaseLost, SettingsError
-from tinyverse.database.base import BEGINNING, Database, State, Worker, new_holder
+from tinyverse.database.base import BEGINNING, Database, State, Worker
 from tinyverse.database.connection import connect, open_database, ping
 from tinyverse.database.memory import MemoryDatabase
 from tinyverse.database.redis import RedisDatabase, list_runs
@@ -288,7 +288,7 @@ def test_the_lease_of_a_dead_process_of_this_host_is_free(database: RedisDatabas
 
 def test_the_lease_of_another_host_is_not(database: RedisDatabase) -> None:
     assert database.acquire_lease(f"elsewhere:{dead_pid()}:x")
-    assert not database.acquire_lease(new_holder())
+    assert not database.acquire_lease(ME)
 
 
 def test_a_lease_lasts_ten_seconds(redis_server: Server, database: RedisDatabase) -> None:

@@ -38,7 +38,7 @@ from redis.sentinel import Sentinel
 from tinyverse.core.errors import DatabaseError, DatabaseLost, SettingsError
 from tinyverse.database.base import Database
 from tinyverse.database.schema import CLUSTER_COMMANDS, COMMANDS, PREFIX
-from tinyverse.database.signing import seal_of
+from tinyverse.database.signing import signed
 
 PORT, SENTINEL_PORT = 6379, 26379
 
@@ -48,17 +48,19 @@ def open_database(
 ) -> Database:
     """The database of a run: on the Redis server at `url`, or the user's own class called with (url, run).
 
+    Where TINYVERSE_SECRET is set, it signs what it writes, and verifies what it reads.
+
     Args:
         database: "module:Class" of a `Database` of the user's own.
         name, timeout: as of `connect`.
 
     Raises:
-        SettingsError: the run's name or `database` cannot be used.
+        SettingsError: the run's name, `database` or TINYVERSE_SECRET cannot be used.
     """
     from tinyverse.database.redis import RedisDatabase  # it imports this module
 
     if not database:
-        return RedisDatabase(url, run, name=name, timeout=timeout, seal=seal_of(run))
+        return signed(RedisDatabase(url, run, name=name, timeout=timeout), run)
     module, _, attribute = database.partition(":")
     try:
         made = getattr(importlib.import_module(module), attribute)(url, run)
@@ -68,7 +70,7 @@ def open_database(
         raise SettingsError(
             f"--database {database} made a {type(made).__name__}; it must inherit tinyverse.database.base.Database."
         )
-    return made
+    return signed(made, run)
 
 
 def connect(url: str, *, name: str = "tinyverse", timeout: float = 5.0, key: str = "") -> redis.Redis:

@@ -19,8 +19,7 @@ from typing import Any, TypeVar
 import redis
 import xxhash
 
-from tinyverse.core.codec import UNSEALED, WRONG_SEAL
-from tinyverse.core.errors import CodecError, DatabaseError, DatabaseLost, SettingsError
+from tinyverse.core.errors import DatabaseError, DatabaseLost, SettingsError
 from tinyverse.database.base import (
     ERRORS_KEPT,
     KEPT_BY_CLEAR,
@@ -31,13 +30,13 @@ from tinyverse.database.base import (
     Database,
     State,
     Worker,
+    check_epoch,
     check_fence,
     check_report,
     holder_is_dead,
 )
 from tinyverse.database.connection import connect, errors
 from tinyverse.database.schema import COUNTER, Keys, decode_heartbeat, decode_row, encode_heartbeat, encode_row
-from tinyverse.database.signing import Seal
 
 log = logging.getLogger(__name__)
 
@@ -59,12 +58,9 @@ class RedisDatabase(Database):
         run: the run's name.
         name: how the server's list of clients calls us.
         timeout: seconds without an answer after which the server counts as lost.
-        seal: makes and checks the seals of sessions and weights; None: nobody asks for any.
     """
 
-    def __init__(
-        self, url: str, run: str, *, name: str = "tinyverse", timeout: float = 5.0, seal: Seal | None = None
-    ) -> None:
+    def __init__(self, url: str, run: str, *, name: str = "tinyverse", timeout: float = 5.0) -> None:
         if timeout <= BLOCK:
             raise SettingsError(
                 f"A timeout of {timeout} s must be above the {BLOCK} s that a read waits on the server."
@@ -75,8 +71,6 @@ class RedisDatabase(Database):
         self._connect = functools.partial(connect, url, name=name, timeout=timeout)
         self._client: Any = None  # as long as the server is not lost
         self._capacity = State.capacity  # as of the last State
-        self._epoch = State.epoch  # likewise
-        self._seal = seal
         self._clock: float | None = None  # the server's time minus ours, seconds
 
     def __repr__(self) -> str:
@@ -140,9 +134,7 @@ class RedisDatabase(Database):
 
         def write(pipe: Any) -> None:
             for blob in blobs:
-                pipe.execute_command(
-                    "XADD", keys.sessions, "MAXLEN", self._capacity, "*", "s", blob, *self._sealed(blob)
-                )
+                pipe.execute_command("XADD", keys.sessions, "MAXLEN", self._capacity, "*", "s", blob)
             for row in rows:
                 pipe.xadd(keys.episodes, {"row": row}, maxlen=LOG_KEPT, approximate=False)
             if blobs:
@@ -159,35 +151,35 @@ class RedisDatabase(Database):
             (entries,), state = self._ask(lambda pipe: pipe.xrange(sessions, min=f"({after}", count=limit))
             left = ends - time.monotonic()
             if entries or left <= 0:
-                return self._blobs(entries, state.epoch), state
+                return _blobs(entries), state
             with self._server() as client:
                 client.xread({sessions: after}, count=1, block=max(1, int(1000 * min(left, BLOCK))))
 
     def newest(self, limit: int) -> list[tuple[str, bytes]]:
-        (entries,), state = self._ask(lambda pipe: pipe.xrevrange(self._keys.sessions, count=limit))
-        return self._blobs(entries[::-1], state.epoch)
+        with self._server() as client:
+            return _blobs(client.xrevrange(self._keys.sessions, count=limit)[::-1])
 
-    def put_weights(self, blob: bytes, version: int, *, holder: str, update: int = 0, step: int = 0) -> None:
+    def put_weights(
+        self, blob: bytes, version: int, *, holder: str, update: int = 0, step: int = 0, epoch: str | None = None
+    ) -> None:
         _check_size(len(blob), f"Weights version {version}")
         keys, checksum = self._keys, xxhash.xxh3_64_hexdigest(blob)
 
         def publish(pipe: Any) -> None:
             lease, current = pipe.get(keys.lease), pipe.hgetall(keys.current)
-            epoch = _text(pipe.hget(keys.meta, "epoch"))
+            check_epoch(epoch, _text(pipe.hget(keys.meta, "epoch")), version)
             check_fence(holder, version, _text(lease), int(current.get(b"version", -1)))
             old = sorted(_checksums(current))[: -(WEIGHTS_KEPT - 1)]
             pipe.multi()
             pipe.set(keys.weights(version), blob)
             numbers = {"update": int(update), "step": int(step)}
-            if self._seal:
-                pipe.hset(keys.current, f"seal:{version}", self._seal.make(epoch, f"weights {version}", blob))
             pipe.hset(keys.current, mapping={"version": version, f"xxh3:{version}": checksum, **numbers})
             pipe.hset(keys.stat, mapping=numbers)
             if old:
-                pipe.hdel(keys.current, *(f"{mark}:{number}" for number in old for mark in ("xxh3", "seal")))
+                pipe.hdel(keys.current, *(f"xxh3:{number}" for number in old))
                 pipe.unlink(*map(keys.weights, old))
 
-        self._change(publish, keys.lease, keys.current)
+        self._change(publish, keys.meta, keys.lease, keys.current)
 
     def get_weights(self, newer_than: int = -1, version: int | None = None) -> tuple[int, bytes] | None:
         keys = self._keys
@@ -200,7 +192,6 @@ class RedisDatabase(Database):
                     return None
                 blob = client.get(keys.weights(wanted))
                 if blob is not None and xxhash.xxh3_64_hexdigest(blob) == checksum:
-                    self._check_seal(current.get(b"seal:%d" % wanted), wanted, blob)
                     return wanted, blob
         raise DatabaseError(
             f"Weights version {wanted} of run {self.run} are missing or damaged; the next publication replaces them."
@@ -330,7 +321,7 @@ class RedisDatabase(Database):
             known |= {"epoch": (epoch or b"").decode(), "inserted": int(inserted or 0)}
             state = State(version=-1 if version is None else int(version), **known)
         self._clock = seconds + microseconds * 1e-6 - time.monotonic()
-        self._capacity, self._epoch = state.capacity, state.epoch
+        self._capacity = state.capacity
         return replies, state
 
     def _change(self, function: Callable[[Any], None], *watched: str) -> None:
@@ -374,27 +365,6 @@ class RedisDatabase(Database):
             log.warning("The server is full; run %s keeps its newest %d sessions only.", self.run, kept)
             client.xtrim(self._keys.sessions, maxlen=kept, approximate=False)
 
-    def _sealed(self, blob: bytes) -> tuple[Any, ...]:
-        """What an entry of the stream has more, where seals are made."""
-        return ("m", self._seal.make(self._epoch, "session", blob)) if self._seal else ()
-
-    def _blobs(self, entries: Any, epoch: str) -> list[tuple[str, bytes]]:
-        """(id, session) of entries of the stream; UNSEALED, which no session can be, where the seal does not fit."""
-        seal, found = self._seal, []
-        for key, fields in entries:
-            blob = fields.get(b"s", b"")
-            fits = seal is None or seal.fits(fields.get(b"m"), epoch, "session", blob)
-            found.append((key.decode(), blob if fits else UNSEALED))
-        return found
-
-    def _check_seal(self, seal: bytes | None, version: int, blob: bytes) -> None:
-        if self._seal is None:
-            return
-        with self._server() as client:
-            epoch = _text(client.hget(self._keys.meta, "epoch"))
-        if not self._seal.fits(seal, epoch, f"weights {version}", blob):
-            raise CodecError(f"weights version {version} of run {self.run}: {WRONG_SEAL}")
-
     def _newest(self, stream: str, limit: int) -> list[dict[str, Any]]:
         if limit <= 0:
             return []
@@ -413,6 +383,11 @@ def list_runs(url: str) -> list[str]:
     with errors(url), connect(url, key=Keys.RUNS) as client:
         names: Any = client.smembers(Keys.RUNS)
         return sorted(name.decode() for name in names)
+
+
+def _blobs(entries: Any) -> list[tuple[str, bytes]]:
+    """(id, session) of entries of the stream."""
+    return [(key.decode(), fields.get(b"s", b"")) for key, fields in entries]
 
 
 def _check_size(size: int, what: str) -> None:

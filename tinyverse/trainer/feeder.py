@@ -20,7 +20,7 @@ import numpy as np
 from tinyverse.core.errors import CodecError, DatabaseLost, SpecError
 from tinyverse.core.session import Session
 from tinyverse.core.timing import Rate
-from tinyverse.database.base import Database, State, Worker
+from tinyverse.database.base import UNSIGNED, WRONG_SIGNATURE, Database, State, Worker
 from tinyverse.database.cursor import BEGINNING, furthest, is_behind
 from tinyverse.replay.buffer import Replay
 from tinyverse.replay.samplers import Fresh
@@ -117,7 +117,7 @@ class Feeder:
             try:
                 session = self.replay.spec.decode(blob)
             except (CodecError, SpecError) as error:
-                return self._reject(str(error))
+                return self._reject(WRONG_SIGNATURE if blob == UNSIGNED else str(error))
             player, sequence = session.metadata.get("player", ""), int(session.metadata["sequence"])
             if sequence <= self.newest_of.get(player, -1):
                 return self._reject("it came twice")

@@ -8,6 +8,7 @@ One trainer at a time publishes for a run: the one that holds the lease. Of seve
 from __future__ import annotations
 
 import contextlib
+import functools
 import socket
 import threading
 import time
@@ -15,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from tinyverse.core.errors import DatabaseLost, LeaseLost, SettingsError
+from tinyverse.core.errors import DatabaseLost, LeaseLost, RunConflict, SettingsError
 from tinyverse.core.timing import Waiting
 from tinyverse.core.weights import Weights, encode_weights
 from tinyverse.database.base import HEARTBEAT_SECONDS, Database, State, Worker
@@ -101,26 +102,27 @@ class Publisher:
         """
         version, update, step, weights = snapshot
         blob = encode_weights(weights, version=version, update=update, step=step)
-        if not self.feeder.state.epoch:
-            self._create(update)
-        try:
-            self.database.put_weights(blob, version, holder=self.holder, update=update, step=step)
-        except LeaseLost:
-            if self.database.get_weights(version=version) != (version, blob):  # else only the answer had been lost
-                if self.database.state().epoch != self.feeder.state.epoch:
-                    return
-                if not self.database.acquire_lease(self.holder):
-                    raise
-                # nobody's: the lease had run out; the database refuses an older version again
-                self.database.put_weights(blob, version, holder=self.holder, update=update, step=step)
-        self.published = version
+        put = functools.partial(
+            self.database.put_weights, blob, version, holder=self.holder, update=update, step=step,
+            epoch=self.feeder.state.epoch or self._create(update),
+        )  # fmt: skip
+        with contextlib.suppress(RunConflict):
+            try:
+                put()
+            except LeaseLost:
+                if self.database.get_weights(version=version) != (version, blob):  # else only the answer had been lost
+                    if not self.database.acquire_lease(self.holder):
+                        raise
+                    put()  # nobody had the lease: it ran out just before; the database refuses an older version again
+            self.published = version
 
-    def _create(self, update: int) -> None:
-        """Creates a run that is gone (an empty server, a `clear`), which the feeder has seen."""
+    def _create(self, update: int) -> str:
+        """Creates a run that is gone (an empty server, a `clear`), which the feeder has seen; returns its id."""
         with self.feeder.lock:
             self.report(update)  # before the run is there: it must not begin where the one before had ended
-            self.database.create({key: value for key, value in self.meta.items() if key != "epoch"})
+            meta = self.database.create({key: value for key, value in self.meta.items() if key != "epoch"})
             self.database.acquire_lease(self.holder)
+        return meta["epoch"]
 
     def compare(self, state: State, published: int) -> None:
         """Asks for a publication where a newer state lacks the weights that were `published` before it."""
