@@ -41,7 +41,7 @@ from torch.nn import functional
 from tinyverse.agents.torch_agent import TorchAgent
 from tinyverse.algorithms import VTrace
 from tinyverse.core.batch import Batch
-from tinyverse.core.run_config import agreement
+from tinyverse.core.run_config import run_config
 from tinyverse.core.session import Session, SessionSpec
 from tinyverse.database.base import new_worker
 from tinyverse.database.redis import RedisDatabase
@@ -75,7 +75,7 @@ def main() -> None:
                 learner = new_learner(pool)
                 replay = Replay(spec, ReplayConfig(batch=batch, buffer_size=256), Fresh())
                 trainer = Trainer(
-                    learner.agent, learner, replay, RedisDatabase(server.url, precision), agreement("bench", {}, spec),
+                    learner.agent, learner, replay, RedisDatabase(server.url, precision), run_config("bench", {}, spec),
                     config=TrainerConfig(publish_every=PUBLISH_EVERY, precision=precision),
                 )  # fmt: skip
                 trainer.join()

@@ -31,7 +31,7 @@ if __name__ == "__main__":  # before torch is imported, as the command line does
     system.prepare()
 
 from tinyverse.cli.context import Asked
-from tinyverse.core.run_config import agreement
+from tinyverse.core.run_config import run_config
 from tinyverse.core.weights import encode_weights
 from tinyverse.database.base import new_worker
 from tinyverse.database.redis import RedisDatabase
@@ -54,7 +54,7 @@ def main() -> None:
         experiment = loader.build(asked.module, asked.resolved({}))
         agents = [experiment.agent() for _ in range(2)]
         database = RedisDatabase(server.url, asked.run)
-        database.create(agreement("atari", asked.resolved({}), experiment.spec(agents[0])))
+        database.create(run_config("atari", asked.resolved({}), experiment.spec(agents[0])))
         database.report(capacity=experiment.buffer_size)
         database.acquire_lease(HOLDER)
         database.put_weights(encode_weights(agents[0].get_weights(), version=0, update=0, step=0), 0, holder=HOLDER)

@@ -17,7 +17,7 @@ from tinyverse.cli import sessions_work
 from tinyverse.cli.context import Asked
 from tinyverse.core import codec
 from tinyverse.core.errors import CodecError, DatabaseError, SettingsError, SpecError
-from tinyverse.core.run_config import agreement
+from tinyverse.core.run_config import run_config
 from tinyverse.core.session import Session, SessionSpec, flatten
 from tinyverse.database import archive
 from tinyverse.database.base import Worker
@@ -36,7 +36,7 @@ def some(count, nested=False, human=()):
 def a_stored_run(redis_url, sessions=(), nested=False, spec=None, **settings):
     """(what was asked, the database) of a run that holds these sessions."""
     database = a_run(redis_url)
-    database.create(agreement("counting", settings, spec or a_spec(nested)))
+    database.create(run_config("counting", settings, spec or a_spec(nested)))
     if sessions:
         database.append([session.encode() for session in sessions])
     return Asked("counting.py", name=database.run, redis=redis_url, quiet=True), database

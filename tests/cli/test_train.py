@@ -51,12 +51,12 @@ def test_play_steps_games_in_processes_of_their_own(run: Tinyverse, monkeypatch:
     created(run)
     calls: list[Any] = []
 
-    class Spy(play.WorkerPool):
+    class Spy(play.ProcessPool):
         def __init__(self, *arguments: Any, **named: Any) -> None:
             calls.append((*arguments[1:3], named["step_timeout"], named["memory"]))
             super().__init__(*arguments, **named)
 
-    monkeypatch.setattr(play, "WorkerPool", Spy)
+    monkeypatch.setattr(play, "ProcessPool", Spy)
     run("play", "-n", 2, "-b", 3, "--workers", 2, "-q")
     assert info(run)["inserted"] == 6
     run("play", "-n", 1, "-b", 3, "--workers", 2, "--cores", 2, "-q")
@@ -102,7 +102,7 @@ def test_min_sessions_are_waited_for(run: Tinyverse) -> None:
 
 def test_reuse_is_how_often_a_session_is_learned_from(tinyverse: Tinyverse) -> None:
     for reuse in (1, 3):
-        assert tinyverse("tabular", "local", "-n", 60, "-q", "--name", f"r{reuse}", "--reuse", reuse).code == 0
+        assert tinyverse("tabular", "local", "-n", 30, "-q", "--name", f"r{reuse}", "--reuse", reuse).code == 0
         row = json.loads(Path(f"runs/r{reuse}/metrics.jsonl").read_text().splitlines()[-1])
         assert row["replay/reuse"] == pytest.approx(reuse, rel=0.2)
 

@@ -412,10 +412,13 @@ def test_a_private_server_dies_with_its_parent(end: signal.Signals) -> None:
         "with private_server() as server:\n    print(server.pid, server.folder, flush=True)\n    time.sleep(60)"
     )
     assert parent.stdout is not None
-    pid, folder = parent.stdout.readline().split()
-    assert lives(int(pid)) and Path(folder).exists()
-    parent.send_signal(end)
-    parent.communicate(timeout=20)
+    try:
+        pid, folder = parent.stdout.readline().split()
+        assert lives(int(pid)) and Path(folder).exists()
+        parent.send_signal(end)
+        parent.communicate(timeout=20)
+    finally:
+        parent.kill()
     until(lambda: not lives(int(pid)) and not Path(folder).exists())
 
 

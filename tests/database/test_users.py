@@ -15,7 +15,7 @@ from tests.helpers.database_contract import ME, DatabaseContract, read_all
 from tests.helpers.people import a_spec
 from tests.helpers.servers import name_of, servers_here
 from tinyverse.core.errors import DatabaseError, DatabaseLost, ServerError
-from tinyverse.core.run_config import agreement
+from tinyverse.core.run_config import run_config
 from tinyverse.database import server as redis_server
 from tinyverse.database import server_config
 from tinyverse.database.base import Worker
@@ -201,7 +201,7 @@ def test_rubbish_in_logs_and_heartbeats_is_passed_over(place: Place) -> None:
     assert place.viewer.episodes(1) == [{"return": 1.0, "length": 1}]
     assert [(worker.id, worker.error) for worker in place.viewer.workers()] == [("good", "a?[31m\nb")]
     with connect(place.admin) as admin:
-        admin.hset(keys.meta, mapping=agreement("pong", {}, a_spec()))
+        admin.hset(keys.meta, mapping=run_config("pong", {}, a_spec()))
     facts = gather(place.viewer, RUN)
     assert (facts["mean_return"], facts["errors"]) == (1.0, [])
     assert read_all(place.trainer) == [b"session", b""] and len(place.viewer.counters()) == 1

@@ -27,7 +27,7 @@ from redis.connection import AbstractConnection
 from tests.helpers.people import CountingLearner, a_player, a_spec, a_trainer
 from tinyverse.cli.context import Asked
 from tinyverse.cli.eval import Presence, Seen, _evaluate, _record, weights_for
-from tinyverse.core.run_config import agreement
+from tinyverse.core.run_config import run_config
 from tinyverse.core.weights import WeightsFile, decode_weights
 from tinyverse.database.base import BEGINNING
 from tinyverse.database.connection import open_database
@@ -214,7 +214,7 @@ class Before:
         if who == "trainer":
             return
         self.trainer = a_trainer(open_database(url, RUN))
-        self.trainer.publisher.meta = agreement("judged", {}, a_spec())
+        self.trainer.publisher.meta = run_config("judged", {}, a_spec())
         self.trainer.join()
 
     def __call__(self) -> None:

@@ -26,6 +26,9 @@ CHECKOUT = Path(__file__).parents[2]
 NEEDS = {
     "atari": "ale_py", "doom": "vizdoom", "jax": "jax", "lunarlander": "Box2D", "minigrid": "minigrid", "mujoco": "mujoco"
 }  # fmt: skip
+SHORT = {
+    "atari": {"unroll_length": "8"}, "atari_dqn": {"unroll_length": "4"}, "atari_r2d2": {"burn_in": "2", "length": "6"}
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +43,7 @@ def test_each_example_passes_check(name: str) -> None:
     for example, package in NEEDS.items():
         if name.startswith(example):
             pytest.importorskip(package)
-    rows = dict(do_check(Asked(name, seed=1)))
+    rows = dict(do_check(Asked(name, seed=1, settings=SHORT.get(name, {}))))
     assert rows["experiment"].startswith("{") and "weights" in rows["agent"]
     assert {"games", "playing", "encoding", "decoding", "learner", "an update", "weights"} <= set(rows)
 
@@ -74,6 +77,7 @@ def test_catch_is_learned_in_half_a_minute() -> None:
     assert time.process_time() - began < 30
 
 
+@pytest.mark.slow
 def test_tabular_is_learned() -> None:
     asked = Asked("tabular", seed=1, quiet=True)
     trainer = do_local(asked, Learning(updates=600))

@@ -24,13 +24,12 @@ import torch
 from tests.helpers.chaos import Breakable, Proxy
 from tests.helpers.counting import reward_of
 from tests.helpers.database_contract import DatabaseContract
-from tests.helpers.people import Beside, a_player, a_spec, a_trainer, until
+from tests.helpers.people import HOLDER, Beside, a_player, a_spec, a_trainer, publish, until
 from tests.helpers.servers import name_of, servers_here
 from tests.integration.test_commands import Place
 from tests.integration.test_commands import until as long_until
-from tests.player.test_player import HOLDER, publish
 from tinyverse.core.errors import DatabaseError, DatabaseLost, TinyverseError
-from tinyverse.core.run_config import agreement
+from tinyverse.core.run_config import run_config
 from tinyverse.database import server as redis_server
 from tinyverse.database import server_config
 from tinyverse.database.base import BEGINNING, Worker
@@ -189,7 +188,7 @@ def test_a_server_that_is_gone_for_long_costs_a_player_nothing(
     server: Breakable, record_property: Callable[..., None]
 ) -> None:
     database = RedisDatabase(server.url, "long", timeout=IMPATIENT)
-    database.create(agreement("counting", {}, a_spec()))
+    database.create(run_config("counting", {}, a_spec()))
     assert database.acquire_lease(HOLDER)
     database.report(allowance=None)
     publish(database, 0)
@@ -283,7 +282,7 @@ def test_each_first_request_finds_room_on_a_full_server(server: Breakable, metho
 
 def test_without_a_trainer_memory_does_not_grow(server: Breakable) -> None:
     database = RedisDatabase(server.url, "alone")
-    database.create(agreement("counting", {}, a_spec()))
+    database.create(run_config("counting", {}, a_spec()))
     assert database.acquire_lease(HOLDER)
     publish(database, 0)
     database.report(capacity=50, allowance=None)

@@ -15,7 +15,7 @@ from tinyverse.agents.torch_agent import TorchAgent
 from tinyverse.algorithms.learner import Learner
 from tinyverse.algorithms.vtrace import VTrace
 from tinyverse.core import nest
-from tinyverse.core.run_config import agreement
+from tinyverse.core.run_config import run_config
 from tinyverse.database.base import BEGINNING, new_worker
 from tinyverse.envs.pool import GamePool
 from tinyverse.experiment.experiment import session_spec
@@ -274,7 +274,7 @@ def test_training_recomputes_the_log_probabilities_of_acting(redis_url, parts):
     env = SmallNumbers()
     spec = session_spec(env.observation_space, env.action_space, learning, 7)
     replay = Replay(spec, ReplayConfig(batch=GAMES, buffer_size=500), Fresh())
-    trainer = Trainer(learning, Watching(learning), replay, database, agreement("small", {}, spec))
+    trainer = Trainer(learning, Watching(learning), replay, database, run_config("small", {}, spec))
     pool = GamePool(SmallNumbers, GAMES)
     courier = Uploader(database, new_worker("play", games=GAMES), a_torch_agent(parts))
     player = Player(a_torch_agent(parts), pool, 7)
@@ -300,7 +300,7 @@ def test_vtrace_on_the_batches_of_the_pipe_is_on_policy(redis_url):
     spec = session_spec(env.observation_space, env.action_space, learning, 7)
     replay = Replay(spec, ReplayConfig(batch=GAMES, buffer_size=500), Fresh())
     learner = VTrace(learning, learning_rate=0.0)
-    trainer = Trainer(learning, learner, replay, database, agreement("small", {}, spec))
+    trainer = Trainer(learning, learner, replay, database, run_config("small", {}, spec))
     courier = Uploader(database, new_worker("play", games=GAMES), a_torch_agent("both"))
     through_the_pipe(database, trainer, Player(a_torch_agent("both"), GamePool(SmallNumbers, GAMES), 7), courier, 10)
     assert float(trainer.metrics["vtrace/mean_rho"]) == pytest.approx(1.0, abs=1e-4)

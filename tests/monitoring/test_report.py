@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from pathlib import Path
@@ -15,7 +14,6 @@ from tinyverse.cli.train import Learning
 from tinyverse.core import system
 from tinyverse.core.errors import RunConflict, SettingsError
 from tinyverse.monitoring import report
-from tinyverse.monitoring.reference_scores import ATARI, published
 from tinyverse.trainer.run_folder import RunFolder
 
 START = {
@@ -119,11 +117,3 @@ def test_an_evaluation_by_itself_counts_if_none_had_more_games(single, best):
     for mean, games in single:
         folder.log_evaluation({"eval/return": mean, "eval/standard_error": None, "eval/games": games})
     assert report._result(folder)["best evaluation"] == best
-
-
-def test_published_scores():
-    assert len(ATARI) == 49 and all(len(scores) == 3 for scores in ATARI.values())
-    assert published({"env_id": "ALE/Breakout-v5"}).scores["DQN (2015)"] == 401.2
-    assert published({"env_id": "CartPole-v1"}).scores == {"solved": 475.0}
-    assert published({}).scores == published({"env_id": "Nowhere-v0"}).scores == {}
-    assert json.dumps(system.facts())

@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 
 from tests.helpers.counting import CountingEnv
-from tests.helpers.people import Beside, a_player, a_run, a_spec, until
-from tests.player.test_player import HOLDER, publish
-from tinyverse.core.run_config import agreement
+from tests.helpers.people import HOLDER, Beside, a_player, a_run, a_spec, publish, until
+from tinyverse.core.run_config import run_config
 from tinyverse.database.server import private_server
 from tinyverse.envs import GamePool
 from tinyverse.player.loop import play
@@ -40,7 +39,7 @@ class Clock(CountingEnv):
 def test_a_frozen_server_is_not_felt_and_what_it_costs_is_counted() -> None:
     with private_server() as server:
         database = a_run(server.url)
-        database.create(agreement("counting", {}, a_spec()))
+        database.create(run_config("counting", {}, a_spec()))
         assert database.acquire_lease(HOLDER)
         publish(database, 0)
         clock = Clock()

@@ -17,7 +17,7 @@ from tinyverse.agents.torch_agent import TorchAgent
 from tinyverse.algorithms.vtrace import VTrace
 from tinyverse.core import codec, distributed
 from tinyverse.core.errors import DatabaseError, DatabaseLost, LeaseLost, SettingsError
-from tinyverse.core.run_config import agreement
+from tinyverse.core.run_config import run_config
 from tinyverse.core.weights import decode_weights
 from tinyverse.database.connection import connect
 from tinyverse.database.memory import MemoryDatabase
@@ -147,7 +147,7 @@ def a_network_trainer(database, folder=None):
     spec = session_spec(env.observation_space, env.action_space, agent, LENGTH)
     learner = VTrace(agent, learning_rate=0.01, optimizer="adam", total_updates=30)
     replay = Replay(spec, ReplayConfig(batch=2, buffer_size=50), Fresh())
-    return Trainer(agent, learner, replay, database, agreement("small", {}, spec), folder=folder)
+    return Trainer(agent, learner, replay, database, run_config("small", {}, spec), folder=folder)
 
 
 def network_sessions(count):
@@ -585,7 +585,7 @@ def test_no_position_is_carried_over_into_a_new_epoch(monkeypatch, thread):
             super()._set(**numbers)
             seen.append((self._state.epoch, self._state.position))
 
-    monkeypatch.setattr(CountingLearner, "towered", True)
+    monkeypatch.setattr(CountingLearner, "distributed", True)
     ranks = Ranks() if thread == "agreeing" else SingleProcess()
     trainer = a_trainer(database := Noting(), ranks=ranks)
     trainer.join()

@@ -88,11 +88,11 @@ def effective(
         options: what `-o` said.
         contexts: verb -> its options as they would be without a word on the command line.
     """
-    from tinyverse.core.run_config import check_agreed
+    from tinyverse.core.run_config import check_can_join
     from tinyverse.experiment import loader
 
     kept = asked.folder.settings()
-    check_agreed(asked.run, kept, asked.title, asked.given)
+    check_can_join(asked.run, kept, asked.title, asked.given)
     in_file = read(config)[0] if config else {}
     settings = asked.resolved(kept.get("settings", {}))
     for name, value in settings.items():

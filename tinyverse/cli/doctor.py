@@ -29,7 +29,7 @@ from tinyverse.database import schema, server, server_config
 from tinyverse.database.connection import connect, errors
 from tinyverse.database.redis import RedisDatabase
 from tinyverse.experiment import loader
-from tinyverse.monitoring import status
+from tinyverse.monitoring import metrics
 from tinyverse.player.player import Player
 
 MENDED = {(6, 2): 20, (7, 2): 11, (7, 4): 6, (8, 0): 4, (8, 1): 4, (8, 2): 2}  # patch release by major and minor
@@ -127,7 +127,7 @@ def _memory() -> Iterator[Finding]:
         if "MemAvailable:" in text:
             free = 1024 * int(text[text.index("MemAvailable:") + 1])
         advice = "End something, or lower --buffer-size and --games." if free < MEMORY else ""
-        yield Finding("memory", f"{status.size(free)} available", advice)
+        yield Finding("memory", f"{metrics.size(free)} available", advice)
     place = next(path for path in (RUNS, *RUNS.absolute().parents) if path.exists())
     disk = shutil.disk_usage(place).free
     if not os.access(place, os.W_OK):
@@ -136,7 +136,7 @@ def _memory() -> Iterator[Finding]:
         )
     else:
         advice = "Make room: checkpoints go to ./runs." if disk < DISK else ""
-        yield Finding("disk", f"{status.size(disk)} free at {place.absolute()}", advice)
+        yield Finding("disk", f"{metrics.size(disk)} free at {place.absolute()}", advice)
 
 
 def _codec() -> Iterator[Finding]:
@@ -187,7 +187,7 @@ def _server(asked: Asked) -> Iterator[Finding]:
         yield _clock(client)
         if local is not None:
             full = local["memory"] > 0.9 * local["max_memory"] > 0
-            used = f"{status.size(local['memory'])} of {status.size(local['max_memory'])} used"
+            used = f"{metrics.size(local['memory'])} of {metrics.size(local['max_memory'])} used"
             yield Finding(
                 "room",
                 used,

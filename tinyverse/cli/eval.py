@@ -18,7 +18,7 @@ from tinyverse.cli.context import RECORDS, Asked, positive
 from tinyverse.cli.play import acting, check_device
 from tinyverse.core import system
 from tinyverse.core.errors import DatabaseError, DatabaseLost, NoWeights, ServerError, SettingsError, TinyverseError
-from tinyverse.core.run_config import agreed_of, check_agreed
+from tinyverse.core.run_config import check_can_join, experiment_and_settings
 from tinyverse.core.signals import stop_on_signals
 from tinyverse.core.text import counted
 from tinyverse.core.timing import Waiting
@@ -27,7 +27,7 @@ from tinyverse.database.base import HEARTBEAT_SECONDS, new_worker
 from tinyverse.database.heartbeat import BackgroundHeartbeat, StopSignal
 from tinyverse.experiment import loader
 from tinyverse.experiment.experiment import Experiment
-from tinyverse.monitoring import status
+from tinyverse.monitoring.metrics import size
 from tinyverse.monitoring.progress import Share
 from tinyverse.monitoring.writers import TensorBoard
 from tinyverse.player.evaluator import Evaluation, evaluate, evaluate_in_processes
@@ -62,7 +62,7 @@ def do_eval(
         raise SettingsError(f"--every {every:g}: give a number of seconds above 0.")
     system.set_threads(1)
     if not render:
-        system.draw_unseen()
+        system.use_headless_sdl()
     result, seen = None, Seen()
     with contextlib.ExitStack() as stack:
         asked_to_stop = stack.enter_context(stop_on_signals())
@@ -169,7 +169,7 @@ def _record(asked: Asked, found: WeightsFile, result: Evaluation, seen: Seen) ->
     seen.events = seen.events or TensorBoard(asked.folder, "eval")
     seen.events.write(row)
     if result.video is not None:
-        seen.events.film("eval/film", result.video, found.step)
+        seen.events.video("eval/video", result.video, found.step)
     seen.events.flush()
     with contextlib.suppress(ServerError, DatabaseError), asked.connected(start=False) as database:
         database.log_metrics(row)
@@ -200,7 +200,7 @@ def weights_for(asked: Asked, weights: str | None, seen: Seen) -> WeightsFile | 
     found = _find(asked, weights, seen)
     if found is None or found.version == seen.version:
         return None
-    check_agreed(asked.run, found.agreed, asked.title, asked.given)
+    check_can_join(asked.run, found.agreed, asked.title, asked.given)
     settings = asked.resolved(found.agreed.get("settings", {}))
     return found._replace(agreed={"experiment": asked.title, "settings": settings})
 
@@ -208,7 +208,7 @@ def weights_for(asked: Asked, weights: str | None, seen: Seen) -> WeightsFile | 
 def _find(asked: Asked, weights: str | None, seen: Seen) -> WeightsFile | None:
     folder = asked.folder
     agreed = folder.settings()
-    check_agreed(asked.run, agreed, asked.title, asked.given)
+    check_can_join(asked.run, agreed, asked.title, asked.given)
     if weights == "best" and not folder.best.exists():
         raise SettingsError(
             f"run {asked.run} has no best weights in {folder.path}/ yet: tinyverse {asked.experiment} eval --every keeps them."
@@ -246,7 +246,7 @@ def _version(asked: Asked, wanted: int | None, seen: Seen) -> WeightsFile | None
         blob = None if ahead else database.get_weights(version=wanted)
         if blob is not None and meta:
             arrays, numbers = decode_weights(blob[1])
-            return WeightsFile(arrays, blob[0], numbers["update"], numbers["step"], agreed_of(meta))
+            return WeightsFile(arrays, blob[0], numbers["update"], numbers["step"], experiment_and_settings(meta))
         if wanted is not None and kept is None and (meta or newest):
             there = max(state.version, newest.version if newest else -1)
             raise SettingsError(f"run {asked.run} has no version {wanted}; the newest is {there}, and 3 are kept.")
@@ -305,7 +305,7 @@ def do_check(asked: Asked) -> list[tuple[str, str]]:
     spec = timed(
         "spec",
         lambda: experiment.spec(agent),
-        lambda made: f"{len(made.fields)} arrays, {status.size(made.nbytes)} a session",
+        lambda made: f"{len(made.fields)} arrays, {size(made.nbytes)} a session",
     )
     rows += [(f"  {name}", f"{dtype} {list(shape)}") for name, (shape, dtype) in spec.fields.items()]
     player = Player(agent, pool, experiment.unroll_length, seed=asked.fresh_seed())
@@ -317,7 +317,7 @@ def do_check(asked: Asked) -> list[tuple[str, str]]:
     blob = timed(
         "encoding",
         session.encode,
-        lambda made: f"{status.size(len(made))}, {spec.nbytes / len(made):.1f} times smaller",
+        lambda made: f"{size(len(made))}, {spec.nbytes / len(made):.1f} times smaller",
     )
     timed("decoding", lambda: spec.decode(blob), lambda _: "the same")
     learner = timed("learner", lambda: experiment.learner(agent), lambda made: type(made).__name__)
@@ -337,7 +337,7 @@ def do_check(asked: Asked) -> list[tuple[str, str]]:
     timed(
         "weights",
         lambda: encode_weights(learner.get_weights(), version=0, update=0, step=0),
-        lambda made: status.size(len(made)),
+        lambda made: size(len(made)),
     )
     pool.close()
     if bad:

@@ -21,7 +21,7 @@ from tinyverse.cli.context import Asked
 from tinyverse.cli.eval import Seen, rebuild, weights_for
 from tinyverse.core import nest
 from tinyverse.core.errors import ExperimentError, SettingsError
-from tinyverse.core.files import write_whole
+from tinyverse.core.files import atomic_write
 from tinyverse.core.weights import WeightsFile
 from tinyverse.experiment.experiment import Experiment
 
@@ -40,7 +40,7 @@ def do_export(asked: Asked, path: Path, *, weights: str | None = None) -> str:
         found.write(path)
     else:
         with asked.bar("writing the network as ONNX"):
-            write_whole(path, to_onnx(asked.experiment, found))
+            atomic_write(path, to_onnx(asked.experiment, found))
     return f"wrote version {found.version} of run {asked.run} (update {found.update:,}, step {found.step:,}) to {path}"
 
 

@@ -17,7 +17,7 @@ from tinyverse.core.text import did_you_mean
 from tinyverse.database import server
 from tinyverse.database.base import Database
 from tinyverse.database.redis import list_runs
-from tinyverse.monitoring import status
+from tinyverse.monitoring import status, terminal
 
 
 def do_info(asked: Asked, *, watch: bool = False, as_json: bool = False, errors: bool = False) -> None:
@@ -31,16 +31,16 @@ def do_info(asked: Asked, *, watch: bool = False, as_json: bool = False, errors:
         if as_json:
             print(json.dumps(status.gather(database, asked.run)))
         elif errors:
-            console.print(status.errors(status.gather(database, asked.run)))
+            console.print(terminal.errors(status.gather(database, asked.run)))
         elif not watch:
-            console.print(status.panel(status.gather(database, asked.run)))
+            console.print(terminal.panel(status.gather(database, asked.run)))
         else:
             with (
                 stop_on_signals() as should_stop,
                 Live(console=console, auto_refresh=False, screen=console.is_terminal) as live,
             ):
                 while not should_stop():
-                    live.update(status.panel(status.gather(database, asked.run)), refresh=True)
+                    live.update(terminal.panel(status.gather(database, asked.run)), refresh=True)
                     time.sleep(1.0)
 
 

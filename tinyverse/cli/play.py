@@ -12,14 +12,14 @@ from tinyverse.agents.agent import Agent
 from tinyverse.cli.context import Asked, positive
 from tinyverse.core import system
 from tinyverse.core.errors import DatabaseError, DatabaseLost, SettingsError, WindowClosed
-from tinyverse.core.run_config import agreed_of, check_agreed, check_spec
+from tinyverse.core.run_config import check_can_join, check_spec, experiment_and_settings
 from tinyverse.core.signals import stop_on_signals
 from tinyverse.core.text import counted
 from tinyverse.core.timing import Waiting
 from tinyverse.database.base import HEARTBEAT_SECONDS, Database, log_error, new_worker
 from tinyverse.database.heartbeat import Heartbeat
 from tinyverse.envs.pool import Pool
-from tinyverse.envs.process_pool import WorkerPool, knows_size
+from tinyverse.envs.process_pool import ProcessPool, can_measure_memory
 from tinyverse.experiment import loader
 from tinyverse.experiment.experiment import Experiment
 from tinyverse.monitoring.progress import Progress, Share
@@ -59,7 +59,7 @@ def do_play(
     )  # fmt: skip
     if workers < 0:
         raise SettingsError(f"workers is {workers}; it must be at least 1, or 0 for none.")
-    if worker_memory and not knows_size():
+    if worker_memory and not can_measure_memory():
         raise SettingsError("--worker-memory reads /proc, which this system has not: leave it out.")
     if step_timeout or worker_memory:
         workers = workers or 1  # what hangs or leaks can only be ended with the process it is in
@@ -76,7 +76,7 @@ def do_play(
         if not meta:
             return 0
         system.set_threads(1)
-        settings = asked.resolved(agreed_of(meta)["settings"])
+        settings = asked.resolved(experiment_and_settings(meta)["settings"])
         experiment = loader.build(asked.module, settings)
         agent, spare = (acting(experiment.agent(), device, precision or experiment.precision) for _ in range(2))
         check_spec(asked.run, meta, experiment.spec(agent))
@@ -134,7 +134,7 @@ def do_play(
 def _pools(experiment: Experiment, games: int, cores: int, seed: int) -> list[Pool]:
     """One pool; on several cores two halves, of which one is stepped while the agent acts in the other."""
     halves = enumerate(_halves(games, cores))
-    return [experiment.pool(count, cores, seed=seed + SEEDS_APART * half, mend=True) for half, count in halves]
+    return [experiment.pool(count, cores, seed=seed + SEEDS_APART * half, restart=True) for half, count in halves]
 
 
 def _worker_pools(
@@ -145,7 +145,7 @@ def _worker_pools(
     shares = [workers] if len(counts) == 1 else _halves(workers, 2)
     pools: list[Pool] = []
     for count, share in zip(counts, shares, strict=True):
-        pools.append(WorkerPool(make, count, share, experiment.spaces(), realtime=experiment.realtime, **limits))
+        pools.append(ProcessPool(make, count, share, experiment.spaces(), realtime=experiment.realtime, **limits))
     return pools
 
 
@@ -155,13 +155,13 @@ def _halves(count: int, among: int) -> list[int]:
 
 def games_of(name: str, settings: Mapping[str, Any], num_games: int) -> Pool:
     """Games of an experiment in a process of their own: what crosses is its name and settings, never a closure."""
-    return loader.build(loader.load_module(name), settings).pool(num_games, mend=True)
+    return loader.build(loader.load_module(name), settings).pool(num_games, restart=True)
 
 
 def _await_run(asked: Asked, database: Database, should_stop: Callable[[], bool]) -> dict[str, str]:
     """The run's agreement, once a trainer has created it; {} if asked to stop before."""
     meta = database.meta() or _await_trainer(asked, database, should_stop)
-    check_agreed(asked.run, agreed_of(meta), asked.title, asked.given)
+    check_can_join(asked.run, experiment_and_settings(meta), asked.title, asked.given)
     return meta
 
 

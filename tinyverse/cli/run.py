@@ -30,13 +30,14 @@ from tinyverse.cli.train import (
 )
 from tinyverse.core import system
 from tinyverse.core.errors import SettingsError, TinyverseError
+from tinyverse.core.files import atomic_write
 from tinyverse.core.signals import stop_on_signals
 from tinyverse.core.text import counted
 from tinyverse.core.timing import Ticker
 from tinyverse.database import server as redis_server
 from tinyverse.database import server_config
 from tinyverse.database.memory import MemoryDatabase
-from tinyverse.monitoring import status
+from tinyverse.monitoring import terminal
 from tinyverse.monitoring.progress import Progress
 from tinyverse.player.player import Player
 from tinyverse.replay.samplers import Fresh
@@ -134,7 +135,7 @@ def do_run(
         if own:
             stack.enter_context(_announced(asked.folder, asked.redis or ""))
         crew = stack.enter_context(_Players(asked, players, {"games": games, **stepping}))
-        return train_run(asked, learning, database, lambda: should_stop() or crew.is_gone(), show=status.panel)
+        return train_run(asked, learning, database, lambda: should_stop() or crew.is_gone(), show=terminal.panel)
 
 
 class _Players:
@@ -185,7 +186,7 @@ def _announced(folder: RunFolder, url: str) -> Iterator[None]:
     Its URL has a password, so it lies beside the local server's, never in a run's folder, which people copy.
     """
     file = server_config.announcement(folder.path)
-    server_config.write_secretly(file, json.dumps({"url": url}))
+    atomic_write(file, json.dumps({"url": url}).encode(), private=True)
     try:
         yield
     finally:

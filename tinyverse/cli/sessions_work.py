@@ -20,7 +20,7 @@ from rich.table import Table
 from tinyverse.cli.context import RECORDS, Asked, positive
 from tinyverse.core import nest, system
 from tinyverse.core.errors import CodecError, DatabaseError, SettingsError, SpecError
-from tinyverse.core.run_config import agreed_of, check_agreed
+from tinyverse.core.run_config import check_can_join, experiment_and_settings
 from tinyverse.core.session import Session, SessionSpec
 from tinyverse.core.signals import stop_on_signals
 from tinyverse.core.text import counted
@@ -30,7 +30,7 @@ from tinyverse.database.base import Database, State
 from tinyverse.database.cursor import BEGINNING, is_behind, is_position, just_before
 from tinyverse.envs.video import VideoWriter, picture
 from tinyverse.experiment import loader
-from tinyverse.monitoring import status
+from tinyverse.monitoring import metrics
 
 if TYPE_CHECKING:
     from tinyverse.agents.torch_agent import TorchAgent
@@ -128,7 +128,7 @@ def _chosen(
                     yield key, session
 
         with bar:
-            yield chosen(), spec, {"run": asked.run, **agreed_of(meta)}
+            yield chosen(), spec, {"run": asked.run, **experiment_and_settings(meta)}
 
 
 def do_import(asked: Asked, path: Path) -> int:
@@ -203,7 +203,7 @@ def _opened(asked: Asked) -> Iterator[tuple[Database, dict[str, str], SessionSpe
         meta = database.meta()
         if not meta:
             raise DatabaseError(f"there is no run {asked.run} on this server. `tinyverse info` names those there are.")
-        agreed_of(meta)
+        experiment_and_settings(meta)
         yield database, meta, SessionSpec.from_json(meta["spec"])
 
 
@@ -263,8 +263,8 @@ def agent_of(asked: Asked, meta: Mapping[str, str]) -> TorchAgent:
     """
     from tinyverse.agents.torch_agent import TorchAgent
 
-    agreed = agreed_of(meta)
-    check_agreed(asked.run, agreed, asked.title, asked.given)
+    agreed = experiment_and_settings(meta)
+    check_can_join(asked.run, agreed, asked.title, asked.given)
     agent = loader.build(asked.module, asked.resolved(agreed["settings"])).agent()
     if not isinstance(agent, TorchAgent):
         raise SettingsError(f"{type(agent).__name__} is no TorchAgent and has none.")
@@ -341,7 +341,7 @@ def _cell(name: str, value: Any) -> str:
     if value is None:
         return "–"
     if name == "bytes":
-        return status.size(value)
+        return metrics.size(value)
     if isinstance(value, float):
         return f"{value:.3g}"
     if isinstance(value, (list, tuple)):

@@ -22,17 +22,16 @@ from tinyverse.cli.context import Asked, positive, without_secrets
 from tinyverse.cli.play import check_device, precision_of
 from tinyverse.core import distributed, rng, system
 from tinyverse.core.errors import DatabaseLost, RankLost, RunConflict, SettingsError, TinyverseError
-from tinyverse.core.run_config import agreed_of, agreement, check_agreed, check_spec
+from tinyverse.core.run_config import check_can_join, check_spec, experiment_and_settings, run_config
 from tinyverse.core.signals import stop_on_signals
 from tinyverse.core.text import counted
 from tinyverse.core.weights import WeightsFile
 from tinyverse.database.base import Database, log_error
 from tinyverse.experiment import loader
 from tinyverse.experiment.experiment import Experiment
-from tinyverse.monitoring import status
+from tinyverse.monitoring import status, writers
 from tinyverse.monitoring.progress import Progress, Share
-from tinyverse.monitoring.prometheus import Prometheus
-from tinyverse.monitoring.writers import Writer, check_writer, open_writer
+from tinyverse.monitoring.writers import Prometheus, Writer, check_writer, open_writer
 from tinyverse.replay.buffer import Replay
 from tinyverse.replay.config import ReplayConfig
 from tinyverse.replay.samplers import sampler_of
@@ -74,10 +73,10 @@ def do_train(asked: Asked, learning: Learning) -> Trainer:
     try:
         with distributed.joined(learning.device) as device:
             again = (
-                distributed.restarted() or not distributed.leads()
+                distributed.restarted() or not distributed.is_rank_zero()
             )  # --fresh and --resume were for rank 0, and for once
             learning = dataclasses.replace(learning, device=device, resume=None if again else learning.resume)
-            asked = dataclasses.replace(asked, quiet=asked.quiet or not distributed.leads())
+            asked = dataclasses.replace(asked, quiet=asked.quiet or not distributed.is_rank_zero())
             check_learning(learning)
             asked.load()
             with asked.connected() as database, stop_on_signals() as should_stop:
@@ -111,9 +110,9 @@ def train_run(
     system.set_threads(learning.threads or max(1, (system.cores() - 1) // distributed.neighbours()))
     began, should_stop = time.monotonic(), saying_so(asked, or_after(learning.minutes, should_stop))
     log, over = None, False
-    with distributed.leader_first():
+    with distributed.rank_zero_first():
         trainer, _ = make_trainer(asked, learning, database)
-        if distributed.leads():
+        if distributed.is_rank_zero():
             log = open_log(asked, learning, database, trainer)  # what is wrong with it is said before the run is joined
         join(asked, trainer, should_stop)
     trainer.checkpoints.level()
@@ -126,7 +125,7 @@ def train_run(
         return Text(line()) if show is None or over else show(status.gather(database, asked.run))
 
     with (
-        profiled(asked, learning.profile and distributed.leads()),
+        profiled(asked, learning.profile and distributed.is_rank_zero()),
         Progress(line, panel, share=aim(trainer, learning, began), quiet=asked.quiet) as progress,
     ):
 
@@ -181,12 +180,12 @@ def aim(trainer: Trainer, learning: Learning, began: float) -> Callable[[], Shar
     return look
 
 
-def open_log(asked: Asked, learning: Learning, database: Database, trainer: Trainer) -> status.TrainLog:
+def open_log(asked: Asked, learning: Learning, database: Database, trainer: Trainer) -> writers.TrainLog:
     """The trainer's log, with all places that were asked for."""
     places: list[Writer] = [open_writer(name, asked.folder) for name in learning.track]
     if learning.metrics_port:
         places.append(Prometheus(learning.metrics_port, {"run": asked.run}))
-    return status.TrainLog(trainer.row, asked.folder, database, writers=places, arrays=trainer.replay.arrays)
+    return writers.TrainLog(trainer.row, asked.folder, database, writers=places, arrays=trainer.replay.arrays)
 
 
 def make_trainer(asked: Asked, learning: Learning, database: Database) -> tuple[Trainer, Experiment]:
@@ -194,14 +193,14 @@ def make_trainer(asked: Asked, learning: Learning, database: Database) -> tuple[
     folder = asked.folder
     if learning.resume is False:
         start_fresh(asked, database)
-    meta, kept = database.meta(), folder.settings() if distributed.leads() else {}
+    meta, kept = database.meta(), folder.settings() if distributed.is_rank_zero() else {}
     if learning.resume and not kept:
         raise SettingsError(f"--resume: there is nothing in {folder.path}/ to go on from. Leave it out to start.")
-    for agreed in (agreed_of(meta), kept):
-        check_agreed(asked.run, agreed, asked.title, asked.given, force=learning.force)
+    for agreed in (experiment_and_settings(meta), kept):
+        check_can_join(asked.run, agreed, asked.title, asked.given, force=learning.force)
     if learning.force and change_settings(asked, database):
         meta = {}
-    agreed = (agreed_of(meta) or kept).get("settings", {})
+    agreed = (experiment_and_settings(meta) or kept).get("settings", {})
     settings = asked.resolved(agreed)
     _say_what_is_kept(asked, agreed)
     seed = asked.fresh_seed() + distributed.rank()  # each draws others; the weights are rank 0's
@@ -235,10 +234,10 @@ def make_trainer(asked: Asked, learning: Learning, database: Database) -> tuple[
         player_share=learning.player_share,
     )
     trainer = Trainer(
-        agent, learner, replay, database, agreement(asked.title, settings, spec),
-        folder=folder if distributed.leads() else None, config=config,
+        agent, learner, replay, database, run_config(asked.title, settings, spec),
+        folder=folder if distributed.is_rank_zero() else None, config=config,
     )  # fmt: skip
-    if distributed.leads():
+    if distributed.is_rank_zero():
         words = without_secrets(sys.argv[1:]) if Path(sys.argv[0]).stem in ("tinyverse", "__main__") else []
         folder.write_settings({"experiment": asked.title, "settings": settings, "seed": seed, "argv": words})
         folder.log_start({
@@ -292,7 +291,7 @@ def change_settings(asked: Asked, database: Database) -> bool:
     Sessions and weights there are of the old one and go too: the run goes on from its checkpoint.
     """
     meta, given = database.meta(), json.loads(json.dumps(asked.given, default=str))
-    if not meta or given.items() <= agreed_of(meta)["settings"].items():
+    if not meta or given.items() <= experiment_and_settings(meta)["settings"].items():
         return False
     _refuse_beside_a_trainer(asked, database, "--force")
     if asked.folder.newest() is None:

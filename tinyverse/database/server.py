@@ -28,8 +28,9 @@ from typing import Any
 import redis
 
 from tinyverse.core.errors import DatabaseError, DatabaseLost, ServerError, SettingsError
+from tinyverse.core.files import atomic_write
 from tinyverse.database.connection import connect, errors, ping, public
-from tinyverse.database.server_config import Server, prepare, server_folder, write_secretly
+from tinyverse.database.server_config import Server, prepare, server_folder
 
 START_SECONDS = 15.0
 PORT = 7070  # that a local server listens on where only a host is given
@@ -198,7 +199,7 @@ def _start(listen: str | None = None, max_memory: int | None = None) -> tuple[Se
             return server, False
         _forget(folder)
         server, binary = prepare(folder, listen, max_memory, daemon=True)
-        write_secretly(folder / "server.json", json.dumps(dataclasses.asdict(server)))  # first: none is ever lost
+        _write_state(folder, server)  # first: none is ever lost
         done = subprocess.run(
             [binary, str(folder / "server.conf")], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, start_new_session=True, timeout=START_SECONDS, text=True, check=False,
@@ -206,8 +207,12 @@ def _start(listen: str | None = None, max_memory: int | None = None) -> tuple[Se
         if done.returncode:
             raise ServerError(_failure(server, done.stdout))
         server = _ready(server)
-        write_secretly(folder / "server.json", json.dumps(dataclasses.asdict(server)))
+        _write_state(folder, server)
         return server, True
+
+
+def _write_state(folder: Path, server: Server) -> None:
+    atomic_write(folder / "server.json", json.dumps(dataclasses.asdict(server)).encode(), private=True)
 
 
 def _ready(server: Server) -> Server:

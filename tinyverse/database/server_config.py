@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyverse.core.errors import ServerError, SettingsError
+from tinyverse.core.files import atomic_write
 from tinyverse.database.schema import COMMANDS, PREFIX
 
 OLDEST = (6, 2)
@@ -71,7 +72,7 @@ def prepare(
     lines = _configuration(path, version, password, admin, listen, max_memory or default_memory())
     if daemon:
         lines += ["daemonize yes", f"logfile {_quoted(folder / 'server.log')}"]
-    write_secretly(folder / "server.conf", "\n".join(lines) + "\n")
+    atomic_write(folder / "server.conf", ("\n".join(lines) + "\n").encode(), private=True)
     return server, binary
 
 
@@ -140,26 +141,17 @@ def _configuration(
     ]  # fmt: skip
 
 
-def write_secretly(path: Path, text: str) -> None:
-    """Writes a file that only its owner can ever have opened, and that is whole as soon as it is there."""
-    fresh = path.with_name(path.name + ".new")
-    fresh.unlink(missing_ok=True)
-    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-    fresh.replace(path)
-
-
 def _secret(path: Path) -> str:
     """A password, made once a folder: who knew the server before it crashed knows it again when it is started anew."""
     if not path.exists():
-        write_secretly(path, secrets.token_hex(32))
+        atomic_write(path, secrets.token_hex(32).encode(), private=True)
     return path.read_text()
 
 
 def keep_users(server: Server, users: dict[str, str]) -> None:
     """Lets the local server know more users, each "NAME RULES …" with a hash of its password, when it is started again."""
     file = Path(server.folder) / "users.json"
-    write_secretly(file, json.dumps({**_kept_users(file.parent), **users}))
+    atomic_write(file, json.dumps({**_kept_users(file.parent), **users}).encode(), private=True)
 
 
 def _kept_users(folder: Path) -> dict[str, str]:

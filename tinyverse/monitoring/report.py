@@ -18,10 +18,10 @@ from typing import Any
 from tinyverse.cli.context import RECORDS, Asked
 from tinyverse.cli.plot import folder_of
 from tinyverse.core.errors import SettingsError
-from tinyverse.core.files import write_whole
-from tinyverse.core.run_config import check_agreed
+from tinyverse.core.files import atomic_write
+from tinyverse.core.run_config import check_can_join
 from tinyverse.core.text import counted
-from tinyverse.monitoring import status
+from tinyverse.monitoring import metrics
 from tinyverse.monitoring.plot import curve, plot_curves
 from tinyverse.monitoring.reference_scores import published
 from tinyverse.trainer.run_folder import RunFolder
@@ -55,12 +55,14 @@ def do_report(asked: Asked, others: Sequence[str] = ()) -> tuple[Path, Path]:
     folders = [RunFolder(folder_of(name)) for name in dict.fromkeys([asked.run, *others])]
     first = folders[0].settings()
     for folder in folders:
-        check_agreed(folder.path.name, folder.settings(), asked.title, {**first.get("settings", {}), **asked.settings})
+        check_can_join(
+            folder.path.name, folder.settings(), asked.title, {**first.get("settings", {}), **asked.settings}
+        )
     with asked.bar("drawing the report"):
         card = _card(asked, folders)
     page, text = folders[0].path / "report.html", folders[0].path / "report.md"
-    write_whole(page, _html(card).encode())
-    write_whole(text, _markdown(card, text.parent).encode())
+    atomic_write(page, _html(card).encode())
+    atomic_write(text, _markdown(card, text.parent).encode())
     return page, text
 
 
@@ -101,7 +103,7 @@ def _sentence(result: dict[str, str]) -> str:
 
 def _result(folder: RunFolder) -> dict[str, str]:
     """A run's numbers in words; frames per second are those of all its players."""
-    rows = [row for row in folder.metrics() if "eval/return" not in row]
+    rows, _ = metrics.split(folder.metrics())
     best = _best(folder)
     last = rows[-1] if rows else {}
     seconds, starts = last.get("seconds"), folder.starts()
@@ -115,7 +117,7 @@ def _result(folder: RunFolder) -> dict[str, str]:
         "steps": f"{last.get('step', 0):,}",
         "frames": f"{last.get('frames', 0):,}",
         "updates": f"{last.get('update', 0):,}",
-        "wall time": status.duration(seconds or 0),
+        "wall time": metrics.duration(seconds or 0),
         "frames/s": "–" if rate is None else f"{rate:,.0f}",
         "frames/s per core of the trainer's machine": "–" if rate is None or not cores else f"{rate / cores:,.0f}",
         "return": f"{returns[-1]:.2f}" if returns else "–",
@@ -128,7 +130,7 @@ def _result(folder: RunFolder) -> dict[str, str]:
 
 def _best(folder: RunFolder) -> dict[str, Any] | None:
     """The evaluation of the highest mean return. One by itself counts if none had more games: a few are easily lucky."""
-    series, single = [row for row in folder.metrics() if "eval/return" in row], folder.evaluations()
+    (_, series), single = metrics.split(folder.metrics()), folder.evaluations()
     most = max((row["eval/games"] for row in [*series, *single]), default=0)
     judged = [*series, *(row for row in single if row["eval/games"] >= most)]
     return max(judged, key=lambda row: row["eval/return"], default=None)
@@ -148,7 +150,7 @@ def _machine(starts: Sequence[dict[str, Any]]) -> Table:
     for start in starts:
         there = start["machine"]
         words = {
-            "processor": f"{there['cpu']}, {counted(there['cores'], 'core')}", "memory": status.size(there["memory"]),
+            "processor": f"{there['cpu']}, {counted(there['cores'], 'core')}", "memory": metrics.size(there["memory"]),
             "GPU": ", ".join(there["gpus"]) or "none", "learned on": start["device"], "system": there["system"],
         }  # fmt: skip
         for name, word in words.items():

@@ -102,7 +102,7 @@ class Uploader(BackgroundThread):
             return newer, *self._fetched
 
     def run(self) -> None:
-        system.yield_to_others()
+        system.lower_priority()
         super().run()
 
     def close(self, seconds: float | None = None) -> None:

@@ -66,11 +66,11 @@ class Ranks(SingleProcess):
     """One of several processes that learn as one."""
 
     def __init__(self) -> None:
-        self.size, self.is_rank_zero = distributed.size(), distributed.leads()
+        self.size, self.is_rank_zero = distributed.size(), distributed.is_rank_zero()
         self._furthest = ("", BEGINNING)  # (run id, cursor) at the last agreement
 
     def check(self, learner: Learner) -> None:
-        if not learner.towered:
+        if not learner.distributed:
             raise SettingsError(
                 f"{type(learner).__name__} cannot learn on {self.size} ranks: it does not average over them. Use a "
                 "TorchLearner, whose optimizer does, or train without --gpus."
@@ -95,10 +95,10 @@ class Ranks(SingleProcess):
         return Agreement(all(ready), any(row[1] for row in rows), waits_for)
 
     def any_rank(self, true: bool) -> bool:
-        return distributed.anywhere(true)
+        return distributed.any_rank(true)
 
     def broadcast(self, contents: Any) -> Any:
-        return distributed.from_leader(contents)
+        return distributed.broadcast(contents)
 
     def furthest(self, learned: str, run_id: str) -> str:
         agreed_in, agreed = self._furthest

@@ -64,8 +64,7 @@ class Trainer:
         self.worker, self.waiting, self.stages = new_worker("train"), Waiting(), Stages()
         self.feeder = Feeder(replay, database, self.worker, self.ranks, player_share=config.player_share)
         self.publisher = Publisher(database, meta, self.worker, self.waiting, self.feeder)
-        self.guard = NanGuard(folder.path if folder else None)
-        self.checkpoints = Checkpoints(self)
+        self.guard, self.checkpoints = NanGuard(folder.path if folder else None), Checkpoints(self)
         self.update, self.update_rate = 0, Rate()  # updates made
         self.metrics: Mapping[str, Any] = {}  # of the last update
         self._batch: Batch | None = None  # drawn, and kept while another rank has none or the database is lost
