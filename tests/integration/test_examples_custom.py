@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from tinyverse.algorithms import A2C, PPO
-from tinyverse.cli import main
 from tinyverse.cli.context import RunContext
 from tinyverse.cli.local import local
+from tinyverse.cli.main import main
 from tinyverse.cli.options import TrainOptions
 from tinyverse.core.errors import ExperimentError, SettingsError
 from tinyverse.experiment import loader
