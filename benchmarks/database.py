@@ -18,7 +18,6 @@ stored: appends and reads with ever more sessions in the store, small ones so th
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import io
 import itertools
 import os
@@ -38,12 +37,13 @@ import torch
 
 from tinyverse.core import system
 from tinyverse.core.session import Session, SessionSpec
-from tinyverse.database.base import BEGINNING
+from tinyverse.database.base import BEGINNING, new_worker
+from tinyverse.database.connection import connect
 from tinyverse.database.redis import RedisDatabase
-from tinyverse.database.server import Server, connect, private_server
+from tinyverse.database.server import Server, private_server
 from tinyverse.experiment import loader
-from tinyverse.player.player import Player, new_worker
-from tinyverse.trainer.trainer import READ_AT_ONCE
+from tinyverse.player.player import Player
+from tinyverse.trainer.feeder import READ_AT_ONCE
 
 STEPS, AT_ONCE, FEW = 20, 32, 32
 FLOATS = 1680  # in an observation: 141 KB a session
@@ -93,7 +93,7 @@ def floats(like: Kind) -> Kind:
     normal = np.random.default_rng(0).standard_normal
 
     def noisy(session: Session) -> Session:
-        return dataclasses.replace(session, observations=normal((STEPS + 1, FLOATS), np.float32))
+        return Session({**session.arrays, "observations": normal((STEPS + 1, FLOATS), np.float32)}, session.metadata)
 
     fields = {**like.spec.fields, "observations": ((STEPS + 1, FLOATS), np.dtype(np.float32))}
     return Kind("floats", SessionSpec(fields), list(map(noisy, like.sessions[:32])), like.kept)
@@ -227,7 +227,7 @@ def versus_reverb(bench: measure.Bench, kind: Kind, server: Server, cores: list[
     }
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "sessions.npz"
-        columns = {name: [session.arrays()[name] for session in kind.sessions] for name in kind.spec.fields}
+        columns = {name: [session.arrays[name] for session in kind.sessions] for name in kind.spec.fields}
         np.savez(path, **{name: np.stack(arrays) for name, arrays in columns.items()})
         words = [str(path), str(seconds), str(cores[0]), str(cores[1 % len(cores)])]
         for _ in range(bench.repeats):

@@ -2,7 +2,7 @@
 
     python benchmarks/environments.py [--json] [--smoke] [--repeats N] [--write]
 
-ours     `Player` and `Courier`, as `tinyverse play` runs them, in steps per second
+ours     `Player` and `Uploader`, as `tinyverse play` runs them, in steps per second
 limit    the bare environments stepped in a loop with actions drawn before, reset when they end
 
 Resets are no steps, here and there. `--write` puts the table into docs/environments.md; what is not installed is left
@@ -31,10 +31,13 @@ import numpy as np  # noqa: E402
 
 from tinyverse.agents.agent import Agent  # noqa: E402
 from tinyverse.core import nest  # noqa: E402
+from tinyverse.database.base import new_worker  # noqa: E402
 from tinyverse.database.redis import RedisDatabase  # noqa: E402
 from tinyverse.database.server import private_server  # noqa: E402
 from tinyverse.envs import Pool, pool_of  # noqa: E402
-from tinyverse.player.player import Courier, Player, new_worker, play  # noqa: E402
+from tinyverse.player.loop import play  # noqa: E402
+from tinyverse.player.player import Player  # noqa: E402
+from tinyverse.player.uploader import Uploader  # noqa: E402
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "environments.md"
 BEGIN, END = "<!-- environments -->\n", "<!-- end of environments -->\n"
@@ -177,7 +180,7 @@ def played(url: str, run: str, pool: Pool, seconds: float) -> measure.Way:
     player.version = 0
 
     def way() -> float:
-        courier = Courier(database, new_worker("play", games=pool.num_games), agents[1])
+        courier = Uploader(database, new_worker("play", games=pool.num_games), agents[1])
         courier.start()
 
         def some() -> int:

@@ -7,7 +7,7 @@ largest size, smallest the rate at the smallest, and the points between are name
 step, a session, a byte, a parameter): 1 is a cost that stays in proportion, more is better. The latency of a push is
 told as players per second of it, which does not fall as long as latency grows in proportion at worst.
 
-Players are `Player` and `Courier` around 8 games that cost next to nothing and an agent of a few NumPy calls. They are
+Players are `Player` and `Uploader` around 8 games that cost next to nothing and an agent of a few NumPy calls. They are
 threads of up to 4 processes: 64 processes would measure the operating system.
 The curves are drawn to docs/results/growth.png (with --smoke, into a temporary folder).
 """
@@ -33,11 +33,13 @@ from tinyverse.core import system
 from tinyverse.core.errors import DatabaseError
 from tinyverse.core.session import Session, SessionSpec
 from tinyverse.core.weights import decode_weights, encode_weights
-from tinyverse.database.base import BEGINNING, State
+from tinyverse.database.base import BEGINNING, State, new_worker
 from tinyverse.database.redis import RedisDatabase
 from tinyverse.database.server import private_server
 from tinyverse.envs.pool import Pool, Step
-from tinyverse.player.player import Courier, Player, new_worker, play
+from tinyverse.player.loop import play
+from tinyverse.player.player import Player
+from tinyverse.player.uploader import Uploader
 
 GAMES, STEPS, PROCESSES, HOLDER = 8, 20, 4, "bench"
 LATENCY = "seconds per push"
@@ -111,7 +113,7 @@ def grow_players(bench: measure.Bench, url: str) -> dict[str, Curve]:
 def play_some(url: str, count: int, seconds: float) -> tuple[float, list[float]]:
     """Plays with some players in threads; (steps/s that arrived, seconds of each push) after a time of settling."""
     databases = [Timed(url, "players") for _ in range(count)]
-    couriers = [Courier(database, new_worker("play", games=GAMES), Cheap()) for database in databases]
+    couriers = [Uploader(database, new_worker("play", games=GAMES), Cheap()) for database in databases]
     ends = time.monotonic() + 1.5 * seconds
     with ThreadPoolExecutor(count) as threads:
         playing = [threads.submit(play_until, courier, ends) for courier in couriers]
@@ -127,7 +129,7 @@ def play_some(url: str, count: int, seconds: float) -> tuple[float, list[float]]
     return STEPS * pushed / passed, latencies
 
 
-def play_until(courier: Courier, ends: float) -> None:
+def play_until(courier: Uploader, ends: float) -> None:
     courier.waiting.set("weights")  # makes its first turn a short one
     courier.start()
     play(Player(Cheap(), Drift(), STEPS), courier, should_stop=lambda: time.monotonic() > ends)
@@ -212,13 +214,13 @@ def grow_sessions(bench: measure.Bench, url: str) -> dict[str, Curve]:
 
 def session_of(size: int) -> tuple[Session, SessionSpec]:
     """One step with observations of so many random bytes."""
-    session = Session(
-        observations=np.random.default_rng(0).integers(0, 256, (2, size // 2), np.uint8), actions=np.zeros(1, np.int64),
-        rewards=np.zeros(1, np.float32), terminated=np.zeros(1, bool), truncated=np.zeros(1, bool),
-        alive=np.ones(1, bool), initial_memory=(), extras={},
-        metadata={"player": "bench", "sequence": "0", "version": "0", "update": "0"},
-    )  # fmt: skip
-    return session, SessionSpec({name: (array.shape, array.dtype) for name, array in session.arrays().items()})
+    arrays = {
+        "observations": np.random.default_rng(0).integers(0, 256, (2, size // 2), np.uint8),
+        "actions": np.zeros(1, np.int64), "rewards": np.zeros(1, np.float32), "terminated": np.zeros(1, bool),
+        "truncated": np.zeros(1, bool), "alive": np.ones(1, bool),
+    }  # fmt: skip
+    session = Session(arrays, {"player": "bench", "sequence": "0", "version": "0", "update": "0"})
+    return session, SessionSpec({name: (array.shape, array.dtype) for name, array in session.arrays.items()})
 
 
 def appending(bench: measure.Bench, database: RedisDatabase, make: Callable[[], bytes], amount: int) -> measure.Way:

@@ -2,7 +2,7 @@
 
     python benchmarks/player.py [--json] [--smoke] [--repeats N]
 
-ours     `Player` and `Courier` as `tinyverse play` runs them, on one core; and on two, stepping while acting, with 64
+ours     `Player` and `Uploader` as `tinyverse play` runs them, on one core; and on two, stepping while acting, with 64
          games in each of the two pools: with fewer, threads interrupt each other more than they step
 limit    1/(1/env + 1/net): ale-py's vector environment alone, and a bare network on stacked frames alone, on that core;
          for two cores twice that, with as many games as a pool has
@@ -31,11 +31,15 @@ import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
 from tinyverse import TorchAgent  # noqa: E402
+from tinyverse.database.base import new_worker  # noqa: E402
+from tinyverse.database.connection import connect  # noqa: E402
 from tinyverse.database.redis import RedisDatabase  # noqa: E402
-from tinyverse.database.server import connect, private_server  # noqa: E402
+from tinyverse.database.server import private_server  # noqa: E402
 from tinyverse.envs.atari import atari_pool  # noqa: E402
 from tinyverse.networks import ModularNetwork, NatureConv, Window  # noqa: E402
-from tinyverse.player.player import Courier, Player, new_worker, play  # noqa: E402
+from tinyverse.player.loop import play  # noqa: E402
+from tinyverse.player.player import Player  # noqa: E402
+from tinyverse.player.uploader import Uploader  # noqa: E402
 
 STEPS = 20
 # by cores, in a pool; an emulator takes 170 ms to start
@@ -82,7 +86,7 @@ def ours(url: str, dtype: torch.dtype, cores: int, seconds: float) -> measure.Wa
     player.version = 0
 
     def way() -> float:
-        courier = Courier(database, new_worker("play", games=player.num_games), agents[1])
+        courier = Uploader(database, new_worker("play", games=player.num_games), agents[1])
         courier.start()
 
         def work() -> float:

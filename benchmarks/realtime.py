@@ -34,11 +34,14 @@ import numpy as np  # noqa: E402
 
 from tinyverse import TorchAgent  # noqa: E402
 from tinyverse.core.weights import encode_weights  # noqa: E402
+from tinyverse.database.base import new_worker  # noqa: E402
 from tinyverse.database.redis import RedisDatabase  # noqa: E402
 from tinyverse.database.server import private_server  # noqa: E402
 from tinyverse.envs import GamePool  # noqa: E402
 from tinyverse.networks import ModularNetwork, NatureConv, Window  # noqa: E402
-from tinyverse.player.player import Courier, Player, new_worker, play  # noqa: E402
+from tinyverse.player.loop import play  # noqa: E402
+from tinyverse.player.player import Player  # noqa: E402
+from tinyverse.player.uploader import Uploader  # noqa: E402
 
 HERTZ, STEPS = 30, 20
 WORSE = 0.1  # of the period: by so much may the 99th percentile be longer
@@ -118,7 +121,7 @@ def way_of(url: str | None, seconds: float, frozen: int = 0, counts: Counter[str
                 player.play()
         else:
             database = RedisDatabase(url, "realtime")
-            courier = Courier(database, new_worker("play", games=1), agents[1])
+            courier = Uploader(database, new_worker("play", games=1), agents[1])
             courier.start()
             while courier.state.version < 0:
                 time.sleep(0.1)

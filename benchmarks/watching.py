@@ -31,12 +31,15 @@ if __name__ == "__main__":  # before torch is imported, as the command line does
     system.prepare()
 
 from tinyverse.cli.context import RunContext
-from tinyverse.core.run_config import agreement
+from tinyverse.core.run_config import run_config
 from tinyverse.core.weights import encode_weights
+from tinyverse.database.base import new_worker
 from tinyverse.database.redis import RedisDatabase
 from tinyverse.database.server import private_server
 from tinyverse.experiment import loader
-from tinyverse.player.player import Courier, Player, new_worker, play
+from tinyverse.player.loop import play
+from tinyverse.player.player import Player
+from tinyverse.player.uploader import Uploader
 
 HOLDER = "bench"
 LOOKS = 1.0  # seconds between two looks at the game: no page asks more often
@@ -51,7 +54,7 @@ def main() -> None:
         experiment = loader.build(context.module, context.resolved({}))
         agents = [experiment.agent() for _ in range(2)]
         database = RedisDatabase(server.url, context.run)
-        database.create(agreement("atari", context.resolved({}), experiment.spec(agents[0])))
+        database.create(run_config("atari", context.resolved({}), experiment.spec(agents[0])))
         database.report(capacity=experiment.buffer_size)
         database.acquire_lease(HOLDER)
         database.put_weights(encode_weights(agents[0].get_weights(), version=0, update=0, step=0), 0, holder=HOLDER)
@@ -60,7 +63,7 @@ def main() -> None:
         seen = list[int]()
 
         def played() -> float:
-            courier = Courier(database, new_worker("play", games=player.num_games), agents[1])
+            courier = Uploader(database, new_worker("play", games=player.num_games), agents[1])
             courier.start()
             with measure.on_core(0):
                 rate = measure.rate_of(

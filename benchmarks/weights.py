@@ -41,12 +41,16 @@ from tinyverse.agents.agent import Agent
 from tinyverse.agents.torch_agent import TorchAgent
 from tinyverse.cli.play import acting
 from tinyverse.core.weights import Weights, decode_weights, encode_weights
+from tinyverse.database.base import new_worker
+from tinyverse.database.connection import connect
 from tinyverse.database.redis import RedisDatabase
-from tinyverse.database.server import connect, private_server
+from tinyverse.database.server import private_server
 from tinyverse.experiment import loader
 from tinyverse.experiment.experiment import Experiment
 from tinyverse.networks import MLP, ModularNetwork
-from tinyverse.player.player import Courier, Player, new_worker, play
+from tinyverse.player.loop import play
+from tinyverse.player.player import Player
+from tinyverse.player.uploader import Uploader
 
 RUN, EVERY = "stepping", 1.0  # seconds between two publications
 
@@ -137,7 +141,7 @@ def stepping(
     for agent in agents:
         agent.act = stamped(agent.act, acts)  # type: ignore[method-assign]
     player = Player(agents[0], pool, experiment.unroll_length)
-    courier = Courier(RedisDatabase(url, RUN), new_worker("play", games=games), agents[1])
+    courier = Uploader(RedisDatabase(url, RUN), new_worker("play", games=games), agents[1])
     courier.start()
     publishing.set()
     play(player, courier, batches=2)

@@ -11,8 +11,9 @@ from tests.helpers.chains import agent_of, play
 from tinyverse.agents.agent import Agent
 from tinyverse.agents.torch_agent import TorchAgent
 from tinyverse.algorithms import PPO, VTrace
+from tinyverse.algorithms.function_learner import FunctionLearner
 from tinyverse.algorithms.learner import Learner
-from tinyverse.algorithms.torch_learner import Optimizer, TorchLearner, learner_of
+from tinyverse.algorithms.torch_learner import Optimizer, TorchLearner
 from tinyverse.core.errors import SettingsError
 from tinyverse.networks import ModularNetwork
 
@@ -131,7 +132,7 @@ def test_a_bare_function_becomes_a_learner():
         learning.number += batch
         return {"loss/total": 1.5}
 
-    learner = learner_of(train_step, agent)
+    learner = FunctionLearner(train_step, agent)
     assert isinstance(learner, Learner)
     assert learner.train_step(3) == {"loss/total": 1.5}
     assert learner.device == torch.device("cpu")
@@ -140,7 +141,7 @@ def test_a_bare_function_becomes_a_learner():
     assert learner.get_weights()["number"] == 7
     learner.load_state_dict(state)
     assert agent.number == 3
-    assert learner_of(lambda agent, batch: None, agent).train_step(0) == {}
+    assert FunctionLearner(lambda agent, batch: None, agent).train_step(0) == {}
 
 
 def test_a_learner_says_what_it_lacks():

@@ -17,12 +17,14 @@ def findings(**options):
 
 def test_all_is_looked_at_and_nothing_is_left_behind(redis_url, redis_server, monkeypatch):
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
-    from tinyverse.database.server import connect
+    from tinyverse.database.connection import connect
 
     with connect(redis_server.admin_url) as client:
         before = client.dbsize()
         found = findings(redis=redis_url)
-        assert client.dbsize() == before and not any(name.startswith("doctor") for name in list_runs(client))
+        assert client.dbsize() == before and not any(
+            name.startswith("doctor") for name in list_runs(redis_server.admin_url)
+        )
     wanted = [
         "python",
         "torch",

@@ -23,12 +23,12 @@ def test_play_steps_games_in_processes_of_their_own(run: Tinyverse, monkeypatch:
     created(run)
     calls: list[Any] = []
 
-    class Spy(process_pool.WorkerPool):
+    class Spy(process_pool.ProcessPool):
         def __init__(self, *arguments: Any, **named: Any) -> None:
             calls.append((*arguments[1:3], named["step_timeout"], named["memory"]))
             super().__init__(*arguments, **named)
 
-    monkeypatch.setattr(process_pool, "WorkerPool", Spy)
+    monkeypatch.setattr(process_pool, "ProcessPool", Spy)
     run("play", "-n", 2, "-b", 3, "--workers", 2, "-q")
     assert info(run)["inserted"] == 6
     run("play", "-n", 1, "-b", 3, "--workers", 2, "--cores", 2, "-q")

@@ -20,14 +20,14 @@ from tinyverse.cli import sessions
 from tinyverse.cli.context import RunContext
 from tinyverse.core import codec
 from tinyverse.core.errors import CodecError, DatabaseError, SettingsError, SpecError
-from tinyverse.core.run_config import agreement
+from tinyverse.core.run_config import run_config
 from tinyverse.core.session import SessionSpec
 from tinyverse.database import archive
 from tinyverse.database.base import Worker
 from tinyverse.envs.pool import GamePool
 from tinyverse.monitoring import sessions as stored
 from tinyverse.player.player import Player
-from tinyverse.replay.config import Flow
+from tinyverse.replay.config import ReplayConfig
 
 
 def some(count, nested=False, human=()):
@@ -41,7 +41,7 @@ def some(count, nested=False, human=()):
 def a_stored_run(redis_url, stored_sessions=(), nested=False, spec=None, **settings):
     """(the context, the database) of a run that holds these sessions."""
     database = a_run(redis_url)
-    database.create(agreement("counting", settings, spec or a_spec(nested)))
+    database.create(run_config("counting", settings, spec or a_spec(nested)))
     if stored_sessions:
         database.append([session.encode() for session in stored_sessions])
     return RunContext("counting.py", name=database.run, redis=redis_url, quiet=True), database
@@ -250,12 +250,12 @@ def test_no_imported_session_overtakes_its_players_last(redis_url, tmp_path):
     context, _ = a_stored_run(redis_url, played)
     path = exported(context, tmp_path / "all.json").path
     there, other = a_stored_run(redis_url)
-    trainer = a_trainer(other, flow=Flow(batch=3, buffer_size=50))
+    trainer = a_trainer(other, flow=ReplayConfig(batch=3, buffer_size=50))
     trainer.join()
     sessions.import_.callback(there, path)
     while trainer.feed():
         pass
-    assert trainer.intake.rejected == {} and len(trainer.replay) == 21
+    assert trainer.feeder.rejected == {} and len(trainer.replay) == 21
 
 
 def test_an_import_comes_in_bounded_parts_and_waits_for_a_trainer_at_work(redis_url, tmp_path, monkeypatch):

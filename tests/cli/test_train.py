@@ -81,14 +81,19 @@ def test_options_that_reach_the_trainer(run: Tinyverse, monkeypatch: pytest.Monk
     run("train", "--precision", "bf16", "--save-every", 7, "-n", 5, "-s", 3)
     run("train")
     (trainer,), named = calls[0]
-    assert (trainer.precision, trainer.publish_every, trainer.replay.device.type) == ("bf16", 3, "cpu")
+    assert (trainer.config.precision, trainer.config.publish_every, trainer.replay.device.type) == ("bf16", 3, "cpu")
     assert (named["save_every"], named["updates"]) == (7, 5)
     (trainer,), named = calls[1]
-    assert (trainer.precision, trainer.publish_every, named["save_every"], named["updates"]) == ("fp32", 1, 60, None)
+    assert (trainer.config.precision, trainer.config.publish_every, named["save_every"], named["updates"]) == (
+        "fp32",
+        1,
+        60,
+        None,
+    )
 
 
 def test_force_changes_the_agreement_on_the_server(run: Tinyverse, tinyverse: Tinyverse, monkeypatch: Any) -> None:
-    from tinyverse.player.player import new_worker
+    from tinyverse.database.base import new_worker
 
     created(run)
     run("play", "-n", 1, "-b", 2, "-q")

@@ -16,11 +16,11 @@ import pytest
 
 from tests.helpers.people import a_spec, a_trainer
 from tinyverse.core import codec
-from tinyverse.core.run_config import FORMAT, agreed_of, agreement, check_spec
+from tinyverse.core.run_config import FORMAT, check_spec, experiment_and_settings, run_config
 from tinyverse.core.session import Session, SessionSpec
 from tinyverse.core.weights import decode_weights, encode_weights
 from tinyverse.database.memory import MemoryDatabase
-from tinyverse.replay.config import Flow
+from tinyverse.replay.config import ReplayConfig
 from tinyverse.replay.samplers import Uniform
 from tinyverse.trainer.run_folder import RunFolder
 
@@ -33,12 +33,15 @@ NUMBERS = {"version": 3, "update": 30, "step": 600}
 
 def a_golden_trainer(folder: Path) -> Any:
     return a_trainer(
-        MemoryDatabase(), folder=RunFolder(folder), sampler=Uniform(), flow=Flow(batch=2, buffer_size=8, reuse=None)
+        MemoryDatabase(),
+        folder=RunFolder(folder),
+        sampler=Uniform(),
+        flow=ReplayConfig(batch=2, buffer_size=8, reuse=None),
     )
 
 
 def as_lists(session: Session) -> dict[str, Any]:
-    return {name: array.tolist() for name, array in session.arrays().items()}
+    return {name: array.tolist() for name, array in session.arrays.items()}
 
 
 def write(folder: Path) -> None:
@@ -50,10 +53,10 @@ def write(folder: Path) -> None:
         player, _ = a_player(MemoryDatabase(), games=1, nested=nested, length=length)
         player.version = player.update = 0
         session = player.play().sessions("play-golden", 5)[0]
-        blob = codec.encode(session.arrays(), session.metadata)
+        blob = codec.encode(session.arrays, session.metadata)
         (folder / f"session-{kind}.bin").write_bytes(codec.compress(blob) if kind == "compressed" else blob)
         (folder / f"session-{kind}.json").write_text(json.dumps(as_lists(session)))
-        (folder / f"meta-{kind}.json").write_text(json.dumps(agreement("counting", {"x": 1}, a_spec(nested, length))))
+        (folder / f"meta-{kind}.json").write_text(json.dumps(run_config("counting", {"x": 1}, a_spec(nested, length))))
     (folder / "weights.bin").write_bytes(encode_weights(WEIGHTS, **NUMBERS))
     (folder / "weights-bfloat16.bin").write_bytes(encode_weights(WEIGHTS, **NUMBERS, bfloat16=True))
     trainer = a_golden_trainer(folder / "run")
@@ -82,7 +85,7 @@ def test_sessions(form: str, kind: str) -> None:
     assert as_lists(session) == json.loads((GOLDEN / form / f"session-{kind}.json").read_text())
     assert session.metadata["player"] == "play-golden" and session.metadata["sequence"] == "5"
     check_spec("golden", meta, a_spec(*KINDS[kind]))
-    assert agreed_of(meta) == {"experiment": "counting", "settings": {"x": 1}}
+    assert experiment_and_settings(meta) == {"experiment": "counting", "settings": {"x": 1}}
 
 
 @pytest.mark.parametrize("form", FORMATS)

@@ -1,6 +1,5 @@
 """Session and SessionSpec: what crosses the wire is what was played, or it is refused by name."""
 
-import dataclasses
 import json
 
 import numpy as np
@@ -12,7 +11,7 @@ from tests.helpers.counting import CountingAgent, CountingEnv
 from tinyverse.agents.agent import Agent, RandomAgent
 from tinyverse.core import codec, nest
 from tinyverse.core.errors import CodecError, SpecError
-from tinyverse.core.session import Session, SessionSpec
+from tinyverse.core.session import FIELDS, Session, SessionSpec, flatten
 from tinyverse.experiment.experiment import session_spec
 
 T = 5
@@ -30,7 +29,7 @@ def session_of(spec, seed=0, metadata=METADATA):
     for name, (shape, dtype) in spec.fields.items():
         numbers = random.integers(0, 2, shape) if dtype.kind == "b" else random.normal(size=shape) * 100
         arrays[name] = np.asarray(numbers).astype(dtype)
-    return Session.from_arrays(arrays, metadata)
+    return Session(arrays, metadata)
 
 
 def test_the_spec_of_nested_spaces():
@@ -75,10 +74,10 @@ def test_round_trip(nested):
     session = session_of(spec)
     got = spec.decode(session.encode())
     assert got.metadata == METADATA and got.episodes == [(1.5, 3), (-2, 1)]
-    assert list(got.arrays()) == list(session.arrays())
-    for name, array in session.arrays().items():
-        np.testing.assert_array_equal(got.arrays()[name], array)
-        assert got.arrays()[name].dtype == array.dtype
+    assert got.arrays.keys() == session.arrays.keys()
+    for name, array in session.arrays.items():
+        np.testing.assert_array_equal(got.arrays[name], array)
+        assert got.arrays[name].dtype == array.dtype
     if nested:
         assert isinstance(got.observations["pair"], tuple) and got.actions.keys() == {"button", "stick"}
 
@@ -109,7 +108,7 @@ def test_memory_of_several_leaves():
 
 
 def changed(name, change):
-    arrays = session_of(counting_spec()).arrays()
+    arrays = session_of(counting_spec()).arrays
     arrays = change(arrays) if name is None else {**arrays, name: change(arrays[name])}
     return codec.encode(arrays, METADATA)
 
@@ -149,7 +148,7 @@ def test_what_differs_is_named(name, change, sentence):
 
 def test_the_first_of_several_differences_is_named():
     spec = counting_spec()
-    arrays = {name: array[None] for name, array in session_of(spec).arrays().items()}
+    arrays = {name: array[None] for name, array in session_of(spec).arrays.items()}
     first = next(iter(spec.fields))
     with pytest.raises(SpecError, match=rf"session\.{first} "):
         spec.decode(codec.encode(arrays, METADATA))
@@ -212,9 +211,9 @@ def test_what_would_spoil_a_trainer_is_refused():
         session = session_of(spec)
         if dtype.kind != "f" or name == "rewards":
             continue
-        leaf = session.arrays()[name]
+        leaf = session.arrays[name]
         for number, fits in ((np.inf, not name.startswith("observations")), (np.nan, False)):
-            arrays = {**session.arrays(), name: np.full_like(leaf, number)}
+            arrays = {**session.arrays, name: np.full_like(leaf, number)}
             blob = codec.encode(arrays, METADATA)
             if fits:
                 spec.decode(blob)
@@ -255,15 +254,15 @@ def test_each_flipped_byte_is_refused_or_a_session(packed):
     spec = counting_spec()
     session = session_of(spec)
     if packed:
-        session = dataclasses.replace(session, observations=nest.map(np.zeros_like, session.observations))
-    blob = codec.encode(session.arrays(), METADATA)
+        session = Session({name: x * 0 if name[0] == "o" else x for name, x in session.arrays.items()}, METADATA)
+    blob = codec.encode(session.arrays, METADATA)
     blob = zstandard.compress(blob) if packed else blob
     outcomes = {"session": 0, "refused": 0}
     for place in range(len(blob)):
         for flip in (1, 0x20, 0x80):
             try:
                 got = spec.decode(blob[:place] + bytes([blob[place] ^ flip]) + blob[place + 1 :])
-                assert spec.difference({name: (x.shape, x.dtype) for name, x in got.arrays().items()}) == ""
+                assert spec.difference({name: (x.shape, x.dtype) for name, x in got.arrays.items()}) == ""
                 outcomes["session"] += 1
             except (CodecError, SpecError):
                 outcomes["refused"] += 1
@@ -273,7 +272,7 @@ def test_each_flipped_byte_is_refused_or_a_session(packed):
 @pytest.mark.parametrize("packed", [False, True])
 def test_each_truncation_is_refused(packed):
     spec = counting_spec()
-    blob = codec.encode(session_of(spec).arrays(), METADATA)
+    blob = codec.encode(session_of(spec).arrays, METADATA)
     blob = zstandard.compress(blob) if packed else blob
     for end in range(len(blob)):
         with pytest.raises((CodecError, SpecError)):
@@ -303,7 +302,7 @@ def atari_like(observations, dtype):
         spaces.Box(0, 255, (84, 84), dtype), spaces.Discrete(6), RandomAgent(None, spaces.Discrete(6)), 20
     )
     session = session_of(spec)
-    return spec, dataclasses.replace(session, observations=observations.astype(dtype))
+    return spec, Session({**session.arrays, "observations": observations.astype(dtype)}, METADATA)
 
 
 def test_frames_shrink_and_noise_does_not():
@@ -314,3 +313,18 @@ def test_frames_shrink_and_noise_does_not():
     np.testing.assert_array_equal(spec.decode(session.encode()).observations, session.observations)
     spec, session = atari_like(np.random.default_rng(0).standard_normal((21, 84, 84)), np.float32)
     assert session.encode()[:4] != codec.ZSTD_MAGIC and len(session.encode()) > spec.nbytes
+
+
+def test_each_field_is_an_attribute_and_nothing_else_is():
+    session = session_of(counting_spec())
+    for name in FIELDS:
+        tree = getattr(session, name)
+        assert nest.flatten(tree, name) == {key: x for key, x in session.arrays.items() if key.split(".")[0] == name}
+    with pytest.raises(AttributeError, match=r"has no reward; its fields are observations, actions"):
+        _ = session.reward
+
+
+def test_trees_are_flattened_in_the_order_of_the_fields():
+    session = session_of(counting_spec())
+    trees = {name: getattr(session, name) for name in reversed(FIELDS)}
+    assert list(flatten(trees)) == list(session.arrays)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tinyverse.core.errors import SettingsError
-from tinyverse.core.files import write_whole
+from tinyverse.core.files import atomic_write
 from tinyverse.core.weights import WeightsFile
 from tinyverse.trainer.run_folder import RunFolder
 
@@ -39,14 +39,14 @@ def test_what_is_no_file_of_weights_is_refused(tmp_path, damage):
 
 def test_a_failed_write_leaves_the_older_file(tmp_path, monkeypatch):
     path = tmp_path / "file"
-    write_whole(path, b"old")
+    atomic_write(path, b"old")
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        write_whole(path, b"new")
+        atomic_write(path, b"new")
     assert path.read_bytes() == b"old" and [file.name for file in tmp_path.iterdir()] == ["file"]
 
 
@@ -65,7 +65,7 @@ def test_what_killed_writers_left_goes_an_hour_later(tmp_path):
         (tmp_path / name).write_bytes(b"half")
         os.utime(tmp_path / name, (0, 0))
     (tmp_path / f"best.{other.pid}.writing").touch()
-    write_whole(tmp_path / "best", b"whole")
+    atomic_write(tmp_path / "best", b"whole")
     assert {file.name for file in tmp_path.iterdir()} == {name for name, why in files.items() if why}
     assert (tmp_path / "best").read_bytes() == b"whole"
 

@@ -207,7 +207,7 @@ def test_every_link_leads_somewhere(page: str) -> None:
 
 
 def test_the_reference_has_every_module_and_every_public_name(tmp_path: Path) -> None:
-    write = runpy.run_path(str(ROOT / "docs" / "reference.py"))["write"]
+    write = runpy.run_path(str(ROOT / "docs" / "_tools" / "reference.py"))["write"]
     text = "\n".join((tmp_path / f"{page}.md").read_text() for page in write(tmp_path))
     heads = set(re.findall(r"^##+ (?:class )?(.*)$", text, re.M))
     modules = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in (ROOT / "tinyverse").rglob("*.py")}

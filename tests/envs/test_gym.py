@@ -12,7 +12,7 @@ from tests.helpers.counting import CountingEnv
 from tests.helpers.sources import is_modern, package
 from tinyverse.core.errors import ExperimentError
 from tinyverse.envs import pool_of
-from tinyverse.envs.adapters import space_of
+from tinyverse.envs.adapters import gymnasium_space
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # gym itself warns of much
 
@@ -85,7 +85,7 @@ def test_a_game_written_for_gym_0_21_and_its_time_limit(gym: Any) -> None:
 
 def test_spaces_of_gym_become_gymnasiums(gym: Any) -> None:
     old, start = gym.spaces, {"start": -1} if is_modern(gym) else {}
-    space = space_of(
+    space = gymnasium_space(
         old.Dict(
             box=old.Box(-1.0, 2.0, (2, 3), np.float32),
             pair=old.Tuple((old.Discrete(4, **start), old.MultiBinary(3))),

@@ -15,21 +15,21 @@ import pytest
 from tests.envs.test_restarts import rows
 from tests.helpers.counting import CountingEnv
 from tests.helpers.faulty import FaultyEnv, all_faulty, counting, one_faulty_process
-from tests.helpers.people import until
+from tests.helpers.waiting import until
 from tinyverse.core.errors import ExperimentError
 from tinyverse.envs import GamePool, Pool
-from tinyverse.envs.process_pool import WorkerPool
+from tinyverse.envs.process_pool import ProcessPool
 
 SPACES = FaultyEnv().observation_space, FaultyEnv().action_space
 
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tinyverse.envs.restarts.FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("tinyverse.envs.restarts.FIRST_DELAY", 0.01)
 
 
-def a_pool(make: Any, games: int = 4, workers: int = 2, **options: Any) -> WorkerPool:
-    return WorkerPool(make, games, workers, SPACES, **options)
+def a_pool(make: Any, games: int = 4, workers: int = 2, **options: Any) -> ProcessPool:
+    return ProcessPool(make, games, workers, SPACES, **options)
 
 
 def is_gone(pid: int) -> bool:
@@ -126,7 +126,7 @@ def test_a_pool_of_another_size_is_refused() -> None:
 @pytest.mark.faults
 def test_a_killed_worker_costs_its_games_an_episode() -> None:
     env = CountingEnv()
-    pool = WorkerPool(counting, 4, 2, (env.observation_space, env.action_space))
+    pool = ProcessPool(counting, 4, 2, (env.observation_space, env.action_space))
     pool.reset(0)
     os.kill(pool._workers[1]._process.pid, signal.SIGKILL)
     step = until(lambda: (s := pool.step(np.zeros(4, int))).truncated[2:].all() and pool.faults and s)

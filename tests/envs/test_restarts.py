@@ -15,10 +15,14 @@ from tests.helpers.faulty import FaultyEnv, all_faulty, one_faulty
 from tests.helpers.people import LENGTH, until
 from tests.helpers.sources import World
 from tinyverse.core.errors import ExperimentError, SpecError
+from tinyverse.core.run_config import run_config
+from tinyverse.database.base import new_worker
 from tinyverse.database.memory import MemoryDatabase
 from tinyverse.envs import GamePool, pool_of
-from tinyverse.envs.restarts import Mender
-from tinyverse.player.player import Courier, Player, new_worker, play
+from tinyverse.envs.restarts import RestartPolicy
+from tinyverse.player.loop import play
+from tinyverse.player.player import Player
+from tinyverse.player.uploader import Uploader
 
 WAYS = {
     "raises": "KeyError: 'mine'",
@@ -34,7 +38,7 @@ WAYS = {
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tinyverse.envs.restarts.FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("tinyverse.envs.restarts.FIRST_DELAY", 0.01)
 
 
 def rows(pool: Any, steps: int) -> tuple[np.ndarray, ...]:
@@ -80,7 +84,7 @@ def test_without_mending_it_raises_at_once() -> None:
 
 
 def test_while_a_game_waits_its_rows_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Mender, "seconds", lambda self, part: 1.0)
+    monkeypatch.setattr(RestartPolicy, "delay", lambda self, part: 1.0)
     pool = one_faulty("raises", 10, 2)
     seen, rewards, _, truncated, alive = rows(pool, 40)
     end = int(np.flatnonzero(seen[:-1, 0, 2] * truncated[:, 0] * (rewards[:, 0] == 0) * alive[:, 0])[-1])
@@ -90,7 +94,7 @@ def test_while_a_game_waits_its_rows_do_not_count(monkeypatch: pytest.MonkeyPatc
 
 
 def test_rows_that_do_not_count_have_no_flags_and_no_episodes_in_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Mender, "seconds", lambda self, part: 1.0)
+    monkeypatch.setattr(RestartPolicy, "delay", lambda self, part: 1.0)
     player = Player(CountingAgent(), one_faulty("raises", 10, 2), 40)
     rollout = player.play()
     dead = ~rollout.alive
@@ -114,27 +118,27 @@ def test_a_game_that_cannot_begin_raises_what_it_raised() -> None:
 
 
 def test_an_episodes_own_end_or_a_thousand_steps_make_good_an_earlier_failure() -> None:
-    mender, error = Mender(1, "game"), KeyError("mine")
+    policy, error = RestartPolicy(1, "game"), KeyError("mine")
     for _ in range(10):
-        mender.failed(0, error, step=0)
-        mender.sound(0)
+        policy.failed(0, error, step=0)
+        policy.recovered(0)
     for turn in range(10):
-        mender.failed(0, error, step=1000 * (turn + 1))
-        mender.rebuilt(0, step=1000 * (turn + 1))
-    mender.failed(0, error, step=10_001)
+        policy.failed(0, error, step=1000 * (turn + 1))
+        policy.restarted(0, step=1000 * (turn + 1))
+    policy.failed(0, error, step=10_001)
     with pytest.raises(KeyError):
-        mender.failed(0, error, step=10_002)
+        policy.failed(0, error, step=10_002)
 
 
 def test_pauses_grow_and_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tinyverse.envs.restarts.FIRST_PAUSE", 0.5)
-    mender = Mender(2, "game")
+    monkeypatch.setattr("tinyverse.envs.restarts.FIRST_DELAY", 0.5)
+    policy = RestartPolicy(2, "game")
     pauses = []
     for _ in range(10):
-        mender.failed(0, KeyError("mine"), step=0)
-        pauses.append(mender.seconds(0))
+        policy.failed(0, KeyError("mine"), step=0)
+        pauses.append(policy.delay(0))
     assert pauses == pytest.approx([0, 0.5, 1, 2, 4, 8, 16, 30, 30, 30], abs=0.1)
-    assert mender.seconds(1) == 0
+    assert policy.delay(1) == 0
 
 
 def test_another_kind_of_game_does_not_take_its_place() -> None:
@@ -145,7 +149,7 @@ def test_another_kind_of_game_does_not_take_its_place() -> None:
         CountingEnv(nested=True),
         CountingEnv(nested=True),
     ]
-    pool = GamePool(lambda: envs.pop(0), 2, mend=True)
+    pool = GamePool(lambda: envs.pop(0), 2, restart=True)
     rows(pool, 60)
     assert pool.faults == 3 or "one kind of game" in pool.fault
 
@@ -157,7 +161,7 @@ def test_a_vector_environment_that_fails_is_built_anew() -> None:
         made.append(SyncVectorEnv([lambda: FaultyEnv("" if made else "raises", 10), FaultyEnv]))
         return made[-1]
 
-    pool = pool_of(make, 2, mend=True)
+    pool = pool_of(make, 2, restart=True)
     seen, _, _, truncated, _ = rows(pool, 40)
     assert len(made) == 2 and pool.faults == 1 and "mine" in pool.fault
     at = int(np.flatnonzero(seen[:-1, 0, 2] != seen[1:, 0, 2])[0])
@@ -180,7 +184,7 @@ class FaultyWorld(World):
 @pytest.mark.parametrize("how", WAYS)
 def test_a_world_of_agents_that_fails_is_built_anew_and_the_others_never_notice(how: str, caplog: Any) -> None:
     faults = [how]
-    pool = pool_of(lambda: FaultyWorld(faults.pop() if faults else "", 10), 10, mend=True)
+    pool = pool_of(lambda: FaultyWorld(faults.pop() if faults else "", 10), 10, restart=True)
     faulty, here = pool._worlds[0], slice(0, 5)
     with caplog.at_level(logging.WARNING):
         seen, rewards, terminated, truncated, alive = rows(pool, 60)
@@ -200,10 +204,10 @@ def test_a_world_of_agents_that_fails_is_built_anew_and_the_others_never_notice(
 
 
 def test_while_a_world_waits_its_agents_are_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Mender, "seconds", lambda self, part: 1.0)
+    monkeypatch.setattr(RestartPolicy, "delay", lambda self, part: 1.0)
     faults = ["raises"]
     seen, rewards, _, truncated, alive = rows(
-        pool_of(lambda: FaultyWorld(faults.pop() if faults else "", 10), 10, mend=True), 60
+        pool_of(lambda: FaultyWorld(faults.pop() if faults else "", 10), 10, restart=True), 60
     )
     assert truncated[-20:, :5].all() and not alive[-20:, :5].any() and not rewards[-20:, :5].any()
     assert (seen[-20:, :5] == seen[-1, :5]).all() and alive[-20:, 5:].any()
@@ -214,12 +218,12 @@ def test_agents_without_mending_raise_and_so_do_worlds_that_always_fail() -> Non
         words = "unpack|out of range|sizes" if how == "forgets" else words.removeprefix("KeyError: ")
         with pytest.raises((KeyError, SpecError, ValueError, IndexError), match=words):
             rows(pool_of(lambda how=how: FaultyWorld(how), 5), 60)  # type: ignore[misc]
-    pool = pool_of(lambda: FaultyWorld("raises", 2), 10, mend=True)
+    pool = pool_of(lambda: FaultyWorld("raises", 2), 10, restart=True)
     with pytest.raises(KeyError, match="mine"):
         rows(pool, 200)
     assert pool.faults >= 5
     with pytest.raises(KeyError, match="mine"):
-        pool_of(lambda: FaultyWorld("reset raises", 0), 10, mend=True).reset(0)
+        pool_of(lambda: FaultyWorld("reset raises", 0), 10, restart=True).reset(0)
 
 
 def test_a_pool_of_ones_own_that_fails_is_built_anew() -> None:
@@ -229,7 +233,7 @@ def test_a_pool_of_ones_own_that_fails_is_built_anew() -> None:
         made.append(GamePool(lambda: FaultyEnv("" if len(made) % 2 else "raises", 10), 2))
         return made[-1]
 
-    pool = pool_of(make, 2, mend=True)
+    pool = pool_of(make, 2, restart=True)
     seen, rewards, terminated, truncated, alive = rows(pool, 15)
     at = int(np.flatnonzero((seen[:-1, :, 2] != seen[1:, :, 2]).all(1))[0])
     assert len(made) == 2 and pool.faults == 1 and "mine" in pool.fault and made[0]._envs[0].closed
@@ -238,17 +242,16 @@ def test_a_pool_of_ones_own_that_fails_is_built_anew() -> None:
 
 def test_a_pool_of_ones_own_that_always_fails_raises() -> None:
     with pytest.raises(KeyError, match="mine"):
-        rows(pool_of(lambda: GamePool(lambda: FaultyEnv("raises", 2), 2), 2, mend=True), 60)
+        rows(pool_of(lambda: GamePool(lambda: FaultyEnv("raises", 2), 2), 2, restart=True), 60)
     with pytest.raises(KeyError, match="mine"):
-        pool_of(lambda: GamePool(lambda: FaultyEnv("reset raises", 0), 2), 2, mend=True).reset(0)
+        pool_of(lambda: GamePool(lambda: FaultyEnv("reset raises", 0), 2), 2, restart=True).reset(0)
 
 
 def test_a_player_says_what_failed_and_goes_on(caplog: Any) -> None:
-    from tests.helpers.people import a_spec
-    from tests.player.test_player import HOLDER, agreement, publish, sessions_of
+    from tests.helpers.people import HOLDER, a_spec, publish, sessions_of
 
     database = MemoryDatabase()
-    database.create(agreement("counting", {}, a_spec()))
+    database.create(run_config("counting", {}, a_spec()))
     database.acquire_lease(HOLDER)
     publish(database, 0)
     faults = ["raises"]
@@ -261,8 +264,8 @@ def test_a_player_says_what_failed_and_goes_on(caplog: Any) -> None:
         def _observation(self) -> Any:
             return super()._observation().astype(np.int32)
 
-    player = Player(CountingAgent(), GamePool(Whole, 2, mend=True), LENGTH)
-    courier = Courier(database, new_worker("play", games=2), CountingAgent())
+    player = Player(CountingAgent(), GamePool(Whole, 2, restart=True), LENGTH)
+    courier = Uploader(database, new_worker("play", games=2), CountingAgent())
     courier.start()
     with caplog.at_level(logging.CRITICAL):
         assert play(player, courier, batches=12) == 12
@@ -275,6 +278,6 @@ def test_a_player_says_what_failed_and_goes_on(caplog: Any) -> None:
 
 
 def test_a_vector_environment_given_as_it_is_cannot_be_built_anew() -> None:
-    assert pool_of(counting_vector(2), 2, mend=True).faults == 0
+    assert pool_of(counting_vector(2), 2, restart=True).faults == 0
     with pytest.raises(ExperimentError):
-        pool_of(3, 2, mend=True)
+        pool_of(3, 2, restart=True)

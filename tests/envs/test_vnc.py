@@ -141,10 +141,10 @@ class TestTheGame:
         assert not Path(desktop.folder).exists()
 
     def test_a_screen_that_dies_is_replaced(self) -> None:
-        pool = loader.build(loader.load_module("vnc"), {}).pool(1, mend=True)
+        pool = loader.build(loader.load_module("vnc"), {}).pool(1, restart=True)
         try:
             pool.reset(0)
-            pool._pool._envs[0]._hands._desktop.close()
+            pool._pool._envs[0]._connection._desktop.close()
             steps = [pool.step(np.zeros(1, int)) for _ in range(10)]
             ends = [bool(step.truncated[0]) for step in steps]
             assert pool.faults == 1 and "has gone" in pool.fault and ends.count(True) == 1

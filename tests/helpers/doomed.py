@@ -10,7 +10,6 @@ same command; between two lives everything that may never be wrong is checked. P
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 import json
@@ -29,14 +28,12 @@ from tests.helpers.people import CountingLearner, a_player, a_spec, a_trainer
 from tinyverse.cli.context import RunContext
 from tinyverse.cli.eval import Presence, _evaluate, _record
 from tinyverse.cli.weights import Seen, weights_for
-from tinyverse.core.errors import RunConflict
-from tinyverse.core.run_config import agreement
+from tinyverse.core.run_config import run_config
 from tinyverse.core.weights import WeightsFile, decode_weights
-from tinyverse.database import sharded_database
 from tinyverse.database.base import BEGINNING
+from tinyverse.database.connection import open_database
 from tinyverse.database.memory import MemoryDatabase
-from tinyverse.database.sharded_database import open_database
-from tinyverse.replay.config import Flow
+from tinyverse.replay.config import ReplayConfig
 from tinyverse.trainer.run_folder import RunFolder
 from tinyverse.trainer.trainer import Trainer
 
@@ -116,7 +113,7 @@ def trainers_life(url: str, folder: Path, fatal: int) -> None:
     ledger = os.open(folder.parent / "ledger", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     doom = Doom(fatal, folder)
     trainer = a_trainer(
-        open_database(url, RUN), flow=Flow(batch=2, buffer_size=8), publish_every=1, folder=RunFolder(folder)
+        open_database(url, RUN), flow=ReplayConfig(batch=2, buffer_size=8), publish_every=1, folder=RunFolder(folder)
     )
     trainer.learner = Ledger(trainer.agent)
     trainer.learner.file = ledger
@@ -125,7 +122,7 @@ def trainers_life(url: str, folder: Path, fatal: int) -> None:
         trainer.feed()
         if trainer.step():
             trainer.publish(trainer.snapshot())
-        trainer.beat()
+        trainer.publisher.beat()
         trainer.save(wait=True)
     trainer.leave()
     os.write(doom.grave, b"old age")
@@ -198,15 +195,15 @@ class Witness:
         assert len(learned) == len(set(learned)), "learned from twice"
 
 
-def two_players() -> Iterator[tuple[str, list[bytes]]]:
-    """(player, its next sessions), an even number; in two streams they do not lie in the same one."""
+def two_players() -> Iterator[list[bytes]]:
+    """The next sessions of one player, of the other, and so on."""
     pairs = [
         (name, a_player(MemoryDatabase(), games=1, seed=seed)[0]) for name, seed in (("play-1", 0), ("play-2", 99))
     ]
     for turn in itertools.count():
         for name, player in pairs:
             player.version = player.update = 0
-            yield name, [player.play().sessions(name, 2 * turn + n)[0].encode() for n in range(2)]
+            yield [player.play().sessions(name, 2 * turn + n)[0].encode() for n in range(2)]
 
 
 class Before:
@@ -218,14 +215,13 @@ class Before:
         if who == "trainer":
             return
         self.trainer = a_trainer(open_database(url, RUN))
-        self.trainer.meta = agreement("judged", {}, a_spec())
+        self.trainer.publisher.meta = run_config("judged", {}, a_spec())
         self.trainer.join()
 
     def __call__(self) -> None:
         if self.who == "trainer":
-            for name, blobs in itertools.islice(self.pushes, 4):
-                with contextlib.suppress(RunConflict):  # the trainer has not made the stream yet
-                    self.database.append_as(name, blobs)
+            for blobs in itertools.islice(self.pushes, 4):
+                self.database.append(blobs)
         elif self.who == "evaluator" and self.trainer:
             self.trainer.update += 1
             self.trainer.agent.weight = self.trainer.agent.weight + 1
@@ -234,7 +230,6 @@ class Before:
 
 def main(who: str, url: str, path: str) -> None:
     os.chdir(path)
-    sharded_database.PATIENCE = 0.2
     folder = Path("runs") / RUN
     folder.parent.mkdir()
     Path("judged.py").write_text(JUDGED)

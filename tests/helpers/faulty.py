@@ -59,7 +59,7 @@ class FaultyEnv(CountingEnv):
 def one_faulty(how: str, when: int, num_games: int) -> Pool:
     """Games of which the first, and none built later, is faulty."""
     faults = [how]
-    return GamePool(lambda: FaultyEnv(faults.pop() if faults else "", when), num_games, mend=True)
+    return GamePool(lambda: FaultyEnv(faults.pop() if faults else "", when), num_games, restart=True)
 
 
 def one_faulty_process(mark: str, how: str, when: int, num_games: int) -> Pool:
@@ -72,7 +72,7 @@ def one_faulty_process(mark: str, how: str, when: int, num_games: int) -> Pool:
 
 
 def all_faulty(how: str, when: int, num_games: int) -> Pool:
-    return GamePool(lambda: FaultyEnv(how, when), num_games, mend=True)
+    return GamePool(lambda: FaultyEnv(how, when), num_games, restart=True)
 
 
 def counting(num_games: int) -> Pool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 import threading
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,30 +11,29 @@ import numpy as np
 import torch
 
 from tests.helpers.counting import CountingAgent, CountingEnv
+from tests.helpers.waiting import until as until  # also for those who import it from here
 from tinyverse.algorithms.learner import Learner
 from tinyverse.core.errors import DatabaseLost
-from tinyverse.core.run_config import agreement
-from tinyverse.core.session import SessionSpec
-from tinyverse.database.base import Database
+from tinyverse.core.run_config import run_config
+from tinyverse.core.session import Session, SessionSpec
+from tinyverse.core.weights import encode_weights
+from tinyverse.database.base import BEGINNING, Database, new_worker
 from tinyverse.database.redis import RedisDatabase
 from tinyverse.envs.pool import GamePool, Pool
 from tinyverse.experiment.experiment import session_spec
-from tinyverse.player.player import Courier, Player, new_worker
+from tinyverse.player.loop import play
+from tinyverse.player.player import Player
+from tinyverse.player.uploader import Uploader
 from tinyverse.replay.buffer import Replay
-from tinyverse.replay.config import Flow
+from tinyverse.replay.config import ReplayConfig
 from tinyverse.replay.samplers import Fresh, Sampler
+from tinyverse.trainer.config import TrainerConfig
+from tinyverse.trainer.ranks import SingleProcess
+from tinyverse.trainer.run_folder import RunFolder
 from tinyverse.trainer.trainer import Trainer
 
 LENGTH = 5  # steps of a session
-
-
-def until(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
-    """The condition's value once it is true; fails after `seconds`."""
-    ends = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < ends, f"waited {seconds} s in vain"
-        time.sleep(0.005)
-    return value
+HOLDER = "host:1:test"  # of the lease to publish
 
 
 class Beside(threading.Thread):
@@ -137,17 +135,20 @@ def a_spec(nested: bool = False, length: int = LENGTH) -> SessionSpec:
 def a_trainer(
     database: Any,
     *,
-    flow: Flow = Flow(batch=2, buffer_size=50),  # noqa: B008
+    flow: ReplayConfig = ReplayConfig(batch=2, buffer_size=50),  # noqa: B008
     sampler: Sampler | None = None,
     nested: bool = False,
     length: int = LENGTH,
     spec: SessionSpec | None = None,
+    folder: RunFolder | None = None,
+    ranks: SingleProcess | None = None,
     **options: Any,
 ) -> Trainer:
     """A trainer of the counting game; not joined."""
     agent, spec = an_agent(nested), spec or a_spec(nested, length)
     replay = Replay(spec, flow, sampler or Fresh())
-    return Trainer(agent, CountingLearner(agent), replay, database, agreement("counting", {}, spec), **options)
+    meta, config = run_config("counting", {}, spec), TrainerConfig(**options)
+    return Trainer(agent, CountingLearner(agent), replay, database, meta, folder=folder, config=config, ranks=ranks)
 
 
 def a_player(
@@ -158,8 +159,27 @@ def a_player(
     length: int = LENGTH,
     seed: int = 0,
     pool: Pool | None = None,
-) -> tuple[Player, Courier]:
-    """A player of the counting game and its courier, which is not started."""
+) -> tuple[Player, Uploader]:
+    """A player of the counting game and its uploader, which is not started."""
     pool = pool or GamePool(lambda: CountingEnv(nested), games)
-    courier = Courier(database, new_worker("play", games=pool.num_games), an_agent(nested))
-    return Player(an_agent(nested), pool, length, seed=seed), courier
+    uploader = Uploader(database, new_worker("play", games=pool.num_games), an_agent(nested))
+    return Player(an_agent(nested), pool, length, seed=seed), uploader
+
+
+def publish(database: Any, version: int, weight: float | None = None, update: int | None = None) -> None:
+    """Publishes weights of the counting agent as the trainer HOLDER; by default `weight` is the version."""
+    numbers = {"version": version, "update": 10 * version if update is None else update, "step": 0}
+    blob = encode_weights({"weight": np.array([version if weight is None else weight], np.float32)}, **numbers)
+    database.put_weights(blob, version, holder=HOLDER, update=numbers["update"], step=0)
+
+
+def sessions_of(database: Any) -> list[Session]:
+    """Every session of the counting game in the database, or in the one inside `Flaky`."""
+    inner = getattr(database, "database", database)
+    return [a_spec().decode(blob) for _, blob in inner.read(BEGINNING, 100_000)[0]]
+
+
+def playing(player: Player, uploader: Uploader, **options: Any) -> Beside:
+    """`play` beside the test, with its uploader started."""
+    uploader.start()
+    return Beside(lambda should_stop: play(player, uploader, should_stop=should_stop, **options))

@@ -14,7 +14,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv, VectorObservationWrapper
 from tests.helpers.counting import BUTTONS, CountingEnv, counting_vector
 from tests.helpers.faulty import counting, nested_counting
 from tinyverse.envs import GamePool, Pool, VectorPool, pool_of
-from tinyverse.envs.process_pool import WorkerPool
+from tinyverse.envs.process_pool import ProcessPool
 
 GAMES = 5
 
@@ -193,7 +193,7 @@ def pettingzoo_world() -> Any:
 
 def workers_of(make: Callable[[int], Pool]) -> Pool:
     env = CountingEnv(nested=make is nested_counting)
-    return WorkerPool(make, GAMES, 2, (env.observation_space, env.action_space))
+    return ProcessPool(make, GAMES, 2, (env.observation_space, env.action_space))
 
 
 SOURCES: dict[str, Callable[[], Pool]] = {
@@ -203,13 +203,13 @@ SOURCES: dict[str, Callable[[], Pool]] = {
     "next step": lambda: VectorPool(counting_vector(GAMES)),
     "disabled": lambda: VectorPool(counting_vector(GAMES, AutoresetMode.DISABLED)),
     "async": lambda: VectorPool(asynchronous()),
-    "rebuilt vector": lambda: pool_of(lambda: counting_vector(GAMES), GAMES, mend=True),
+    "rebuilt vector": lambda: pool_of(lambda: counting_vector(GAMES), GAMES, restart=True),
     "wrapped async": lambda: VectorPool(Passing(asynchronous())),
-    "mended games": lambda: GamePool(CountingEnv, GAMES, mend=True),
+    "mended games": lambda: GamePool(CountingEnv, GAMES, restart=True),
     "dm_env": lambda: GamePool(DmCounting, GAMES),
     "real dm_env": lambda: GamePool(dm_env_counting, GAMES),
     "agents": lambda: pool_of(World, 2),
-    "mended agents": lambda: pool_of(World, 2, mend=True),
+    "mended agents": lambda: pool_of(World, 2, restart=True),
     "real agents": lambda: pool_of(pettingzoo_world, 2),
     "workers": lambda: workers_of(counting),
     "nested workers": lambda: workers_of(nested_counting),

@@ -26,6 +26,9 @@ CHECKOUT = Path(__file__).parents[2]
 NEEDS = {
     "atari": "ale_py", "doom": "vizdoom", "jax": "jax", "lunarlander": "Box2D", "minigrid": "minigrid", "mujoco": "mujoco"
 }  # fmt: skip
+SHORT = {
+    "atari": {"unroll_length": "8"}, "atari_dqn": {"unroll_length": "4"}, "atari_r2d2": {"burn_in": "2", "length": "6"}
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -74,6 +77,7 @@ def test_catch_is_learned_in_half_a_minute() -> None:
     assert time.process_time() - began < 30
 
 
+@pytest.mark.slow
 def test_tabular_is_learned() -> None:
     context = RunContext("tabular", seed=1, quiet=True)
     trainer = local.callback(context, TrainOptions(updates=600))

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from tinyverse.algorithms import A2C, PPO
-from tinyverse.cli import main
 from tinyverse.cli.context import RunContext
 from tinyverse.cli.local import local
+from tinyverse.cli.main import main
 from tinyverse.cli.options import TrainOptions
 from tinyverse.core.errors import ExperimentError, SettingsError
 from tinyverse.experiment import loader
@@ -53,10 +53,10 @@ def test_each_of_ones_own_is_a_page(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "updates", "enough"),
     [
-        ("custom_agent", 100, 60),
-        ("custom_algorithm", 100, 60),
         ("custom_environment", 40, 0.9),
-        ("custom_network", 80, 60),
+        pytest.param("custom_agent", 100, 60, marks=pytest.mark.slow),
+        pytest.param("custom_algorithm", 100, 60, marks=pytest.mark.slow),
+        pytest.param("custom_network", 80, 60, marks=pytest.mark.slow),
     ],
 )
 def test_each_of_ones_own_learns(name: str, updates: int, enough: float) -> None:

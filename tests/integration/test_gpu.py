@@ -23,4 +23,4 @@ def test_catch_learns_with_replay_and_learner_on_the_gpu(
         RunContext("catch", quiet=True, seed=1), TrainOptions(updates=300, device="cuda", precision=precision)
     )
     assert trainer.replay.device.type == "cuda"
-    assert sum(trainer.intake.returns) / len(trainer.intake.returns) > 0.8
+    assert sum(trainer.feeder.returns) / len(trainer.feeder.returns) > 0.8

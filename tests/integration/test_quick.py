@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.people import a_spec
-from tinyverse.core.run_config import agreement
+from tinyverse.core.run_config import run_config
 from tinyverse.database.redis import RedisDatabase
 
 CHECKOUT = Path(__file__).parents[2]
@@ -41,7 +41,7 @@ def test_what_only_looks_imports_no_torch(tmp_path: Path, redis_url: str, words:
     folder.mkdir(parents=True)
     (folder / "metrics.jsonl").write_text("".join(json.dumps({"step": n, "play/return": n}) + "\n" for n in range(3)))
     with contextlib.closing(RedisDatabase(redis_url, "looked-at")) as database:
-        database.create(agreement("catch", {}, a_spec()))
+        database.create(run_config("catch", {}, a_spec()))
     name = ["--name", "looked-at"] if words[0] == "catch" else []
     said = subprocess.run(
         [sys.executable, "-c", LOOK, *words, *name], capture_output=True, text=True, timeout=100, check=True, cwd=tmp_path,

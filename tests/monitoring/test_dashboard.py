@@ -29,7 +29,7 @@ from tinyverse.cli import main as cli
 from tinyverse.cli import watch as watching
 from tinyverse.cli.context import RunContext
 from tinyverse.core.errors import DatabaseLost, ServerError, SettingsError
-from tinyverse.core.run_config import agreement
+from tinyverse.core.run_config import run_config
 from tinyverse.database.base import Database, Worker
 from tinyverse.database.memory import MemoryDatabase
 from tinyverse.envs.pool import GamePool
@@ -52,7 +52,7 @@ def worker(name: str = "play-1", games: int = 2, **more: Any) -> Worker:
 def a_database(database: Database | None = None) -> Database:
     """A run of the counting game."""
     database = database or MemoryDatabase()
-    database.create(agreement("counting", {}, a_spec()))
+    database.create(run_config("counting", {}, a_spec()))
     return database
 
 
@@ -139,7 +139,7 @@ def test_events_say_what_info_says_and_where_the_film_is(tmp_path: Path) -> None
         play(database, 1)
         first, second = seen.events(2)
     assert first["run"] == "counting" and first["workers"][0]["id"] == "play-1" and "curve" not in first
-    assert first["film"] == {"seconds": 17, "version": 12, "name": "counting-v12.webm"}
+    assert first["video"] == {"seconds": 17, "version": 12, "name": "counting-v12.webm"}
     assert first["metrics"]["loss/policy"] is None and second["inserted"] == 2
 
 
@@ -209,7 +209,7 @@ def test_the_trainers_log_has_the_band() -> None:
 
     trainer = a_trainer(MemoryDatabase())
     assert trainer.row()["play/return_low"] is None
-    trainer.intake.returns.extend(range(101))
+    trainer.feeder.returns.extend(range(101))
     assert (trainer.row()["play/return_low"], trainer.row()["play/return_high"]) == pytest.approx((10.9, 90.1))
 
 
@@ -255,8 +255,8 @@ def test_joined_sessions_are_one_longer_session(nested: bool) -> None:
         return [player.play().sessions("play-1", number)[0] for number in range(count)]
 
     parts, (whole,) = joined(played(4, 3)), played(12, 1)
-    for name, array in whole.arrays().items():
-        np.testing.assert_array_equal(parts.arrays()[name], array, err_msg=name)
+    for name, array in whole.arrays.items():
+        np.testing.assert_array_equal(parts.arrays[name], array, err_msg=name)
 
 
 def swallow(**_: Any) -> None:
@@ -273,7 +273,7 @@ def test_values_are_those_of_the_newest_weights(
     experiment = loader.build(context.module, context.resolved({}))
     agent = experiment.agent()
     with context.connected(start=False) as database:
-        database.create(agreement("catch", context.resolved({}), experiment.spec(agent)))
+        database.create(run_config("catch", context.resolved({}), experiment.spec(agent)))
         player = Player(agent, experiment.pool(2), experiment.unroll_length, seed=1)
         player.version = 4
         database.append([session.encode() for session in player.play().sessions("play-1", 0)], worker=worker())
@@ -308,7 +308,7 @@ def test_every_answer_forbids_foreign_script(tmp_path: Path) -> None:
             assert answer.status == 200, path
             assert answer.headers["content-security-policy"].startswith("default-src 'none'; script-src 'self';")
             assert answer.headers["x-content-type-options"] == "nosniff"
-        for path in ("/nothing", "/../__init__.py", "/%2e%2e/__init__.py", "/film/..%2f__init__.py"):
+        for path in ("/nothing", "/../__init__.py", "/%2e%2e/__init__.py", "/video/..%2f__init__.py"):
             answer = seen.get(path)
             assert answer.status == 404 and "content-security-policy" in answer.headers, path
     html = seen_text("index.html")
@@ -355,7 +355,7 @@ def test_the_token_is_asked_for_everything(tmp_path: Path) -> None:
             "/page.js",
             "/history",
             "/events",
-            "/film/counting-v1.webm",
+            "/video/counting-v1.webm",
             "/?token=",
             "/?token=s3cre",
             "/?token=s3cretx",
@@ -380,10 +380,10 @@ def test_films_are_served_in_parts(tmp_path: Path) -> None:
     (tmp_path / "secret.txt").write_text("secret")
     whole = (tmp_path / "counting-v1.webm").read_bytes()
     with a_page(a_database(), tmp_path) as seen:
-        answer = seen.get("/film/counting-v1.webm", Range="bytes=10-19")
+        answer = seen.get("/video/counting-v1.webm", Range="bytes=10-19")
         assert (answer.status, answer.body, answer.headers["content-type"]) == (206, whole[10:20], "video/webm")
         for name in ("secret.txt", "counting-v2.webm", "other-v1.webm", "..", "counting-v1.webm/"):
-            assert seen.get(f"/film/{name}").status in (404, 307), name
+            assert seen.get(f"/video/{name}").status in (404, 307), name
 
 
 @pytest.mark.parametrize("listen", ["7080", "localhost", "localhost:x", "::1:80", "a:99999", "a:1\n", "", "u@h/x:1"])
@@ -561,7 +561,7 @@ def test_the_page_lives_in_a_browser(chromium: Any, tmp_path: Path) -> None:
             chromium.switch_to.active_element.send_keys(keys.TAB)
             focused = chromium.switch_to.active_element
             reached.add(focused.get_attribute("id") or focused.text.partition(" ")[0])
-        assert {"player", "seat", "speed", "pause", "scrub", "film", "mean", "policy", "updates"} <= reached
+        assert {"player", "seat", "speed", "pause", "scrub", "video", "mean", "policy", "updates"} <= reached
         pause = chromium.find_element("id", "pause")
         pressed = pause.get_attribute("aria-pressed")
         pause.send_keys(keys.SPACE)

@@ -14,7 +14,7 @@ from tinyverse.agents.torch_agent import TorchAgent
 from tinyverse.algorithms import A2C, PPO, VTrace
 from tinyverse.core.errors import SpecError
 from tinyverse.networks import LSTM, MLP, ModularNetwork, Window
-from tinyverse.networks.normalization import Moments, Normalized, ReturnScale
+from tinyverse.networks.normalization import Normalized, RewardNormalizer, RunningMeanStd
 
 torch.set_num_threads(1)
 
@@ -25,7 +25,7 @@ def test_batches_add_up_to_the_whole(sizes, seed, offset):
     random = np.random.default_rng(seed)
     batches = [random.normal(offset, 2.0, (size, 3)) for size in sizes]
     masks = [random.random(size) < 0.7 for size in sizes]
-    moments = Moments((3,))
+    moments = RunningMeanStd((3,))
     for batch, mask in zip(batches, masks, strict=True):
         moments.update(torch.from_numpy(batch), torch.from_numpy(mask))
     seen = np.concatenate(batches)[np.concatenate(masks)]
@@ -35,7 +35,7 @@ def test_batches_add_up_to_the_whole(sizes, seed, offset):
 
 
 def test_without_a_mask_every_row_counts_and_shapes_are_checked():
-    moments = Moments()
+    moments = RunningMeanStd()
     moments.update(torch.tensor([1.0, 3.0]))
     assert (moments.mean.item(), moments.variance.item()) == (2.0, 1.0)
     assert moments.deviation.item() == pytest.approx(1.0) and moments.deviation.dtype == torch.float32
@@ -119,7 +119,7 @@ def test_the_behaviour_log_prob_is_found_again_in_training():
 
 def test_return_scale_is_the_deviation_of_discounted_sums():
     random, games, steps, discount = np.random.default_rng(0), 4, 30, 0.9
-    scale, sums = ReturnScale(discount), []
+    scale, sums = RewardNormalizer(discount), []
     for _ in range(3):
         ended = random.random((steps, games)) < 0.2
         alive = np.ones((steps, games), bool)
@@ -142,9 +142,9 @@ def test_return_scale_is_the_deviation_of_discounted_sums():
 
 def test_rewards_of_any_size_become_the_same():
     rewards, ones = torch.randn(20, 8), torch.ones(20, 8)
-    one, other = ReturnScale(0.9)(rewards, ones, ones), ReturnScale(0.9)(rewards * 1e4, ones, ones)
+    one, other = RewardNormalizer(0.9)(rewards, ones, ones), RewardNormalizer(0.9)(rewards * 1e4, ones, ones)
     torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
-    nothing = ReturnScale(0.9)(torch.zeros(3, 2), torch.ones(3, 2), torch.zeros(3, 2))
+    nothing = RewardNormalizer(0.9)(torch.zeros(3, 2), torch.ones(3, 2), torch.zeros(3, 2))
     assert torch.equal(nothing, torch.zeros(3, 2))
 
 

@@ -14,14 +14,16 @@ from tests.helpers.people import LENGTH, a_run, a_trainer, until
 from tinyverse import TorchAgent
 from tinyverse.algorithms import BehaviourCloning, VTrace
 from tinyverse.core.errors import ExperimentError, SettingsError, WindowClosed
+from tinyverse.database.base import new_worker
 from tinyverse.envs.pool import GamePool
 from tinyverse.experiment.experiment import session_spec
 from tinyverse.monitoring import status
 from tinyverse.networks import MLP, ModularNetwork
-from tinyverse.player.human import Human, Window, bindings
-from tinyverse.player.player import Courier, Player, new_worker
+from tinyverse.player.human import HumanAgent, Window, bindings
+from tinyverse.player.player import Player
+from tinyverse.player.uploader import Uploader
 from tinyverse.replay.buffer import Replay
-from tinyverse.replay.config import Flow
+from tinyverse.replay.config import ReplayConfig
 from tinyverse.replay.samplers import Fresh, Mixed, Uniform
 
 BUTTONS = spaces.Discrete(3, start=5)
@@ -60,7 +62,7 @@ def played(agent, times=1, human=True, sequence=0):
 def demonstrations(times, human=True):
     env = Corridor()
     agent = an_agent(env)
-    return env, played(Human(agent, env.action_space, right) if human else agent, times, human)
+    return env, played(HumanAgent(agent, env.action_space, right) if human else agent, times, human)
 
 
 def spec_of(env, agent=None):
@@ -82,7 +84,7 @@ def test_a_persons_session_is_one_of_the_run_and_their_actions_are_certain():
 def test_v_trace_takes_the_agents_probability_as_the_ratio():
     env, sessions = demonstrations(4)
     agent = an_agent(env)
-    replay = Replay(spec_of(env), Flow(batch=4, buffer_size=4, reuse=None), Uniform())
+    replay = Replay(spec_of(env), ReplayConfig(batch=4, buffer_size=4, reuse=None), Uniform())
     for session in sessions:
         replay.add(session)
     batch = replay.sample()
@@ -102,7 +104,7 @@ def test_extras_that_the_agent_does_not_have_are_not_made_up():
 
     env = Corridor()
     plain = Plain(an_agent(env).network)
-    assert played(Human(plain, env.action_space, right))[0].extras == {}
+    assert played(HumanAgent(plain, env.action_space, right))[0].extras == {}
 
 
 # -- keys -----------------------------------------------------------------------------------------------------------
@@ -182,13 +184,13 @@ def test_info_counts_people_apart_and_the_curve_is_the_agents(redis_url):
     for role, rounds in (("play", 1), ("human", 4)):
         from tests.helpers.people import an_agent as counting_agent
 
-        courier = Courier(database, new_worker(role, games=2), counting_agent())
-        courier.start()
+        uploader = Uploader(database, new_worker(role, games=2), counting_agent())
+        uploader.start()
         player = Player(counting_agent(), GamePool(CountingEnv, 2), LENGTH)
         player.version = 0
         for _ in range(rounds):
-            assert courier.offer(player.play(), timeout=5.0)
-        courier.close()
+            assert uploader.offer(player.play(), timeout=5.0)
+        uploader.close()
     facts = until(lambda: (found := status.gather(database, "x"))["human_sessions"] == 8 and found)
     assert facts["inserted"] == 10 and facts["counters"] == {}
     rows = database.episodes(1000)
@@ -196,13 +198,13 @@ def test_info_counts_people_apart_and_the_curve_is_the_agents(redis_url):
     assert len(people) > len(rows) / 2 and facts["human_return"] == pytest.approx(np.mean(people))
     assert facts["mean_return"] == pytest.approx(np.mean([row["return"] for row in rows if not row.get("human")]))
     trainer.feed()
-    assert trainer.intake.episodes == facts["episodes"] == len(rows) - len(people)
+    assert trainer.feeder.episodes == facts["episodes"] == len(rows) - len(people)
     assert trainer.replay._human.sum() == 8
 
 
 def filled_replay(sampler, **flow):
     env, shown = demonstrations(2)
-    replay = Replay(spec_of(env), Flow(**{"batch": 4, "buffer_size": 8, "reuse": None, **flow}), sampler)
+    replay = Replay(spec_of(env), ReplayConfig(**{"batch": 4, "buffer_size": 8, "reuse": None, **flow}), sampler)
     for session in shown:
         replay.add(session)
     return replay, demonstrations(1, human=False)[1][0]
@@ -230,7 +232,7 @@ def test_more_than_the_share_is_written_over():
 
 def test_without_people_the_others_take_their_place_and_without_a_share_they_are_fresh_as_any():
     replay, other = filled_replay(Mixed(fresh=0.5, human=0.25))
-    empty = Replay(replay.spec, Flow(batch=4, buffer_size=8, reuse=None), Mixed(fresh=0.5, human=0.25))
+    empty = Replay(replay.spec, ReplayConfig(batch=4, buffer_size=8, reuse=None), Mixed(fresh=0.5, human=0.25))
     for _ in range(4):
         empty.add(other)
     assert empty.sample().human.sum() == 0
@@ -268,8 +270,8 @@ def wrong(observations):
 
 def test_behaviour_cloning_imitates_people_and_nobody_else():
     env, shown = demonstrations(16)
-    others = played(Human(an_agent(env), env.action_space, wrong), 48, human=False, sequence=100)
-    replay = Replay(spec_of(env), Flow(batch=8, buffer_size=64, reuse=None), Uniform())
+    others = played(HumanAgent(an_agent(env), env.action_space, wrong), 48, human=False, sequence=100)
+    replay = Replay(spec_of(env), ReplayConfig(batch=8, buffer_size=64, reuse=None), Uniform())
     for session in shown + others:
         replay.add(session)
     agent, copycat = an_agent(env), an_agent(env)
@@ -286,7 +288,7 @@ def test_behaviour_cloning_imitates_people_and_nobody_else():
 
 def test_a_batch_without_people_changes_nothing():
     env, sessions = demonstrations(4, human=False)
-    replay = Replay(spec_of(env), Flow(batch=4, buffer_size=4, reuse=None), Fresh())
+    replay = Replay(spec_of(env), ReplayConfig(batch=4, buffer_size=4, reuse=None), Fresh())
     for session in sessions:
         replay.add(session)
     agent = an_agent(env)

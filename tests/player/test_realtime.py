@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from tests.helpers.counting import CountingEnv
-from tests.helpers.people import Beside, a_player, a_run, a_spec, until
-from tests.player.test_player import HOLDER, publish
-from tinyverse.core.run_config import agreement
+from tests.helpers.people import HOLDER, Beside, a_player, a_run, a_spec, publish, until
+from tinyverse.core.run_config import run_config
 from tinyverse.database.server import private_server
 from tinyverse.envs import GamePool
-from tinyverse.player.player import WAITING_BATCHES, play
+from tinyverse.player.loop import play
+from tinyverse.player.uploader import WAITING_ROLLOUTS
 
 FROZEN = 5.0  # seconds
 
@@ -39,16 +39,16 @@ class Clock(CountingEnv):
 def test_a_frozen_server_is_not_felt_and_what_it_costs_is_counted() -> None:
     with private_server() as server:
         database = a_run(server.url)
-        database.create(agreement("counting", {}, a_spec()))
+        database.create(run_config("counting", {}, a_spec()))
         assert database.acquire_lease(HOLDER)
         publish(database, 0)
         clock = Clock()
-        player, courier = a_player(database, pool=GamePool(lambda: clock, 1, realtime=True))
-        courier.start()
+        player, uploader = a_player(database, pool=GamePool(lambda: clock, 1, realtime=True))
+        uploader.start()
         played: list[int] = []
 
         def run(should_stop: Any) -> None:
-            played.append(play(player, courier, realtime=True, should_stop=should_stop))
+            played.append(play(player, uploader, realtime=True, should_stop=should_stop))
 
         thaw = threading.Timer(FROZEN, os.kill, (server.pid, signal.SIGCONT))
         with Beside(run) as playing:
@@ -62,12 +62,12 @@ def test_a_frozen_server_is_not_felt_and_what_it_costs_is_counted() -> None:
             until(lambda: player.rate.total > steps + 100)
 
             playing.stop.set()
-        courier.close()
+        uploader.close()
         acted = np.array(clock.acted)
         during = acted[(acted > frozen[0]) & (acted < frozen[1])]
         assert len(during) > 0.7 * 100 * FROZEN
         assert np.diff(during).max() < 0.25, "it waited for the server"  # seconds; two shared cores
-        inserted, dropped = database.state().inserted, courier.worker.dropped
-        assert dropped > 10 * WAITING_BATCHES
+        inserted, dropped = database.state().inserted, uploader.worker.dropped
+        assert dropped > 10 * WAITING_ROLLOUTS
         assert inserted + dropped == played[0]
         database.close()

@@ -14,7 +14,7 @@ import torch
 from tests.helpers.people import a_spec
 from tinyverse.core import files
 from tinyverse.core.errors import RunConflict, SettingsError
-from tinyverse.core.run_config import agreed_of, agreement, check_agreed, check_spec
+from tinyverse.core.run_config import check_can_join, check_spec, experiment_and_settings, run_config
 from tinyverse.core.weights import WeightsFile
 from tinyverse.trainer.run_folder import RunFolder
 
@@ -173,40 +173,43 @@ def test_rows_are_kept_over_a_crash_in_the_middle_of_a_line(folder):
 
 def test_the_agreement_says_what_it_was_told():
     spec = a_spec()
-    meta = agreement("counting", {"learning_rate": 1e-3, "sizes": (1, 2)}, spec)
+    meta = run_config("counting", {"learning_rate": 1e-3, "sizes": (1, 2)}, spec)
     assert all(isinstance(value, str) for value in meta.values())
-    assert agreed_of(meta) == {"experiment": "counting", "settings": {"learning_rate": 1e-3, "sizes": [1, 2]}}
-    assert agreed_of({}) == {}
+    assert experiment_and_settings(meta) == {
+        "experiment": "counting",
+        "settings": {"learning_rate": 1e-3, "sizes": [1, 2]},
+    }
+    assert experiment_and_settings({}) == {}
     with pytest.raises(RunConflict, match=r"format 0.*1"):
-        agreed_of({**meta, "format": "0"})
+        experiment_and_settings({**meta, "format": "0"})
 
 
 def test_who_agrees_may_join():
     agreed = {"experiment": "counting", "settings": {"a": 1, "pair": [1, 2]}}
-    check_agreed("game", {}, "counting", {"a": 5})
-    check_agreed("game", agreed, "counting", {})
-    check_agreed("game", agreed, "counting", {"a": 1, "pair": (1, 2)})
+    check_can_join("game", {}, "counting", {"a": 5})
+    check_can_join("game", agreed, "counting", {})
+    check_can_join("game", agreed, "counting", {"a": 1, "pair": (1, 2)})
 
 
 def test_a_conflict_names_both_sides():
     agreed = {"experiment": "counting", "settings": {"a": 1}}
     with pytest.raises(RunConflict, match=r"run game .* experiment counting, this is atari"):
-        check_agreed("game", agreed, "atari", {})
+        check_can_join("game", agreed, "atari", {})
     with pytest.raises(RunConflict, match=r"run game .* a=1, .* a=2"):
-        check_agreed("game", agreed, "counting", {"a": 2})
+        check_can_join("game", agreed, "counting", {"a": 2})
 
 
 def test_all_settings_that_differ_are_listed_unless_forced():
     agreed = {"experiment": "counting", "settings": {"a": 1, "b": 2, "c": 3}}
     with pytest.raises(RunConflict, match=r"with a=1, c=3, this asks for a=5, c=6: .*--fresh.*--force"):
-        check_agreed("game", agreed, "counting", {"a": 5, "b": 2, "c": 6})
-    check_agreed("game", agreed, "counting", {"a": 5}, force=True)
+        check_can_join("game", agreed, "counting", {"a": 5, "b": 2, "c": 6})
+    check_can_join("game", agreed, "counting", {"a": 5}, force=True)
     with pytest.raises(RunConflict, match="experiment"):
-        check_agreed("game", agreed, "atari", {}, force=True)
+        check_can_join("game", agreed, "atari", {}, force=True)
 
 
 def test_another_spec_is_a_conflict_that_says_where():
-    meta = agreement("counting", {}, a_spec())
+    meta = run_config("counting", {}, a_spec())
     check_spec("game", meta, a_spec())
     with pytest.raises(RunConflict, match=r"run game cannot be joined: session\.\w+"):
         check_spec("game", meta, a_spec(length=9))

@@ -1,4 +1,7 @@
-"""Agents: what acts in environments. Imported when first used, so that the interface `Agent` needs no torch."""
+"""Agents: policies that act in environments.
+
+They are imported when first used, because `Agent` itself needs no torch.
+"""
 
 from __future__ import annotations
 

@@ -1,14 +1,14 @@
-"""Agent: what a player needs of a policy. NumPy in, NumPy out, so any framework can sit behind it.
+"""Agent: the interface of a policy for players. It takes and returns NumPy arrays, so any framework can implement it.
 
     memory = agent.initial_memory(n)
     first = np.ones(n, bool)
     loop:
         actions, memory, extras = agent.act(observations, memory, first)
         observations, ... = pool.step(actions)
-        first = the games whose episode has just been reset
+        first = the environments that were just reset
 
-`memory` (a recurrent state, a window of frames …) is opaque to whoever plays: a torch agent keeps tensors in it.
-It becomes arrays once per session, by `memory_arrays`.
+`memory` is the recurrent state: an LSTM's state, a window of frames … Players do not look into it, so an agent may keep
+tensors there. `memory_arrays` turns it into arrays once per session.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from tinyverse.core.weights import Weights
 
 
 class Agent:
-    """A policy over a batch of `n` games. Synonyms: actor, policy.
+    """A policy over a batch of `n` environments. Synonyms: actor, policy.
 
-    A subclass overrides `act`; one with memory also `initial_memory` and `memory_arrays`; one that learns also
-    `get_weights` and `set_weights`.
+    A subclass overrides `act`. An agent with a recurrent state also overrides `initial_memory` and `memory_arrays`, one
+    that learns also `get_weights` and `set_weights`.
     """
 
     def seed(self, seed: int) -> None:
         """Makes the sampling of actions reproducible from here on."""
 
     def initial_memory(self, n: int) -> Any:
-        """The memory of `n` games at the beginning of an episode."""
+        """Returns the recurrent state of `n` environments at the beginning of an episode."""
         return ()
 
     def act(
@@ -42,32 +42,32 @@ class Agent:
 
         Args:
             observations: [n, …] per leaf.
-            memory: what the previous call, or `initial_memory(n)`, returned.
-            first: [n] bool; where True, memory is reset before this observation.
-            greedy: the most likely action instead of a sample.
+            memory: the recurrent state that the previous call, or `initial_memory(n)`, returned.
+            first: [n] bool; where True, `act` resets the recurrent state before it uses this observation.
+            greedy: take the most likely action instead of a sample.
         Returns:
-            actions [n, …] per leaf as the environment takes them, the new memory, and extras: float32 arrays
-            [n, …] that learning will want (`behaviour_logits`, `behaviour_log_prob` …), the same names every time.
+            Actions [n, …] per leaf as the environment takes them, the new recurrent state, and extras for the learner:
+            float32 arrays [n, …] with the same names in every call (`behaviour_logits`, `behaviour_log_prob` …).
         """
         raise NotImplementedError(f"{type(self).__name__} must define act()")
 
     def memory_arrays(self, memory: Any) -> nest.Tree:
-        """Memory as arrays [n, …] per leaf, to be stored with a session."""
+        """Returns the recurrent state as arrays [n, …] per leaf, which are stored with a session."""
         return memory
 
     def get_weights(self) -> Weights:
-        """A copy of all that `set_weights` needs in another process, by name; schedules (ε, temperature) travel here too.
+        """Returns a copy of everything that `set_weights` needs in another process, by name.
 
-        A copy, because it is published while learning goes on.
+        Schedules (ε, temperature) belong here too. It must be a copy, because it is published while learning goes on.
         """
         return {}
 
     def set_weights(self, weights: Weights) -> None:
-        """Takes weights that `get_weights` gave. Arrays may be read-only and must not be kept without a copy."""
+        """Takes weights of `get_weights`. Arrays may be read-only and must not be kept without a copy."""
 
 
 class RandomAgent(Agent):
-    """Samples every action uniformly from an action space: the baseline any agent must beat."""
+    """Samples every action uniformly from an action space: a baseline for other agents."""
 
     def __init__(self, observation_space: Any, action_space: Any) -> None:
         self.action_space = action_space

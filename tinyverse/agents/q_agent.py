@@ -1,4 +1,4 @@
-"""QAgent: an agent that takes the action of the highest value, or now and then any: what Q-learning needs to explore."""
+"""QAgent: an ε-greedy agent for Q-learning."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ from tinyverse.networks import Outputs
 
 
 class QAgent(TorchAgent):
-    """Greedy in Q, but for a chance ε of any action, which every game has its own of.
+    """Takes the action of the highest Q, or with probability ε a random one; every environment has its own ε.
 
-    A network with one Discrete action space serves as it is. Its value head is V and its policy head A of a dueling
-    network (Wang et al. 2016, eq. 9), so that all heads learn:
+    Any network for one Discrete action space works. Its value head is V and its policy head is A of a dueling network
+    (Wang et al. 2016, eq. 9), so both heads learn:
 
         Q(o, a) = V(o) + A(o, a) − mean_a' A(o, a')
 
-    As in Ape-X (Horgan et al. 2018, section 4.1), ε_i = ε^(1 + α i/(N−1)): some games explore, others show what was
-    learned, and no schedule is needed. Nobody knows all N games here, so n games take places i/(N−1) that are 1/n
-    apart, from one that the player's seed draws: however many there are, they cover the range. A game's ε is part of
-    its memory, and so stays with it when weights change; sessions do not carry it.
+    As in Ape-X (Horgan et al. 2018, section 4.1), environment i of N has ε_i = ε^(1 + α i/(N−1)): some explore, others
+    show what the agent has learned, and no schedule is needed. A player does not know all N environments of the run.
+    Its n environments take values of i/(N−1) that are 1/n apart, starting from a random offset, so that together all
+    players cover the range. ε is part of the recurrent state, so it stays the same when weights change. Sessions do not
+    carry it.
 
     Args:
         network: see `TorchAgent`.
-        action_space: of one game.
-        epsilon, alpha: see above.
-        greedy_epsilon: the chance of any action where `act(greedy=True)`, for games in which the best never ends.
+        action_space: of one environment.
+        epsilon, alpha: ε and α.
+        greedy_epsilon: ε of `act(greedy=True)`, for environments in which the greedy policy never ends an episode.
         dueling: False: the policy head alone is Q.
     Raises:
         SettingsError: the action space is not Discrete, or the network masks actions.
@@ -64,14 +65,14 @@ class QAgent(TorchAgent):
         self.epsilon, self.alpha, self.greedy_epsilon, self.dueling = epsilon, alpha, greedy_epsilon, dueling
 
     def q_values(self, outputs: Outputs) -> Tensor:
-        """[T, B, A] float32 of what the network said."""
+        """Returns Q [T, B, A] float32 of a network's outputs."""
         (advantages,) = outputs.policy
         if not self.dueling:
             return advantages.float()
         return (outputs.values[..., None] + advantages - advantages.mean(-1, keepdim=True)).float()
 
     def initial_memory(self, n: int) -> tuple[nest.Tree, Tensor]:
-        """(the network's memory, [n] ε)"""
+        """Returns (the network's recurrent state, [n] ε)."""
         offset = torch.rand((), generator=self.generator, device=self.device)
         places = (offset + torch.arange(n, device=self.device) / n) % 1
         return self.network.initial_memory(n), self.epsilon ** (1 + self.alpha * places)

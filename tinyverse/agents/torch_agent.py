@@ -1,4 +1,7 @@
-"""TorchAgent: an agent made of a PyTorch network: NumPy outside, tensors inside, the network shared with a learner."""
+"""TorchAgent: an agent with a PyTorch network, which it shares with a learner.
+
+It converts between NumPy and tensors.
+"""
 
 from __future__ import annotations
 
@@ -16,34 +19,40 @@ from tinyverse.networks import Categorical, Distribution, Outputs
 
 
 class Network(Protocol):
-    """What TorchAgent and the algorithms need of an `nn.Module`; `ModularNetwork` is one."""
+    """The interface of an `nn.Module` that TorchAgent and the algorithms use. `ModularNetwork` implements it."""
 
     def initial_memory(self, n: int) -> nest.Tree:
-        """Memory [n, …] per leaf on the network's device, or `()`."""
+        """Returns the recurrent state [n, …] per leaf on the network's device, or `()`."""
 
     def __call__(self, observations: nest.Tree, memory: nest.Tree, first: Tensor) -> tuple[Outputs, nest.Tree]:
-        """Outputs for rows [T, B, …], and the memory after them."""
+        """Returns the outputs for rows [T, B, …], and the recurrent state after them."""
 
     def distribution(self, policy: tuple[Tensor, ...]) -> Distribution:
-        """The distribution that `Outputs.policy` describes."""
+        """Returns the distribution with the parameters `Outputs.policy`."""
 
 
 class TorchAgent(Agent):
-    """Acts by a network: samples from its policy, or takes the most likely action.
+    """Samples actions from the network's policy, or takes the most likely ones.
 
-    Extras are `behaviour_log_prob` [n] and, where one Discrete action is chosen, `behaviour_logits` [n, A]. Actions of
-    a Box are the raw samples, which the log-probability belongs to; the pool clips them to the bounds at the
-    environment's door.
+    Extras are `behaviour_log_prob` [n] and, for one Discrete action, `behaviour_logits` [n, A]. Actions of a Box are
+    the raw samples, to which the log-probability belongs; the pool clips them to the bounds.
+
+    Args:
+        network: see `Network`.
+        device: moves the network there.
     """
 
     def __init__(self, network: Any, device: str | torch.device = "cpu") -> None:
         self.network = network.to(device)
-        self._parameter: Tensor = next(network.parameters())  # tells where the network is; walking there costs 10 µs
+        self._parameter: Tensor = next(network.parameters())  # knows the device; network.parameters() costs 10 µs
         self.generator = torch.Generator(self.device)
-        self.generator.seed()  # every agent its own; a new generator has always the same seed
+        self.generator.seed()  # a random seed; new generators all have the same one
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> TorchAgent:
-        """Moves the network; a player on a CPU with bfloat16 acts about 1.6 times as fast with a copy in it."""
+        """Moves the network to a device or dtype.
+
+        A player on a CPU with bfloat16 acts about 1.6 times as fast in bfloat16.
+        """
         self.network.to(device=device, dtype=dtype)
         if self.generator.device != self.device:
             self.generator = torch.Generator(self.device).manual_seed(self.generator.initial_seed())
@@ -51,7 +60,7 @@ class TorchAgent(Agent):
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """The device of the network."""
         return self._parameter.device
 
     def seed(self, seed: int) -> None:
@@ -77,14 +86,17 @@ class TorchAgent(Agent):
         return nest.map(_array, memory)
 
     def get_weights(self) -> Weights:
-        """A copy of parameters and buffers, by their names in the network; floats of any width as float32."""
+        """Returns a copy of parameters and buffers by their names in the network.
+
+        Floats of any width become float32.
+        """
         return {name: _copy(tensor) for name, tensor in self.network.state_dict().items()}
 
     def set_weights(self, weights: Weights) -> None:
-        """Copies the weights into the network.
+        """Copies weights into the network.
 
         Raises:
-            SpecError: a name or a shape differs from the network's; nothing was changed.
+            SpecError: a name or a shape differs from the network's. The network is then unchanged.
         """
         own = self.network.state_dict()
         _check(own, weights)
@@ -97,13 +109,13 @@ class TorchAgent(Agent):
 
 
 def _readable(array: np.ndarray) -> Tensor:
-    """A tensor over the array's memory; a copy where the array is read-only, which torch would warn of."""
+    """Returns a tensor that shares the array's memory, or a copy of a read-only array, which torch would warn about."""
     array = np.asarray(array)
     return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
 def _fill(tensor: Tensor, array: np.ndarray) -> None:
-    """Writes an array into a tensor; on a CPU by NumPy, which reads what came from a network without a copy."""
+    """Writes an array into a tensor. On a CPU NumPy does it, because it reads read-only arrays without a copy."""
     if tensor.device.type == "cpu" and tensor.dtype is not torch.bfloat16:
         np.copyto(tensor.numpy(), array, casting="same_kind")
     else:
@@ -116,7 +128,7 @@ def _array(tensor: Tensor) -> np.ndarray:
 
 
 def _copy(tensor: Tensor) -> np.ndarray:
-    """A copy on the host, in the order of its axes whatever the layout in memory."""
+    """Returns a contiguous copy on the host, whatever the tensor's layout."""
     dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
     return tensor.detach().to("cpu", dtype, copy=True, memory_format=torch.contiguous_format).numpy()
 

@@ -1,4 +1,4 @@
-"""A2C: one step along the policy gradient for every batch that was just played; the simplest actor-critic."""
+"""A2C: one policy-gradient step per batch of new sessions; the simplest actor-critic."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from tinyverse.algorithms.torch_learner import TorchLearner
 from tinyverse.core import nest
 from tinyverse.core.batch import Batch
 from tinyverse.core.errors import SettingsError
-from tinyverse.networks.normalization import ReturnScale
+from tinyverse.networks.normalization import RewardNormalizer
 
 
 class A2C(TorchLearner):
-    """Advantage actor-critic (Mnih et al. 2016, A3C, algorithm S3, in lockstep), with either kind of advantage:
+    """Advantage actor-critic (Mnih et al. 2016, A3C, algorithm S3, synchronous), with one of two advantages:
 
         generalised   Â of Schulman et al. 2016, eq. 16, and the target Â + V
         n-step        G − V, where G has n rewards and then V; with n ≥ T the original's returns
-        loss = −Â log π(a|o) + value_cost · ½ (G − V)² − entropy_cost · H(π), mean over rows that happened
+        loss = −Â log π(a|o) + value_cost · ½ (G − V)² − entropy_cost · H(π), mean over valid rows
 
-    It wants sessions of the very weights it improves: the Fresh sampler and `local`, or the `max_lag` 0. Where players
-    lag, see `VTrace`.
+    The sessions must come from the weights that it improves: use the Fresh sampler and `local`, or `max_lag` 0. Where
+    players lag, use `VTrace`.
 
     Args:
-        agent: its network learns.
+        agent: the agent whose network learns.
         discount: γ per step.
-        lambda_: of `returns.gae`; None: 0.95, unless `n_step` is given.
+        lambda_: λ of `returns.gae`; None: 0.95, unless `n_step` is given.
         n_step: n of `returns.n_step`, instead of `lambda_`.
         learning_rate, optimizer, max_grad_norm, total_updates: see `Optimizer`.
-        value_cost, entropy_cost: see above.
-        normalize_advantages: to mean 0 and deviation 1 over the batch.
-        return_scale: divide rewards by the running deviation of returns, see `ReturnScale`.
-        reward_clip: rewards are clipped to ± this, before they are scaled; None leaves them.
+        value_cost, entropy_cost: weights of the loss terms above.
+        normalize_advantages: to mean 0 and standard deviation 1 over the batch.
+        return_scale: divide rewards by the running standard deviation of returns, see `RewardNormalizer`.
+        reward_clip: clip rewards to ± this before they are normalised; None: do not.
     Raises:
-        SettingsError: both `lambda_` and `n_step`, or no step.
+        SettingsError: both `lambda_` and `n_step` are given, or `n_step` is below 1.
     """
 
     def __init__(
@@ -66,14 +66,18 @@ class A2C(TorchLearner):
         self.lambda_, self.n_step = 0.95 if lambda_ is None else lambda_, n_step
         self.value_cost, self.entropy_cost = value_cost, entropy_cost
         self.normalize_advantages = normalize_advantages
-        self.return_scale = ReturnScale(discount).to(agent.device) if return_scale else None
+        self.return_scale = RewardNormalizer(discount).to(agent.device) if return_scale else None
 
     def train_step(self, batch: Batch) -> Metrics:
         loss, metrics = self.loss(batch, self.rewards(batch))
         return {**metrics, "grad_norm": self.optimizer.step(loss)}
 
     def loss(self, batch: Batch, rewards: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss to descend from, and metrics as 0-d tensors without gradient."""
+        """Returns the loss, a scalar, and metrics as 0-d tensors without gradient.
+
+        Args:
+            rewards: [T, B] as `rewards` returns them.
+        """
         network, mask = self.agent.network, batch.mask
         outputs, _ = network(batch.observations, batch.initial_memory, batch.first)
         policy = network.distribution(nest.map(lambda rows: rows[:-1], outputs.policy))
@@ -102,7 +106,7 @@ class A2C(TorchLearner):
         return loss, {name: metric.detach() for name, metric in metrics.items()}
 
     def targets(self, rewards: Tensor, batch: Batch, values: Tensor) -> Tensor:
-        """[T, B] G of every row, of either kind; values [T+1, B]."""
+        """Returns the value targets G [T, B], of the kind chosen; `values` is [T+1, B]."""
         rows = rewards, batch.discounts(self.discount), batch.traces, values
         if self.n_step is not None:
             return returns.n_step(*rows, self.n_step)

@@ -1,4 +1,4 @@
-"""Behaviour cloning: learns to do what was done in the sessions, as if it were right; no rewards are looked at."""
+"""Behaviour cloning: supervised learning of the actions in sessions. It ignores rewards."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from tinyverse.core.errors import SettingsError
 class BehaviourCloning(TorchLearner):
     """Makes the actions of the sessions likelier (Pomerleau 1989, ALVINN).
 
-        loss = −log π(a|o) − entropy_cost · H(π), mean over rows that happened and are to be imitated
+        loss = −log π(a|o) − entropy_cost · H(π), mean over valid rows to imitate
 
-    For sessions of people (`play --human`) or imported ones. It goes with `sampler="uniform"`, so that players need
-    not keep up; they may play along, to see how well it does.
+    It is for sessions of people (`play --human`) or imported sessions. Use `sampler="uniform"`, so that the trainer
+    need not wait for players. Players may run beside it to show how well the agent plays.
 
     Args:
-        agent: its network learns; only the policy, the value head stays as it is.
-        whom: "human": what people played, and nothing of players; "all": every session in memory.
+        agent: the agent whose network learns. Only the policy learns, the value head stays as it is.
+        whom: "human": imitate only sessions of people; "all": every session.
         learning_rate, optimizer, max_grad_norm, total_updates: see `Optimizer`.
-        entropy_cost: above 0 keeps the policy from certainty that a few sessions do not warrant.
+        entropy_cost: above 0 it keeps the policy from becoming certain after few sessions.
     Raises:
-        SettingsError: `whom` is something else.
+        SettingsError: `whom` is neither "human" nor "all".
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class BehaviourCloning(TorchLearner):
         return {**metrics, "grad_norm": self.optimizer.step(loss)}
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss to descend from, and metrics as 0-d tensors without gradient."""
+        """Returns the loss, a scalar, and metrics as 0-d tensors without gradient."""
         network, mask = self.agent.network, self.mask(batch)
         outputs, _ = network(batch.observations, batch.initial_memory, batch.first)
         policy = network.distribution(nest.map(lambda rows: rows[:-1], outputs.policy))
@@ -69,7 +69,7 @@ class BehaviourCloning(TorchLearner):
         return loss, {name: metric.detach() for name, metric in metrics.items()}
 
     def mask(self, batch: Batch) -> Tensor:
-        """[T, B] 1 where a row happened and is to be imitated."""
+        """Returns [T, B] 1 for valid rows to imitate, else 0."""
         if self.whom == "all":
             return batch.mask
         return batch.mask * 0 if batch.human is None else batch.mask * batch.human

@@ -1,4 +1,4 @@
-"""DQN and R2D2: Q-learning from replay, the one with what was found to help since 2015, the other with a memory too."""
+"""DQN: Q-learning from replay, with double Q, n-step targets, dueling heads and priorities."""
 
 from __future__ import annotations
 
@@ -19,27 +19,29 @@ from tinyverse.core.errors import SettingsError
 
 
 class DQN(TorchLearner):
-    """Deep Q-learning (Mnih et al. 2015): double, n-step, dueling, prioritised, as in Ape-X (Horgan et al. 2018).
+    """Deep Q-learning (Mnih et al. 2015), with the additions of Ape-X (Horgan et al. 2018).
 
-        loss = w · Huber(y_t − Q(o_t, a_t)), mean over rows; y_t as in `returns.double_q`
+        loss = w · Huber(y_t − Q(o_t, a_t)), mean over valid rows; y_t as in `returns.double_q`
 
-    Targets may reach n rows ahead, and the network sees all rows of a slice in one pass, so slices are whole sessions:
-    give short ones, of 10 rows or so. Then no row needs a burn-in, for the memory before row 0 comes with the session
-    (the earlier frames of a `Window(4)`). `length` cuts slices from longer sessions; those begin with empty memory, so
-    that `Window(4)` wants `burn_in=3`, which spares 3 rows.
+    Targets reach n rows ahead, and the network sees all rows of a slice in one pass. By default a slice is a whole
+    session, so make sessions short, about 10 rows. A whole session needs no burn-in, because it carries the recurrent
+    state before row 0 (the earlier frames of a `Window(4)`). With `length`, slices are cut from longer sessions and
+    begin with an empty state, so `Window(4)` needs `burn_in=3`.
 
-    Priorities go to the sampler `Prioritized`; of another the weights w are 1. Dueling is the agent's: see `QAgent`.
+    The `Prioritized` sampler takes priorities and gives weights w; with other samplers w is 1. Dueling is set in
+    `QAgent`.
 
     Args:
-        agent: its network learns.
+        agent: the agent whose network learns.
         discount: γ per step.
         n: rewards in a target before the bootstrap.
-        double: the online network chooses the action whose target value counts; False: the target network itself.
-        target_every: updates between copies of the network into the target network.
+        double: the online network chooses the bootstrap action and the target network values it; False: the target
+            network does both.
+        target_every: updates between copies of the network to the target network.
         learning_rate, optimizer, max_grad_norm, total_updates: see `Optimizer`.
-        reward_clip: rewards are clipped to ± this; None leaves them.
-        squash: Q is of returns squashed by `returns.squashed` with this ε; None: of plain returns.
-        eta: see `losses.sequence_priorities`.
+        reward_clip: clip rewards to ± this; None: do not.
+        squash: ε of `returns.squashed`, if Q is to be of squashed returns; None: of plain returns.
+        eta: η of `losses.sequence_priorities`.
         length, burn_in: see `Learner`.
     Raises:
         SettingsError: the agent is no `QAgent`.
@@ -85,7 +87,7 @@ class DQN(TorchLearner):
         return {**metrics, "grad_norm": self.optimizer.step(loss)}
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss to descend from, and metrics without gradient: 0-d, but for the `priorities` [B]."""
+        """Returns the loss, a scalar, and metrics without gradient: 0-d, except "priorities" [B]."""
         online = self._q_of_rows(self.agent.network, batch)
         with torch.no_grad():
             target = self._q_of_rows(self.target, batch)
@@ -115,7 +117,7 @@ class DQN(TorchLearner):
         self.target.load_state_dict(state["target"])
 
     def _q_of_rows(self, network: Any, batch: Batch) -> Tensor:
-        """[T − burn_in + 1, B, A]; no gradient flows into the burn-in."""
+        """Returns Q [T − burn_in + 1, B, A] of the rows after the burn-in, into which no gradient flows."""
         memory, first, start = batch.initial_memory, batch.first, batch.burn_in
         if start:
             with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Learner: what a trainer needs of an algorithm.
+"""Learner: the interface of an algorithm for trainers.
 
 learner = VTrace(agent)
 loop:
@@ -21,41 +21,44 @@ Metrics = Mapping[str, float | Tensor]
 
 
 class Learner:
-    """Makes an agent better, batch by batch. Synonyms: algorithm, update rule.
+    """Improves an agent, one batch at a time. Synonyms: algorithm, update rule.
 
     Attributes:
-        length: rows of the slices it wants to learn from, at random places of sessions; None: whole sessions.
-        burn_in: rows before those, which only warm up memory. With `length=None` they begin the session.
-        towered: whether `train_step` makes the same of its rank's share on every rank, as all do whose gradients pass an
-            `Optimizer`; only then may there be several ranks.
+        length: rows of the slices that it learns from, taken at random places of sessions; None: whole sessions.
+        burn_in: rows before each slice that only update the recurrent state. With `length=None` they are a session's
+            first.
+        distributed: whether several ranks may train together. True if `train_step` runs the same code on every rank's share
+            of the batch and every gradient passes an `Optimizer`, which averages it.
     """
 
     length: int | None = None
     burn_in: int = 0
-    towered: bool = False
+    distributed: bool = False
 
     @property
     def device(self) -> torch.device:
-        """Where batches should lie."""
+        """The device on which `train_step` wants its batches."""
         return torch.device("cpu")
 
     def train_step(self, batch: Batch) -> Metrics:
-        """One update.
+        """Makes one update.
 
         Returns:
-            Metrics by name ("loss/policy"): floats or 0-d tensors, which the trainer reads now and then only, since
-            reading waits for the device. With `"priorities"`: [B] new ones for a prioritised sampler.
+            Metrics by name ("loss/policy"): floats or 0-d tensors. The trainer reads them only now and then, because
+            reading waits for the device. The name "priorities" may hold new priorities [B] for a prioritised sampler.
         """
         raise NotImplementedError(f"{type(self).__name__} must define train_step()")
 
     def get_weights(self) -> Weights:
-        """What players need, by name."""
+        """Returns the weights that players need, by name."""
         raise NotImplementedError(f"{type(self).__name__} must define get_weights()")
 
     def state_dict(self) -> dict[str, Any]:
-        """All that learning needs to go on in another process; tensors, numbers and strings in dicts and lists."""
+        """Returns everything that learning needs to continue in another process, as nested dicts and lists of tensors,
+        numbers and strings.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define state_dict()")
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes what `state_dict` gave."""
+        """Restores what `state_dict` returned."""
         raise NotImplementedError(f"{type(self).__name__} must define load_state_dict()")

@@ -1,7 +1,7 @@
-"""Losses: what is to be made small, each as a masked *sum*, so that slices and ranks of any size add up.
+"""Losses: each is a masked *sum* over rows, so that losses of slices and ranks add up.
 
-`mask` is [T, B] and 0 on rows that did not happen; importance weights go into it (`batch.mask * batch.weights`).
-Divide by `count` once, at the end, where a mean is wanted. Targets and advantages are constants here.
+`mask` is [T, B] and 0 for rows to ignore; importance weights are multiplied into it (`batch.mask * batch.weights`). For
+a mean, divide by `count` once, at the end. No gradient flows into targets and advantages.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from tinyverse.core import distributed
 
 
 def masked_sum(terms: Tensor, mask: Tensor) -> Tensor:
-    """Σ mask · terms: [T, B] and [T, B] to a scalar."""
+    """Returns Σ mask · terms, a scalar. Both are [T, B]."""
     return (terms * mask).sum()
 
 
 def count(mask: Tensor) -> Tensor:
-    """Σ mask, and at least 1: what a loss is divided by, 0-d.
+    """Returns Σ mask, at least 1, 0-d: the divisor that turns a masked sum into a mean.
 
-    Of several ranks it is the mean over them. They average their gradients, and Σ over a rank's rows / `count` averages
-    to the mean over the rows of all.
+    With several ranks it is the mean over ranks. They average their gradients, so that Σ over a rank's rows / `count`
+    averages to the mean over the rows of all ranks.
     """
     return distributed.total(mask.sum()).clamp(min=1) / distributed.size()
 
 
 def masked_mean(terms: Tensor, mask: Tensor) -> Tensor:
-    """Σ mask · terms / Σ mask, and 0 where nothing counts; for metrics, of this rank's rows alone."""
+    """Returns Σ mask · terms / Σ mask, 0-d, or 0 if the mask is 0. For metrics: it covers this rank's rows only."""
     return masked_sum(terms, mask) / mask.sum().clamp(min=1)
 
 
 def normalize(advantages: Tensor, mask: Tensor) -> Tensor:
-    """Advantages [T, B] shifted and scaled to mean 0 and deviation 1 over the rows that count, of all ranks."""
+    """Returns advantages [T, B] with mean 0 and standard deviation 1 over the masked rows of all ranks."""
     rows = count(mask)
     centred = advantages - distributed.mean(masked_sum(advantages, mask)) / rows
     deviation = (distributed.mean(masked_sum(centred.square(), mask)) / rows).sqrt()
@@ -41,17 +41,23 @@ def normalize(advantages: Tensor, mask: Tensor) -> Tensor:
 
 
 def policy_gradient(log_probs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
-    """−Σ A log π(a|o) (Williams 1992, REINFORCE). All [T, B]."""
+    """Returns −Σ A log π(a|o), a scalar (Williams 1992, REINFORCE). All arguments are [T, B]."""
     return -masked_sum(log_probs * advantages.detach(), mask)
 
 
 def clipped_policy_gradient(
     log_rhos: Tensor, advantages: Tensor, mask: Tensor, clip: float = 0.2, bound: float | None = 3.0
 ) -> Tensor:
-    """−Σ min(ρ A, clip(ρ, 1−ε, 1+ε) A) (Schulman et al. 2017, PPO, eq. 7), and never below `bound` · A where A < 0.
+    """Returns −Σ min(ρ A, clip(ρ, 1−ε, 1+ε) A), a scalar (Schulman et al. 2017, PPO, eq. 7).
 
-    The bound (Ye et al. 2020, dual-clip PPO) is for sessions that older weights have played: there ρ may be anything.
-    `log_rhos` [T, B] is log π/μ.
+    Where A < 0 the terms are never below `bound` · A (Ye et al. 2020, dual-clip PPO), because ρ is unbounded for
+    sessions of older weights.
+
+    Args:
+        log_rhos: [T, B] log π(a|o) − log μ(a|o).
+        advantages, mask: [T, B].
+        clip: ε.
+        bound: of the dual clip, above 1; None: no bound.
     """
     rhos, advantages = log_rhos.exp(), advantages.detach()
     terms = torch.minimum(rhos * advantages, rhos.clamp(1 - clip, 1 + clip) * advantages)
@@ -61,14 +67,15 @@ def clipped_policy_gradient(
 
 
 def value(values: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
-    """½ Σ (target − V)². All [T, B]."""
+    """Returns ½ Σ (target − V)², a scalar. All arguments are [T, B]."""
     return 0.5 * masked_sum((targets.detach() - values).square(), mask)
 
 
 def clipped_value(values: Tensor, old: Tensor, targets: Tensor, mask: Tensor, clip: float | None) -> Tensor:
-    """½ Σ max((target − V)², (target − V_clipped)²), where V_clipped stays within `clip` of `old`; None: as `value`.
+    """Returns ½ Σ max((target − V)², (target − V_clipped)²), a scalar, where V_clipped is within `clip` of `old`.
 
-    The value loss of OpenAI's own PPO (Dhariwal et al. 2017, Baselines). All [T, B].
+    The value loss of OpenAI's PPO (Dhariwal et al. 2017, Baselines). `values`, `old`, `targets` and `mask` are [T, B].
+    With `clip=None` it equals `value`.
     """
     if clip is None:
         return value(values, targets, mask)
@@ -77,24 +84,27 @@ def clipped_value(values: Tensor, old: Tensor, targets: Tensor, mask: Tensor, cl
 
 
 def huber(values: Tensor, targets: Tensor, mask: Tensor, delta: float = 1.0) -> Tensor:
-    """Σ of ½ e² near zero and δ(|e| − δ/2) beyond δ (Huber 1964; Mnih et al. 2015 clip the error so). All [T, B]."""
+    """Returns Σ of ½ e² for |e| ≤ δ and δ(|e| − δ/2) beyond, a scalar (Huber 1964). All arguments are [T, B].
+
+    With δ = 1 it clips the error as Mnih et al. 2015 do.
+    """
     return masked_sum(functional.huber_loss(values, targets.detach(), reduction="none", delta=delta), mask)
 
 
 def entropy(entropies: Tensor, mask: Tensor) -> Tensor:
-    """−Σ H(π): small when the policy keeps an open mind (Mnih et al. 2016, section 4). All [T, B]."""
+    """Returns −Σ H(π), a scalar.
+
+    Minimising it keeps the policy random (Mnih et al. 2016, section 4). All are [T, B].
+    """
     return -masked_sum(entropies, mask)
-
-
-def categorical_kl(logits: Tensor, other: Tensor, mask: Tensor) -> Tensor:
-    """Σ KL(softmax(logits) ‖ softmax(other)); logits [T, B, A], mask [T, B]."""
-    log_p, log_q = logits.log_softmax(-1), other.log_softmax(-1)
-    return masked_sum((log_p.exp() * (log_p - log_q)).sum(-1), mask)
 
 
 @torch.no_grad()
 def explained_variance(values: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
-    """1 − Var(target − V) / Var(target) over the rows that count: 1 is perfect, 0 no better than a constant."""
+    """Returns 1 − Var(target − V) / Var(target) over the masked rows, 0-d; 1 is perfect, 0 no better than a constant.
+
+    All arguments are [T, B].
+    """
 
     def variance(terms: Tensor) -> Tensor:
         return masked_mean((terms - masked_mean(terms, mask)).square(), mask)
@@ -104,9 +114,10 @@ def explained_variance(values: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
 
 @torch.no_grad()
 def sequence_priorities(errors: Tensor, mask: Tensor, eta: float = 0.9) -> Tensor:
-    """[B] η max |δ| + (1 − η) mean |δ| over the rows that count (Kapturowski et al. 2019, R2D2, section 2.3).
+    """Returns priorities [B]: η max |δ| + (1 − η) mean |δ| over the masked rows of each slice.
 
-    Errors and mask are [T, B]; a slice in which no row counts gets 0.
+    Source: Kapturowski et al. 2019, R2D2, section 2.3. Errors δ and mask are [T, B]. A slice whose mask is 0 gets
+    priority 0.
     """
     sizes = errors.abs() * mask
     return eta * sizes.amax(0) + (1 - eta) * sizes.sum(0) / mask.sum(0).clamp(min=1)

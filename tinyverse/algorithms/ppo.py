@@ -1,4 +1,4 @@
-"""PPO: several small steps over sessions that were just played, each kept near the policy that played them."""
+"""PPO: several small steps over new sessions, each kept near the policy that played them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tinyverse.core import nest
 from tinyverse.core.batch import Batch
 from tinyverse.core.errors import SettingsError
 from tinyverse.core.text import counted
-from tinyverse.networks.normalization import ReturnScale
+from tinyverse.networks.normalization import RewardNormalizer
 
 
 class Estimates(NamedTuple):
-    """A batch, and what its sessions turned out to be worth; all [T, B]."""
+    """A batch with the values, value targets and advantages of its rows, all [T, B]."""
 
     batch: Batch
     values: Tensor
@@ -31,22 +31,29 @@ class Estimates(NamedTuple):
 class PPO(TorchLearner):
     """Proximal policy optimisation (Schulman et al. 2017, eq. 7 and 9) with generalised advantages.
 
-        loss = −min(ρ A, clip(ρ, 1 ± ε) A) + value_cost · ½ (G − V)² − entropy_cost · H(π), mean over rows
+        loss = −min(ρ A, clip(ρ, 1 ± ε) A) + value_cost · ½ (G − V)² − entropy_cost · H(π), mean over valid rows
 
-    One `train_step` is a whole batch: advantages and targets are made once, of the values before it; then `epochs`
-    passes, each over all sessions in `minibatches` parts and a new order. A part is whole sessions, so memory works.
-    With the Fresh sampler and `local` this is the paper's algorithm; where players lag, see `VTrace(surrogate_clip=…)`.
+    One `train_step` uses a whole batch. It computes advantages and targets once, from the values before the update.
+    Each of `epochs` passes then goes over all sessions in a new order, in `minibatches` parts. A part consists of whole
+    sessions, so recurrent networks work. With the Fresh sampler and `local` this is the paper's algorithm. Where
+    players lag, use `VTrace(surrogate_clip=…)`.
 
     Args:
-        agent: its network learns; its sessions carry `behaviour_log_prob`.
+        agent: the agent whose network learns; its sessions must carry `behaviour_log_prob`.
         discount, lambda_: γ per step, and λ of `returns.gae`.
         learning_rate, optimizer, max_grad_norm: see `Optimizer`.
-        total_updates: train steps over which the learning rate, and the clip with it, fall to 0; None: constant.
+        epochs: passes over each batch.
+        minibatches: parts of a pass, each with one optimizer step.
+        total_updates: train steps over which the learning rate and the clip fall linearly to 0; None: constant.
         clip: ε.
-        value_clip: V may leave its old value by this much, as OpenAI's own code has it; None: by any.
-        normalize_advantages: to mean 0 and deviation 1 over the batch.
-        return_scale: divide rewards by the running deviation of returns, see `ReturnScale`.
-        reward_clip: rewards are clipped to ± this, before they are scaled; None leaves them.
+        value_clip: how far V may move from its old value, as in OpenAI's implementation; None: no limit.
+        value_cost, entropy_cost: weights of the loss terms above.
+        normalize_advantages: to mean 0 and standard deviation 1 over the batch.
+        return_scale: divide rewards by the running standard deviation of returns, see `RewardNormalizer`.
+        reward_clip: clip rewards to ± this before they are normalised; None: do not.
+    Raises:
+        SettingsError: `epochs` or `minibatches` is below 1; at a train step, a batch has fewer sessions than
+            minibatches.
     """
 
     def __init__(
@@ -81,7 +88,7 @@ class PPO(TorchLearner):
         self.clip, self.value_clip = clip, value_clip
         self.value_cost, self.entropy_cost = value_cost, entropy_cost
         self.normalize_advantages = normalize_advantages
-        self.return_scale = ReturnScale(discount).to(agent.device) if return_scale else None
+        self.return_scale = RewardNormalizer(discount).to(agent.device) if return_scale else None
 
     def train_step(self, batch: Batch) -> Metrics:
         sessions = batch.rewards.shape[1]
@@ -100,7 +107,7 @@ class PPO(TorchLearner):
 
     @torch.no_grad()
     def estimates(self, batch: Batch) -> Estimates:
-        """What is made once of the values before the first epoch."""
+        """Computes advantages and targets once per batch, from the values before the first epoch."""
         outputs, _ = self.agent.network(batch.observations, batch.initial_memory, batch.first)
         rewards, values = self.rewards(batch), outputs.values.float()
         advantages = returns.gae(rewards, batch.discounts(self.discount), batch.traces, values, self.lambda_)
@@ -112,7 +119,13 @@ class PPO(TorchLearner):
     def loss(
         self, batch: Batch, old_values: Tensor, targets: Tensor, advantages: Tensor
     ) -> tuple[Tensor, Callable[[], dict[str, Tensor]]]:
-        """The loss of one minibatch, and what makes its metrics (0-d, no gradient), wanted of the last one only."""
+        """Returns the loss of one minibatch, and a function that computes its metrics (0-d, no gradient).
+
+        Only the last minibatch's metrics are computed.
+
+        Args:
+            old_values, targets, advantages: [T, B] as in `Estimates`.
+        """
         network, mask = self.agent.network, batch.mask
         observations = nest.map(lambda rows: rows[:-1], batch.observations)
         outputs, _ = network(observations, batch.initial_memory, batch.first[:-1])
@@ -120,7 +133,7 @@ class PPO(TorchLearner):
         log_rhos = policy.log_prob(batch.actions) - self.behaviour_log_probs(batch)
         clip = self.clip * self.optimizer.remaining
 
-        share = mask / losses.count(mask)  # of a row in the mean
+        share = mask / losses.count(mask)  # [T, B] weight of a row in the mean
         policy_loss = losses.clipped_policy_gradient(log_rhos, advantages, share, clip, bound=None)
         value_loss = losses.clipped_value(values, old_values, targets, share, self.value_clip)
         loss = policy_loss + self.value_cost * value_loss

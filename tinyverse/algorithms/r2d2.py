@@ -1,4 +1,4 @@
-"""R2D2: DQN with a recurrent network (Kapturowski et al. 2019, Recurrent Experience Replay in Distributed RL)."""
+"""R2D2: DQN with a recurrent network."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from tinyverse.algorithms.dqn import DQN
 class R2D2(DQN):
     """Recurrent replay distributed DQN (Kapturowski et al. 2019): DQN over slices, with the paper's settings.
 
-    Its network has an LSTM for a body. A slice that begins with its session has the LSTM's state as it was in play,
-    any other starts from zero; in either case `burn_in` rows only bring it up to date with today's weights. Sessions of
-    `burn_in + length` rows are taken whole; the rows of longer ones are all learned from, but for the first `burn_in`.
+    The network's body should be an LSTM. A slice at the beginning of its session starts from the recurrent state that
+    the player had; any other slice starts from zeros. In both cases the first `burn_in` rows only update the state with
+    today's weights. Sessions of `burn_in + length` rows are used whole. In longer sessions every row but the first
+    `burn_in` can be learned from.
 
-    Takes what `DQN` takes. The paper's prioritisation is `Prioritized(alpha=0.9, beta=0.6)`.
+    Takes the arguments of `DQN`. The paper's prioritisation is `Prioritized(alpha=0.9, beta=0.6)`.
     """
 
     def __init__(

@@ -1,15 +1,15 @@
-"""Returns: what a state or an action turned out to be worth, as pure functions on time-first tensors.
+"""Returns: value targets and advantages, as pure functions on time-first tensors.
 
-All share one convention, so that sessions may hold several episodes and rows that did not happen:
+Sessions may hold several episodes and reset rows. All functions handle this by one convention:
 
     discounts  γ, and 0 where the episode terminated: there is no next state to bootstrap from
     traces     1, and 0 where the episode ended in any way: nothing flows back over that row
     values     [T+1, B] V(o[t]); after a time limit values[t+1] is V of the true last observation of the episode
 
-The row after an end is the reset, which did not happen. It still gets a number, made of the next episode; the
-cut trace keeps that number from every row before it, and a loss must leave the row out (`Batch.mask`).
+The row after an end is the reset, which is not a transition. Its result is meaningless and comes from the next episode.
+The trace of 0 keeps it out of all earlier rows, and a loss must mask the row itself (`Batch.mask`).
 
-Everything here is a target: no gradient flows through it.
+No gradient flows through any result.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from tinyverse.core.errors import SpecError
 
 
 class VTraceReturns(NamedTuple):
-    """What `vtrace` gives."""
+    """The results of `vtrace`."""
 
     values: Tensor  # [T, B] v_s, the targets of the value function
-    advantages: Tensor  # [T, B] of the policy gradient, with ρ in them
-    unweighted: Tensor  # [T, B] the same without ρ, for a loss that has the ratio in it
+    advantages: Tensor  # [T, B] of the policy gradient, multiplied by ρ
+    unweighted: Tensor  # [T, B] the same without ρ, for losses that multiply by the ratio themselves
 
 
 @torch.no_grad()
@@ -39,7 +39,7 @@ def n_step(rewards: Tensor, discounts: Tensor, traces: Tensor, values: Tensor, n
     Args:
         rewards, discounts, traces: [T, B].
         values: [T+1, B].
-        n: how many rewards at most; T or more means all there are.
+        n: the largest number of rewards; T or more uses all rewards of the slice.
     Returns:
         [T, B].
     Raises:
@@ -62,7 +62,7 @@ def gae(rewards: Tensor, discounts: Tensor, traces: Tensor, values: Tensor, lamb
     Args:
         rewards, discounts, traces: [T, B].
         values: [T+1, B].
-        lambda_: 0 is the one-step error, 1 the whole return minus V.
+        lambda_: λ; 0 gives the one-step error, 1 the whole return minus V.
     Returns:
         [T, B].
     Raises:
@@ -79,7 +79,7 @@ def lambda_returns(rewards: Tensor, discounts: Tensor, traces: Tensor, values: T
 
         G_t = r_t + γ ((1−λ) V(o_{t+1}) + λ G_{t+1})
 
-    Takes what `gae` takes, and is `gae` + V. Returns [T, B].
+    Equals `gae` + V, with the same arguments. Returns [T, B].
     """
     return gae(rewards, discounts, traces, values, lambda_) + values[:-1]
 
@@ -103,12 +103,13 @@ def vtrace(
         ρ_t = min(clip_rho, π/μ),   c_t = λ min(clip_c, π/μ)
         advantage_t = min(clip_pg_rho, π/μ) (r_t + γ v_{t+1} − V(o_t))
 
-    Where a time limit ended the episode v_{t+1} belongs to the next one, and V(o_{t+1}) stands in its place.
+    Where a time limit ended the episode, v_{t+1} belongs to the next one, and V(o_{t+1}) replaces it.
 
     Args:
-        log_rhos: [T, B] log π(a|o) − log μ(a|o) of the action as a whole: add the parts of a joint action first.
+        log_rhos: [T, B] log π(a|o) − log μ(a|o) of the whole action: add up the parts of a joint action first.
         rewards, discounts, traces: [T, B].
         values: [T+1, B].
+        clip_rho, clip_pg_rho, clip_c, lambda_: see the formulas.
     Raises:
         SpecError: the shapes do not fit.
     """
@@ -141,9 +142,10 @@ def double_q(
 
     Args:
         rewards, discounts, traces: [T, B].
-        online: [T+1, B, A] Q, which chooses the action; the same as `target` for plain Q-learning.
-        target: [T+1, B, A] Q⁻ of the target network, which says what the action is worth.
-        squash: ε of h; None: no h.
+        online: [T+1, B, A] Q, which chooses the action; for plain Q-learning pass `target`.
+        target: [T+1, B, A] Q⁻ of the target network, which values the action.
+        n: rewards before the bootstrap.
+        squash: ε of h; None: h is the identity.
     Returns:
         [T, B].
     Raises:
@@ -160,15 +162,15 @@ def double_q(
 
 
 def squashed(x: Tensor, epsilon: float = 1e-3) -> Tensor:
-    """h(x) = sign(x) (√(|x| + 1) − 1) + εx: returns of any size become moderate ones (Pohlen et al. 2018, section 3.2).
+    """h(x) = sign(x) (√(|x| + 1) − 1) + εx, elementwise: compresses large returns (Pohlen et al. 2018, section 3.2).
 
-    Written without the difference of two numbers near 1, which would cost small returns their digits.
+    This form avoids the difference of two numbers near 1, which would lose the digits of small returns.
     """
     return x / ((x.abs() + 1).sqrt() + 1) + epsilon * x
 
 
 def unsquashed(x: Tensor, epsilon: float = 1e-3) -> Tensor:
-    """h⁻¹(x), the inverse of `squashed` (Pohlen et al. 2018, proposition A.2; for ε > 0).
+    """h⁻¹(x), elementwise: the inverse of `squashed` (Pohlen et al. 2018, proposition A.2; for ε > 0).
 
     h⁻¹(x) = sign(x) (((√(1 + 4ε(|x| + 1 + ε)) − 1) / 2ε)² − 1)
     """
@@ -178,7 +180,7 @@ def unsquashed(x: Tensor, epsilon: float = 1e-3) -> Tensor:
 
 
 def _discounted_sums(terms: Tensor, decays: Tensor) -> Tensor:
-    """[T, B] of x_t + decay_t (x_{t+1} + decay_{t+1} (…)), from the last row backwards."""
+    """Returns [T, B] x_t + decay_t (x_{t+1} + decay_{t+1} (…)), computed from the last row backwards."""
     total = torch.zeros_like(terms[0])
     sums = []
     for term, decay in zip(reversed(terms.unbind()), reversed(decays.unbind()), strict=True):

@@ -1,4 +1,4 @@
-"""SAC: continuous actions from replay: earns as much as it can while acting as randomly as it may."""
+"""SAC: off-policy actor-critic for continuous actions, which maximises reward and entropy."""
 
 from __future__ import annotations
 
@@ -22,45 +22,44 @@ from tinyverse.networks.squashed import SquashedActor, SquashedGaussian
 
 
 class Rows(NamedTuple):
-    """Transitions of a batch; the reset row after an end is in them, and masked."""
+    """The transitions of a batch. The reset row after an episode's end is among them, with share 0."""
 
     observations: nest.Tree  # [T, B, …] per leaf
-    following: nest.Tree  # [T, B, …] what came next; the true last observation where an episode ended
+    following: nest.Tree  # [T, B, …] per leaf, the next ones; the true last observation where an episode ended
     actions: Tensor  # [T, B, D] unit actions
     rewards: Tensor  # [T, B]
     discounts: Tensor  # [T, B] γ, and 0 where the episode terminated
-    share: Tensor  # [T, B] of a row in the mean: 0 where it did not happen; importance weights are in it
+    share: Tensor  # [T, B] weight of a row in the mean, with importance weights; 0 for reset rows
 
 
 class SAC(Learner):
-    """Soft actor-critic with twin critics and a temperature that finds itself (Haarnoja et al. 2018b, algorithm 1).
+    """Soft actor-critic with twin critics and a learned temperature (Haarnoja et al. 2018b, algorithm 1).
 
         critics      ½ (Q_i(o, a) − y)²,    y = r + γ (min_i Q̄_i(o', x') − α log π(x'|o')),  x' ~ π(o')    (eq. 5, 6)
         actor        α log π(x|o) − min_i Q_i(o, x),  x ~ π(o) by reparameterisation                       (eq. 9)
         temperature  −α (log π(x|o) + target entropy)                                                      (eq. 18)
         targets      Q̄_i += polyak · (Q_i − Q̄_i)
 
-    Means over the rows that happened. Actions x and their densities are in units where every bound is ± 1. A row is
-    a transition to the row after it; a time limit is no end, since that row is the episode's true last observation. Use
-    the Uniform sampler. `reuse = batch · unroll_length` is one update for every step played, and a multiple of it so
-    many updates.
+    All are means over valid rows. Actions x and their densities are in units in which every bound is ± 1. A row is a
+    transition to the next row. A time limit does not cut the bootstrap, since the next row is then the episode's true
+    last observation. Use the Uniform sampler. `reuse = batch · unroll_length` makes one update per step played.
 
     Args:
-        agent: of a `SquashedActor`, which says what the critics look like. Players get the actor only.
-        length: rows of the slices to learn from, at random places of sessions; None: whole sessions.
+        agent: an agent with a `SquashedActor`, from which the critics are made. Players get only the actor.
+        length: rows of the slices that it learns from, at random places of sessions; None: whole sessions.
         discount: γ per step.
-        learning_rate: of the actor; the critics' and the temperature's too where they are None.
-        polyak: how much of the critics goes into their targets at every update.
-        target_entropy: in nats; None: −D, of D numbers in an action.
+        learning_rate: of the actor, and of critics and temperature where theirs are None.
+        polyak: share of the critics that goes into their targets at each update.
+        target_entropy: in nats; None: −D, for actions of D numbers.
         temperature: α before the first update.
-        learn_temperature: False keeps α as it is.
-        reward_scale: rewards are multiplied by this.
+        learn_temperature: False keeps α constant.
+        reward_scale: factor for rewards.
         max_grad_norm, total_updates: see `Optimizer`.
     Raises:
         SettingsError: the agent's network is no `SquashedActor`, or a number is out of its range.
     """
 
-    towered = True
+    distributed = True
 
     def __init__(
         self,
@@ -123,7 +122,7 @@ class SAC(Learner):
         rows = self.rows(batch)
         critic_loss, metrics = self.critic_loss(rows)
         metrics["grad_norm/critics"] = self.optimizers["critics"].step(critic_loss)
-        self.critics.requires_grad_(False)  # the actor asks for the slope of Q in the action only
+        self.critics.requires_grad_(False)  # the actor needs the gradient of Q in the action only
         actor_loss, entropy = self.actor_loss(rows)
         metrics["grad_norm/actor"] = self.optimizers["actor"].step(actor_loss)
         self.critics.requires_grad_(True)
@@ -137,7 +136,7 @@ class SAC(Learner):
         }
 
     def rows(self, batch: Batch) -> Rows:
-        """The transitions of a batch of sessions."""
+        """Returns the transitions of a batch of sessions."""
         return Rows(
             observations=nest.map(lambda rows: rows[:-1], batch.observations),
             following=nest.map(lambda rows: rows[1:], batch.observations),
@@ -148,7 +147,7 @@ class SAC(Learner):
         )
 
     def critic_loss(self, rows: Rows) -> tuple[Tensor, dict[str, Tensor]]:
-        """The sum of both critics' losses (eq. 5), and metrics."""
+        """Returns the sum of both critics' losses (eq. 5), a scalar, and metrics without gradient."""
         targets = self.soft_targets(rows)
         values = [critic(rows.observations, rows.actions) for critic in self.critics]
         loss = sum((losses.value(q, targets, rows.share) for q in values), start=torch.zeros_like(rows.share[0, 0]))
@@ -157,20 +156,23 @@ class SAC(Learner):
 
     @torch.no_grad()
     def soft_targets(self, rows: Rows) -> Tensor:
-        """[T, B] y, of the target critics and the newest policy."""
+        """Returns y [T, B] (eq. 6), from the target critics and the current policy."""
         actions, log_probs = self._policy(rows.following).rsample()
         values = torch.minimum(*(target(rows.following, actions) for target in self.targets))
         return rows.rewards + rows.discounts * (values - self.temperature * log_probs)
 
     def actor_loss(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        """The actor's loss (eq. 9), and the entropy of the policy as these samples show it, without gradient."""
+        """Returns the actor's loss (eq.
+
+        9), a scalar, and the policy's entropy estimated from the samples, without gradient.
+        """
         actions, log_probs = self._policy(rows.observations).rsample()
         values = torch.minimum(*(critic(rows.observations, actions) for critic in self.critics))
         loss = losses.masked_sum(self.temperature * log_probs - values, rows.share)
         return loss, -losses.masked_sum(log_probs.detach(), rows.share)
 
     def temperature_loss(self, entropy: Tensor) -> Tensor:
-        """α (H − target): α falls while the policy is more random than wanted (eq. 18)."""
+        """Returns α (H − target), 0-d (eq. 18): α falls while the entropy H is above its target."""
         return self.log_temperature.exp() * (entropy - self.target_entropy)
 
     def _policy(self, observations: nest.Tree) -> SquashedGaussian:
@@ -179,7 +181,7 @@ class SAC(Learner):
         return network.distribution(network(observations, (), first)[0].policy)
 
     def get_weights(self) -> Weights:
-        """The actor."""
+        """Returns the actor's weights."""
         return self.agent.get_weights()
 
     def state_dict(self) -> dict[str, Any]:
@@ -202,7 +204,7 @@ class SAC(Learner):
 
 @torch.no_grad()
 def follow(target: nn.Module, source: nn.Module, rate: float) -> None:
-    """Moves the target's parameters by `rate` of the way (Polyak averaging); buffers are copied."""
+    """Moves the target's parameters by `rate` of the way to the source's (Polyak averaging), and copies buffers."""
     torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), rate)
     for mine, theirs in zip(target.buffers(), source.buffers(), strict=True):
         mine.copy_(theirs)

@@ -1,4 +1,4 @@
-"""Torch learner: the optimizer, and what learners of PyTorch networks share."""
+"""TorchLearner: what learners of PyTorch networks share, and their `Optimizer`."""
 
 from __future__ import annotations
 
@@ -8,29 +8,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tinyverse.agents.agent import Agent
 from tinyverse.agents.torch_agent import TorchAgent
-from tinyverse.algorithms.learner import Learner, Metrics
+from tinyverse.algorithms.learner import Learner
 from tinyverse.core import distributed
 from tinyverse.core.batch import Batch
 from tinyverse.core.errors import SettingsError
 from tinyverse.core.weights import Weights
-from tinyverse.networks.normalization import ReturnScale
+from tinyverse.networks.normalization import RewardNormalizer
 
 
 class Optimizer:
-    """Gradient, clipping, learning rate, step: the last lines of every algorithm.
+    """Makes one step of gradient descent: gradient, average over ranks, clipping, learning rate, step.
 
     Args:
-        parameters: what to optimise.
-        name: "adam" (Kingma & Ba 2015; ε 1e-5) or "rmsprop" (as IMPALA: decay 0.99, ε 0.01).
-        learning_rate: at the first update.
-        max_grad_norm: the gradient is scaled down to this L2 norm; None never.
-        total_updates: the learning rate falls in a line to 0 over so many updates; None: constant.
+        parameters: the parameters to optimise.
+        name: "adam" (Kingma & Ba 2015; ε 1e-5) or "rmsprop" (as in IMPALA: decay 0.99, ε 0.01).
+        learning_rate: of the first update.
+        max_grad_norm: scales the gradient down to this L2 norm; None: never.
+        total_updates: the learning rate falls linearly to 0 over this many updates; None: it is constant.
     Attributes:
-        reduce: called with the parameters between gradient and clipping: `distributed.average_gradients`.
+        reduce: is called with the parameters between gradient and clipping; `distributed.average_gradients`.
     Raises:
-        SettingsError: no such optimizer.
+        SettingsError: there is no such optimizer.
     """
 
     reduce: Callable[[list[nn.Parameter]], None] = staticmethod(distributed.average_gradients)
@@ -50,7 +49,7 @@ class Optimizer:
         self.torch = self._make(name)
 
     def step(self, loss: Tensor) -> Tensor:
-        """Descends from `loss`, a scalar; returns the gradient's norm before clipping, 0-d."""
+        """Descends from `loss`, a scalar, and returns the norm of the gradient before clipping, 0-d."""
         for parameter in self.parameters:
             parameter.grad = None
         loss.backward()
@@ -72,7 +71,7 @@ class Optimizer:
 
     @property
     def remaining(self) -> float:
-        """What is left of `total_updates`: 1 at first, 0 after them; always 1 where there is no end."""
+        """The remaining share of `total_updates`, from 1 down to 0; always 1 without `total_updates`."""
         return 1.0 if self.total_updates is None else max(0.0, 1 - self.updates / self.total_updates)
 
     def state_dict(self) -> dict[str, Any]:
@@ -91,19 +90,19 @@ class Optimizer:
 
 
 class TorchLearner(Learner):
-    """A learner with one agent and one optimizer of its network; a subclass adds `train_step`.
+    """A learner with one agent and one optimizer of its network. A subclass adds `train_step`.
 
     Args:
-        agent: its network learns.
+        agent: the agent whose network learns.
         optimizer, learning_rate, max_grad_norm, total_updates: see `Optimizer`.
     Attributes:
-        reward_clip, return_scale: what `rewards` does, where not None.
+        reward_clip, return_scale: how `rewards` clips and normalises; None: it does not.
     """
 
     reward_clip: float | None = None
-    return_scale: ReturnScale | None = None
+    return_scale: RewardNormalizer | None = None
 
-    towered = True
+    distributed = True
 
     def __init__(
         self,
@@ -128,16 +127,19 @@ class TorchLearner(Learner):
         return self.agent.device
 
     def rewards(self, batch: Batch) -> Tensor:
-        """[T, B] as learning sees them: clipped, then scaled. Each call counts the batch's returns for the scale."""
+        """Returns the rewards [T, B] for learning: clipped, then normalised.
+
+        Each call updates the normaliser's statistics.
+        """
         clip = float("inf") if self.reward_clip is None else self.reward_clip
         rewards = batch.rewards.clamp(-clip, clip)
         return rewards if self.return_scale is None else self.return_scale(rewards, batch.traces, batch.mask)
 
     def behaviour_log_probs(self, batch: Batch) -> Tensor:
-        """[T, B] log μ(a|o) of the actions, by the weights that played them.
+        """Returns log μ(a|o) [T, B] of the actions under the weights that played them.
 
         Raises:
-            SettingsError: the agent does not tell.
+            SettingsError: the agent's extras lack `behaviour_log_prob`.
         """
         if "behaviour_log_prob" not in batch.extras:
             raise SettingsError(
@@ -158,32 +160,3 @@ class TorchLearner(Learner):
         self.optimizer.load_state_dict(state["optimizer"])
         if self.return_scale is not None and "return_scale" in state:
             self.return_scale.load_state_dict(state["return_scale"])
-
-
-class _FunctionLearner(Learner):
-    def __init__(self, train_step: Callable[[Any, Batch], Metrics | None], agent: Agent) -> None:
-        self.function, self.agent = train_step, agent
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device(getattr(self.agent, "device", "cpu"))
-
-    def train_step(self, batch: Batch) -> Metrics:
-        return self.function(self.agent, batch) or {}
-
-    def get_weights(self) -> Weights:
-        return self.agent.get_weights()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"weights": {name: torch.tensor(array) for name, array in self.agent.get_weights().items()}}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.agent.set_weights({name: tensor.cpu().numpy() for name, tensor in state["weights"].items()})
-
-
-def learner_of(train_step: Callable[[Any, Batch], Metrics | None], agent: Agent) -> Learner:
-    """A learner around a bare `train_step(agent, batch)` that updates the agent in place, for any framework.
-
-    Its state is the agent's weights: an optimizer inside the function starts anew after a resume.
-    """
-    return _FunctionLearner(train_step, agent)

@@ -1,4 +1,4 @@
-"""V-trace actor-critic (IMPALA): learns from sessions that slightly older weights have played."""
+"""V-trace actor-critic (IMPALA): learns from sessions of slightly older weights."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from tinyverse.algorithms.learner import Metrics
 from tinyverse.algorithms.torch_learner import TorchLearner
 from tinyverse.core import nest
 from tinyverse.core.batch import Batch
-from tinyverse.networks.normalization import ReturnScale
+from tinyverse.networks.normalization import RewardNormalizer
 
 
 class VTrace(TorchLearner):
-    """Advantage actor-critic, corrected for lag by clipped importance weights (Espeholt et al. 2018, IMPALA).
+    """Advantage actor-critic with clipped importance weights that correct for lag (Espeholt et al. 2018, IMPALA).
 
-        loss = policy gradient + value_cost · ½ (v_s − V)² − entropy_cost · H(π), per row
+        loss = policy gradient + value_cost · ½ (v_s − V)² − entropy_cost · H(π), mean over valid rows
 
-    With replayed sessions (`samplers.Mixed`) it stands where ACER (Wang et al. 2017) does: an actor-critic whose weights
-    on old sessions are clipped, without ACER's Q-values and trust region.
+    The paper sums over the T · B rows. Here the sum is divided by the number of valid rows, so a learning rate means
+    the same for every batch size.
 
-    The paper sums over the T · B rows; here the sum is divided by the number of rows that count, so that a learning
-    rate means the same for every batch size.
+    With replayed sessions (the `Mixed` sampler) it resembles ACER (Wang et al. 2017): an actor-critic with clipped
+    weights on old sessions, but without ACER's Q-values and trust region.
 
     Args:
-        agent: its network learns; its sessions carry `behaviour_log_prob`.
+        agent: the agent whose network learns; its sessions must carry `behaviour_log_prob`.
         discount: γ per step.
         learning_rate, optimizer, max_grad_norm, total_updates: see `Optimizer`.
-        value_cost, entropy_cost: see above.
+        value_cost, entropy_cost: weights of the loss terms above.
         clip_rho, clip_pg_rho, lambda_: see `returns.vtrace`.
-        surrogate_clip: instead of the plain policy gradient, PPO's clipped surrogate with this ε (Schulman et al. 2017,
-            eq. 7) on the V-trace advantages: steps stay small, so sessions can be learned from several times.
-        reward_clip: rewards are clipped to ± this, before they are scaled; None leaves them.
-        return_scale: divide rewards by the running deviation of returns, see `ReturnScale`.
-        normalize_advantages: to mean 0 and deviation 1 over the batch.
+        surrogate_clip: ε of PPO's clipped surrogate (Schulman et al. 2017, eq. 7) on the V-trace advantages, instead of
+            the plain policy gradient. Steps stay small, so the trainer can use each session several times.
+        reward_clip: clip rewards to ± this before they are normalised; None: do not.
+        return_scale: divide rewards by the running standard deviation of returns, see `RewardNormalizer`.
+        normalize_advantages: to mean 0 and standard deviation 1 over the batch.
     """
 
     def __init__(
@@ -63,14 +63,14 @@ class VTrace(TorchLearner):
         self.value_cost, self.entropy_cost = value_cost, entropy_cost
         self.clips = {"clip_rho": clip_rho, "clip_pg_rho": clip_pg_rho, "lambda_": lambda_}
         self.normalize_advantages, self.surrogate_clip = normalize_advantages, surrogate_clip
-        self.return_scale = ReturnScale(discount).to(agent.device) if return_scale else None
+        self.return_scale = RewardNormalizer(discount).to(agent.device) if return_scale else None
 
     def train_step(self, batch: Batch) -> Metrics:
         loss, metrics = self.loss(batch)
         return {**metrics, "grad_norm": self.optimizer.step(loss)}
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss to descend from, and metrics as 0-d tensors without gradient."""
+        """Returns the loss, a scalar, and metrics as 0-d tensors without gradient."""
         network, mask = self.agent.network, batch.mask
         outputs, _ = network(batch.observations, batch.initial_memory, batch.first)
         policy = network.distribution(nest.map(lambda rows: rows[:-1], outputs.policy))
@@ -82,7 +82,7 @@ class VTrace(TorchLearner):
             log_rhos, self.rewards(batch), batch.discounts(self.discount), batch.traces, values, **self.clips
         )
         if self.surrogate_clip is not None:
-            advantages = unweighted  # the surrogate has the ratio in it
+            advantages = unweighted  # the surrogate multiplies by the ratio itself
         if self.normalize_advantages:
             advantages = losses.normalize(advantages, mask)
 

@@ -17,7 +17,6 @@ from tinyverse.core.errors import TinyverseError
 from tinyverse.core.text import counted
 from tinyverse.core.weights import encode_weights
 from tinyverse.experiment import loader
-from tinyverse.monitoring import status
 
 
 @click.command(cls=RunCommand)
@@ -28,7 +27,7 @@ def check(context: RunContext) -> list[tuple[str, str]]:
     """
     from tinyverse.player.player import Player
     from tinyverse.replay.buffer import Replay
-    from tinyverse.replay.config import Flow
+    from tinyverse.replay.config import ReplayConfig
     from tinyverse.replay.samplers import sampler_of
 
     system.set_threads(1)
@@ -54,7 +53,7 @@ def check(context: RunContext) -> list[tuple[str, str]]:
     spec = timed(
         "spec",
         lambda: experiment.spec(agent),
-        lambda made: f"{len(made.fields)} arrays, {status.size(made.nbytes)} a session",
+        lambda made: f"{len(made.fields)} arrays, {metrics.size(made.nbytes)} a session",
     )
     rows += [(f"  {name}", f"{dtype} {list(shape)}") for name, (shape, dtype) in spec.fields.items()]
     player = Player(agent, pool, experiment.unroll_length, seed=context.fresh_seed())
@@ -66,11 +65,11 @@ def check(context: RunContext) -> list[tuple[str, str]]:
     blob = timed(
         "encoding",
         session.encode,
-        lambda made: f"{status.size(len(made))}, {spec.nbytes / len(made):.1f} times smaller",
+        lambda made: f"{metrics.size(len(made))}, {spec.nbytes / len(made):.1f} times smaller",
     )
     timed("decoding", lambda: spec.decode(blob), lambda _: "the same")
     learner = timed("learner", lambda: experiment.learner(agent), lambda made: type(made).__name__)
-    flow = Flow(batch=experiment.batch, buffer_size=experiment.batch + experiment.games, reuse=None)
+    flow = ReplayConfig(batch=experiment.batch, buffer_size=experiment.batch + experiment.games, reuse=None)
     replay = Replay(spec, flow, sampler_of(experiment.sampler))
     while (batch := replay.sample(length=learner.length, burn_in=learner.burn_in)) is None:
         for each in rollout.sessions("check", 0):
@@ -86,7 +85,7 @@ def check(context: RunContext) -> list[tuple[str, str]]:
     timed(
         "weights",
         lambda: encode_weights(learner.get_weights(), version=0, update=0, step=0),
-        lambda made: status.size(len(made)),
+        lambda made: metrics.size(len(made)),
     )
     pool.close()
     if bad:

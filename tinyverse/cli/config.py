@@ -13,7 +13,7 @@ from click.core import ParameterSource
 from tinyverse.cli.config_file import read
 from tinyverse.cli.context import RunContext
 from tinyverse.cli.options import RunCommand
-from tinyverse.core.run_config import check_agreed
+from tinyverse.core.run_config import check_can_join
 from tinyverse.experiment import loader
 
 HIDDEN = ("config", "options", "password", "redis")  # where the values come from, and secrets
@@ -64,7 +64,7 @@ def _effective(
         contexts: command -> its options as they would be without a word on the command line.
     """
     kept = context.folder.settings()
-    check_agreed(context.run, kept, context.title, context.given)
+    check_can_join(context.run, kept, context.title, context.given)
     in_file = read(config)[0] if config else {}
     settings = context.resolved(kept.get("settings", {}))
     for name, value in settings.items():

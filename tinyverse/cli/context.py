@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from tinyverse.core.errors import RunConflict, SettingsError, TinyverseError
-from tinyverse.core.run_config import agreed_of, check_agreed
+from tinyverse.core.run_config import check_can_join, experiment_and_settings
 from tinyverse.core.text import did_you_mean
 from tinyverse.database import server as redis_server
 from tinyverse.database import server_config
@@ -117,8 +117,8 @@ class RunContext:
         """
         from tinyverse.agents.torch_agent import TorchAgent
 
-        agreed = agreed_of(meta)
-        check_agreed(self.run, agreed, self.title, self.given)
+        agreed = experiment_and_settings(meta)
+        check_can_join(self.run, agreed, self.title, self.given)
         agent = loader.build(self.module, self.resolved(agreed["settings"])).agent()
         if not isinstance(agent, TorchAgent):
             raise SettingsError(f"{type(agent).__name__} is no TorchAgent and has none.")

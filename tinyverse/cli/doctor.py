@@ -28,10 +28,11 @@ from tinyverse.core import codec
 from tinyverse.core import system as machine
 from tinyverse.core.errors import DatabaseError, ServerError, TinyverseError
 from tinyverse.core.text import counted
-from tinyverse.database import server, server_config
+from tinyverse.database import schema, server, server_config
+from tinyverse.database.connection import connect, errors
 from tinyverse.database.redis import RedisDatabase
 from tinyverse.experiment import loader
-from tinyverse.monitoring import status
+from tinyverse.monitoring import metrics
 
 MENDED = {(6, 2): 20, (7, 2): 11, (7, 4): 6, (8, 0): 4, (8, 1): 4, (8, 2): 2}  # patch release by major and minor
 HOLES = "CVE-2025-49844, 46817, 46818 and 46819: whoever may run scripts can take the server over"
@@ -146,7 +147,7 @@ def _memory() -> Iterator[Finding]:
         if "MemAvailable:" in text:
             free = 1024 * int(text[text.index("MemAvailable:") + 1])
         advice = "End something, or lower --buffer-size and --games." if free < MEMORY else ""
-        yield Finding("memory", f"{status.size(free)} available", advice)
+        yield Finding("memory", f"{metrics.size(free)} available", advice)
     place = next(path for path in (RUNS, *RUNS.absolute().parents) if path.exists())
     disk = shutil.disk_usage(place).free
     if not os.access(place, os.W_OK):
@@ -155,7 +156,7 @@ def _memory() -> Iterator[Finding]:
         )
     else:
         advice = "Make room: checkpoints go to ./runs." if disk < DISK else ""
-        yield Finding("disk", f"{status.size(disk)} free at {place.absolute()}", advice)
+        yield Finding("disk", f"{metrics.size(disk)} free at {place.absolute()}", advice)
 
 
 def _codec() -> Iterator[Finding]:
@@ -188,7 +189,7 @@ def _server(context: RunContext) -> Iterator[Finding]:
         with server.private_server() as trial:
             yield _speed(trial.url)
         return
-    with server.errors(address.url), server.connect(address.url) as client:
+    with errors(address.url), connect(address.url) as client:
         local, version = server.status() if address.source == "running" else None, ""
         if local is not None:
             version = str(local["version"])
@@ -206,7 +207,7 @@ def _server(context: RunContext) -> Iterator[Finding]:
         yield _clock(client)
         if local is not None:
             full = local["memory"] > 0.9 * local["max_memory"] > 0
-            used = f"{status.size(local['memory'])} of {status.size(local['max_memory'])} used"
+            used = f"{metrics.size(local['memory'])} of {metrics.size(local['max_memory'])} used"
             yield Finding(
                 "room",
                 used,
@@ -239,7 +240,7 @@ def _rights(client: redis.Redis) -> Finding:
         return Finding("rights", "only what tinyverse needs, as it should be")
     except redis.ResponseError:
         return Finding("rights", "the server has no CONFIG; its provider looks after it")
-    advice = f"Make a user for tinyverse: ~{server.PREFIX}* -@all and +{' +'.join(server.COMMANDS[:3])} …"
+    advice = f"Make a user for tinyverse: ~{schema.PREFIX}* -@all and +{' +'.join(schema.COMMANDS[:3])} …"
     return Finding("rights", "our user may do everything, and so may whoever reads our URL", advice)
 
 

@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import json
 import math
-import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -20,11 +19,12 @@ from tinyverse.cli.devices import acting, check_device
 from tinyverse.cli.options import RunCommand, weights_option
 from tinyverse.cli.weights import Seen, rebuild, weights_for
 from tinyverse.core import system
-from tinyverse.core.errors import DatabaseError, DatabaseLost, NoWeights, ServerError, SettingsError, TinyverseError
+from tinyverse.core.errors import DatabaseError, DatabaseLost, NoWeights, ServerError, SettingsError
 from tinyverse.core.signals import stop_on_signals
 from tinyverse.core.timing import Waiting
 from tinyverse.core.weights import WeightsFile
-from tinyverse.database.base import Database
+from tinyverse.database.base import HEARTBEAT_SECONDS, new_worker
+from tinyverse.database.heartbeat import BackgroundHeartbeat
 from tinyverse.monitoring.progress import Share
 from tinyverse.monitoring.writers import TensorBoard
 
@@ -67,8 +67,6 @@ def evaluate(
 
     Example: tinyverse atari.py eval -n 5
     """
-    from tinyverse.player.player import HEARTBEAT_SECONDS
-
     positive(games=games, at_once=at_once, jobs=jobs)
     check_device(device)
     if every is not None and not every > 0:
@@ -76,17 +74,19 @@ def evaluate(
     system.set_threads(1)
     context.bars = not as_json
     if not render:
-        system.draw_unseen()
+        system.use_headless_sdl()
     seen = Seen()
     options: dict[str, Any] = {"at_once": at_once, "greedy": greedy, "render": render, "video": video}
     with contextlib.ExitStack() as stack:
         asked_to_stop = stack.enter_context(stop_on_signals())
-        presence = Presence(context, at_once)
+        worker, waiting = new_worker("eval", games=at_once or 1), Waiting()
+        heartbeat = BackgroundHeartbeat(functools.partial(context.connected, start=False), worker, waiting)
         if every is not None:
-            stack.enter_context(presence)
+            waiting.set("weights")
+            stack.enter_context(heartbeat)
 
         def should_stop() -> bool:
-            return asked_to_stop() or presence.stopped.is_set()
+            return asked_to_stop() or heartbeat.stopped
 
         while not (should_stop() or seen.stopped):
             began = time.monotonic()
@@ -97,14 +97,17 @@ def evaluate(
                     raise
                 found, seen.complaint = None, _say_once(context, str(error), seen.complaint)
             if found is not None:
-                presence.at(found.version)
+                waiting.set("")
+                worker.version = found.version
                 now = _evaluate(context, found, should_stop, games=games, jobs=jobs, device=device, **options)
                 if len(now.returns) < games and should_stop():
                     if every is None:
                         raise KeyboardInterrupt
                     break
                 seen.version = found.version
-                presence.played(now)
+                worker.steps += sum(now.lengths)
+                worker.steps_per_second = sum(now.lengths) / max(now.seconds, 1e-3)
+                waiting.set("newer weights")
                 if every is not None:
                     _record(context, found, now, seen)
                 elif weights in (None, "best") or weights.isdigit():  # those of a file may be another run's
@@ -129,61 +132,6 @@ def _print(context: RunContext, result: Evaluation, as_json: bool, video: bool) 
     print(f"{context.run}: {result}", flush=True)
     if video:
         print(f"video: {result.video}" if result.video else result.note, flush=True)
-
-
-class Presence(threading.Thread):
-    """The heartbeat of `eval --every`, beside the games, by a connection of its own. A viewer may not send one."""
-
-    def __init__(self, context: RunContext, games: int) -> None:
-        from tinyverse.player.player import HEARTBEAT_SECONDS, new_worker
-
-        super().__init__(name="presence", daemon=True)
-        self.context, self.worker, self.waiting = context, new_worker("eval", games=games), Waiting()
-        self._pause = HEARTBEAT_SECONDS
-        self.stopped = threading.Event()  # the run was asked to stop
-        self._closing, self._began = threading.Event(), time.monotonic()
-        self.waiting.set("weights")
-
-    def at(self, version: int) -> None:
-        """Weights of this version are being evaluated."""
-        self.waiting.set("")
-        self.worker.version = version
-
-    def played(self, result: Evaluation) -> None:
-        """They were."""
-        self.worker.steps += sum(result.lengths)
-        self.worker.steps_per_second = sum(result.lengths) / max(result.seconds, 1e-3)
-        self.waiting.set("newer weights")
-
-    def __enter__(self) -> Presence:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._closing.set()
-        self.join()
-
-    def run(self) -> None:
-        while not self._closing.is_set():
-            try:
-                with self.context.connected(start=False) as database:
-                    self._beat(database)
-            except (ServerError, DatabaseLost):
-                self._closing.wait(self._pause)
-            except TinyverseError:  # a viewer may not; and what is wrong for all, the evaluation says
-                return
-
-    def _beat(self, database: Database) -> None:
-        stops, worker = database.state().stop, self.worker
-        while not self._closing.is_set():
-            worker.waits_for, worker.waits_seconds = self.waiting.reason, self.waiting.seconds
-            worker.uptime = time.monotonic() - self._began
-            now = database.beat(worker).stop
-            if now > stops:
-                self.stopped.set()
-            stops = min(stops, now)  # a server that came back empty counts from 0 again
-            self._closing.wait(self._pause)
-        database.leave(worker.id)
 
 
 def _say_once(context: RunContext, complaint: str, before: str) -> str:
@@ -231,7 +179,7 @@ def _record(context: RunContext, found: WeightsFile, result: Evaluation, seen: S
     seen.events = seen.events or TensorBoard(context.folder, "eval")
     seen.events.write(row)
     if result.video is not None:
-        seen.events.film("eval/film", result.video, found.step)
+        seen.events.video("eval/video", result.video, found.step)
     seen.events.flush()
     with contextlib.suppress(ServerError, DatabaseError), context.connected(start=False) as database:
         database.log_metrics(row)

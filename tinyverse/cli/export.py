@@ -10,7 +10,7 @@ from tinyverse.cli.context import RunContext
 from tinyverse.cli.options import RunCommand, weights_option
 from tinyverse.cli.weights import Seen, weights_for
 from tinyverse.core.errors import SettingsError
-from tinyverse.core.files import write_whole
+from tinyverse.core.files import atomic_write
 
 
 @click.command(cls=RunCommand)
@@ -33,7 +33,7 @@ def export(context: RunContext, file: Path, weights: str | None) -> None:
         from tinyverse.cli.onnx_export import to_onnx
 
         with context.bar("writing the network as ONNX"):
-            write_whole(file, to_onnx(context.experiment, found))
+            atomic_write(file, to_onnx(context.experiment, found))
     print(
         f"wrote version {found.version} of run {context.run} (update {found.update:,}, step {found.step:,}) to {file}"
     )

@@ -12,7 +12,7 @@ from rich.live import Live
 from tinyverse.cli.context import RunContext
 from tinyverse.cli.options import RunCommand
 from tinyverse.core.signals import stop_on_signals
-from tinyverse.monitoring import status
+from tinyverse.monitoring import status, terminal
 
 
 @click.command(cls=RunCommand)
@@ -33,14 +33,14 @@ def info(context: RunContext, watch: bool, errors: bool, as_json: bool) -> None:
         if as_json:
             print(json.dumps(status.gather(database, context.run)))
         elif errors:
-            console.print(status.errors(status.gather(database, context.run)))
+            console.print(terminal.errors(status.gather(database, context.run)))
         elif not watch:
-            console.print(status.panel(status.gather(database, context.run)))
+            console.print(terminal.panel(status.gather(database, context.run)))
         else:
             with (
                 stop_on_signals() as should_stop,
                 Live(console=console, auto_refresh=False, screen=console.is_terminal) as live,
             ):
                 while not should_stop():
-                    live.update(status.panel(status.gather(database, context.run)), refresh=True)
+                    live.update(terminal.panel(status.gather(database, context.run)), refresh=True)
                     time.sleep(1.0)

@@ -51,7 +51,7 @@ def local(context: RunContext, options: TrainOptions, games: int | None = None) 
         began, should_stop = time.monotonic(), or_after(options.minutes, should_stop)
         options = dataclasses.replace(options, precision=options.precision or "fp32")
         trainer, experiment = make_trainer(context, options, database)
-        batch = trainer.replay.flow.batch
+        batch = trainer.replay.config.batch
         count = games or min(batch, experiment.games)
         if isinstance(trainer.replay.sampler, Fresh) and batch % count:
             raise SettingsError(
@@ -99,7 +99,7 @@ def _learn_what_there_is(trainer: Trainer, updates: int | None, made: int) -> in
     before = made
     while (updates is None or made < updates) and trainer.step():
         made += 1
-        trainer.version += 1  # in lockstep each update is a version, though nobody fetches it
-        if trainer.replay.flow.reuse is None:
+        trainer.publisher.version += 1  # in lockstep each update is a version, though nobody fetches it
+        if trainer.replay.config.reuse is None:
             break
     return made - before

@@ -15,18 +15,20 @@ from tinyverse.cli.devices import acting, check_device
 from tinyverse.cli.options import RunCommand, stepping_options
 from tinyverse.core import system
 from tinyverse.core.errors import DatabaseError, DatabaseLost, SettingsError, WindowClosed
-from tinyverse.core.run_config import agreed_of, check_agreed, check_spec
+from tinyverse.core.run_config import check_can_join, check_spec, experiment_and_settings
 from tinyverse.core.signals import stop_on_signals
 from tinyverse.core.text import counted
-from tinyverse.database.base import Database
+from tinyverse.core.timing import Waiting
+from tinyverse.database.base import HEARTBEAT_SECONDS, Database, log_error, new_worker
+from tinyverse.database.heartbeat import Heartbeat
 from tinyverse.experiment import loader
-from tinyverse.monitoring import status
 from tinyverse.monitoring.progress import Progress, Share
 
 if TYPE_CHECKING:
     from tinyverse.envs.pool import Pool
     from tinyverse.experiment.experiment import Experiment
-    from tinyverse.player.player import Courier, Player
+    from tinyverse.player.player import Player
+    from tinyverse.player.uploader import Uploader
 
 
 @click.command(cls=RunCommand)
@@ -61,7 +63,7 @@ def play(
 
     Example: tinyverse atari.py play -b 8
     """
-    from tinyverse.envs.process_pool import knows_size
+    from tinyverse.envs.process_pool import can_measure_memory
 
     positive(
         games=games, batches=batches, sync_every=sync_every, cores=cores, step_timeout=step_timeout,
@@ -69,7 +71,7 @@ def play(
     )  # fmt: skip
     if workers < 0:
         raise SettingsError(f"workers is {workers}; it must be at least 1, or 0 for none.")
-    if worker_memory and not knows_size():
+    if worker_memory and not can_measure_memory():
         raise SettingsError("--worker-memory reads /proc, which this system has not: leave it out.")
     if step_timeout or worker_memory:
         workers = workers or 1  # what hangs or leaks can only be ended with the process it is in
@@ -82,23 +84,24 @@ def play(
     check_device(device)
     context.load()
 
-    from tinyverse.player.human import Person
-    from tinyverse.player.player import Courier, Player, new_worker
-    from tinyverse.player.player import play as play_on
+    from tinyverse.player.human import HumanControls
+    from tinyverse.player.loop import play as play_on
+    from tinyverse.player.player import Player
+    from tinyverse.player.uploader import Uploader
 
     with context.connected() as database, stop_on_signals() as should_stop:
         meta = _await_run(context, database, should_stop)
         if not meta:
             return
         system.set_threads(1)
-        settings = context.resolved(agreed_of(meta)["settings"])
+        settings = context.resolved(experiment_and_settings(meta)["settings"])
         experiment = loader.build(context.module, settings)
         agent, spare = (acting(experiment.agent(), device, precision or experiment.precision) for _ in range(2))
         check_spec(context.run, meta, experiment.spec(agent))
         seed = context.fresh_seed()
-        person = Person(experiment, context.run, fps) if human else None
+        person = HumanControls(experiment, context.run, fps) if human else None
         if person is not None:
-            agent, spare = person.plays(agent), person.plays(spare)
+            agent, spare = person.agent(agent), person.agent(spare)
             pools: list[Pool] = [person.pool]
         elif workers:
             make = functools.partial(games_of, context.experiment, settings)
@@ -108,15 +111,15 @@ def play(
             pools = _pools(experiment, games or experiment.games, cores, seed)
         player = Player(agent, pools, experiment.unroll_length, seed=seed)
         worker = new_worker("human" if human else "play", games=player.num_games, frame_skip=experiment.frame_skip)
-        courier = Courier(database, worker, spare)
-        courier.start()
+        uploader = Uploader(database, worker, spare)
+        uploader.start()
         context.say(f"playing {counted(player.num_games, 'game')} of run {context.run}")
         try:
 
             def share() -> Share | None:
                 return Share("batches", worker.sessions // worker.games, batches) if batches else None
 
-            with Progress(lambda: _player_line(player, courier), share=share, quiet=context.quiet) as progress:
+            with Progress(lambda: _player_line(player, uploader), share=share, quiet=context.quiet) as progress:
 
                 def on_batch() -> None:
                     progress.turn()
@@ -124,23 +127,22 @@ def play(
                         person.window.look()
 
                 play_on(
-                    player, courier, batches=batches, sync_every=sync_every, realtime=pools[0].realtime or experiment.realtime,
+                    player, uploader, batches=batches, sync_every=sync_every, realtime=pools[0].realtime or experiment.realtime,
                     should_stop=lambda: should_stop() or (person is not None and person.window.closed), on_batch=on_batch,
                 )  # fmt: skip
         except WindowClosed:
             context.say("the window was closed; what was not yet a whole session is not pushed")
         except BaseException as error:
             worker.error = f"{type(error).__name__}: {error}"  # stays in `info` until the heartbeat is stale
-            status.log_error(database, worker, error)
-            courier.close()
+            log_error(database, worker, error)
+            uploader.close()
             raise
         finally:
             player.close()
             if person is not None:
                 person.window.close()
-        courier.close()
-        if courier.failure is not None:
-            raise courier.failure
+        uploader.close()
+        uploader.raise_failure()
         with contextlib.suppress(DatabaseError):
             database.leave(worker.id)
 
@@ -150,20 +152,20 @@ def _pools(experiment: Experiment, games: int, cores: int, seed: int) -> list[Po
     from tinyverse.player.player import SEEDS_APART
 
     halves = enumerate(_halves(games, cores))
-    return [experiment.pool(count, cores, seed=seed + SEEDS_APART * half, mend=True) for half, count in halves]
+    return [experiment.pool(count, cores, seed=seed + SEEDS_APART * half, restart=True) for half, count in halves]
 
 
 def _worker_pools(
     make: Callable[[int], Pool], experiment: Experiment, games: int, workers: int, cores: int, limits: Mapping[str, Any]
 ) -> list[Pool]:
     """As `_pools`, stepped by so many processes; of several, each half has its own."""
-    from tinyverse.envs.process_pool import WorkerPool
+    from tinyverse.envs.process_pool import ProcessPool
 
     counts = _halves(games, min(cores, workers))
     shares = [workers] if len(counts) == 1 else _halves(workers, 2)
     pools: list[Pool] = []
     for count, share in zip(counts, shares, strict=True):
-        pools.append(WorkerPool(make, count, share, experiment.spaces(), realtime=experiment.realtime, **limits))
+        pools.append(ProcessPool(make, count, share, experiment.spaces(), realtime=experiment.realtime, **limits))
     return pools
 
 
@@ -173,36 +175,35 @@ def _halves(count: int, among: int) -> list[int]:
 
 def games_of(name: str, settings: Mapping[str, Any], num_games: int) -> Pool:
     """Games of an experiment in a process of their own: what crosses is its name and settings, never a closure."""
-    return loader.build(loader.load_module(name), settings).pool(num_games, mend=True)
+    return loader.build(loader.load_module(name), settings).pool(num_games, restart=True)
 
 
 def _await_run(context: RunContext, database: Database, should_stop: Callable[[], bool]) -> dict[str, str]:
-    """The run's agreement, once a trainer has created it; {} if asked to stop before."""
-    from tinyverse.player.player import HEARTBEAT_SECONDS, new_worker
-
-    worker, told, stop_count = new_worker("play", waits_for="a trainer to create the run"), False, database.state().stop
-    began, meta = time.monotonic(), database.meta()
-    while not meta and not should_stop():
-        if not told:
-            context.say(f"waiting for a trainer of run {context.run} (tinyverse {context.experiment} train)")
-            told = True
-        worker.waits_seconds = time.monotonic() - began
-        with contextlib.suppress(DatabaseLost):  # it may come back, as for those at work
-            if (now := database.beat(worker).stop) > stop_count:
-                break
-            stop_count = min(stop_count, now)  # one that came back empty counts from 0 again
-            meta = database.meta()
-        time.sleep(HEARTBEAT_SECONDS / 4)
-    with contextlib.suppress(DatabaseLost):
-        database.leave(worker.id)
-    check_agreed(context.run, agreed_of(meta), context.title, context.given)
+    """The run's config, once a trainer has created it; {} if asked to stop before."""
+    meta = database.meta() or _await_trainer(context, database, should_stop)
+    check_can_join(context.run, experiment_and_settings(meta), context.title, context.given)
     return meta
 
 
-def _player_line(player: Player, courier: Courier) -> str:
-    shares = ", ".join(f"{name} {share:.0%}" for name, share in courier.worker.stages.items())
-    waits = f", waits for {courier.waiting.reason}" if courier.waiting.reason else ""
+def _await_trainer(context: RunContext, database: Database, should_stop: Callable[[], bool]) -> dict[str, str]:
+    context.say(f"waiting for a trainer of run {context.run} (tinyverse {context.experiment} train)")
+    waiting = Waiting()
+    waiting.set("a trainer to create the run")
+    heartbeat, meta = Heartbeat(database, new_worker("play"), waiting), dict[str, str]()
+    while not (meta or should_stop() or heartbeat.stop.is_set):
+        time.sleep(HEARTBEAT_SECONDS / 4)
+        with contextlib.suppress(DatabaseLost):  # it may come back, as for those at work
+            heartbeat.beat()
+            meta = database.meta()
+    with contextlib.suppress(DatabaseLost):
+        database.leave(heartbeat.worker.id)
+    return {} if heartbeat.stop.is_set else meta
+
+
+def _player_line(player: Player, uploader: Uploader) -> str:
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in uploader.worker.stages.items())
+    waits = f", waits for {uploader.waiting.reason}" if uploader.waiting.reason else ""
     return (
         f"play: {player.rate.per_second():,.0f} steps/s, {counted(player.rate.total, 'step')}, version {player.version}, "
-        f"{counted(courier.worker.sessions, 'session')} pushed{waits} ({shares})"
+        f"{counted(uploader.worker.sessions, 'session')} pushed{waits} ({shares})"
     )

@@ -7,7 +7,7 @@ import click
 from tinyverse.cli.context import RECORDS, RunContext
 from tinyverse.cli.options import RunCommand
 from tinyverse.cli.plot import folder_of
-from tinyverse.core.run_config import check_agreed
+from tinyverse.core.run_config import check_can_join
 from tinyverse.monitoring.report import write_report
 from tinyverse.trainer.run_folder import RunFolder
 
@@ -23,7 +23,7 @@ def report(context: RunContext, others: tuple[str, ...] = ()) -> None:
     folders = [RunFolder(folder_of(name)) for name in dict.fromkeys([context.run, *others])]
     settings = {**folders[0].settings().get("settings", {}), **context.settings}
     for folder in folders:
-        check_agreed(folder.path.name, folder.settings(), context.title, settings)
+        check_can_join(folder.path.name, folder.settings(), context.title, settings)
     with context.bar("drawing the report"):
         page, text = write_report(folders, title=context.title, experiment=context.experiment, films=RECORDS)
     print(f"report: {page} and {text.name}")

@@ -17,11 +17,12 @@ from tinyverse.cli.context import RunContext, positive
 from tinyverse.cli.options import TrainCommand, TrainOptions, stepping_options
 from tinyverse.core import system
 from tinyverse.core.errors import TinyverseError
+from tinyverse.core.files import atomic_write
 from tinyverse.core.signals import stop_on_signals
 from tinyverse.core.text import counted
 from tinyverse.database import server as redis_server
 from tinyverse.database import server_config
-from tinyverse.monitoring import status
+from tinyverse.monitoring import terminal
 from tinyverse.trainer.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def run(
         if own:
             stack.enter_context(_announced(context.folder, context.redis or ""))
         crew = stack.enter_context(_Players(context, players, {"games": games, **stepping}))
-        return train_run(context, options, database, lambda: should_stop() or crew.is_gone(), show=status.panel)
+        return train_run(context, options, database, lambda: should_stop() or crew.is_gone(), show=terminal.panel)
 
 
 class _Players:
@@ -111,7 +112,7 @@ def _announced(folder: RunFolder, url: str) -> Iterator[None]:
     Its URL has a password, so it lies beside the local server's, never in a run's folder, which people copy.
     """
     file = server_config.announcement(folder.path)
-    server_config.write_secretly(file, json.dumps({"url": url}))
+    atomic_write(file, json.dumps({"url": url}).encode(), private=True)
     try:
         yield
     finally:

@@ -21,7 +21,7 @@ from tinyverse.cli.context import RECORDS, RunContext, positive
 from tinyverse.cli.options import RunCommand
 from tinyverse.core import system
 from tinyverse.core.errors import SettingsError
-from tinyverse.core.run_config import agreed_of
+from tinyverse.core.run_config import experiment_and_settings
 from tinyverse.core.session import Session, SessionSpec
 from tinyverse.core.signals import stop_on_signals
 from tinyverse.core.text import counted
@@ -29,8 +29,8 @@ from tinyverse.core.weights import decode_weights
 from tinyverse.database import archive
 from tinyverse.database.base import Database
 from tinyverse.envs.video import VideoWriter
+from tinyverse.monitoring import metrics
 from tinyverse.monitoring import sessions as stored
-from tinyverse.monitoring import status
 
 
 @click.group()
@@ -140,7 +140,7 @@ def export(context: RunContext, file: Path, limit: int | None = None, human: boo
                 context.say(f"session {key} is left out: {error}")
 
             chosen = stored.decoded(entries, spec, human=human, on_damaged=damaged)
-            about = {"run": context.run, **agreed_of(meta)}
+            about = {"run": context.run, **experiment_and_settings(meta)}
             if file.suffix == ".h5":
                 count = archive.write_hdf5(file, chosen, spec, about)
                 done = f"{counted(count, 'session')} in {file}"
@@ -207,7 +207,7 @@ def _cell(name: str, value: Any) -> str:
     if value is None:
         return "–"
     if name == "bytes":
-        return status.size(value)
+        return metrics.size(value)
     if isinstance(value, float):
         return f"{value:.3g}"
     if isinstance(value, (list, tuple)):

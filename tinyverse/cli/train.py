@@ -39,10 +39,10 @@ def train(context: RunContext, options: TrainOptions) -> None:
     try:
         with distributed.joined(options.device) as device:
             again = (
-                distributed.restarted() or not distributed.leads()
+                distributed.restarted() or not distributed.is_rank_zero()
             )  # --fresh and --resume were for rank 0, and for once
             options = dataclasses.replace(options, device=device, resume=None if again else options.resume)
-            context = dataclasses.replace(context, quiet=context.quiet or not distributed.leads())
+            context = dataclasses.replace(context, quiet=context.quiet or not distributed.is_rank_zero())
             check_options(options)
             context.load()
             with context.connected() as database, stop_on_signals() as should_stop:

@@ -22,19 +22,19 @@ from tinyverse.cli.devices import check_device, precision_of
 from tinyverse.cli.options import TrainOptions
 from tinyverse.core import distributed, rng, system
 from tinyverse.core.errors import RunConflict, SettingsError
-from tinyverse.core.run_config import agreed_of, agreement, check_agreed, check_spec
+from tinyverse.core.run_config import check_can_join, check_spec, experiment_and_settings, run_config
 from tinyverse.core.text import counted
 from tinyverse.core.weights import WeightsFile
-from tinyverse.database.base import Database
+from tinyverse.database.base import Database, log_error
 from tinyverse.experiment import loader
 from tinyverse.experiment.experiment import Experiment
-from tinyverse.monitoring import status
+from tinyverse.monitoring import status, writers
 from tinyverse.monitoring.progress import Progress, Share
-from tinyverse.monitoring.prometheus import Prometheus
-from tinyverse.monitoring.writers import Writer, check_writer, open_writer
+from tinyverse.monitoring.writers import Prometheus, Writer, check_writer, open_writer
 from tinyverse.replay.buffer import Replay
-from tinyverse.replay.config import Flow
+from tinyverse.replay.config import ReplayConfig
 from tinyverse.replay.samplers import sampler_of
+from tinyverse.trainer.config import TrainerConfig
 from tinyverse.trainer.loop import train
 from tinyverse.trainer.trainer import Trainer
 
@@ -63,14 +63,14 @@ def train_run(
     system.set_threads(options.threads or max(1, (system.cores() - 1) // distributed.neighbours()))
     began, should_stop = time.monotonic(), saying_so(context, or_after(options.minutes, should_stop))
     log, over = None, False
-    with distributed.leader_first():
+    with distributed.rank_zero_first():
         trainer, _ = make_trainer(context, options, database)
-        if distributed.leads():
+        if distributed.is_rank_zero():
             log = open_log(
                 context, options, database, trainer
             )  # what is wrong with it is said before the run is joined
         join(context, trainer, should_stop)
-    trainer.level()
+    trainer.checkpoints.level()
     context.say(f"training run {context.run} from update {trainer.update:,}, into {context.folder.path}/")
 
     def line() -> str:
@@ -80,7 +80,7 @@ def train_run(
         return Text(line()) if show is None or over else show(status.gather(database, context.run))
 
     with (
-        profiled(context, options.profile and distributed.leads()),
+        profiled(context, options.profile and distributed.is_rank_zero()),
         Progress(line, panel, share=aim(trainer, options, began), quiet=context.quiet) as progress,
     ):
 
@@ -94,7 +94,7 @@ def train_run(
                 trainer, updates=options.updates, save_every=options.save_every, should_stop=should_stop, on_turn=turn
             )
         except Exception as error:
-            status.log_error(database, trainer.worker, error)
+            log_error(database, trainer.worker, error)
             raise
         finally:
             over = True  # what is left to be seen is what came out, not that nobody is at work any more
@@ -135,12 +135,12 @@ def aim(trainer: Trainer, options: TrainOptions, began: float) -> Callable[[], S
     return look
 
 
-def open_log(context: RunContext, options: TrainOptions, database: Database, trainer: Trainer) -> status.TrainLog:
+def open_log(context: RunContext, options: TrainOptions, database: Database, trainer: Trainer) -> writers.TrainLog:
     """The trainer's log, with all places that were asked for."""
     places: list[Writer] = [open_writer(name, context.folder) for name in options.track]
     if options.metrics_port:
         places.append(Prometheus(options.metrics_port, {"run": context.run}))
-    return status.TrainLog(trainer.row, context.folder, database, writers=places, arrays=trainer.arrays)
+    return writers.TrainLog(trainer.row, context.folder, database, writers=places, arrays=trainer.replay.arrays)
 
 
 def make_trainer(context: RunContext, options: TrainOptions, database: Database) -> tuple[Trainer, Experiment]:
@@ -148,14 +148,14 @@ def make_trainer(context: RunContext, options: TrainOptions, database: Database)
     folder = context.folder
     if options.resume is False:
         start_fresh(context, database)
-    meta, kept = database.meta(), folder.settings() if distributed.leads() else {}
+    meta, kept = database.meta(), folder.settings() if distributed.is_rank_zero() else {}
     if options.resume and not kept:
         raise SettingsError(f"--resume: there is nothing in {folder.path}/ to go on from. Leave it out to start.")
-    for agreed in (agreed_of(meta), kept):
-        check_agreed(context.run, agreed, context.title, context.given, force=options.force)
+    for agreed in (experiment_and_settings(meta), kept):
+        check_can_join(context.run, agreed, context.title, context.given, force=options.force)
     if options.force and change_settings(context, database):
         meta = {}
-    agreed = (agreed_of(meta) or kept).get("settings", {})
+    agreed = (experiment_and_settings(meta) or kept).get("settings", {})
     settings = context.resolved(agreed)
     _say_what_is_kept(context, agreed)
     seed = context.fresh_seed() + distributed.rank()  # each draws others; the weights are rank 0's
@@ -173,7 +173,7 @@ def make_trainer(context: RunContext, options: TrainOptions, database: Database)
     if meta:
         check_spec(context.run, meta, spec)
     sampler = sampler_of(experiment.sampler)
-    flow = Flow(
+    flow = ReplayConfig(
         batch=options.batch or experiment.batch,
         buffer_size=options.buffer_size or experiment.buffer_size,
         reuse=experiment.reuse if options.reuse is None else options.reuse,
@@ -181,14 +181,18 @@ def make_trainer(context: RunContext, options: TrainOptions, database: Database)
         min_sessions=experiment.min_sessions if options.min_sessions is None else options.min_sessions,
     ).shared(distributed.size())
     replay = Replay(spec, flow, sampler, device=options.device, seed=seed)
-    trainer = Trainer(
-        agent, learner, replay, database, agreement(context.title, settings, spec), folder=folder if distributed.leads() else None,
+    config = TrainerConfig(
         publish_every=options.publish_every or experiment.publish_every,
-        precision=precision_of(options.precision or experiment.precision, options.device), frame_skip=experiment.frame_skip,
+        precision=precision_of(options.precision or experiment.precision, options.device),
+        frame_skip=experiment.frame_skip,
+        save_replay=options.save_replay if distributed.size() == 1 else False,  # other ranks would have other shares
         player_share=options.player_share,
-        save_replay=options.save_replay if distributed.size() == 1 else False,  # each rank has a share, of another size another
+    )
+    trainer = Trainer(
+        agent, learner, replay, database, run_config(context.title, settings, spec),
+        folder=folder if distributed.is_rank_zero() else None, config=config,
     )  # fmt: skip
-    if distributed.leads():
+    if distributed.is_rank_zero():
         words = without_secrets(sys.argv[1:]) if Path(sys.argv[0]).stem in ("tinyverse", "__main__") else []
         folder.write_settings({"experiment": context.title, "settings": settings, "seed": seed, "argv": words})
         folder.log_start({
@@ -242,7 +246,7 @@ def change_settings(context: RunContext, database: Database) -> bool:
     Sessions and weights there are of the old one and go too: the run goes on from its checkpoint.
     """
     meta, given = database.meta(), json.loads(json.dumps(context.given, default=str))
-    if not meta or given.items() <= agreed_of(meta)["settings"].items():
+    if not meta or given.items() <= experiment_and_settings(meta)["settings"].items():
         return False
     _refuse_beside_a_trainer(context, database, "--force")
     if context.folder.newest() is None:
@@ -261,11 +265,11 @@ def _refuse_beside_a_trainer(context: RunContext, database: Database, option: st
 
 
 def trainer_line(trainer: Trainer) -> str:
-    mean = f"{np.mean(trainer.intake.returns):.2f}" if trainer.intake.returns else "–"
+    mean = f"{np.mean(trainer.feeder.returns):.2f}" if trainer.feeder.returns else "–"
     waits = f", waits for {trainer.waiting.reason}" if trainer.waiting.reason else ""
     return (
-        f"train: update {trainer.update:,}, {counted(trainer.intake.steps, 'step')} at {trainer.intake.step_rate.per_second():,.0f}/s, "
-        f"return {mean} over the last {counted(len(trainer.intake.returns), 'episode')}, version {trainer.version}, lag {trainer.lag:.1f}{waits}"
+        f"train: update {trainer.update:,}, {counted(trainer.feeder.steps, 'step')} at {trainer.feeder.step_rate.per_second():,.0f}/s, "
+        f"return {mean} over the last {counted(len(trainer.feeder.returns), 'episode')}, version {trainer.version}, lag {trainer.replay.lag:.1f}{waits}"
     )
 
 

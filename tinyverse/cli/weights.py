@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from tinyverse.cli.context import RunContext
 from tinyverse.core.errors import NoWeights, ServerError, SettingsError
-from tinyverse.core.run_config import agreed_of, check_agreed
+from tinyverse.core.run_config import check_can_join, experiment_and_settings
 from tinyverse.core.weights import WeightsFile, decode_weights
+from tinyverse.database.heartbeat import StopSignal
 from tinyverse.experiment import loader
 
 if TYPE_CHECKING:
@@ -24,13 +25,17 @@ class Seen:
     """What a look for weights saw the last time."""
 
     version: int | None = None
-    stops: int | None = None  # how often the run had been asked to stop
-    stopped: bool = False  # it was, meanwhile
+    stop: StopSignal | None = None  # of the run; None before the first look
     complaint: str = ""
     place: str = ""  # where they were newest, as was said
     checkpoint: tuple[Any, ...] = ()  # the folder's newest, and when it was written
     kept: WeightsFile | None = None  # its weights
     events: TensorBoard | None = None  # where evaluations show, once there is one
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the run was asked to stop since the first look."""
+        return self.stop is not None and self.stop.is_set
 
 
 def rebuild(experiment: str, settings: Mapping[str, Any]) -> Experiment:
@@ -49,7 +54,7 @@ def weights_for(context: RunContext, weights: str | None, seen: Seen) -> Weights
     found = _find(context, weights, seen)
     if found is None or found.version == seen.version:
         return None
-    check_agreed(context.run, found.agreed, context.title, context.given)
+    check_can_join(context.run, found.agreed, context.title, context.given)
     settings = context.resolved(found.agreed.get("settings", {}))
     return found._replace(agreed={"experiment": context.title, "settings": settings})
 
@@ -57,7 +62,7 @@ def weights_for(context: RunContext, weights: str | None, seen: Seen) -> Weights
 def _find(context: RunContext, weights: str | None, seen: Seen) -> WeightsFile | None:
     folder = context.folder
     agreed = folder.settings()
-    check_agreed(context.run, agreed, context.title, context.given)
+    check_can_join(context.run, agreed, context.title, context.given)
     if weights == "best" and not folder.best.exists():
         raise SettingsError(
             f"run {context.run} has no best weights in {folder.path}/ yet: tinyverse {context.experiment} eval --every keeps them."
@@ -85,8 +90,8 @@ def _version(context: RunContext, wanted: int | None, seen: Seen) -> WeightsFile
     needless = () if context.names_server or (wanted is not None and kept is None) else (ServerError,)
     with contextlib.suppress(*needless), context.connected(start=False) as database:
         state, meta = database.state(), database.meta()
-        seen.stopped = seen.stops is not None and state.stop > seen.stops
-        seen.stops = state.stop
+        seen.stop = seen.stop or StopSignal(state)
+        seen.stop.hear(state)
         ahead = kept is not None and kept.version > state.version  # `local` went on, or the server lost some
         if seen.stopped or (wanted is None and meta and not ahead and state.version == seen.version):
             return None
@@ -95,7 +100,7 @@ def _version(context: RunContext, wanted: int | None, seen: Seen) -> WeightsFile
         blob = None if ahead else database.get_weights(version=wanted)
         if blob is not None and meta:
             arrays, numbers = decode_weights(blob[1])
-            return WeightsFile(arrays, blob[0], numbers["update"], numbers["step"], agreed_of(meta))
+            return WeightsFile(arrays, blob[0], numbers["update"], numbers["step"], experiment_and_settings(meta))
         if wanted is not None and kept is None and (meta or newest):
             there = max(state.version, newest.version if newest else -1)
             raise SettingsError(f"run {context.run} has no version {wanted}; the newest is {there}, and 3 are kept.")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from tinyverse.core import nest
+from tinyverse.core.session import FIELDS
 
 
 @dataclasses.dataclass
@@ -54,8 +55,8 @@ class Batch:
         """The slices at these places."""
 
         def cut(name: str) -> nest.Tree:
-            leading = name in ("initial_memory", "weights", "lag", "slots", "human")  # [B, …]; the others are [T, B, …]
-            return nest.map(lambda leaf: leaf[which] if leading else leaf[:, which], getattr(self, name))
+            in_time = FIELDS.get(name) is not None  # [T, B, …]; the others are [B, …]
+            return nest.map(lambda leaf: leaf[:, which] if in_time else leaf[which], getattr(self, name))
 
         names = {field.name for field in dataclasses.fields(self)} - {"burn_in"}
         names -= set() if self.human is not None else {"human"}

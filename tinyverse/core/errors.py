@@ -1,21 +1,21 @@
-"""Every way this package says no, as one tree.
+"""Exceptions. All derive from TinyverseError; the message says what is wrong and how to fix it.
 
-    TinyverseError          a sentence for a person: what was got, what was wanted, what to do
-    ├── CodecError          bytes that are not what they claim to be
-    ├── SpecError           a session that does not look like this run's sessions
-    ├── SettingsError       options that are wrong, or that cannot work together
-    ├── ExperimentError     the experiment module cannot be used as it stands
-    ├── NoWeights           nothing was learned in this run yet
-    ├── WindowClosed        a person who plays has closed the window
+    TinyverseError          a sentence for the user: what was got, what was wanted, what to do
+    ├── CodecError          bytes do not follow their format
+    ├── SpecError           a session differs from the run's sessions in names, shapes or dtypes
+    ├── SettingsError       options are wrong, or cannot work together
+    ├── ExperimentError     the experiment module, its environment or its agent cannot be used
+    ├── NoWeights           the run has no weights yet
+    ├── WindowClosed        a human player closed the window
     ├── ServerError         no database server could be found or started
-    ├── NotANumber          a trainer has learned something that is no number
+    ├── NotANumber          a loss, gradient or weight is NaN or infinite
     ├── RankLost            another process of the same trainer is gone
-    └── DatabaseError       the database answered no
-        ├── DatabaseLost    it did not answer at all; trying again may help
+    └── DatabaseError       the database refused a request
+        ├── DatabaseLost    the database does not answer; a retry may help
         ├── LeaseLost       another trainer publishes for this run now
-        └── RunConflict     another experiment, or other settings, live under this run name
+        └── RunConflict     the run's name belongs to another experiment or other settings
 
-A traceback that reaches a user is a bug of ours; an error of this tree is not.
+A user should only ever see an error of this tree. A traceback is a bug of tinyverse.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
 
 
 class TinyverseError(Exception):
-    """Something a person can mend; the message says how."""
+    """Raised when the user can fix the problem; the message says how."""
 
 
 class CodecError(TinyverseError):
-    """Raised when bytes are not what they claim to be. Nothing was allocated on their word."""
+    """Raised when bytes do not follow their format. The reader allocates nothing before it has checked them."""
 
 
 class SpecError(TinyverseError):
-    """Raised when names, shapes or dtypes differ from what the run agreed on."""
+    """Raised when names, shapes or dtypes differ from the run's session spec."""
 
 
 class SettingsError(TinyverseError):
@@ -51,7 +51,7 @@ class NoWeights(TinyverseError):
 
 
 class WindowClosed(TinyverseError):
-    """Raised where a person's next action is wanted, but they have left; what they had not finished is not pushed."""
+    """Raised when a human player has closed the window. The player drops the unfinished session."""
 
 
 class ServerError(TinyverseError):
@@ -59,11 +59,11 @@ class ServerError(TinyverseError):
 
 
 class NotANumber(TinyverseError):
-    """Raised when losses, gradients or weights are NaN or infinite; nothing of it was published or saved."""
+    """Raised when losses, gradients or weights are NaN or infinite. The trainer neither publishes nor saves them."""
 
 
 class RankLost(TinyverseError):
-    """Raised when another rank of this trainer is gone, in the middle of what all do together."""
+    """Raised when another rank of this trainer is gone during a collective operation."""
 
 
 class DatabaseError(TinyverseError):

@@ -1,4 +1,4 @@
-"""Files: written whole or not at all."""
+"""Atomic writes: a file is complete, or it is not there under its name."""
 
 from __future__ import annotations
 
@@ -12,39 +12,58 @@ from typing import BinaryIO
 
 from tinyverse.core.system import is_gone
 
-SILENT_SECONDS = 3600.0  # after which nobody writes into a file any more
+LEFTOVER_SECONDS = 3600.0  # without a write, after which an unfinished file of a process that is gone is removed
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file, whole or not at all: a reader, or a kill at any moment, finds the one before or the new one."""
+def atomic_write(path: Path, data: bytes, *, private: bool = False) -> None:
+    """Writes a file in one piece: a reader, or a kill at any moment, finds the old file or the new one.
+
+    Args:
+        private: only the owner may ever open the file (mode 0600).
+    """
     remove_leftovers(path.parent, glob.escape(path.name))
-    with whole(path) as file:
+    with atomic_file(path, private=private) as file:
         file.write(data)
 
 
 @contextlib.contextmanager
-def whole(path: Path) -> Iterator[BinaryIO]:
-    """A file to write into, which gets its name when all of it is on the disk."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.writing")
-    try:
-        with temporary.open("wb") as file:
+def atomic_file(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
+    """Opens a file for writing that appears as `path` once all of it is on the disk.
+
+    If the block raises, an older file stays as it was.
+    """
+    with atomic_path(path) as temporary:
+        mode = 0o600 if private else 0o666
+        with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags | os.O_EXCL, mode)) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Gives a temporary path, for libraries that open files themselves, and renames it to `path` when the block ends."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.writing")
+    temporary.unlink(missing_ok=True)
+    try:
+        yield temporary
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def remove_leftovers(folder: Path, name: str) -> None:
-    """Removes what killed writers of the files that `name` is a pattern of have left behind, half written.
+    """Removes unfinished files that killed processes have left behind.
 
-    Their processes are gone from this machine, or had the number of this one, as in a container that was started again.
-    Other machines, of which that says nothing, may share the folder; so nothing was written for an hour either.
+    A file goes if its process is gone from this machine (or had the id of this process, as in a restarted container)
+    and nobody has written to it for an hour. The hour protects processes of other machines that share the folder.
+
+    Args:
+        name: a glob pattern of the finished files' names.
     """
     for file in folder.glob(f"{name}.*.writing"):
         pid = file.name.split(".")[-2]
         gone = pid.isdecimal() and (int(pid) == os.getpid() or is_gone(int(pid)))
         with contextlib.suppress(OSError):
-            if gone and time.time() - file.stat().st_mtime > SILENT_SECONDS:
+            if gone and time.time() - file.stat().st_mtime > LEFTOVER_SECONDS:
                 file.unlink()

@@ -1,4 +1,7 @@
-"""Lazy imports: a package's public names are imported when first used (PEP 562), so that what needs no torch loads none."""
+"""Lazy imports: a package imports its public names when they are first used (PEP 562).
+
+Commands such as `info` and `--help` therefore start without torch.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Any
 
 
 def imported(package: str, name: str, modules: Mapping[str, str]) -> Any:
-    """The public object `name` of `package`, for the package's `__getattr__`.
+    """Returns the public object `name` of `package`; a package's `__getattr__` calls this.
 
     Args:
         modules: public name -> the module of the package that defines it.

@@ -1,11 +1,11 @@
-"""Nested arrays: an array, or a dict or tuple of them, as Gymnasium's Dict and Tuple spaces give.
+"""Nested arrays: an array, or a dict or tuple of nested arrays, like samples of Gymnasium's Dict and Tuple spaces.
 
-Inside the program a tree keeps its nested form; on the wire and in device memory each leaf has one dotted name:
+`flatten` gives each leaf a dotted name, which sessions use on the wire and in device memory:
 
     flatten({"image": x, "pair": (y, z)}, "observations")
     == {"observations.image": x, "observations.pair.0": y, "observations.pair.1": z}
 
-A level whose names are 0, 1, 2 … is a tuple, so names alone restore the tree; a dict may not use such names.
+Names alone restore the tree: a level with the names 0, 1, 2 … is a tuple. Keys of a dict must therefore not be numbers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,11 @@ Tree = Any  # a leaf, or a Mapping[str, Tree], or a tuple of Trees
 
 
 def items(tree: Tree, name: str) -> Iterator[tuple[str, Any]]:
-    """Yields (dotted name, leaf) in a fixed order: dicts by key, tuples by position."""
+    """Yields (dotted name, leaf) in a fixed order: dicts by sorted key, tuples by position.
+
+    Raises:
+        SpecError: a key is no string, is empty, is a number or contains a dot.
+    """
     if isinstance(tree, Mapping):
         for key in sorted(tree):
             if not isinstance(key, str) or not key or "." in key or key.isdigit():
@@ -35,12 +39,15 @@ def items(tree: Tree, name: str) -> Iterator[tuple[str, Any]]:
 
 
 def flatten(tree: Tree, name: str) -> dict[str, Any]:
-    """The leaves by dotted name."""
+    """Returns the leaves by dotted name, in the order of `items`."""
     return dict(items(tree, name))
 
 
 def unflatten(leaves: Mapping[str, Any], name: str) -> Tree:
-    """The tree under `name`; `()` when it has no leaves. Inverse of `flatten` (but empty dicts vanish)."""
+    """Returns the tree under `name`, or `()` if it has no leaves.
+
+    Inverse of `flatten`, except that empty dicts vanish.
+    """
     if name in leaves:
         return leaves[name]
     start = name + "."
@@ -53,7 +60,7 @@ def unflatten(leaves: Mapping[str, Any], name: str) -> Tree:
 
 
 def map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
-    """Applies `function` to corresponding leaves of trees of one shape."""
+    """Applies `function` to corresponding leaves of trees of the same structure and returns the tree of results."""
     if isinstance(tree, Mapping):
         return {key: map(function, tree[key], *(other[key] for other in others)) for key in tree}
     if isinstance(tree, tuple):
@@ -62,13 +69,16 @@ def map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
 
 
 def leaves(tree: Tree) -> list[Any]:
-    """The leaves in the order of `items`."""
+    """Returns the leaves in the order of `items`."""
     return [leaf for _, leaf in items(tree, "")]
 
 
 def of_space(space: Any, function: Callable[[Any], Any]) -> Tree:
-    """A tree shaped like a Gymnasium space: `function` of each leaf space (Dict and Tuple are levels)."""
-    parts = getattr(space, "spaces", None) if type(space).__name__ != "OneOf" else None  # OneOf is no product
+    """Returns a tree with the structure of a Gymnasium space: `function` of each leaf space.
+
+    Dict and Tuple are levels.
+    """
+    parts = getattr(space, "spaces", None) if type(space).__name__ != "OneOf" else None  # OneOf: one of its parts
     if isinstance(parts, Mapping):
         return {key: of_space(part, function) for key, part in parts.items()}
     if isinstance(parts, (tuple, list)):

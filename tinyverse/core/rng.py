@@ -1,4 +1,4 @@
-"""Rng: all random number generators that a process shares, as one state that a checkpoint can hold."""
+"""Random state: Python's, NumPy's and torch's global generators as one state that a checkpoint can hold."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import torch
 
 
 def seed(number: int) -> None:
-    """Seeds Python's, NumPy's and torch's generators."""
+    """Seeds Python's, NumPy's and torch's global generators."""
     random.seed(number)
     np.random.seed(number)
     torch.manual_seed(number)
 
 
 def get_state() -> dict[str, Any]:
-    """Where those generators are, as tensors and strings."""
+    """Returns the state of these generators as tensors and strings."""
     name, keys, *rest = np.random.get_state()
     return {
         "python": json.dumps(random.getstate()),
@@ -30,7 +30,7 @@ def get_state() -> dict[str, Any]:
 
 
 def set_state(state: Mapping[str, Any]) -> None:
-    """Takes what `get_state` gave. Of CUDA devices only where there are as many as there were."""
+    """Restores what `get_state` returned. CUDA generators are restored only if the number of devices is the same."""
     version, words, gauss = json.loads(state["python"])
     random.setstate((version, tuple(words), gauss))
     name, keys, *rest = json.loads(state["numpy"])

@@ -1,4 +1,7 @@
-"""Run config: what all workers of a run have agreed on. The first trainer creates it; a player adopts it."""
+"""Run config: what all workers of a run must agree on. The first trainer creates it and players adopt it.
+
+The database holds it as a flat dict of strings: format, experiment, settings (JSON) and spec (JSON).
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,14 @@ from tinyverse.core.session import SessionSpec
 FORMAT = "1"
 
 
-def agreement(experiment: str, settings: Mapping[str, Any], spec: SessionSpec) -> dict[str, str]:
-    """What a trainer publishes as the run's meta."""
+def run_config(experiment: str, settings: Mapping[str, Any], spec: SessionSpec) -> dict[str, str]:
+    """Returns the run config as strings, ready for the database.
+
+    Args:
+        experiment: name of the experiment.
+        settings: arguments of its `make_experiment`.
+        spec: shapes and dtypes of its sessions.
+    """
     return {
         "format": FORMAT,
         "experiment": experiment,
@@ -22,8 +31,12 @@ def agreement(experiment: str, settings: Mapping[str, Any], spec: SessionSpec) -
     }
 
 
-def agreed_of(meta: Mapping[str, str]) -> dict[str, Any]:
-    """{"experiment", "settings"} of a run's meta, as settings.json holds them too; {} of an empty one."""
+def experiment_and_settings(meta: Mapping[str, str]) -> dict[str, Any]:
+    """Returns {"experiment": name, "settings": dict} of a run config, as settings.json holds them; {} for an empty one.
+
+    Raises:
+        RunConflict: another version of tinyverse, with another format, wrote it.
+    """
     if not meta:
         return {}
     if meta["format"] != FORMAT:
@@ -33,15 +46,17 @@ def agreed_of(meta: Mapping[str, str]) -> dict[str, Any]:
     return {"experiment": meta["experiment"], "settings": json.loads(meta["settings"])}
 
 
-def check_agreed(
+def check_can_join(
     name: str, agreed: Mapping[str, Any], experiment: str, given: Mapping[str, Any], *, force: bool = False
 ) -> None:
-    """Whether a worker of `experiment` with the settings in `given` may join the run.
+    """Checks that a worker of `experiment` with the settings in `given` may join run `name`.
 
     Args:
-        force: other settings may.
+        agreed: what `experiment_and_settings` returned for the run; {} accepts every worker.
+        given: the settings that the user asked for.
+        force: accept settings that differ.
     Raises:
-        RunConflict: another experiment, or settings that differ; names both sides.
+        RunConflict: the run has another experiment, or settings that differ. The message names both.
     """
     if not agreed:
         return
@@ -60,7 +75,11 @@ def check_agreed(
 
 
 def check_spec(name: str, meta: Mapping[str, str], spec: SessionSpec) -> None:
-    """Raises RunConflict where sessions made here would not be the run's sessions."""
+    """Checks that sessions of this `spec` are sessions of run `name`.
+
+    Raises:
+        RunConflict: they differ.
+    """
     wrong = SessionSpec.from_json(meta["spec"]).difference(spec.fields)
     if wrong:
         raise RunConflict(f"run {name} cannot be joined: {wrong} Is the experiment file the same everywhere?")

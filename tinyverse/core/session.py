@@ -24,38 +24,55 @@ import numpy as np
 from tinyverse.core import codec, nest
 from tinyverse.core.errors import CodecError, SpecError
 
+LONGEST_NAME = 200  # characters of a player's name, which trainers remember
 
-@dataclasses.dataclass(frozen=True)
+FIELDS: dict[str, int | None] = {  # rows beyond T of a field's leaves; None: the leaves have no time axis
+    "observations": 1,  # [T+1, …] per leaf
+    "actions": 0,  # [T, …] per leaf
+    "rewards": 0,  # [T] float32, raw
+    "terminated": 0,  # [T] bool
+    "truncated": 0,  # [T] bool
+    "alive": 0,  # [T] bool
+    "initial_memory": None,  # […] per leaf: the agent's memory before row 0, any reset applied
+    "extras": 0,  # [T, …] float32 each, a dict: what the agent added
+}
+
+
+def rows_beyond(name: str) -> int | None:
+    """`FIELDS` by the dotted name of a leaf."""
+    return FIELDS[name.partition(".")[0]]
+
+
+def flatten(trees: Mapping[str, nest.Tree]) -> dict[str, Any]:
+    """The leaves of fields given as trees, by dotted name in the order of `FIELDS`."""
+    return {name: leaf for field in FIELDS if field in trees for name, leaf in nest.items(trees[field], field)}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Session:
-    """T steps of one game; it need not start or end with an episode.
+    """T steps of one game. Synonyms: an unroll (IMPALA), a rollout (PPO), a sequence (R2D2).
 
-    Synonyms: an unroll (IMPALA), a rollout (PPO), a sequence (R2D2).
+    Its arrays stay flat from the player to the trainer's memory. Each of `FIELDS` is an attribute too, a tree as the
+    environment or the agent gave it: `session.observations["image"]`. The tree is built when it is asked for.
+
+    Attributes:
+        arrays: every leaf by its dotted name.
+        metadata: who pushed it and as which (player, sequence), the weights that played it (version, update), JSON lists
+            of the episodes that ended in it (returns, lengths), human: "1" where a person played.
     """
 
-    observations: nest.Tree  # [T+1, …] per leaf
-    actions: nest.Tree  # [T, …] per leaf
-    rewards: np.ndarray  # [T] float32, raw
-    terminated: np.ndarray  # [T] bool
-    truncated: np.ndarray  # [T] bool
-    alive: np.ndarray  # [T] bool
-    initial_memory: nest.Tree  # […] per leaf: the agent's memory before row 0, any reset applied
-    extras: dict[str, np.ndarray]  # [T, …] float32, named by the agent
+    arrays: dict[str, np.ndarray]
     metadata: dict[str, str] = dataclasses.field(default_factory=dict)
-    # player, sequence: who pushed it and as which; version, update: the weights that played it;
-    # returns, lengths: JSON lists of the episodes that ended in it; human: "1" where a person played
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Every leaf by its dotted name."""
-        return {name: leaf for field in TREES for name, leaf in nest.items(getattr(self, field), field)}
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> Session:
-        trees = {name: nest.map(arrays.__getitem__, names) for name, names in _forms(tuple(arrays)).items()}
-        return cls(**{**trees, "extras": trees["extras"] or {}}, metadata=dict(metadata))
+    def __getattr__(self, name: str) -> Any:
+        if name not in FIELDS:
+            raise AttributeError(f"a session has no {name}; its fields are {', '.join(FIELDS)}.")
+        tree = nest.unflatten(self.arrays, name)
+        return tree or {} if name == "extras" else tree
 
     def encode(self) -> bytes:
         """Bytes for the wire: safetensors, compressed where it pays."""
-        return codec.compress(codec.encode(self.arrays(), self.metadata))
+        return codec.compress(codec.encode(self.arrays, self.metadata))
 
     @property
     def human(self) -> bool:
@@ -69,10 +86,6 @@ class Session:
         if returns == lengths == "[]":
             return []
         return list(zip(json.loads(returns), json.loads(lengths), strict=True))
-
-
-LONGEST_NAME = 200  # characters of a player's name, which trainers remember
-TREES = tuple(field.name for field in dataclasses.fields(Session) if field.name != "metadata")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +104,12 @@ class SessionSpec:
         """Bytes of a session's arrays, uncompressed."""
         return sum(math.prod(shape) * dtype.itemsize for shape, dtype in self.fields.values())
 
+    @functools.cached_property
+    def _floats(self) -> list[tuple[str, bool]]:
+        """The float arrays, and whether infinity is refused in them: an agent may say −∞ of an action not allowed."""
+        kinds = {name: dtype.kind for name, (_, dtype) in self.fields.items()}
+        return [(name, name.startswith(("observations", "rewards"))) for name in kinds if kinds[name] == "f"]
+
     def to_json(self) -> str:
         return json.dumps({name: [dtype.str, list(shape)] for name, (shape, dtype) in self.fields.items()})
 
@@ -102,10 +121,8 @@ class SessionSpec:
             SpecError: the text is no spec.
         """
         try:
-            fields = {
-                name: (tuple(map(int, shape)), np.dtype(str(dtype)))
-                for name, (dtype, shape) in json.loads(text).items()
-            }
+            stored = json.loads(text).items()
+            fields = {name: (tuple(map(int, shape)), np.dtype(str(dtype))) for name, (dtype, shape) in stored}
         except (ValueError, TypeError, AttributeError, RecursionError, SyntaxError, OverflowError):  # dtypes are parsed
             raise SpecError(f"the run's spec of its sessions is garbled: {text[:80]!r}") from None
         if any(dtype.kind not in "biuf" for _, dtype in fields.values()):
@@ -137,12 +154,11 @@ class SessionSpec:
         wrong = self.difference({name: (array.shape, array.dtype) for name, array in arrays.items()})
         if wrong:
             raise SpecError(wrong)
-        for name, array in arrays.items():  # an agent may say −∞ of an action that is not allowed
-            strict = name.split(".")[0] in ("observations", "rewards")
-            if array.dtype.kind == "f" and not (np.isfinite(array) if strict else ~np.isnan(array)).all():
+        for name, strict in self._floats:
+            if not (np.isfinite(arrays[name]) if strict else ~np.isnan(arrays[name])).all():
                 what = "NaN or infinity" if strict else "NaN"
                 raise SpecError(f"session.{name} holds {what}: learning from it would spoil the weights.")
-        session = Session.from_arrays(arrays, metadata)
+        session = Session(arrays, metadata)
         if len(metadata.get("player", "")) > LONGEST_NAME:
             raise CodecError(f"the session's player has a name of more than {LONGEST_NAME} characters.")
         for name in ("version", "update", "sequence"):
@@ -155,12 +171,6 @@ class SessionSpec:
         if not sound:
             raise CodecError("the session's metadata has garbled returns or lengths of episodes.")
         return session
-
-
-@functools.lru_cache(16)
-def _forms(names: tuple[str, ...]) -> dict[str, nest.Tree]:
-    """The trees of a session whose leaves have these dotted names, with the names for leaves. A run's sessions share them."""
-    return {tree: nest.unflatten({name: name for name in names}, tree) for tree in TREES}
 
 
 def _is_episode(total: Any, length: Any) -> bool:

@@ -1,7 +1,7 @@
-"""Machine: what to set on this computer before torch is imported, and what it can do.
+"""System: settings of the process that must precede the import of torch, and facts about the machine.
 
-Several busy processes share the cores: OpenMP threads that spin while they wait make two threads eighty times slower
-than one, and an allocator that gives memory back makes a CPU update up to twice as slow.
+Several busy processes share the cores. OpenMP threads that spin while they wait make two threads eighty times slower
+than one. An allocator that returns memory to the system makes an update on a CPU up to twice as slow.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-YIELDING = 10  # of 19, the last in line
+LOW_PRIORITY = 10  # nice value; 19 is the lowest priority
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.h
 
 
 def prepare() -> None:
-    """Call before torch is imported."""
+    """Sets environment and allocator; must run before torch is imported."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    keep_memory()
+    keep_freed_memory()
 
 
-def keep_memory() -> None:
-    """Lets glibc's malloc keep what it has mapped; does nothing on other C libraries."""
+def keep_freed_memory() -> None:
+    """Makes glibc's malloc keep freed memory. Does nothing with other C libraries."""
     if not sys.platform.startswith("linux"):
         return
     with contextlib.suppress(OSError, AttributeError):
@@ -41,9 +41,10 @@ def keep_memory() -> None:
 
 
 def set_threads(count: int) -> None:
-    """Threads of torch in this process; players want 1.
+    """Sets the number of torch's threads in this process; players use 1.
 
-    Floats below 1e-38 become 0 from here on: gradients of a solved game fall there, and CPUs then take ten times as long.
+    From here on floats below 1e-38 become 0. Gradients of a solved task get that small, and CPUs then take ten times as
+    long.
     """
     import torch
 
@@ -51,27 +52,27 @@ def set_threads(count: int) -> None:
     torch.set_flush_denormal(True)
 
 
-def yield_to_others() -> None:
-    """Lets every other thread of this process have the core first, where threads have a priority of their own (Linux)."""
+def lower_priority() -> None:
+    """Lets all other threads of this process run before the calling thread. Only Linux has priorities of threads."""
     if sys.platform.startswith("linux"):
         with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), YIELDING)
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOW_PRIORITY)
 
 
-def draw_unseen() -> None:
-    """To be called before pygame draws what no window is to show: without a screen, SDL beneath it would complain."""
+def use_headless_sdl() -> None:
+    """Selects SDL's dummy video driver on a machine without a screen; must run before pygame renders off-screen."""
     if sys.platform == "linux" and not os.environ.keys() & {"DISPLAY", "WAYLAND_DISPLAY"}:
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 
 
 def cores() -> int:
-    """Cores this process may use."""
+    """Returns how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def is_gone(pid: int) -> bool:
-    """Whether no process of this machine has this id; False when that cannot be known."""
-    if sys.platform == "win32" or pid <= 0:  # to ask would be to press Ctrl-C there
+    """Tells whether no process of this machine has this id; False if that cannot be known."""
+    if sys.platform == "win32" or pid <= 0:  # os.kill(pid, 0) sends Ctrl-C there
         return False
     try:
         os.kill(pid, 0)
@@ -83,7 +84,7 @@ def is_gone(pid: int) -> bool:
 
 
 def python_path() -> dict[str, str]:
-    """The environment in which a new process finds this package where it lies, if it is not installed."""
+    """Returns environment variables with which a new process finds this package if it is not installed."""
     home = str(Path(__file__).parents[2])
     if home in site.getsitepackages():
         return {}
@@ -91,7 +92,10 @@ def python_path() -> dict[str, str]:
 
 
 def has_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 itself (AMX or AVX512-BF16). By its flags: a timing would lie under load."""
+    """Tells whether this CPU multiplies bfloat16 in hardware (AMX or AVX512-BF16).
+
+    It reads the CPU's flags, because a timing would be wrong on a busy machine.
+    """
     with contextlib.suppress(OSError):
         words = Path("/proc/cpuinfo").read_text().split()
         return "avx512_bf16" in words or "amx_bf16" in words
@@ -99,9 +103,9 @@ def has_bfloat16() -> bool:
 
 
 def facts() -> dict[str, Any]:
-    """What this machine is, in words and numbers of json: a result says nothing without it.
+    """Describes this machine for a result's JSON file: CPU, cores, bytes of memory, GPUs, operating system.
 
-    `gpus` are looked for only where torch is imported already.
+    It lists GPUs only if torch is imported already.
     """
     cpu, memory, gpus = platform.processor() or platform.machine(), 0, []
     with contextlib.suppress(OSError):
@@ -115,7 +119,7 @@ def facts() -> dict[str, Any]:
 
 
 def versions(folder: Path) -> dict[str, str]:
-    """Versions of what a result depends on, and the git commit of the code in `folder` where there is one."""
+    """Returns the versions of packages that a result depends on, and the git commit of `folder` if it has one."""
     found = {"python": platform.python_version()}
     for name in ("tinyverse", "torch", "numpy", "gymnasium", "ale-py"):
         with contextlib.suppress(metadata.PackageNotFoundError):

@@ -1,4 +1,4 @@
-"""Text: the few phrasings that messages share."""
+"""Text: phrases that messages of several modules share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from difflib import get_close_matches
 
 
 def counted(count: float, thing: str) -> str:
-    """How many there are, in words.
+    """Returns a number with its noun in singular or plural.
 
     >>> counted(1, "game"), counted(1200, "new session"), counted(0.5, "minute")
     ('1 game', '1,200 new sessions', '0.5 minutes')
@@ -16,7 +16,7 @@ def counted(count: float, thing: str) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The end of a message about a word that nobody knows; "" where none is like it.
+    """Returns a hint for the end of a message about an unknown word; "" where no known word is similar.
 
     >>> did_you_mean("trian", ["play", "train"])
     ' Did you mean train?'

@@ -1,4 +1,4 @@
-"""Timing: how long each stage of a loop takes, so that everyone can say where their time goes."""
+"""Timing: stage timers, rates and tickers for the loops of players and trainers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 class Stages:
-    """Milliseconds per stage, averaged over an interval.
+    """Measures which share of the wall time each stage of a loop takes.
 
     >>> stages = Stages()
     >>> with stages("act"):
@@ -30,7 +30,7 @@ class Stages:
             self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - began
 
     def take(self) -> dict[str, float]:
-        """The share of wall time (0 … 1) that each stage took since the last `take`."""
+        """Returns the share of wall time (0 … 1) of each stage since the last `take`, and starts again at 0."""
         now = time.monotonic()
         wall = max(now - self._began, 1e-9)
         shares = {name: seconds / wall for name, seconds in self._seconds.items()}
@@ -39,7 +39,11 @@ class Stages:
 
 
 class Rate:
-    """Events per second over a sliding window of some seconds."""
+    """Counts events per second over a sliding window.
+
+    Args:
+        window: seconds.
+    """
 
     def __init__(self, window: float = 10.0) -> None:
         self._window = window
@@ -59,14 +63,17 @@ class Rate:
 
 
 class Waiting:
-    """What a worker waits for, in words, and since when; heartbeats carry both."""
+    """Records what a worker waits for and since when; heartbeats carry both."""
 
     def __init__(self) -> None:
         self.reason = ""
         self._since = time.monotonic()
 
     def set(self, reason: str) -> None:
-        """Says what is waited for now; "" means nothing. The clock runs on while only the numbers in it change."""
+        """Sets the reason.
+
+        "" means that the worker does not wait. The time runs on while only numbers in the reason change.
+        """
         if bool(reason) != bool(self.reason):
             self._since = time.monotonic()
         self.reason = reason
@@ -77,7 +84,7 @@ class Waiting:
 
 
 class Ticker:
-    """Says when a number of seconds has passed again; the first time at once, unless told `later`."""
+    """Becomes due every `seconds`; the first time at once, or after `seconds` with `later`."""
 
     def __init__(self, seconds: float, *, later: bool = False) -> None:
         self.seconds = seconds

@@ -1,4 +1,7 @@
-"""Weights on the wire: a safetensors blob with its version inside, never compressed."""
+"""Weights: arrays by name, as a safetensors blob on the wire and as a file.
+
+The blob holds version, update and step, so weights and version cannot be mixed up. It is not compressed.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,9 @@ import numpy as np
 
 from tinyverse.core import codec
 from tinyverse.core.errors import CodecError, SettingsError
-from tinyverse.core.files import write_whole
+from tinyverse.core.files import atomic_write
 
-UNREADABLE = (  # what torch.load says of damage
+UNREADABLE = (  # what torch.load raises for damaged files
     RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError, LookupError, TypeError, AttributeError,
 )  # fmt: skip
 Weights = Mapping[str, np.ndarray]
@@ -29,44 +32,50 @@ def encode_weights(
     bfloat16: bool = False,
     about: Mapping[str, str] | None = None,
 ) -> bytes:
-    """Weights with the version, update and step they belong to, and more strings; bfloat16 halves the float32 ones."""
+    """Encodes weights together with their version, update and step.
+
+    Args:
+        weights: arrays by name.
+        bfloat16: round float32 arrays to bfloat16, which halves their size.
+        about: more strings for the metadata.
+    """
     names = [name for name, array in weights.items() if array.dtype == np.float32] if bfloat16 else []
     numbers = {"version": str(version), "update": str(update), "step": str(step)}
     return codec.encode(weights, {**(about or {}), **numbers}, bfloat16=names)
 
 
 def decode_weights(blob: bytes) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    """(arrays by name, {"version", "update", "step"}).
+    """Returns (arrays by name, {"version", "update", "step"}).
 
     Raises:
-        CodecError: the bytes are no weights.
+        CodecError: the bytes are no encoded weights.
     """
     arrays, metadata = codec.decode(blob)
     return arrays, {name: codec.whole_number(metadata, name) for name in ("version", "update", "step")}
 
 
 class WeightsFile(NamedTuple):
-    """Weights, and what they are of."""
+    """Weights with their version, the experiment and settings they belong to, and the score of an evaluation."""
 
     weights: Weights
     version: int
     update: int = 0
     step: int = 0
-    agreed: Mapping[str, Any] = {}  # {"experiment", "settings"}, where it is known
-    score: Mapping[str, Any] = {}  # of an evaluation: {"mean", "standard_error", "games"}
+    agreed: Mapping[str, Any] = {}  # {"experiment", "settings"}; {} where unknown
+    score: Mapping[str, Any] = {}  # {"mean", "standard_error", "games"} of an evaluation; {} for none
 
     def write(self, path: Path) -> None:
-        """Writes a safetensors file, whole or not at all."""
+        """Writes a safetensors file atomically."""
         about = {"agreed": json.dumps(self.agreed, default=str), "score": json.dumps(self.score)}
         blob = encode_weights(self.weights, version=self.version, update=self.update, step=self.step, about=about)
-        write_whole(path, blob)
+        atomic_write(path, blob)
 
     @classmethod
     def read(cls, path: Path) -> WeightsFile:
-        """What `write` wrote, or the weights of a checkpoint.
+        """Reads a file of `write`, or the weights of a trainer's checkpoint.
 
         Raises:
-            SettingsError: it is neither, or damaged.
+            SettingsError: the file is neither, or is damaged.
         """
         try:
             with path.open("rb") as file:
@@ -85,7 +94,7 @@ class WeightsFile(NamedTuple):
 
     @classmethod
     def of_checkpoint(cls, contents: Mapping[str, Any]) -> WeightsFile:
-        """The weights of what a trainer saved."""
+        """Returns the weights in the contents of a trainer's checkpoint."""
         meta = contents.get("meta")
         agreed = {"experiment": meta["experiment"], "settings": json.loads(meta["settings"])} if meta else {}
         weights = {name: tensor.numpy() for name, tensor in contents["weights"].items()}
@@ -99,7 +108,10 @@ class WeightsFile(NamedTuple):
 
 
 def plain(contents: Any) -> Any:
-    """A copy of nested dicts and lists in which arrays are tensors on the host: what `weights_only` reading accepts."""
+    """Returns a copy of nested dicts and lists with arrays as CPU tensors.
+
+    `torch.load(weights_only=True)` accepts nothing else.
+    """
     import torch
 
     if isinstance(contents, Mapping):

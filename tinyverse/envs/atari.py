@@ -1,8 +1,9 @@
-"""Atari by one set of rules, in batches for playing and alone for watching, equal to the last pixel.
+"""Atari by one set of rules: in batches for playing and single for watching, with equal pixels.
 
-Every rule is stated, because papers differ in them: rewards are raw, an episode is a whole game unless told, buttons do
-not stick, an observation is one grey frame (a window of frames is the agent's memory), one step is 4 frames. The step
-after a lost life presses FIRE, whatever was chosen, where a game has it: some wait for it for ever.
+Papers differ in these rules, so here they are: rewards are raw. An episode is a whole game by default. Actions are not
+sticky. An observation is one grey frame (the agent's recurrent state holds earlier frames). One step is 4 frames. The
+step after a lost life presses FIRE instead of the chosen action, in games that have it, because some wait for it
+forever.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from tinyverse.envs.pool import VectorPool
 FRAME_SKIP = 4  # emulator frames per agent step
 FRAMES_PER_SECOND = 60  # of the emulator
 MAX_NUM_FRAMES = (
-    108_000  # 30 minutes; an episode of this length is truncated. Frames before the first observation do not count
+    108_000  # 30 minutes, after which an episode is truncated; frames before the first observation do not count
 )
-NOOP_MAX = 30  # an episode begins with 0 to NOOP_MAX - 1 frames, the first of them FIRE where a game has it
+NOOP_MAX = 30  # an episode begins with 0 to NOOP_MAX - 1 frames, the first of them FIRE if the game has it
 HEIGHT = WIDTH = 84
 
 
@@ -42,19 +43,19 @@ def atari_pool(
     full_action_space: bool = False,
     episodic_life: bool = False,
 ) -> VectorPool:
-    """`num_games` Atari games on ale-py's own vector environment; observations are [B, 84, 84] uint8.
+    """Returns `num_games` Atari games on ale-py's own vector environment; observations are [B, 84, 84] uint8.
 
     Args:
-        env_id: as `rom_name` takes it; its version sets nothing (the `-v5` of Gymnasium would mean stickiness 0.25).
-        num_threads: of the emulator; with more, a batch is stepped in parallel.
+        env_id: as `rom_name` takes it. Its version sets nothing (in Gymnasium `-v5` would mean stickiness 0.25).
+        num_threads: of the emulator; with more, it steps a batch in parallel.
         repeat_action_probability: stickiness (Machado et al. 2018 use 0.25).
         max_num_frames: emulator frames after which an episode is truncated.
-        noop_max: an episode begins with fewer than this many frames without a choice.
-        full_action_space: all 18 actions instead of those the game uses.
-        episodic_life: for learning a life is an episode, so that losing one costs what could still be won (Mnih et al.
-            2015); the game goes on, and the returns that are told are of whole games.
+        noop_max: upper limit (exclusive) of the frames before an episode's first action.
+        full_action_space: all 18 actions instead of those that the game uses.
+        episodic_life: an episode is a life, for learning, so that losing a life costs all future reward (Mnih et al.
+            2015). The game goes on, and reported returns are of whole games.
     Raises:
-        ExperimentError: no such game, or ale-py is not installed.
+        ExperimentError: there is no such game, or ale-py is not installed.
     """
     name = rom_name(env_id)
     from ale_py.vector_env import AtariVectorEnv
@@ -83,10 +84,10 @@ def atari_pool(
 
 
 def atari_env(env_id: str, *, evaluation: bool = False, render_mode: str | None = None, **rules: Any) -> AtariGame:
-    """One Atari game by the rules of `atari_pool`, which can show itself.
+    """Returns one Atari game by the rules of `atari_pool`, which can be rendered.
 
     Args:
-        evaluation: render for a video ("rgb_array") where `render_mode` says nothing.
+        evaluation: render to "rgb_array", for a video, unless `render_mode` is given.
         rules: as `AtariGame` takes them.
     """
     return AtariGame(env_id, render_mode=render_mode or ("rgb_array" if evaluation else None), **rules)
@@ -127,7 +128,7 @@ class AtariGame(gymnasium.Env):
         self._noop, self._fire = ale_py.Action.NOOP, _fire(self._actions)
         self._screens = np.zeros((2, *self.ale.getScreenDims()), np.uint8)
         self._elapsed = 0  # frames
-        self._lives, self._lost = 0, False  # whether the last step lost one
+        self._lives, self._lost = 0, False  # lost: the last step lost a life
         self.observation_space = spaces.Box(0, 255, (HEIGHT, WIDTH), np.uint8)
         self.action_space = spaces.Discrete(len(self._actions))
 
@@ -137,7 +138,7 @@ class AtariGame(gymnasium.Env):
         super().reset(seed=seed)
         if seed is not None:
             self.ale.setInt("random_seed", int(self.np_random.integers(2**31)))
-            self.ale.loadROM(self._rom)  # the emulator takes its seed here
+            self.ale.loadROM(self._rom)  # the emulator reads its seed here
         self.ale.reset_game()
         self._begin((options or {}).get("noops", self.np_random.integers(max(self._noop_max, 1))))
         self._elapsed, self._lives, self._lost = 0, self.ale.lives(), False
@@ -150,7 +151,7 @@ class AtariGame(gymnasium.Env):
             reward += self.ale.act(button)
             self._elapsed += 1
             if self._over():
-                break  # before the screen is taken: so does ale-py, and an episode's last observation is to be the same
+                break  # before it reads the screen, as ale-py does, so that last observations are equal
             if left < 2:
                 self._screens[left] = self.ale.getScreenGrayscale()
         terminated = self.ale.game_over(with_truncation=False)
@@ -162,7 +163,7 @@ class AtariGame(gymnasium.Env):
         return self.ale.getScreenRGB() if self.render_mode == "rgb_array" else None
 
     def get_keys_to_action(self) -> dict[tuple[str, ...], int]:
-        """{keys pressed together: action}, for people: arrows and space."""
+        """Returns {keys pressed together: action} for people: arrows and space."""
         keys = {"UP": "up", "DOWN": "down", "LEFT": "left", "RIGHT": "right", "FIRE": "space"}
         names = [action.name for action in self._actions]  # UPRIGHTFIRE
         return {tuple(key for word, key in keys.items() if word in name): index for index, name in enumerate(names)}
@@ -186,10 +187,10 @@ class AtariGame(gymnasium.Env):
 
 
 def rom_name(env_id: str) -> str:
-    """The name of a game's ROM: "pong" of "ALE/Pong-v5", "PongNoFrameskip-v4" or "pong".
+    """Returns the name of a game's ROM: "pong" for "ALE/Pong-v5", "PongNoFrameskip-v4" or "pong".
 
     Raises:
-        ExperimentError: no such game (it names those that are close), or ale-py is not installed.
+        ExperimentError: there is no such game (the message names similar ones), or ale-py is not installed.
     """
     try:
         from ale_py import roms
@@ -211,7 +212,7 @@ def _key(name: str) -> str:
 
 
 class _SingleFrames(VectorObservationWrapper):
-    """[B, 84, 84] of [B, 1, 84, 84]."""
+    """Converts [B, 1, 84, 84] to [B, 84, 84]."""
 
     def __init__(self, env: VectorEnv) -> None:
         super().__init__(env)
@@ -230,10 +231,10 @@ class _SingleFrames(VectorObservationWrapper):
 
 
 class _Lives(VectorWrapper):
-    """Counts lives: the step after a lost one presses FIRE.
+    """Counts lives: the step after a lost life presses FIRE.
 
-    Where lives are episodes, a lost one ends an episode, and not the game: as after every end, the next row is the one
-    of a reset, whose action is nobody's.
+    With `episodes`, a lost life ends an episode but not the game. As after every end, the next row counts as a reset,
+    whose action is ignored.
     """
 
     def __init__(self, env: VectorEnv, fire: int | None, episodes: bool) -> None:
@@ -253,14 +254,16 @@ class _Lives(VectorWrapper):
         observations, rewards, terminated, truncated, infos = cast(Any, self.env).recv()
         over = terminated | truncated
         self._lost = (infos["lives"] < self._lives) & ~over & ~self._lost
-        self._lives = np.where(over, 0, infos["lives"])  # a new game may have fewer than the one before was left with
+        self._lives = np.where(
+            over, 0, infos["lives"]
+        )  # a new game may begin with fewer lives than the old one had left
         if self._episodes:
             terminated = terminated | self._lost
         return observations, rewards, terminated, truncated, {**infos, "game_over": over}
 
 
 def _fire(buttons: list[Any]) -> int | None:
-    """The action that presses FIRE and nothing else, where a game has it."""
+    """Returns the action that presses only FIRE, or None if the game has none."""
     from ale_py import Action
 
     return buttons.index(Action.FIRE) if Action.FIRE in buttons else None

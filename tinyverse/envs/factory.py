@@ -1,4 +1,4 @@
-"""Accept: whatever `make_env` or `make_pool` returns becomes a pool here, once, or is refused in one sentence."""
+"""Factory: makes a pool of whatever `make_env` or `make_pool` returns, or refuses it in one sentence."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from gymnasium.vector import VectorEnv
 
 from tinyverse.core.errors import ExperimentError
 from tinyverse.core.text import counted
-from tinyverse.envs.multi_agent import ParallelPool, is_parallel
+from tinyverse.envs.multi_agent import MultiAgentPool, is_parallel
 from tinyverse.envs.pool import GamePool, Pool, VectorPool, check_count
-from tinyverse.envs.restarting_pool import RebuiltPool
+from tinyverse.envs.restarting_pool import RestartingPool
 from tinyverse.envs.spaces import article
 
 
@@ -20,23 +20,25 @@ def pool_of(
     num_games: int,
     *,
     realtime: bool = False,
-    mend: bool = False,
+    restart: bool = False,
     remake: Callable[[], Any] | None = None,
 ) -> Pool:
-    """A pool of `num_games` games of a Pool, a VectorEnv, or a function that makes either or a single environment.
+    """Makes a pool of a Pool, a VectorEnv, or a function that makes one of these or a single environment.
 
     Args:
-        mend: build anew what fails, instead of raising.
-        remake: makes another VectorEnv or Pool in place of one that fails; without it `thing` does, if it is a function.
+        num_games: number of environments in the pool.
+        realtime: see `Pool`.
+        restart: restart what fails instead of raising.
+        remake: makes another VectorEnv or Pool in place of a failed one; None: `thing` does, if it is a function.
     Raises:
-        ExperimentError: it is none of these, or has another number of games.
+        ExperimentError: `thing` is none of these, or has another number of environments.
     """
     check_count(num_games)
     made = thing() if callable(thing) else thing
     remake = remake or (thing if callable(thing) else None)
     if isinstance(made, (VectorEnv, Pool)):
         pool = _whole(made, num_games, realtime)
-        return RebuiltPool(pool, lambda: _whole(remake(), num_games, realtime)) if mend and remake else pool
+        return RestartingPool(pool, lambda: _whole(remake(), num_games, realtime)) if restart and remake else pool
     if not callable(thing):
         raise ExperimentError(
             f"got {article(thing)}, wanted a function that makes an environment, or a Gymnasium VectorEnv."
@@ -47,8 +49,8 @@ def pool_of(
         return first.pop() if first else thing()
 
     if is_parallel(made):
-        return ParallelPool(make, num_games, realtime=realtime, mend=mend)
-    return GamePool(make, num_games, realtime=realtime, mend=mend)
+        return MultiAgentPool(make, num_games, realtime=realtime, restart=restart)
+    return GamePool(make, num_games, realtime=realtime, restart=restart)
 
 
 def _whole(made: VectorEnv | Pool, num_games: int, realtime: bool) -> Pool:

@@ -4,8 +4,8 @@
     <button>ONE</button> ──▶ elements   [N, 11]  ────────────────▶   left, top, width, height, focused, tampered,
     the picture          ──▶ screenshot [h, w]   grey                 match, button, input, link, other
 
-`match` is the share of the element's words that the task names. The page's clock runs in real time: ten seconds, and
-the task has failed.
+`match` is the share of the element's words that occur in the task. The page runs in real time, and a task fails after
+ten seconds.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ PROGRAMS = {"MINIWOB_CHROME_BINARY": "chromium", "MINIWOB_CHROMEDRIVER": "chrome
 
 
 class MiniWobEnv(gymnasium.Env):
-    """One task, of https://miniwob.farama.org/environments/list. The browser starts at the first reset.
+    """One task of https://miniwob.farama.org/environments/list. The first reset starts the browser.
 
     Args:
         task: "click-test-2", "click-dialog" …
-        leaves: which of "elements", "utterance", "screenshot" are observed; a Dict has them by these names.
-        by: "elements": the action is the row of the element to click, with `available_actions` telling which rows there
-            are; "coordinates": a column and a row of a grid over the page, whose cell's middle is clicked.
+        leaves: which of "elements", "utterance", "screenshot" are observed; they are the keys of a Dict.
+        by: "elements": the action is the row of the element to click, and `available_actions` marks existing rows;
+            "coordinates": the action is a column and a row of a grid over the page, and clicks the middle of that cell.
         num_elements, num_words, size: N, W, (h, w).
         grid: columns and rows for `by="coordinates"`.
     Raises:
@@ -116,13 +116,13 @@ class MiniWobEnv(gymnasium.Env):
             grey = cv2.cvtColor(np.ascontiguousarray(page["screenshot"]), cv2.COLOR_RGB2GRAY)
             seen["screenshot"] = cv2.resize(grey, self.size[::-1], interpolation=cv2.INTER_AREA)
         if self.by == "elements":
-            # an empty page offers its first row, which does nothing: some option must be left
+            # on an empty page the first row, which does nothing, is available: a mask needs an option
             seen["available_actions"] = (np.arange(self.num_elements) < max(1, len(elements))).astype(np.int8)
         return seen
 
 
 def _features(element: dict[str, Any], named: list[str]) -> list[float]:
-    """One element as `FEATURES` numbers; lengths in widths and heights of the page."""
+    """Returns one element as `FEATURES` numbers; lengths are in widths and heights of the page."""
     place = [element[name][0] / scale for name, scale in zip(("left", "top", "width", "height"), (WIDTH, HEIGHT) * 2)]
     words = _words(f"{element['text']} {element['value']}")
     match = sum(word in named for word in words) / max(1, len(words))

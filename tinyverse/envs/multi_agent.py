@@ -1,7 +1,7 @@
-"""Parallel: several agents in one world (PettingZoo's parallel environments), each of them a game of the batch.
+"""MultiAgentPool: PettingZoo's parallel environments, in which every agent is one environment of the batch.
 
-All share one set of weights. An agent that is out while others play on has rows that do not count until the next
-episode, which begins for all of them at once. PettingZoo itself is not imported.
+All agents share one set of weights. An agent that is out has invalid rows until the world's next episode, which begins
+for all agents at once. PettingZoo itself is not imported.
 """
 
 from __future__ import annotations
@@ -15,40 +15,39 @@ import numpy as np
 
 from tinyverse.core import nest
 from tinyverse.core.errors import ExperimentError, SpecError
-from tinyverse.envs.adapters import space_of
+from tinyverse.envs.adapters import gymnasium_space
 from tinyverse.envs.pool import Pool, Step, as_int
-from tinyverse.envs.restarts import RUNNING, Mender
-from tinyverse.envs.spaces import Door, blank, fit, floats_of, has_nan, not_a_number, number_of, spec_of
+from tinyverse.envs.restarts import MAX_FAILURES, RestartPolicy
+from tinyverse.envs.spaces import ActionAdapter, blank, fit, floats_of, has_nan, not_a_number, number_of, spec_of
 
 
 def is_parallel(env: Any) -> bool:
-    """Whether it speaks as PettingZoo's parallel environments do."""
+    """Tells whether it has the interface of PettingZoo's parallel environments."""
     return hasattr(env, "possible_agents") and not hasattr(env, "agent_iter")
 
 
-class ParallelPool(Pool):
-    """Worlds of A agents, stepped one by one in this process: world w has the games w·A … w·A + A − 1.
+class MultiAgentPool(Pool):
+    """Worlds of A agents, stepped one by one in this process. World w has the indices w·A … w·A + A − 1 of the batch.
 
-    Of `num_games` there are as many as fill whole worlds, and one world at least. With `mend`, a world that raises, or
-    returns what its spaces do not say, is built anew (`mending`), which ends the episodes of all its agents; else it
-    raises.
+    The number of worlds is `num_games` / A, rounded up. With `restart`, a world that raises or breaks its spaces is
+    replaced (see `restarts`), which truncates the episodes of all its agents; otherwise the error is raised.
     """
 
     def __init__(
-        self, make_env: Callable[[], Any], num_games: int, *, realtime: bool = False, mend: bool = False
+        self, make_env: Callable[[], Any], num_games: int, *, realtime: bool = False, restart: bool = False
     ) -> None:
         first, self._make = make_env(), make_env
         self._agents: list[Any] = list(first.possible_agents)
         rest = range(math.ceil(num_games / len(self._agents)) - 1)
-        self._worlds: list[Any] = [first, *(make_env() for _ in rest)]  # None: to be built anew
+        self._worlds: list[Any] = [first, *(make_env() for _ in rest)]  # None: waits for its restart
         self.num_games, self.realtime = len(self._worlds) * len(self._agents), realtime
         self.observation_space = _shared(first.observation_space, self._agents, "observation")
         self.action_space = _shared(first.action_space, self._agents, "action")
         self._spec = spec_of(self.observation_space, ())
-        self._door = Door(self.action_space, self.num_games)
+        self._action_adapter = ActionAdapter(self.action_space, self.num_games)
         self._observations = blank(self._spec, self.num_games)
         self._over = np.zeros(self.num_games, bool)
-        self._mender = Mender(len(self._worlds), "world") if mend else None
+        self._restarts = RestartPolicy(len(self._worlds), "world") if restart else None
         self._seeds: list[np.random.SeedSequence] = []
         self._step_count = 0
 
@@ -60,16 +59,16 @@ class ParallelPool(Pool):
         return self._observations
 
     def step(self, actions: nest.Tree) -> Step:
-        columns = self._door.columns(actions)
-        if self._mender is not None and all(world is None for world in self._worlds):
-            self._mender.wait(list(range(len(self._worlds))))
+        columns = self._action_adapter.columns(actions)
+        if self._restarts is not None and all(world is None for world in self._worlds):
+            self._restarts.wait(list(range(len(self._worlds))))
         self._step_count += 1
         self._clear()
         for world in range(len(self._worlds)):
             try:
                 self._next(world, columns)
             except Exception as error:
-                self._lose(world, error)
+                self._fail(world, error)
         self._over |= self._terminated | self._truncated
         return Step(self._observations, self._rewards, self._terminated, self._truncated)
 
@@ -82,38 +81,38 @@ class ParallelPool(Pool):
         return range(world * len(self._agents), (world + 1) * len(self._agents))
 
     def _clear(self) -> None:
-        """Nothing has happened in this step yet: who is out stays out."""
+        """Sets rewards and flags to those of a step in which nothing happens: agents that are out stay out."""
         self._rewards = np.zeros(self.num_games, np.float32)
         self._terminated, self._truncated = np.zeros(self.num_games, bool), self._over.copy()
 
     def _next(self, world: int, columns: nest.Tree) -> None:
-        """The next rows of a world's games."""
+        """Makes the next rows of a world's agents."""
         if not self._over[self._games(world)].all():
             self._step(world, columns)
         elif self._worlds[world] is not None:
             self._begin(world, None)
-            if self._mender is not None:
-                self._mender.sound(world)
-        elif self._mender is not None and not self._mender.seconds(world):
+            if self._restarts is not None:
+                self._restarts.recovered(world)
+        elif self._restarts is not None and not self._restarts.delay(world):
             self._worlds[world] = self._make()
-            self._mender.rebuilt(world, step=self._step_count)
+            self._restarts.restarted(world, step=self._step_count)
             self._begin(world, as_int(self._seeds[world].spawn(1)[0]))
 
     def _first_reset(self, world: int) -> None:
-        """Of a world that must begin: there is nothing to show of it before."""
+        """Resets a world that has no earlier rows to repeat, so it waits until a restart succeeds."""
         while True:
             try:
                 if self._worlds[world] is None:
                     self._worlds[world] = self._make()
                 return self._begin(world, as_int(self._seeds[world]))
             except Exception as error:
-                self._lose(world, error)
-                if self._mender is None or self._mender.running(world) >= RUNNING:
+                self._fail(world, error)
+                if self._restarts is None or self._restarts.failures(world) >= MAX_FAILURES:
                     raise
-                self._mender.wait([world])
+                self._restarts.wait([world])
 
     def _begin(self, world: int, seed: int | None) -> None:
-        # here as in `_step`, nothing is written before all is found sound: a world that fails shows what it showed last
+        # writes nothing before all is checked, as `_step` does, so that a world that fails repeats its last rows
         env = self._worlds[world]
         observations = (env.reset() if seed is None else env.reset(seed=seed))[0]
         missing = [agent for agent in self._agents if agent not in observations]
@@ -136,7 +135,7 @@ class ParallelPool(Pool):
         for agent, game in playing.items():
             self._rewards[game] = paid[game]
             self._terminated[game] = terminated.get(agent, False)
-            # gone without a word: an episode that was cut
+            # an agent that vanishes without flags is truncated
             self._truncated[game] = not self._terminated[game] and truncated.get(agent, agent not in observations)
 
     def _store(self, observations: dict[int, nest.Tree]) -> None:
@@ -146,22 +145,26 @@ class ParallelPool(Pool):
         for game, observation in fitting.items():
             nest.map(lambda batch, leaf: batch.__setitem__(game, leaf), self._observations, observation)  # noqa: B023
 
-    def _lose(self, world: int, error: Exception) -> None:
-        """Closes a world that failed; its rows show what they showed last, and are the last of their episodes."""
-        if self._mender is None:
+    def _fail(self, world: int, error: Exception) -> None:
+        """Closes a failed world. Its rows repeat the rows before and truncate the episodes."""
+        if self._restarts is None:
             raise error
         env, self._worlds[world] = self._worlds[world], None
-        with contextlib.suppress(Exception):  # it is broken: what it says while it is closed helps nobody
+        with contextlib.suppress(Exception):  # an error while closing a broken world is of no use
             env.close()
         games = self._games(world)
         self._rewards[games], self._terminated[games], self._truncated[games] = 0.0, False, True
-        self._mender.failed(world, error, step=self._step_count)
-        self.faults, self.fault = self._mender.faults, self._mender.fault
+        self._restarts.failed(world, error, step=self._step_count)
+        self.faults, self.fault = self._restarts.faults, self._restarts.fault
 
 
 def _shared(space_for: Callable[[Any], Any], agents: list[Any], what: str) -> Any:
-    """The one space of all agents."""
-    spaces = [space_of(space_for(agent)) for agent in agents]
+    """Returns the space that all agents have.
+
+    Raises:
+        ExperimentError: two agents have different spaces.
+    """
+    spaces = [gymnasium_space(space_for(agent)) for agent in agents]
     for agent, space in zip(agents, spaces, strict=True):
         if space != spaces[0]:
             raise ExperimentError(

@@ -1,15 +1,15 @@
-"""Pool: B games stepped together, whatever they are made of, so that a player knows one shape and one way of resetting.
+"""Pool: B environments stepped together, with one interface whatever they are made of.
 
-Autoreset is Gymnasium's NEXT_STEP. The step after a game's end is its reset: the action is ignored, the reward is 0,
-the flags are False and the observation is the new episode's first.
+Autoreset is Gymnasium's NEXT_STEP: the step after an episode's end is the reset. It ignores the action, the reward is
+0, the flags are False and the observation is the new episode's first.
 
     step           0    1    2    3    4
     observations   o1   o2   o3   p0   p1     o3 is the last of its episode, p0 the first of the next
     rewards        r    r    r    0    r
     terminated     –    –    ✓    –    –      (or truncated)
 
-A game whose reset must wait (it is built anew, or others of its match still play) is truncated again in each row until
-it has been made: a row after an end never counts, whatever it says.
+A reset may have to wait, because the environment restarts or other agents of its world still play. Each row is then
+truncated again until the reset. A row after an end is never valid, whatever it holds.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from tinyverse.core import nest
 from tinyverse.core.errors import ExperimentError, SpecError
 from tinyverse.core.text import counted
-from tinyverse.envs.adapters import four, game_of, reset, space_of
-from tinyverse.envs.restarts import RUNNING, Mender
+from tinyverse.envs.adapters import adapted, gymnasium_space, reset, split_step
+from tinyverse.envs.restarts import MAX_FAILURES, RestartPolicy
 from tinyverse.envs.spaces import (
+    ActionAdapter,
     Array,
-    Door,
     blank,
     fit,
     fit_leaf,
@@ -42,27 +42,27 @@ from tinyverse.envs.spaces import (
     unlike,
 )
 
-HALVES = (("send", "recv"), ("step_async", "step_wait"))  # how vector environments call the halves of a step
+HALVES = (("send", "recv"), ("step_async", "step_wait"))  # names of the two halves of a vector environment's step
 
 
 class Step(NamedTuple):
-    """What one step of B games gave; the arrays are valid until the next step."""
+    """The result of one step of B environments; the arrays are valid until the next step."""
 
     observations: nest.Tree  # [B, …] per leaf, of the space's dtype
     rewards: np.ndarray  # [B] float32
     terminated: np.ndarray  # [B] bool
     truncated: np.ndarray  # [B] bool
-    game_over: np.ndarray | None = None  # [B] bool, where an episode is a part of a game, such as a life; else None
+    game_over: np.ndarray | None = None  # [B] bool, if an episode is only a part of a game, such as a life; else None
 
 
 class Pool(abc.ABC):
-    """B games stepped together. Synonym: vector environment.
+    """B environments stepped together. Synonym: vector environment.
 
     Attributes:
         num_games: B.
-        observation_space, action_space: the Gymnasium spaces of one game.
-        realtime: whether the games go on without waiting for an action, so that whoever plays must not block.
-        faults, fault: how often games failed and were built anew, and the newest traceback.
+        observation_space, action_space: the Gymnasium spaces of one environment.
+        realtime: the environments do not wait for actions, so the player must not block.
+        faults, fault: how many failures led to restarts, and the newest traceback.
     """
 
     num_games: int
@@ -74,11 +74,14 @@ class Pool(abc.ABC):
 
     @abc.abstractmethod
     def reset(self, seed: int | None = None) -> nest.Tree:
-        """Begins an episode in every game; equal seeds begin equal games. Returns observations [B, …] per leaf."""
+        """Begins an episode in every environment.
+
+        Equal seeds give equal episodes. Returns observations [B, …] per leaf.
+        """
 
     @abc.abstractmethod
     def step(self, actions: nest.Tree) -> Step:
-        """Steps every game, and resets those that ended at the step before.
+        """Steps every environment, and resets those whose episode ended at the step before.
 
         Args:
             actions: [B, …] per leaf; Box actions are clipped to the space's bounds.
@@ -87,15 +90,18 @@ class Pool(abc.ABC):
         """
 
     def send(self, actions: nest.Tree) -> None:
-        """Begins a step, whose result `receive` gives; where nothing steps in the background, it is made there."""
+        """Begins a step.
+
+        `receive` returns its result. A pool without background stepping makes the whole step in `receive`.
+        """
         self._sent = actions
 
     def receive(self) -> Step:
-        """The result of the step that `send` began."""
+        """Returns the result of the step that `send` began."""
         return self.step(self._sent)
 
     def close(self) -> None:  # noqa: B027
-        """Closes the games."""
+        """Closes the environments."""
 
     def __repr__(self) -> str:
         return (
@@ -104,30 +110,34 @@ class Pool(abc.ABC):
 
 
 class GamePool(Pool):
-    """Single environments, stepped one by one in this process, whatever they speak (`dialects`).
+    """Single environments of any supported API (see `adapters`), stepped one by one in this process.
 
-    With `mend`, a game that raises, or returns what its spaces do not say, is built anew (`mending`); else it raises.
+    With `restart`, an environment that raises or breaks its spaces is replaced (see `restarts`); otherwise the error is
+    raised.
+
+    Args:
+        make_env: makes one environment.
     """
 
     def __init__(
-        self, make_env: Callable[[], Any], num_games: int, *, realtime: bool = False, mend: bool = False
+        self, make_env: Callable[[], Any], num_games: int, *, realtime: bool = False, restart: bool = False
     ) -> None:
         check_count(num_games)
         self._make = make_env
-        self._envs: list[Any] = [game_of(make_env()) for _ in range(num_games)]  # None: to be built anew
+        self._envs: list[Any] = [adapted(make_env()) for _ in range(num_games)]  # None: waits for its restart
         self.num_games, self.realtime = num_games, realtime
         spaces = self._envs[0].observation_space, self._envs[0].action_space
-        self.observation_space, self.action_space = map(space_of, spaces)
+        self.observation_space, self.action_space = map(gymnasium_space, spaces)
         self._spec = spec_of(self.observation_space, ())
-        # two, in turn: the row of a game that fails is taken from the step before
+        # two buffers in turn: a failed environment repeats its row of the step before
         self._observations, self._before = (blank(self._spec, num_games) for _ in range(2))
         self._floats, self._floats_before = floats_of(self._observations), floats_of(self._before)
-        self._door = Door(self.action_space, num_games)
+        self._action_adapter = ActionAdapter(self.action_space, num_games)
         self._rewards = np.zeros(num_games, np.float32)
         self._terminated, self._truncated = np.zeros(num_games, bool), np.zeros(num_games, bool)
         self._ended = [False] * num_games
-        self._mender = Mender(num_games, "game") if mend else None
-        self._missing = 0  # games that are to be built anew
+        self._restarts = RestartPolicy(num_games, "game") if restart else None
+        self._missing = 0  # environments that wait for their restart
         self._seeds: list[np.random.SeedSequence] = []
         self._step_count = 0
 
@@ -139,16 +149,16 @@ class GamePool(Pool):
         return self._observations
 
     def step(self, actions: nest.Tree) -> Step:
-        columns = self._door.columns(actions)
-        if self._missing == self.num_games and self._mender is not None:
-            self._mender.wait(list(range(self.num_games)))
+        columns = self._action_adapter.columns(actions)
+        if self._missing == self.num_games and self._restarts is not None:
+            self._restarts.wait(list(range(self.num_games)))
         self._step_count += 1
         self._observations, self._before = self._before, self._observations
         self._floats, self._floats_before = self._floats_before, self._floats
         rewards, terminated, truncated = zip(*[self._row(game, columns) for game in range(self.num_games)], strict=True)
         self._rewards[:], self._terminated[:], self._truncated[:] = rewards, terminated, truncated
         if not math.isfinite(sum(rewards)) or has_nan(self._floats):
-            self._lose_spoilt_rows()
+            self._fail_rows_with_nan()
         self._ended = (self._terminated | self._truncated).tolist()
         return Step(self._observations, self._rewards, self._terminated, self._truncated)
 
@@ -158,59 +168,59 @@ class GamePool(Pool):
                 env.close()
 
     def _row(self, game: int, columns: nest.Tree) -> tuple[float, bool, bool]:
-        """Reward and flags of a game's next row, whose observation is stored."""
+        """Returns reward and flags of an environment's next row, and stores its observation."""
         try:
             return self._begin(game) if self._ended[game] else self._step(game, columns)
         except Exception as error:
-            if self._mender is None:
+            if self._restarts is None:
                 raise
-            return self._lose(game, error)
+            return self._fail(game, error)
 
     def _step(self, game: int, columns: nest.Tree) -> tuple[float, bool, bool]:
         result = self._envs[game].step(nest.map(lambda column: column[game], columns))
-        observation, reward, terminated, truncated = four(result)
+        observation, reward, terminated, truncated = split_step(result)
         self._store(game, observation)
         return number_of(reward), terminated, truncated
 
     def _begin(self, game: int) -> tuple[float, bool, bool]:
         if self._envs[game] is not None:
             self._store(game, reset(self._envs[game], self._spec, None))
-            if self._mender is not None:
-                self._mender.sound(game)
+            if self._restarts is not None:
+                self._restarts.recovered(game)
             return 0.0, False, False
-        assert self._mender is not None
-        if self._mender.seconds(game):
+        assert self._restarts is not None
+        if self._restarts.delay(game):
             self._repeat(game)
-            return 0.0, False, True  # over as before, for the reset has yet to be made
+            return 0.0, False, True  # the reset is still to come
         self._build(game)
-        self._mender.rebuilt(game, step=self._step_count)
+        self._restarts.restarted(game, step=self._step_count)
         self._store(game, reset(self._envs[game], self._spec, self._next_seed(game)))
         return 0.0, False, False
 
     def _first_reset(self, game: int) -> None:
-        """Of a game that must begin: there is nothing to show of it before."""
+        """Resets an environment that has no earlier row to repeat, so it waits until a restart succeeds."""
         while True:
             try:
                 if self._envs[game] is None:
                     self._build(game)
                 self._store(game, reset(self._envs[game], self._spec, as_int(self._seeds[game])))
-                if self._is_spoilt(game):
+                if self._has_nan(game):
                     raise not_a_number("observation")
                 return
             except Exception as error:
-                if self._mender is None:
+                if self._restarts is None:
                     raise
-                self._lose(game, error)
-                if self._mender.running(game) >= RUNNING:
+                self._fail(game, error)
+                if self._restarts.failures(game) >= MAX_FAILURES:
                     raise
-                self._mender.wait([game])
+                self._restarts.wait([game])
 
     def _next_seed(self, game: int) -> int | None:
         return as_int(self._seeds[game].spawn(1)[0]) if self._seeds else None
 
     def _build(self, game: int) -> None:
-        env = game_of(self._make())
-        if spec_of(space_of(env.observation_space), ()) != self._spec:
+        env = adapted(self._make())
+        if spec_of(gymnasium_space(env.observation_space), ()) != self._spec:
             raise SpecError(
                 f"make_env gave an environment with the observation_space {env.observation_space}, "
                 f"the one before had {self.observation_space}. It must give one kind of game."
@@ -218,28 +228,28 @@ class GamePool(Pool):
         self._envs[game] = env
         self._missing -= 1
 
-    def _lose(self, game: int, error: Exception) -> tuple[float, bool, bool]:
-        """Closes a game that failed; its row shows what it showed last, and is the last of its episode."""
-        assert self._mender is not None
+    def _fail(self, game: int, error: Exception) -> tuple[float, bool, bool]:
+        """Closes a failed environment. Its row repeats the row before and truncates the episode."""
+        assert self._restarts is not None
         env, self._envs[game] = self._envs[game], None
         self._missing += env is not None
-        with contextlib.suppress(Exception):  # it is broken: what it says while it is closed helps nobody
+        with contextlib.suppress(Exception):  # an error while closing a broken environment is of no use
             env.close()
         self._repeat(game)
-        self._mender.failed(game, error, step=self._step_count)
-        self.faults, self.fault = self._mender.faults, self._mender.fault
+        self._restarts.failed(game, error, step=self._step_count)
+        self.faults, self.fault = self._restarts.faults, self._restarts.fault
         return 0.0, False, True
 
-    def _lose_spoilt_rows(self) -> None:
+    def _fail_rows_with_nan(self) -> None:
         for game in range(self.num_games):
-            spoilt = self._is_spoilt(game)
-            if spoilt or not math.isfinite(self._rewards[game]):
-                error = not_a_number("observation" if spoilt else "reward")
-                if self._mender is None:
+            has_nan_observation = self._has_nan(game)
+            if has_nan_observation or not math.isfinite(self._rewards[game]):
+                error = not_a_number("observation" if has_nan_observation else "reward")
+                if self._restarts is None:
                     raise error
-                self._rewards[game], self._terminated[game], self._truncated[game] = self._lose(game, error)
+                self._rewards[game], self._terminated[game], self._truncated[game] = self._fail(game, error)
 
-    def _is_spoilt(self, game: int) -> bool:
+    def _has_nan(self, game: int) -> bool:
         return any(np.isnan(leaf[game]).any() for leaf in nest.leaves(self._observations) if leaf.dtype.kind == "f")
 
     def _repeat(self, game: int) -> None:
@@ -250,7 +260,7 @@ class GamePool(Pool):
             batch[game] = fit_leaf(wanted, part)
 
         try:
-            if isinstance(self._spec, Array):  # what most games are, without the way through a tree
+            if isinstance(self._spec, Array):  # the common case, without the overhead of a tree
                 self._observations[game] = fit_leaf(self._spec, observation)
             else:
                 nest.map(store, self._spec, self._observations, observation)
@@ -261,24 +271,25 @@ class GamePool(Pool):
 class VectorPool(Pool):
     """A native Gymnasium VectorEnv whose autoreset is NEXT_STEP or DISABLED.
 
-    A DISABLED one steps all its games at once and none that is over, so a game is reset twice: before the step, which
-    lets it be stepped, and after, which undoes that step. Each episode costs one reset and one step more.
+    A DISABLED one steps all environments at once and refuses those whose episode is over. The pool therefore resets
+    these twice: before the step, so that they can be stepped, and after it, which undoes that step. Each episode costs
+    one more reset and step.
     """
 
     def __init__(self, env: VectorEnv, *, realtime: bool = False) -> None:
         self.num_games, self.realtime = env.num_envs, realtime
         self._env, self._resets = env, _autoreset(env) is AutoresetMode.DISABLED
         self._ended = np.zeros(self.num_games, bool)
-        # of the class: a wrapper passes such names on to the environment inside, past what it does itself
+        # looks at the class, because a wrapper's instance forwards these names to the environment inside
         halves = [names for names in HALVES if hasattr(type(env), names[0]) and not self._resets]
         self._halves = tuple(getattr(env, name) for name in halves[0]) if halves else None
         self.observation_space, self.action_space = env.single_observation_space, env.single_action_space
         self._spec = spec_of(self.observation_space, (self.num_games,))
-        self._door = Door(self.action_space, self.num_games)
+        self._action_adapter = ActionAdapter(self.action_space, self.num_games)
 
     def reset(self, seed: int | None = None) -> nest.Tree:
         self._ended = np.zeros(self.num_games, bool)
-        # hashed, because vector environments seed their games seed, seed + 1 …: neighbouring players would share games
+        # hashed, because vector environments use seed, seed + 1 …, and players with neighbouring seeds would share episodes
         return self._checked(self._env.reset(seed=as_int(np.random.SeedSequence(seed)))[0])
 
     def step(self, actions: nest.Tree) -> Step:
@@ -286,7 +297,7 @@ class VectorPool(Pool):
         return self.receive()
 
     def send(self, actions: nest.Tree) -> None:
-        self._sent = self._door.arrays(actions)
+        self._sent = self._action_adapter.arrays(actions)
         if self._halves is not None:
             self._halves[0](self._sent)
 
@@ -326,15 +337,19 @@ def check_count(num_games: int) -> None:
 
 
 def as_int(sequence: np.random.SeedSequence) -> int:
-    """A seed for an environment."""
-    return int(sequence.generate_state(1)[0]) >> 2  # room below 2^31 for seed + 1, seed + 2 …
+    """Returns a seed for an environment."""
+    return int(sequence.generate_state(1)[0]) >> 2  # below 2^30, so that seed + 1, seed + 2 … stay below 2^31
 
 
 def _autoreset(env: VectorEnv) -> AutoresetMode:
-    """How a VectorEnv resets; an ExperimentError unless rows can be made of it.
+    """Returns how a VectorEnv resets.
 
-    The attribute goes before the metadata: ale-py writes its mode into the dict that all VectorEnv classes share, which
-    for the same reason declares nothing.
+    The environment's attribute takes precedence over its metadata. ale-py writes its mode into the dict that all
+    VectorEnv classes share, so that shared dict says nothing about a class.
+
+    Raises:
+        ExperimentError: the VectorEnv does not declare its mode, or resets in the step that ends an episode
+            (SAME_STEP).
     """
     shared = env.metadata is VectorEnv.metadata
     mode = getattr(env.unwrapped, "autoreset_mode", None) or (None if shared else env.metadata.get("autoreset_mode"))

@@ -1,12 +1,12 @@
-"""Workers: games stepped in processes of their own, because stepping is heavy Python, or because a game may hang.
+"""ProcessPool: environments stepped in worker processes, because stepping is heavy Python or because a step may hang.
 
-A hung step can only be ended by ending the process it hangs in: so `step_timeout` needs workers. A worker that dies, is
-killed, hangs or grows too large is replaced, and the episodes of all its games end as truncated; a single game that
-fails inside a worker is mended there.
+Only killing its process ends a hung step, so `step_timeout` needs workers. A worker that dies, is killed, hangs or
+grows too large is replaced, and the episodes of all its environments are truncated. An environment that raises inside a
+worker is restarted there.
 
-Observations, actions, rewards and flags lie in memory that all processes share; a pipe says only whose turn it is. What
-goes to a new process is a module-level function and its arguments, so any start method does ("spawn" is taken: torch
-and emulators have threads, which "fork" does not copy).
+Observations, actions, rewards and flags are in shared memory; a pipe carries only commands and answers. A new process
+gets a module-level function and its arguments, so any start method works. It is "spawn", because torch and emulators
+have threads, which "fork" does not copy.
 """
 
 from __future__ import annotations
@@ -34,26 +34,26 @@ from tinyverse.core import nest
 from tinyverse.core.errors import ExperimentError
 from tinyverse.core.text import counted
 from tinyverse.envs.pool import Pool, Step, as_int
-from tinyverse.envs.restarts import Mender
-from tinyverse.envs.spaces import Array, Door, spec_of
+from tinyverse.envs.restarts import RestartPolicy
+from tinyverse.envs.spaces import ActionAdapter, Array, spec_of
 
-START_SECONDS = 120.0  # for a worker to import the experiment and build its games
-LOOK_EVERY = 256  # steps between two looks at a worker's memory
-ORDER = struct.Struct("<cBq")  # what to do, into which buffer, with which seed
+START_SECONDS = 120.0  # for a worker to import the experiment and make its environments
+CHECK_MEMORY_EVERY = 256  # steps between two checks of a worker's memory
+COMMAND = struct.Struct("<cBq")  # command, index of the buffer, seed
 ALIGNED = 64  # bytes
 
 
-class WorkerPool(Pool):
-    """B games dealt to K processes.
+class ProcessPool(Pool):
+    """B environments divided among K worker processes.
 
     Args:
-        make: makes a pool of so many games; called in each worker, so it must be a module-level function, or a
-            functools.partial of one.
-        spaces: observation and action space of one game.
-        step_timeout: seconds that a worker may take for a step (or reset) of its games; None: for ever.
-        memory: bytes that a worker may grow to; None: any.
+        make: makes a pool of the given number of environments. Each worker calls it, so it must be a module-level
+            function or a functools.partial of one.
+        spaces: observation and action space of one environment.
+        step_timeout: seconds that a worker may take for a step or reset; None: no limit.
+        memory: bytes that a worker may use; None: no limit.
     Raises:
-        ExperimentError: a worker could not build its games.
+        ExperimentError: a worker could not make its environments.
     """
 
     def __init__(
@@ -73,11 +73,11 @@ class WorkerPool(Pool):
         context = multiprocessing.get_context("spawn")
         observations, actions = (spec_of(space, (num_games,)) for space in spaces)
         layout = _Layout(observations, actions, num_games)
-        shared = context.RawArray("B", layout.bytes)  # a file without a name: gone with the last process that has it
+        shared = context.RawArray("B", layout.bytes)  # an unnamed file, removed with the last process that maps it
         self._views = layout.views(shared)
-        self._door = Door(self.action_space, num_games)
+        self._action_adapter = ActionAdapter(self.action_space, num_games)
         self._timeout, self._turn = step_timeout, 0
-        self._mender, self._step_count = Mender(workers, "worker"), 0
+        self._restarts, self._step_count = RestartPolicy(workers, "worker"), 0
         self._seeds = np.random.SeedSequence().spawn(workers)
         edges = np.linspace(0, num_games, workers + 1).astype(int).tolist()
         self._workers = [
@@ -97,7 +97,7 @@ class WorkerPool(Pool):
                 if not worker.ready:
                     worker.start()
                     worker.await_ready(START_SECONDS)
-                worker.order(b"R", self._turn, as_int(sequence))
+                worker.send(b"R", self._turn, as_int(sequence))
             for worker in self._workers:
                 worker.answer(START_SECONDS)
         self._needs_reset = [False] * len(self._workers)
@@ -108,22 +108,26 @@ class WorkerPool(Pool):
         return self.receive()
 
     def send(self, actions: nest.Tree) -> None:
-        nest.map(lambda shared, leaf: shared.__setitem__(..., leaf), self._views.actions, self._door.arrays(actions))
+        nest.map(
+            lambda shared, leaf: shared.__setitem__(..., leaf),
+            self._views.actions,
+            self._action_adapter.arrays(actions),
+        )
         self._step_count += 1
-        self._turn ^= 1  # two buffers in turn: the rows of a worker that dies are taken from the step before
-        self._replace_lost()
-        self._asked = [index for index, worker in enumerate(self._workers) if worker.ready]
-        for index in self._asked:
+        self._turn ^= 1  # two buffers in turn: a failed worker repeats its rows of the step before
+        self._restart_failed()
+        self._stepping = [index for index, worker in enumerate(self._workers) if worker.ready]
+        for index in self._stepping:
             worker = self._workers[index]
             if self._needs_reset[index]:
-                worker.order(b"R", self._turn, as_int(self._seeds[index].spawn(1)[0]))
+                worker.send(b"R", self._turn, as_int(self._seeds[index].spawn(1)[0]))
             else:
-                worker.order(b"S", self._turn)
+                worker.send(b"S", self._turn)
 
     def receive(self) -> Step:
         views, until = self._views, None if self._timeout is None else time.monotonic() + self._timeout
         for index, worker in enumerate(self._workers):
-            if index not in self._asked:
+            if index not in self._stepping:
                 self._repeat(worker)
                 continue
             try:
@@ -132,7 +136,7 @@ class WorkerPool(Pool):
                 if news:
                     self.faults, self.fault = self.faults + 1, news
             except ExperimentError as error:
-                self._lose(index, error)
+                self._fail(index, error)
         rewards, terminated, truncated = (np.array(column) for column in views.results)
         return Step(views.observations[self._turn], rewards, terminated, truncated)
 
@@ -140,33 +144,33 @@ class WorkerPool(Pool):
         for worker in self._workers:
             worker.close()
 
-    def _replace_lost(self) -> None:
-        """Starts what is due, takes in what has started; waits if there is nothing else to step."""
+    def _restart_failed(self) -> None:
+        """Starts workers that are due and accepts those that are ready; waits if no worker is ready to step."""
         while True:
             for index, worker in enumerate(self._workers):
-                if not worker.alive and not self._mender.seconds(index):
+                if not worker.alive and not self._restarts.delay(index):
                     worker.start()
                 elif worker.alive and not worker.ready:
                     try:
                         if worker.await_ready(0.0):
-                            self._mender.rebuilt(index, step=self._step_count)
+                            self._restarts.restarted(index, step=self._step_count)
                     except ExperimentError as error:
-                        self._lose(index, error)
+                        self._fail(index, error)
             if any(worker.ready for worker in self._workers):
                 return
             starting = [worker.connection for worker in self._workers if worker.alive]
             wait(starting, 0.5) if starting else time.sleep(0.01)
 
-    def _lose(self, index: int, error: ExperimentError) -> None:
+    def _fail(self, index: int, error: ExperimentError) -> None:
         worker = self._workers[index]
         worker.kill()
         self._needs_reset[index] = True
         self._repeat(worker)
-        self._mender.failed(index, error, step=self._step_count, final=worker.gave_up)
-        self.faults, self.fault = self.faults + 1, self._mender.fault
+        self._restarts.failed(index, error, step=self._step_count, final=worker.gave_up)
+        self.faults, self.fault = self.faults + 1, self._restarts.fault
 
     def _repeat(self, worker: _Worker) -> None:
-        """The rows of a worker that is not there show what they showed last, and are over."""
+        """Fills the rows of an absent worker with its last observations, and truncates them."""
         games, now, before = worker.task.games, self._turn, 1 - self._turn
         nest.map(
             lambda new, old: new.__setitem__(games, old[games]), *(self._views.observations[n] for n in (now, before))
@@ -193,12 +197,12 @@ class _Views:
 
 
 class _Layout:
-    """Where which array lies in the shared memory; the same in every process."""
+    """The offsets of the arrays in the shared memory, equal in every process."""
 
     def __init__(self, observations: nest.Tree, actions: nest.Tree, num_games: int) -> None:
         results = tuple(Array((num_games,), np.dtype(kind)) for kind in (np.float32, bool, bool))
         self._spec = (observations, observations, actions, results)
-        self.bytes = sum(_room(leaf) for leaf in nest.leaves(self._spec)) or 1
+        self.bytes = sum(_aligned_bytes(leaf) for leaf in nest.leaves(self._spec)) or 1
 
     def views(self, memory: Any) -> _Views:
         start = 0
@@ -206,20 +210,20 @@ class _Layout:
         def view(leaf: Array) -> np.ndarray:
             nonlocal start
             array = np.frombuffer(memory, leaf.dtype, int(np.prod(leaf.shape)), start).reshape(leaf.shape)
-            start += _room(leaf)
+            start += _aligned_bytes(leaf)
             return array
 
         one, other, actions, results = nest.map(view, self._spec)
         return _Views((one, other), actions, results)
 
 
-def _room(leaf: Array) -> int:
+def _aligned_bytes(leaf: Array) -> int:
     return -(-int(np.prod(leaf.shape)) * leaf.dtype.itemsize // ALIGNED) * ALIGNED
 
 
 @dataclasses.dataclass
 class _Task:
-    """What a worker has to do."""
+    """What a worker process is given."""
 
     make: Callable[[int], Pool]
     games: slice
@@ -228,7 +232,7 @@ class _Task:
 
 
 class _Worker:
-    """A worker process, seen from the player's side."""
+    """The player's handle of a worker process."""
 
     def __init__(self, context: Any, task: _Task, shared: Any) -> None:
         self.task = task
@@ -238,13 +242,13 @@ class _Worker:
         self.connection: Connection
         self._began = 0.0
         file, name = tempfile.mkstemp(prefix="tinyverse-worker-")
-        os.close(file)  # an open one could not be opened again on Windows
-        self._last_words = Path(name)
+        os.close(file)  # Windows cannot open it a second time
+        self._crash_log = Path(name)
 
     def start(self) -> None:
         self.connection, theirs = self._context.Pipe()
         self._process = self._context.Process(
-            target=_work, args=(self.task, self._shared, theirs, self._last_words), daemon=True
+            target=_run_worker, args=(self.task, self._shared, theirs, self._crash_log), daemon=True
         )
         try:
             self._process.start()
@@ -256,7 +260,7 @@ class _Worker:
         self.alive, self.ready, self.gave_up, self._began = True, False, False, time.monotonic()
 
     def await_ready(self, seconds: float) -> bool:
-        """Whether its games are built; waits so long for it."""
+        """Waits at most `seconds` for the environments to be made; tells whether they are."""
         if not self.connection.poll(seconds):
             if time.monotonic() - self._began < START_SECONDS:
                 return False
@@ -265,12 +269,15 @@ class _Worker:
         self.ready = True
         return True
 
-    def order(self, what: bytes, buffer: int, seed: int = 0) -> None:
-        with contextlib.suppress(OSError):  # it is dead: whoever waits for its answer will see
-            self.connection.send_bytes(ORDER.pack(what, buffer, seed))
+    def send(self, what: bytes, buffer: int, seed: int = 0) -> None:
+        with contextlib.suppress(OSError):  # a dead worker is noticed when `answer` waits for it
+            self.connection.send_bytes(COMMAND.pack(what, buffer, seed))
 
     def answer(self, seconds: float | None) -> str:
-        """Waits until an order is carried out; returns the traceback of a game that failed meanwhile, or nothing."""
+        """Waits until a command is carried out.
+
+        Returns the traceback of an environment that failed meanwhile, or "".
+        """
         if not self.connection.poll(seconds):
             raise ExperimentError(f"{self} has not answered in time and is killed (--step-timeout).{self._stack()}")
         return self._receive()
@@ -282,22 +289,22 @@ class _Worker:
             self._process.join(5.0)
             code = self._process.exitcode
             how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
-            raise ExperimentError(f"{self} {how}.{self._words()}") from None
+            raise ExperimentError(f"{self} {how}.{self._crash_text()}") from None
         if text.startswith("!"):
             self.gave_up = text.startswith("!!")
             raise ExperimentError(f"{self}:\n{text.lstrip('!')}")
         return text
 
     def _stack(self) -> str:
-        """Where it hangs, as its faulthandler writes it; it answers even while C code runs. On Windows nobody knows."""
+        """Returns where the worker hangs. Its faulthandler writes that even while C code runs, but not on Windows."""
         if hasattr(faulthandler, "register"):
             with contextlib.suppress(OSError):
                 os.kill(self._process.pid, signal.SIGUSR2)
                 time.sleep(0.1)
-        return self._words()
+        return self._crash_text()
 
-    def _words(self) -> str:
-        text = self._last_words.read_text(encoding="utf-8", errors="replace").strip()
+    def _crash_text(self) -> str:
+        text = self._crash_log.read_text(encoding="utf-8", errors="replace").strip()
         return "\n" + text if text else ""
 
     def kill(self) -> None:
@@ -308,13 +315,13 @@ class _Worker:
         self.alive = self.ready = False
 
     def close(self) -> None:
-        """Lets it close its games; kills it if that takes 2 seconds."""
+        """Lets the worker close its environments; kills it after 2 seconds."""
         if self.alive:
-            self.order(b"C", 0)
+            self.send(b"C", 0)
             self._process.join(2.0)
             self.kill()
-        with contextlib.suppress(OSError):  # Windows keeps what a process that still ends has open
-            self._last_words.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # Windows cannot remove a file that an ending process has open
+            self._crash_log.unlink(missing_ok=True)
 
     def __str__(self) -> str:
         games = self.task.games
@@ -322,28 +329,30 @@ class _Worker:
         return f"the worker of {names} (pid {self._process.pid})"
 
 
-def _work(task: _Task, shared: Any, connection: Connection, last_words: Path) -> None:
-    """A worker process, from beginning to end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the player ends its workers
+def _run_worker(task: _Task, shared: Any, connection: Connection, crash_log: Path) -> None:
+    """Runs a worker process from beginning to end."""
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches the whole process group, but the player ends its workers itself
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    file = last_words.open("w", encoding="utf-8")
+    file = crash_log.open("w", encoding="utf-8")
     faulthandler.enable(file)
     if hasattr(faulthandler, "register"):
         faulthandler.register(signal.SIGUSR2, file)
     try:
-        pool = _built(task)
+        pool = _build_pool(task)
         connection.send_bytes(b"")
     except Exception:
-        _say_last(connection, "!")
+        _send_failure(connection, "!")
     else:
         try:
             _serve(task, pool, task.layout.views(shared), connection)
         except Exception:
-            _say_last(connection, "!!")  # the pool has mended what it could
+            _send_failure(connection, "!!")  # "!!": the pool's own restarts did not help
         pool.close()
 
 
-def _say_last(connection: Connection, mark: str) -> None:
+def _send_failure(connection: Connection, mark: str) -> None:
     with contextlib.suppress(OSError):
         connection.send_bytes(f"{mark}{traceback.format_exc().rstrip()}".encode())
 
@@ -355,7 +364,7 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _built(task: _Task) -> Pool:
+def _build_pool(task: _Task) -> Pool:
     games = task.games.stop - task.games.start
     pool = task.make(games)
     if pool.num_games != games:
@@ -370,7 +379,7 @@ def _serve(task: _Task, pool: Pool, views: _Views, connection: Connection) -> No
     results: list[Any]
     while True:
         try:
-            what, buffer, seed = ORDER.unpack(connection.recv_bytes())
+            what, buffer, seed = COMMAND.unpack(connection.recv_bytes())
         except (EOFError, OSError):
             return
         if what == b"C":
@@ -378,13 +387,13 @@ def _serve(task: _Task, pool: Pool, views: _Views, connection: Connection) -> No
         if what == b"R":
             observations, results = pool.reset(seed), [0.0, False, False]
         else:
-            # copies: a game may keep its actions, and these are overwritten
+            # copies, because an environment may keep its actions
             observations, *results = pool.step(nest.map(lambda leaf: np.array(leaf[games]), views.actions))[:4]
         nest.map(lambda shared, leaf: shared.__setitem__(games, leaf), views.observations[buffer], observations)
         for column, values in zip(views.results, results, strict=True):
             column[games] = values
         count += 1
-        if task.memory is not None and count % LOOK_EVERY == 0 and (size := _resident()) > task.memory:
+        if task.memory is not None and count % CHECK_MEMORY_EVERY == 0 and (size := _resident()) > task.memory:
             words = f"it has grown to {size >> 20} MiB, and may have {task.memory >> 20} (--worker-memory)."
             connection.send_bytes(f"!{words}".encode())
             return
@@ -392,13 +401,13 @@ def _serve(task: _Task, pool: Pool, views: _Views, connection: Connection) -> No
         faults = pool.faults
 
 
-def knows_size() -> bool:
-    """Whether a worker can tell how large it is: only Linux says it."""
+def can_measure_memory() -> bool:
+    """Tells whether a worker can measure its memory, which only Linux offers."""
     return _resident() > 0
 
 
 def _resident() -> int:
-    """Bytes of this process in memory; 0 where /proc does not say (`knows_size`)."""
+    """Returns the resident memory of this process in bytes; 0 without /proc."""
     try:
         with open("/proc/self/statm") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -1,4 +1,4 @@
-"""Rebuilt: games that live and fail together, as in a native vector environment, are built anew together."""
+"""RestartingPool: replaces a whole pool that fails, such as a native vector environment."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ import numpy as np
 
 from tinyverse.core import nest
 from tinyverse.envs.pool import Pool, Step, as_int
-from tinyverse.envs.restarts import Mender
+from tinyverse.envs.restarts import RestartPolicy
 
 
-class RebuiltPool(Pool):
-    """A pool, and another like it whenever one raises: the episodes of all its games end as truncated (`mending`).
+class RestartingPool(Pool):
+    """A pool that is replaced by a new one when it raises. The episodes of all its environments are then truncated.
 
     Args:
-        make: gives the next pool.
+        pool: the first pool.
+        make: makes the next one.
     """
 
     def __init__(self, pool: Pool, make: Callable[[], Pool]) -> None:
-        self._pool: Pool | None = pool  # None: to be built anew
+        self._pool: Pool | None = pool  # None: waits for its restart
         self._make = make
         self.num_games, self.realtime = pool.num_games, pool.realtime
         self.observation_space, self.action_space = pool.observation_space, pool.action_space
-        self._mender, self._step_count = Mender(1, "pool"), 0
+        self._restarts, self._step_count = RestartPolicy(1, "pool"), 0
         self._seeds = np.random.SeedSequence()
-        self._failure: Exception | None = None  # of the first half of a step
+        self._failure: Exception | None = None  # raised by `send`, handled by `receive`
 
     def reset(self, seed: int | None = None) -> nest.Tree:
         self._seeds, self._failure = np.random.SeedSequence(seed), None
@@ -37,8 +38,8 @@ class RebuiltPool(Pool):
                 self._last = self._pool.reset(seed)
                 return self._last
             except Exception as error:
-                self._lose(error)
-                self._mender.wait([0])
+                self._fail(error)
+                self._restarts.wait([0])
 
     def step(self, actions: nest.Tree) -> Step:
         self.send(actions)
@@ -54,10 +55,10 @@ class RebuiltPool(Pool):
     def receive(self) -> Step:
         self._step_count += 1
         try:
-            step = self._begun_anew() if self._pool is None else self._received(self._pool)
+            step = self._restart_pool() if self._pool is None else self._received(self._pool)
         except Exception as error:
-            self._lose(error)
-            everybody = np.ones(self.num_games, bool)  # their rows show what they showed last
+            self._fail(error)
+            everybody = np.ones(self.num_games, bool)  # rows repeat the last observations
             return Step(self._last, np.zeros(self.num_games, np.float32), ~everybody, everybody)
         self._last = step.observations
         return step
@@ -71,18 +72,18 @@ class RebuiltPool(Pool):
             raise self._failure
         return pool.receive()
 
-    def _begun_anew(self) -> Step:
-        self._mender.wait([0])
+    def _restart_pool(self) -> Step:
+        self._restarts.wait([0])
         self._pool = self._make()
-        self._mender.rebuilt(0, step=self._step_count)
+        self._restarts.restarted(0, step=self._step_count)
         observations = self._pool.reset(as_int(self._seeds.spawn(1)[0]))
         nobody = np.zeros(self.num_games, bool)
         return Step(observations, np.zeros(self.num_games, np.float32), nobody, nobody.copy())
 
-    def _lose(self, error: Exception) -> None:
+    def _fail(self, error: Exception) -> None:
         pool, self._pool, self._failure = self._pool, None, None
-        with contextlib.suppress(Exception):  # it is broken: what it says while it is closed helps nobody
+        with contextlib.suppress(Exception):  # an error while closing a broken pool is of no use
             if pool is not None:
                 pool.close()
-        self._mender.failed(0, error, step=self._step_count)
-        self.faults, self.fault = self._mender.faults, self._mender.fault
+        self._restarts.failed(0, error, step=self._step_count)
+        self.faults, self.fault = self._restarts.faults, self._restarts.fault

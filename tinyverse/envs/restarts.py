@@ -1,8 +1,8 @@
-"""Mending: what becomes of a game that fails, so that one bad game in a thousand steps does not end a player.
+"""Restarts of environments that fail, so that one failure in many steps does not end a player.
 
-A part of a pool (a game, or a process of games) that fails is closed and built anew: at once the first time, then after
-0.5, 1, 2 … 30 seconds. Its episode ends as truncated, the others go on. Once every part has failed three times running
-it is no accident, and the last error is raised.
+A pool consists of parts: environments, or processes of environments. A part that fails is closed and restarted: at once
+the first time, then after 0.5, 1, 2 … 30 seconds. Its episode is truncated, and the other parts go on. When every part
+has failed three times in a row, the last error is raised.
 """
 
 from __future__ import annotations
@@ -13,63 +13,68 @@ import traceback
 
 logger = logging.getLogger(__name__)
 
-RUNNING = 3  # failures in a row, of every part, after which the error is raised
-SOUND_STEPS = 1000  # steps, or an episode's own end, after which an earlier failure is forgotten
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds before a second and any later rebuilding
-LONGEST_TEXT = 4000  # characters of a traceback that are kept
+MAX_FAILURES = 3  # failures in a row of every part before the error is raised
+HEALTHY_STEPS = (
+    1000  # steps without a failure after which earlier ones are forgotten; an episode's own end does the same
+)
+FIRST_DELAY, LONGEST_DELAY = 0.5, 30.0  # seconds before the second restart, and at most before any
+MAX_TRACEBACK = 4000  # characters
 
 
-class Mender:
-    """Counts the failures of a pool's parts and says when each may be built anew.
+class RestartPolicy:
+    """Counts the failures of a pool's parts and decides when each may restart.
 
+    Args:
+        parts: how many there are.
+        part: what one is called in messages.
     Attributes:
-        faults: how many there were.
-        fault: the newest one's traceback.
+        faults: number of failures.
+        fault: the newest traceback.
     """
 
     def __init__(self, parts: int, part: str) -> None:
         self.faults, self.fault = 0, ""
         self._part = part
-        self._running = [0] * parts
-        self._built = [0] * parts  # the step at which it was built
+        self._failures = [0] * parts
+        self._started_at = [0] * parts  # the pool's step of the last restart
         self._due = [0.0] * parts
 
     def failed(self, part: int, error: Exception, *, step: int, final: bool = False) -> None:
-        """Notes a failure at the pool's `step`; raises the error when every part has failed too often.
+        """Records a failure at the pool's `step`. Raises `error` if every part has failed too often.
 
         Args:
-            final: it will not get better by being built anew once or twice more.
+            final: a restart would not help, so this counts as `MAX_FAILURES` failures.
         """
-        if step - self._built[part] >= SOUND_STEPS:
-            self._running[part] = 0
-        self._running[part] = max(self._running[part] + 1, RUNNING if final else 0)
+        if step - self._started_at[part] >= HEALTHY_STEPS:
+            self._failures[part] = 0
+        self._failures[part] = max(self._failures[part] + 1, MAX_FAILURES if final else 0)
         self.faults += 1
-        self.fault = "".join(traceback.format_exception(error))[-LONGEST_TEXT:].rstrip()
-        if min(self._running) >= RUNNING:
+        self.fault = "".join(traceback.format_exception(error))[-MAX_TRACEBACK:].rstrip()
+        if min(self._failures) >= MAX_FAILURES:
             raise error
-        running = self._running[part]
-        pause = 0.0 if running == 1 else min(FIRST_PAUSE * 2.0 ** (running - 2), LONGEST_PAUSE)
-        self._due[part] = time.monotonic() + pause
+        failures = self._failures[part]
+        delay = 0.0 if failures == 1 else min(FIRST_DELAY * 2.0 ** (failures - 2), LONGEST_DELAY)
+        self._due[part] = time.monotonic() + delay
         logger.warning(
-            "%s %d failed (%d running) and is built anew in %.1f s:\n%s", self._part, part, running, pause, self.fault
+            "%s %d failed (%d in a row) and restarts in %.1f s:\n%s", self._part, part, failures, delay, self.fault
         )
 
-    def rebuilt(self, part: int, *, step: int) -> None:
-        """The part was built anew before the pool's `step`."""
-        self._built[part] = step
+    def restarted(self, part: int, *, step: int) -> None:
+        """Records that the part restarted before the pool's `step`."""
+        self._started_at[part] = step
 
-    def sound(self, part: int) -> None:
-        """An episode of the part has come to its own end."""
-        self._running[part] = 0
+    def recovered(self, part: int) -> None:
+        """Records that an episode of the part came to its own end."""
+        self._failures[part] = 0
 
-    def running(self, part: int) -> int:
-        """How often it has failed in a row."""
-        return self._running[part]
+    def failures(self, part: int) -> int:
+        """Returns how often the part has failed in a row."""
+        return self._failures[part]
 
-    def seconds(self, part: int) -> float:
-        """Until the part may be built anew; 0 when it may."""
+    def delay(self, part: int) -> float:
+        """Returns the seconds until the part may restart; 0 if it may now."""
         return max(0.0, self._due[part] - time.monotonic())
 
     def wait(self, parts: list[int]) -> None:
-        """Sleeps until one of these parts may be built anew: for when none is left to step."""
-        time.sleep(min(self.seconds(part) for part in parts))
+        """Sleeps until one of these parts may restart; for a pool in which no part is left to step."""
+        time.sleep(min(self.delay(part) for part in parts))

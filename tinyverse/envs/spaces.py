@@ -1,7 +1,6 @@
-"""Arrays: what the spaces of a game say of its observations and actions, and whether they are so.
+"""Spaces: checks observations against an environment's spaces, and converts actions to them.
 
-A tree shaped like a space has an `Array` (shape and dtype) at each leaf; observations are held against it, and actions
-are brought to it, so that whatever differs is named here and nowhere later.
+`spec_of` turns a space into a tree with an `Array` (shape and dtype) at each leaf. Errors name the leaf that differs.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ from tinyverse.core import nest
 from tinyverse.core.errors import ExperimentError, SpecError
 
 
-class Door:
-    """Brings actions [B, …] to the shape, dtype and bounds of a space."""
+class ActionAdapter:
+    """Converts actions [B, …] to the shape, dtype and bounds of a space."""
 
     def __init__(self, space: Any, num_games: int) -> None:
         self._spaces = nest.of_space(space, lambda leaf: leaf)
@@ -25,7 +24,11 @@ class Door:
         spec_of(space, ())
 
     def arrays(self, actions: nest.Tree) -> nest.Tree:
-        """One array [B, …] per leaf, as a VectorEnv takes them."""
+        """Returns one array [B, …] per leaf, as a VectorEnv takes them.
+
+        Raises:
+            SpecError: the actions differ from the space in structure, shape or kind of dtype.
+        """
         try:
             return nest.map(self._leaf, self._spaces, actions)
         except (LookupError, TypeError, ValueError) as error:
@@ -34,7 +37,7 @@ class Door:
             ) from None
 
     def columns(self, actions: nest.Tree) -> nest.Tree:
-        """One sequence of B per leaf, whose elements single environments take: int for Discrete."""
+        """Returns one sequence of B per leaf, whose elements single environments take: int for Discrete."""
         return nest.map(
             lambda space, leaf: leaf.tolist() if _is_discrete(space) else leaf, self._spaces, self.arrays(actions)
         )
@@ -62,7 +65,11 @@ class Array:
 
 
 def spec_of(space: Any, batch: tuple[int, ...]) -> nest.Tree:
-    """The arrays of a space, with `batch` axes before them."""
+    """Returns the `Array`s of a space, with the `batch` axes in front.
+
+    Raises:
+        ExperimentError: a leaf of the space has no fixed shape or no numbers.
+    """
 
     def leaf(part: Any) -> Array:
         dtype = getattr(part, "dtype", None)
@@ -76,12 +83,16 @@ def spec_of(space: Any, batch: tuple[int, ...]) -> nest.Tree:
 
 
 def blank(spec: nest.Tree, num_games: int) -> nest.Tree:
-    """Zeros [B, …] for the arrays […] of `spec`."""
+    """Returns zeros [B, …] for the arrays […] of `spec`."""
     return nest.map(lambda leaf: np.zeros((num_games, *leaf.shape), leaf.dtype), spec)
 
 
 def fit(spec: nest.Tree, observation: nest.Tree) -> nest.Tree:
-    """The observation as arrays; a SpecError if they differ from `spec`."""
+    """Returns the observation as arrays.
+
+    Raises:
+        SpecError: they differ from `spec`.
+    """
     try:
         return nest.map(fit_leaf, spec, observation)
     except (LookupError, TypeError, ValueError):
@@ -93,7 +104,7 @@ def fit_leaf(wanted: Array, part: Any) -> np.ndarray:
     if array.shape == wanted.shape and array.dtype == wanted.dtype:
         return array
     if array.shape == wanted.shape and np.can_cast(array.dtype, wanted.dtype, "same_kind"):
-        return array.astype(wanted.dtype)  # float64 where float32 was declared: common, and harmless
+        return array.astype(wanted.dtype)  # such as float64 where float32 is declared
     got = Array(array.shape, array.dtype)
     raise SpecError(f"the environment's observation is {got}, its observation_space is {wanted}. Change one of them.")
 
@@ -112,12 +123,12 @@ def number_of(reward: Any) -> float:
 
 
 def floats_of(observations: nest.Tree) -> list[np.ndarray]:
-    """The leaves of floats, flat."""
+    """Returns the float leaves, flattened."""
     return [leaf.reshape(-1) for leaf in nest.leaves(observations) if leaf.dtype.kind == "f"]
 
 
 def has_nan(floats: list[np.ndarray]) -> bool:
-    """A sum of squares is NaN only where a term is: one pass, and no array of answers."""
+    """Tells whether any value is NaN: a dot product needs one pass and no temporary array."""
     return any(math.isnan(leaf.dot(leaf)) for leaf in floats)
 
 

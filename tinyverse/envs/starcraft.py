@@ -2,12 +2,12 @@
 
     observations                                     actions
     screen     [L, S, S]  layers of the camera       function       one of 573
-    minimap    [M, S, S]  layers of the whole map    screen         its argument where it takes a point: y · S + x
+    minimap    [M, S, S]  layers of the whole map    screen         its argument if it takes a point: y · S + x
     player     [11]       minerals, food, … as log   minimap, queued, … one choice for each type of argument
     available_actions     which functions may be chosen now; every argument may
 
-All choices are made at every step; those that the function does not take are not sent. The game itself is Blizzard's and
-cannot be installed from here; the tests play pysc2's own mock of it, which has the real specs and no game behind them.
+Agents make all choices at every step, but only the arguments that the function takes are sent. The game is Blizzard's
+and cannot be installed from a package registry. The tests use pysc2's mock of it, which has the real specs but no game.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ MAPS = "https://github.com/deepmind/pysc2#get-the-maps"
 
 
 class StarCraftEnv(gymnasium.Env):
-    """One map, against nobody or the built-in bot. The game starts at the first reset.
+    """One map, alone or against the built-in bot. The first reset starts the game.
 
     Args:
         map_name: a mini-game ("MoveToBeacon", "CollectMineralShards" …) or a melee map ("Simple64").
         size: S, the pixels of screen and minimap in each direction.
-        screen_layers, minimap_layers: which of pysc2's layers are seen, each divided by its largest value. Layers of
-            identifiers become numbers in the same way: those want a network of their own.
+        screen_layers, minimap_layers: which of pysc2's layers are observed, each divided by its largest value. Layers
+            of identifiers are divided too, though they would need an embedding.
         step_mul: game steps per agent step; the game makes 22.4 a second.
-        make_game: what makes the game, called as `sc2_env.SC2Env` is; None: that.
+        make_game: makes the game, with the arguments of `sc2_env.SC2Env`; None: that class.
     Raises:
-        ExperimentError: pysc2 cannot be used, or (at reset) the game or the map is not there.
+        ExperimentError: pysc2 cannot be used, or (at reset) the game or the map is missing.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class StarCraftEnv(gymnasium.Env):
         )
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Begins an episode; only the first seed counts, for pysc2 takes it when the game starts."""
+        """Begins an episode. Only the first seed has an effect, because pysc2 takes it when the game starts."""
         super().reset(seed=seed)
         if self._game is None:
             self._game = self._start(int(self.np_random.integers(2**31)))
@@ -100,7 +100,7 @@ class StarCraftEnv(gymnasium.Env):
     def step(self, action: dict[str, Any]) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         (self._now,) = self._game.step([self.call(action)])
         over = bool(self._now.last())
-        terminated = over and self._now.discount == 0.0  # pysc2 leaves the discount alone where only the time is up
+        terminated = over and self._now.discount == 0.0  # pysc2 does not set the discount to 0 at a time limit
         return self._observation(), float(self._now.reward), terminated, over and not terminated, {}
 
     def close(self) -> None:
@@ -109,7 +109,7 @@ class StarCraftEnv(gymnasium.Env):
             self._game = None
 
     def call(self, action: dict[str, Any]) -> Any:
-        """The pysc2 FunctionCall of an action; doing nothing where the function may not be chosen."""
+        """Returns the pysc2 FunctionCall of an action, or a no-op if the function is not available."""
         function = int(action["function"])
         if function not in self._now.observation["available_actions"]:
             function = 0
@@ -145,11 +145,11 @@ class StarCraftEnv(gymnasium.Env):
                 step_mul=self._step_mul, random_seed=seed,
             )  # fmt: skip
         except (sc2.LaunchError, OSError, ValueError) as error:
-            raise ExperimentError(_explained(self.map_name, error)) from error
+            raise ExperimentError(_advice(self.map_name, error)) from error
 
 
-def _explained(map_name: str, error: Exception) -> str:
-    """What to do about a game that did not start."""
+def _advice(map_name: str, error: Exception) -> str:
+    """Returns what to do about a game that did not start."""
     folder = os.environ.get("SC2PATH", "~/StarCraftII")
     if "Map" in str(error) and "not found" in str(error):
         return f"the map {map_name} is not in {folder}/Maps: {error} Unpack it there, from {MAPS}."
@@ -161,7 +161,7 @@ def _explained(map_name: str, error: Exception) -> str:
 
 
 class _Parts:
-    """What of pysc2 is used."""
+    """The parts of pysc2 that are used."""
 
     def __init__(self) -> None:
         from absl import flags
@@ -170,13 +170,13 @@ class _Parts:
         from pysc2.lib import actions, features, sc_process
 
         if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # it reads options of a command line that is not its own
+            flags.FLAGS.mark_as_parsed()  # pysc2 would parse our command line
         self.maps, self.env, self.actions, self.features = maps, sc2_env, actions, features
         self.LaunchError = sc_process.SC2LaunchError
 
 
 def _pysc2() -> _Parts:
-    """pysc2, of which 4.0.0 calls `random.shuffle` with an argument that Python 3.11 no longer takes."""
+    """Imports pysc2. Version 4.0.0 calls `random.shuffle` with an argument that Python 3.11 no longer takes."""
     shuffle = random.shuffle
     random.shuffle = lambda x, chance=None: shuffle(x)  # type: ignore[misc]
     try:

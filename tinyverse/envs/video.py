@@ -1,4 +1,7 @@
-"""VideoWriter: games as .webm files that any browser plays, with nothing but OpenCV, which fails without a word."""
+"""VideoWriter: writes .webm files that any browser plays, with OpenCV only.
+
+OpenCV fails silently, so this module checks its results.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +17,21 @@ import numpy as np
 from tinyverse.core import nest
 from tinyverse.core.errors import TinyverseError
 
-WATCHABLE = 320  # pixels of the longer side below which a frame is enlarged
+WATCHABLE = 320  # pixels; frames whose longer side is shorter are enlarged
 
 
 class VideoWriter:
-    """Writes RGB or grey frames to a VP8 .webm, which appears under its name when it is complete.
+    """Writes RGB or grey frames to a VP8 .webm, which gets its name when it is complete.
 
         with VideoWriter("records/game.webm", fps=15) as video:
             video.write(env.render())
 
-    Small frames are enlarged by a whole factor, odd sides get one black line (VP8 wants even ones). If the body raises,
-    no file is left behind.
+    Small frames are enlarged by a whole factor. Odd sides get one black line, because VP8 wants even ones. If the block
+    raises, no file is left behind.
 
+    Args:
+        path: ends with .webm.
+        fps: frames per second.
     Raises:
         TinyverseError: a frame is no image or has another size than the first, there was none, or OpenCV cannot write.
     """
@@ -79,7 +85,7 @@ class VideoWriter:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise TinyverseError(f"{self.path.parent} cannot be made a folder for videos: {error.strerror}.") from None
-        with _without_stderr():  # ffmpeg inside OpenCV complains there of a tag that every player understands
+        with _without_stderr():  # OpenCV's ffmpeg warns about a codec tag that every browser plays
             self._writer = cv2.VideoWriter(
                 str(self._partial), cv2.VideoWriter.fourcc(*"VP80"), self.fps, (width, height)
             )
@@ -103,7 +109,7 @@ def _without_stderr() -> Iterator[None]:
 
 
 def picture(observations: nest.Tree, env: Any = None) -> np.ndarray | None:
-    """What the first game looks like: what `env` renders, or what the agent sees where that is an image; else None.
+    """Returns an image of the first environment: what `env` renders, else an image observation, else None.
 
     Args:
         observations: [n, …] per leaf; an image is uint8 [n, H, W], [n, H, W, 1 or 3] or [n, C, H, W].
@@ -115,7 +121,7 @@ def picture(observations: nest.Tree, env: Any = None) -> np.ndarray | None:
             frame = leaf[0]
             if frame.ndim == 2 or frame.shape[-1] in (1, 3):
                 return frame
-            return frame.transpose(1, 2, 0) if len(frame) == 3 else frame[-1]  # of a stack, the newest
+            return frame.transpose(1, 2, 0) if len(frame) == 3 else frame[-1]  # the newest frame of a stack
     return None
 
 
@@ -133,7 +139,7 @@ def _checked(frame: Any) -> np.ndarray:
 
 
 def _drawn(frame: np.ndarray) -> np.ndarray:
-    """[H', W', 3] BGR: enlarged without smoothing, and padded to even sides."""
+    """Returns [H', W', 3] BGR: enlarged without smoothing, and padded to even sides."""
     height, width = frame.shape[:2]
     factor = -(-WATCHABLE // max(height, width))
     frame = np.broadcast_to(np.atleast_3d(frame), (height, width, 3))[:, :, ::-1]

@@ -1,11 +1,11 @@
-"""VNC: any program with a screen as an environment: pixels in, keys and mouse out, on a clock that waits for nobody.
+"""VNC: any program with a screen as an environment, in real time: pixels in, keys and mouse out.
 
     keys held   a0 ───────▶ a1 ───────▶ a2 ───────▶       until the next action; the program never stops
-    ticks       |           |           |           |     `rate` times a second, on a grid that all games share
-    frames     o0          o1          o2          o3     the newest screen there is at the tick
+    ticks       |           |           |           |     `rate` times a second, shared by all environments
+    frames     o0          o1          o2          o3     the newest screen at the tick
 
-Whoever comes later than the next tick has missed it: the step ends at the newest tick there was, and the program has
-gone on meanwhile. `Clock.missed` counts them.
+An agent that is later than the next tick has missed it: the step ends at the newest tick, and the program has gone on
+meanwhile. `Clock.missed` counts missed ticks.
 """
 
 from __future__ import annotations
@@ -34,19 +34,23 @@ from tinyverse.core.errors import ExperimentError
 from tinyverse.envs.pool import Pool, Step
 
 Region = tuple[int, int, int, int]  # x, y, width, height in pixels of the screen
-SECONDS = 20.0  # that a server may take to answer, and a program to begin an episode
-ALONE_SECONDS = 30  # after which a server that nobody is connected to ends, so that no process outlives a killed player
+SECONDS = 20.0  # for a server to answer, and for a program to begin an episode
+IDLE_SECONDS = 30  # without a connection, after which a server ends, so that none outlives a killed player
 
 
 class Clock:
-    """Ticks at multiples of 1/rate of the machine's monotonic clock, so that all clocks of one rate tick together."""
+    """Ticks at multiples of 1/rate of the machine's monotonic clock, so that all clocks of one rate tick together.
+
+    Attributes:
+        missed: ticks that passed without a `wait`.
+    """
 
     def __init__(self, rate: float) -> None:
         self.rate, self.missed = rate, 0
         self._tick = math.floor(time.monotonic() * rate)
 
     def wait(self) -> None:
-        """Sleeps until the tick after the last one; if that is long past, takes the newest and counts those missed."""
+        """Sleeps until the next tick. If that has passed long ago, takes the newest tick and counts the missed ones."""
         newest = math.floor(time.monotonic() * self.rate)
         wanted = max(self._tick + 1, newest)
         self.missed += wanted - self._tick - 1
@@ -55,10 +59,10 @@ class Clock:
 
 
 class Desktop:
-    """A program on a screen of its own: TigerVNC's server on a private socket, without a window manager.
+    """A program on a virtual screen: TigerVNC's server on a private socket, without a window manager.
 
     Args:
-        command: what to start; "{folder}" in a word becomes a private folder that goes with the desktop.
+        command: the program; "{folder}" in a word becomes a private folder that is removed with the desktop.
         width, height: of the screen, in pixels.
     Raises:
         ExperimentError: Xtigervnc or the program is not installed, or the server did not start.
@@ -76,7 +80,7 @@ class Desktop:
         try:
             display = self._server(width, height)
             words = [word.replace("{folder}", self.folder) for word in command]
-            # no more of our environment than it needs: there may be passwords in it
+            # a minimal environment, because ours may hold passwords
             self._start(words, "program", {"DISPLAY": f":{display}", "HOME": self.folder, "PATH": os.environ["PATH"]})
         except BaseException:
             self.close()
@@ -88,7 +92,7 @@ class Desktop:
 
     def _server(self, width: int, height: int) -> str:
         options = ["-rfbunixpath", self.address, "-rfbport", "-1", "-SecurityTypes", "None", "-nolisten", "tcp"]
-        options += ["-geometry", f"{width}x{height}", "-depth", "24", "-MaxDisconnectionTime", str(ALONE_SECONDS)]
+        options += ["-geometry", f"{width}x{height}", "-depth", "24", "-MaxDisconnectionTime", str(IDLE_SECONDS)]
         server = self._start(["Xtigervnc", "-displayfd", "1", *options], "server", None, stdout=subprocess.PIPE)
         display = server.stdout.readline().decode().strip()  # type: ignore[union-attr]  # chosen by the server
         if not display:
@@ -107,30 +111,30 @@ class Desktop:
 
 
 class VncEnv(gymnasium.Env):
-    """One program behind a VNC server. It is connected to at the first reset.
+    """One program behind a VNC server. The first reset connects to it.
 
-    An action is a chord, the words of what is held until the next action: keys ("left", "up", "space", "a"; names are
-    vncdotool's), mouse buttons ("button1" … "button3") and one position of the pointer ("@120,80"). So "" lets go of
-    everything, "left up" holds two keys, and "@120,80 button1" presses there.
+    An action is a chord: the words that are held until the next action. Words are keys ("left", "up", "space", "a",
+    with vncdotool's names), mouse buttons ("button1" … "button3") and at most one position of the pointer ("@120,80").
+    "" releases everything, "left up" holds two keys, and "@120,80 button1" presses the button there.
 
-    The reward is what `score` rose by since the last frame. It is a running total, and not an event, because what
-    flashes up between two frames would be lost. It may read the frame, or ask elsewhere: a file, a socket.
+    The reward is the increase of `score` since the last frame. It is a running total, because an event that shows only
+    between two frames would be lost. `score` may read the frame, or another source such as a file or socket.
 
     Args:
         where: a server's address, "host::port", "host:display" or the path of a socket; or a function that starts a
-            program and gives something with `address` and `close()`, as `Desktop` has.
+            program and returns an object with `address` and `close()`, such as a `Desktop`.
         chords: the discrete actions.
-        score: [H, W, 3] uint8 RGB, the whole screen -> the total so far; None where it cannot be told.
-        over: the same -> whether there is no episode now: the program is not ready, or the game has ended.
-        start: the chord that begins an episode, struck once a tick until `over` is False.
+        score: maps the whole screen, [H, W, 3] uint8 RGB, to the total so far; None if it cannot tell.
+        over: maps the screen to whether no episode is running: the program is not ready, or the game has ended.
+        start: the chord that begins an episode, pressed once per tick until `over` is False.
         rate: frames per second.
         size: (height, width) of observations, [height, width] uint8 grey, averaged over areas.
-        region: the part of the screen that is observed; None: all of it.
+        region: the observed part of the screen; None: all of it.
         password: of the server.
         render_mode: "rgb_array": `render()` gives the whole screen.
     Raises:
-        ExperimentError: vncdotool is not installed, a chord has an unknown word, nobody answers at the address, or no
-            episode began within 20 s.
+        ExperimentError: vncdotool is not installed, a chord has an unknown word, no server answers at the address, or
+            no episode began within 20 s.
     """
 
     def __init__(
@@ -156,11 +160,11 @@ class VncEnv(gymnasium.Env):
         self._size, self._region = size, region
         self.observation_space = spaces.Box(0, 255, size, np.uint8)
         self.action_space = spaces.Discrete(len(chords))
-        self._hands: _Hands | None = None
+        self._connection: _Connection | None = None
         self._total = 0.0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Begins an episode. The program's own chance cannot be seeded."""
+        """Begins an episode. The program's own randomness cannot be seeded."""
         super().reset(seed=seed)
         return self.begin(self.clock), {}
 
@@ -173,22 +177,22 @@ class VncEnv(gymnasium.Env):
         return self._screen
 
     def close(self) -> None:
-        if self._hands is not None:
-            self._hands.close()
-            self._hands = None
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
-    # the parts of a step, for whoever plays several games on one clock
+    # the parts of a step, which VncPool calls for several environments on one clock
 
     def begin(self, clock: Clock) -> np.ndarray:
-        """Strikes `start` until an episode is on; its first observation."""
-        if self._hands is None:
-            self._hands = _Hands(self._where, self._password)
+        """Presses `start` until an episode runs, and returns its first observation."""
+        if self._connection is None:
+            self._connection = _Connection(self._where, self._password)
         gives_up = time.monotonic() + SECONDS
         while True:
-            self._hands.hold(self._start)
+            self._connection.hold(self._start)
             clock.wait()
-            self._hands.hold(())
-            self._screen = self._hands.screen()
+            self._connection.hold(())
+            self._screen = self._connection.screen()
             if not self._over(self._screen):
                 self._total = self._score(self._screen) or 0.0
                 return self._observation()
@@ -200,13 +204,13 @@ class VncEnv(gymnasium.Env):
 
     def press(self, action: int) -> None:
         """Holds the chord of `action` from now on."""
-        assert self._hands is not None, "reset() comes before step()"
-        self._hands.hold(self._chords[int(action)])
+        assert self._connection is not None, "reset() comes before step()"
+        self._connection.hold(self._chords[int(action)])
 
     def see(self) -> tuple[np.ndarray, float, bool]:
-        """Observation, reward and whether the episode is over, of the newest screen."""
-        assert self._hands is not None, "reset() comes before step()"
-        self._screen = self._hands.screen()
+        """Returns observation, reward and whether the episode is over, from the newest screen."""
+        assert self._connection is not None, "reset() comes before step()"
+        self._screen = self._connection.screen()
         total = self._score(self._screen)
         total = self._total if total is None else float(total)
         reward, self._total = total - self._total, total
@@ -219,7 +223,7 @@ class VncEnv(gymnasium.Env):
 
 
 class VncPool(Pool):
-    """B programs on one clock: every action goes out at once, and all frames are of the same tick."""
+    """B programs on one clock: all actions are sent at once, and all frames are of the same tick."""
 
     realtime = True
 
@@ -262,15 +266,18 @@ class VncPool(Pool):
             env.close()
 
 
-class _Hands:
-    """A connection: what is held, and the newest screen. vncdotool serves all of them in one thread of its own."""
+class _Connection:
+    """A VNC connection: the held keys and the newest screen.
+
+    Vncdotool serves all connections in one thread of its own.
+    """
 
     def __init__(self, where: str | Callable[[], Any], password: str | None) -> None:
         from twisted.internet import reactor, threads
         from vncdotool import api, client
 
         class Screen(client.VNCDoToolClient):
-            """Asks for the next change as soon as one has come, so that the screen is always the newest."""
+            """Requests the next update as soon as one has arrived, so that the screen is always the newest."""
 
             def commitUpdate(self, rectangles: Any = None) -> None:  # noqa: N802
                 super().commitUpdate(rectangles)
@@ -283,16 +290,16 @@ class _Hands:
                 super().clientConnectionLost(connector, reason)
                 self.lost = True
 
-        logging.getLogger("twisted").setLevel(logging.WARNING)  # it logs every rectangle
+        logging.getLogger("twisted").setLevel(logging.WARNING)  # at INFO it logs every rectangle
         self._desktop = where() if callable(where) else None
         self.address = self._desktop.address if self._desktop is not None else str(where)
         self._held: tuple[str, ...] = ()
         self._client = api.connect(self.address, password, Factory, timeout=SECONDS)
         self._call = lambda function: threads.blockingCallFromThread(reactor, function)
         try:
-            self._client.refreshScreen()  # returns with the first one
+            self._client.refreshScreen()  # returns with the first screen
         except Exception as error:
-            # said here, and not once more by twisted; `disconnect` would wait for a connection
+            # twisted should not log this again; `disconnect` would wait for a connection
             reactor.callFromThread(self._client.factory.deferred.addErrback, lambda failure: None)
             self._stop()
             raise ExperimentError(
@@ -301,7 +308,7 @@ class _Hands:
             ) from None
 
     def hold(self, words: tuple[str, ...]) -> None:
-        """Lets go of what is held but not in `words`, then presses what is new."""
+        """Releases held words that are not in `words`, then presses the new ones."""
         held, self._held = self._held, words
 
         def act() -> None:
@@ -322,7 +329,7 @@ class _Hands:
             self._call(act)
 
     def screen(self) -> np.ndarray:
-        """[H, W, 3] uint8, RGB."""
+        """Returns the newest screen, [H, W, 3] uint8 RGB."""
         self._check()
         return self._call(lambda: np.array(self._client.protocol.screen))
 
@@ -341,7 +348,11 @@ class _Hands:
 
 
 def _chord(words: str) -> tuple[str, ...]:
-    """The words of a chord; an ExperimentError if one is no key, button or position."""
+    """Returns the words of a chord.
+
+    Raises:
+        ExperimentError: a word is no key, button or position.
+    """
     from vncdotool.keys import KEYMAP
 
     for word in words.split():
@@ -355,7 +366,7 @@ def _chord(words: str) -> tuple[str, ...]:
 
 
 def _position(word: str) -> tuple[int, ...]:
-    """(x, y) of "@120,80"; () of any other word."""
+    """Returns (x, y) for "@120,80", and () for any other word."""
     found = re.fullmatch(r"@(\d+),(\d+)", word)
     return tuple(map(int, found.groups())) if found else ()
 

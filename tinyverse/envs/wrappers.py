@@ -1,11 +1,11 @@
-"""Preprocess: observations and rewards as learning wants them, in small steps, each checked against what it is given.
+"""Wrappers: preprocess observations and shape rewards, in small steps that check their input.
 
     env = preprocess(env, Grey(), Resize(84, 84), Divide(255), Flatten())
     env = env if evaluation else shape_rewards(env, scale=0.1, clip=1.0)
 
-Both take a single environment or a Gymnasium vector environment. What can be done on the trainer's device is better done
-there: a `Window` in the network instead of `Frames` (sessions are k times smaller), NatureConv divides by 255 itself, and
-`ReturnScale` in the learner is saved with the run.
+Both take a single environment or a Gymnasium vector environment. Some steps are better done on the trainer's device:
+use `Window` in the network instead of `Frames` (sessions are k times smaller). NatureConv divides by 255 itself, and
+the statistics of `RewardNormalizer` in a learner are saved with the run.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from tinyverse.core.errors import ExperimentError
 
 
 class Transform:
-    """One step from array to array. It never turns a larger number into a smaller one, so bounds pass like the rest."""
+    """One step from array to array. It must be monotonic, so that bounds can be transformed like any array."""
 
     def __call__(self, array: np.ndarray) -> np.ndarray:
         raise NotImplementedError(f"{type(self).__name__} must define __call__()")
 
     def refuses(self, space: spaces.Box) -> str:
-        """What it wants instead of such observations; "" where it takes them."""
+        """Returns which observations it wants instead of these; "" if it takes them."""
         return ""
 
     def bounds(self, space: spaces.Box) -> tuple[np.ndarray, np.ndarray]:
-        """The lowest and the highest array that can come out."""
+        """Returns the lowest and the highest array that can come out."""
         return self(space.low), self(space.high)
 
     def reset(self) -> None:
-        """An episode begins."""
+        """Prepares for a new episode."""
 
 
 @dataclasses.dataclass
 class Cast(Transform):
-    """Another dtype; integers only if they can hold the bounds."""
+    """Converts to another dtype. Integers must be able to hold the bounds."""
 
     dtype: Any
 
@@ -62,7 +62,7 @@ class Cast(Transform):
 
 @dataclasses.dataclass
 class Crop(Transform):
-    """The part that matters: `Crop(lambda image: image[34:194])`."""
+    """Cuts out a part: `Crop(lambda image: image[34:194])`."""
 
     part: Callable[[np.ndarray], np.ndarray]
 
@@ -82,7 +82,7 @@ class _ImageTransform(Transform):
 
 @dataclasses.dataclass
 class Grey(_ImageTransform):
-    """[H, W] of [H, W, 3] by the luma of ITU-R BT.601; what has one channel loses only its last axis."""
+    """Converts [H, W, 3] to [H, W] by the luma of ITU-R BT.601. Images of one channel only lose their last axis."""
 
     def __call__(self, array: np.ndarray) -> np.ndarray:
         if array.ndim == 2:
@@ -92,7 +92,7 @@ class Grey(_ImageTransform):
 
 @dataclasses.dataclass
 class Resize(_ImageTransform):
-    """Another size; a smaller image averages areas."""
+    """Resizes images; downscaling averages areas."""
 
     height: int
     width: int
@@ -104,7 +104,7 @@ class Resize(_ImageTransform):
 
 @dataclasses.dataclass
 class ChannelsFirst(_ImageTransform):
-    """[C, H, W] as convolutions want it, of [H, W, C]; [1, H, W] of [H, W]."""
+    """Converts [H, W, C] to [C, H, W], as convolutions take it, and [H, W] to [1, H, W]."""
 
     def __call__(self, array: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(np.moveaxis(np.atleast_3d(array), -1, 0))
@@ -112,7 +112,7 @@ class ChannelsFirst(_ImageTransform):
 
 @dataclasses.dataclass
 class Divide(Transform):
-    """Floats, divided by a number above 0."""
+    """Converts to floats and divides by a number above 0."""
 
     by: float
     dtype: Any = np.float32
@@ -126,7 +126,7 @@ class Divide(Transform):
 
 @dataclasses.dataclass
 class Frames(Transform):
-    """[k, …]: the newest `k` observations, the newest last; zeros before the episode's beginning."""
+    """Stacks the newest `k` observations to [k, …], newest last, with zeros before the episode's beginning."""
 
     k: int
     _past: np.ndarray | None = dataclasses.field(default=None, init=False, repr=False)
@@ -150,25 +150,25 @@ class Frames(Transform):
 
 @dataclasses.dataclass
 class Flatten(Transform):
-    """[D] of any shape."""
+    """Flattens any shape to [D]."""
 
     def __call__(self, array: np.ndarray) -> np.ndarray:
         return array.reshape(-1)
 
 
 def preprocess(env: Any, *steps: Transform) -> Any:
-    """The environment with every observation taken through `steps`, in order.
+    """Returns the environment with every observation transformed by `steps`, in order.
 
     Args:
         env: a gymnasium.Env or a VectorEnv whose observations are a Box.
     Raises:
-        ExperimentError: a step cannot take what the one before gives; both are named.
+        ExperimentError: a step cannot take the output of the step before; the message names both.
     """
     return (_PreprocessVector if isinstance(env, VectorEnv) else Preprocess)(env, *steps)
 
 
 class _Pipeline:
-    """The steps of one game, with what they remember."""
+    """The steps of one environment, with their state."""
 
     def __init__(self, space: Any, steps: Sequence[Transform]) -> None:
         self.steps = copy.deepcopy(steps)
@@ -193,7 +193,7 @@ def _after(space: Any, step: Transform, number: int) -> spaces.Box:
 
 
 class Preprocess(gymnasium.ObservationWrapper):
-    """A single environment behind the steps; see `preprocess`."""
+    """A single environment with transformed observations; see `preprocess`."""
 
     def __init__(self, env: gymnasium.Env, *steps: Transform) -> None:
         super().__init__(env)
@@ -210,11 +210,11 @@ class Preprocess(gymnasium.ObservationWrapper):
 
 
 class PreprocessImage(Preprocess):
-    """Observations become [height, width] grey images, or [3, height, width] in colour: the usual steps in one.
+    """Converts images to [height, width] grey or [3, height, width] colour: the usual steps in one wrapper.
 
     Args:
         env: its observations are [H, W], [H, W, 1] or [H, W, 3] uint8 images.
-        crop: takes the image as the environment gives it, returns the part that matters: `lambda image: image[34:194]`.
+        crop: takes the original image and returns a part of it: `lambda image: image[34:194]`.
         dtype: np.uint8 keeps 0 … 255; a float dtype gives 0 … 1.
     Raises:
         ExperimentError: the observation is no such image, or nothing is left of it after `crop`.
@@ -237,7 +237,10 @@ class PreprocessImage(Preprocess):
 
 
 class _PreprocessVector(VectorWrapper):
-    """A vector environment behind the steps, of which every game has its own; NEXT_STEP and DISABLED resets."""
+    """A vector environment with transformed observations.
+
+    Each environment has its own steps. NEXT_STEP or DISABLED resets.
+    """
 
     def __init__(self, env: VectorEnv, *steps: Transform) -> None:
         super().__init__(env)
@@ -267,21 +270,25 @@ class _PreprocessVector(VectorWrapper):
 
 
 def shape_rewards(env: Any, *, normalize: float | None = None, scale: float = 1.0, clip: float | None = None) -> Any:
-    """The environment with rewards divided by their running deviation, then scaled, then clipped to ± `clip`.
+    """Returns the environment with rewards normalised by their running standard deviation, scaled, and clipped.
 
-    For learning only: `make_env(evaluation=True)` should give the game's own. `play/return` counts shaped rewards.
+    Use it for learning only: `make_env(evaluation=True)` should keep the original rewards. `play/return` counts shaped
+    ones.
 
     Args:
         env: a gymnasium.Env or a VectorEnv.
-        normalize: γ; divides by the deviation of all discounted sums Σ γ^k r_{t−k} so far (Engstrom et al. 2020, section
-            3). Every player finds its own and forgets it when it ends; `ReturnScale` in a learner does neither.
+        normalize: γ; divides by the standard deviation of all discounted sums Σ γ^k r_{t−k} so far (Engstrom et al.
+            2020, section 3); None: do not. Each player has its own statistics, which end with it. `RewardNormalizer` in
+            a learner has one set, which is saved.
+        scale: factor.
+        clip: largest absolute value; None: no limit.
     """
     shape = _Rewards(getattr(env, "num_envs", 1) if isinstance(env, VectorEnv) else 1, normalize, scale, clip)
     return (_ShapeVector if isinstance(env, VectorEnv) else _ShapeSingle)(env, shape)
 
 
 class _Rewards:
-    """Shapes the rewards [n] of n games; the row after an end is a reset and counts nowhere."""
+    """Shapes the rewards [n] of n environments. The row after an end is a reset and is not counted."""
 
     def __init__(self, games: int, discount: float | None, scale: float, clip: float | None) -> None:
         self._discount, self._scale = discount, scale
@@ -300,7 +307,7 @@ class _Rewards:
         return np.clip(self._scale * rewards, -self._clip, self._clip)
 
     def begin(self, which: np.ndarray | bool = True) -> None:
-        """New episodes, in some games or all."""
+        """Begins new episodes, in some environments or all."""
         self._sums[which], self.resetting[which] = 0.0, False
 
     def _see(self, sums: np.ndarray) -> None:
@@ -344,5 +351,5 @@ class _ShapeVector(VectorWrapper):
 
 
 def _contiguous(array: np.ndarray) -> np.ndarray:
-    """As OpenCV wants it."""
+    """Returns a contiguous array, which OpenCV needs."""
     return cast(np.ndarray, np.ascontiguousarray(array))

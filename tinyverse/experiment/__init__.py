@@ -1,1 +1,1 @@
-"""Experiment: what the user writes (`experiment`), and how a command finds it (`loader`)."""
+"""Experiment: what the user writes (`experiment`), and how commands find it (`loader`)."""

@@ -1,9 +1,9 @@
-"""Experiment: what to play and how to learn, written by the user in one module.
+"""Experiment: the environment, agent and learner of a run, written by the user in one module.
 
     def make_experiment(env_id="CartPole-v1", learning_rate=1e-3) -> Experiment: ...
 
-The signature of `make_experiment` is the configuration: `-o learning_rate=3e-4` sets it, converted to the default's
-type, and the resolved settings are published with the run.
+The arguments of `make_experiment` are the settings. `-o learning_rate=3e-4` sets one, converted to the type of its
+default. The trainer publishes all settings with the run.
 """
 
 from __future__ import annotations
@@ -14,51 +14,54 @@ import inspect
 import itertools
 import secrets
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
 
 from tinyverse.agents.agent import Agent
+from tinyverse.algorithms.function_learner import FunctionLearner
 from tinyverse.algorithms.learner import Learner
-from tinyverse.algorithms.torch_learner import learner_of
 from tinyverse.core import nest
 from tinyverse.core.errors import ExperimentError, SpecError
-from tinyverse.core.session import Session, SessionSpec
+from tinyverse.core.session import SessionSpec, flatten, rows_beyond
 from tinyverse.envs.factory import pool_of
 from tinyverse.envs.pool import Pool
-from tinyverse.replay.samplers import Sampler
+
+if TYPE_CHECKING:
+    from tinyverse.replay.samplers import Sampler
 
 
 class Experiment:
-    """Everything of yours that tinyverse calls. Give the parts as arguments, or override them in a subclass.
+    """All functions and values that the user provides. Pass them as arguments, or override them in a subclass.
 
-    make_env(evaluation=False)      one environment; further arguments `render_mode` are passed if it takes them
-    make_pool(num_games)            instead of it, or beside it: a native vector environment for playing; the arguments
-                                    `num_threads`, cores to step on (`play --cores`), and `seed`, for environments that
-                                    are seeded when they are built (envpool), are passed if it takes them
-    make_agent(observation_space, action_space)     an Agent
-    keys                            for `play --human`: {"left": 0, "right+space": 3, …, "": what no key means}; keys by
-                                    pygame's names, actions as the environment takes them
-    make_learner(agent)             a Learner; or train_step(agent, batch) -> metrics, which gets one around it
+        make_env(evaluation=False)   returns one environment; it gets `render_mode` too if it takes that argument
+        make_pool(num_games)         returns a native vector environment for playing, instead of or beside `make_env`
+        make_agent(observation_space, action_space)     returns an Agent
+        make_learner(agent)          returns a Learner; alternatively give train_step(agent, batch) -> metrics
+        keys                         for `play --human`: {"left": 0, "right+space": 3, …, "": no key}
 
-    and how data is used: unroll_length, sampler, and with a command-line option each that overrides them
-    batch, games, buffer_size, reuse, max_lag, min_sessions, publish_every, precision
+    `make_pool` also gets `num_threads`, the cores to step on (`play --cores`), and `seed`, for environments that are
+    seeded when they are made (envpool), if it takes these arguments. `keys` have pygame's names and actions as the
+    environment takes them.
+
+    The other attributes say how sessions are made and used. Options of the command line override batch, games,
+    buffer_size, reuse, max_lag, min_sessions, publish_every and precision.
     """
 
-    unroll_length: int = 20
+    unroll_length: int = 20  # steps per session
     batch: int = 10  # sessions per update
-    games: int = 1  # games that one player steps at once
-    buffer_size: int = 5000  # sessions kept
+    games: int = 1  # environments that one player steps at once
+    buffer_size: int = 5000  # sessions
     sampler: str | Sampler = "fresh"
-    reuse: float | None = None  # deliveries per session; None: as fast as the trainer can (Fresh: 1)
-    max_lag: int | None = None  # in updates
+    reuse: float | None = None  # times that each session is learned from; None: as fast as the trainer can (Fresh: 1)
+    max_lag: int | None = None  # updates
     min_sessions: int = 0
-    publish_every: int = 10  # updates between two publications
-    precision: str = "fp32"  # or "bf16", or "auto": bf16 where the device multiplies it itself
-    frame_skip: int = 1  # environment frames per step, for display only
-    keys: Mapping[str, Any] | None = None  # None: those the environment names (`get_keys_to_action`)
-    realtime: bool = False  # the environment's clock does not wait for the trainer
+    publish_every: int = 10  # updates between two publications of weights
+    precision: str = "fp32"  # or "bf16", or "auto": bf16 if the device has it in hardware
+    frame_skip: int = 1  # environment frames per step; for display only
+    keys: Mapping[str, Any] | None = None  # None: those of the environment's `get_keys_to_action`
+    realtime: bool = False  # the environment does not wait for actions
 
     make_pool: Callable[[int], Any] | None = None
     train_step: Callable[[Agent, Any], Mapping[str, Any]] | None = None
@@ -86,24 +89,34 @@ class Experiment:
             raise ExperimentError(
                 "the experiment cannot learn: pass make_learner=… or train_step=… to Experiment, or override one."
             )
-        return learner_of(self.train_step, agent)
+        return FunctionLearner(self.train_step, agent)
 
-    # what the rest of the program calls; nothing below is meant to be overridden
+    # the rest of the program calls the methods below; do not override them
 
     def check(self) -> None:
-        """Raises ExperimentError where a number that counts something is none, or less than 1."""
+        """Checks the numbers of things.
+
+        Raises:
+            ExperimentError: one is no whole number of at least 1.
+        """
         for name in ("unroll_length", "batch", "games", "buffer_size", "publish_every", "frame_skip"):
             count = getattr(self, name)
             if not isinstance(count, int) or count < 1:
                 raise ExperimentError(f"the experiment's {name} is {count!r}, wanted a whole number of at least 1.")
 
     def env(self, evaluation: bool = False, render_mode: str | None = None) -> Any:
-        """One environment; arguments that the user's `make_env` does not take are not passed."""
+        """Returns one environment; passes only arguments that the user's `make_env` takes."""
         with _readable():
             return _call_with(self.make_env, evaluation=evaluation, render_mode=render_mode)
 
-    def pool(self, num_games: int, cores: int = 1, *, seed: int | None = None, mend: bool = False) -> Pool:
-        """`num_games` games for playing, stepped on so many cores where they can; with `mend`, what fails is built anew."""
+    def pool(self, num_games: int, cores: int = 1, *, seed: int | None = None, restart: bool = False) -> Pool:
+        """Returns `num_games` environments for playing.
+
+        Args:
+            cores: number of cores to step on, if `make_pool` supports it.
+            seed: for environments that are seeded when they are made; None: a random one.
+            restart: restart what fails, see `envs.restarts`.
+        """
         seeds = itertools.count(secrets.randbits(30) if seed is None else seed % (1 << 30))
         make_pool: Callable[..., Any] | None = self.make_pool
         if make_pool is not None and _takes(make_pool, "num_threads"):
@@ -117,19 +130,26 @@ class Experiment:
                 return _call("make_pool", seeded, num_games=num_games)
 
         made, remake = (self.env, None) if make_pool is None else (make(), make)
-        pool = pool_of(made, num_games, realtime=self.realtime, mend=mend, remake=remake)
+        pool = pool_of(made, num_games, realtime=self.realtime, restart=restart, remake=remake)
         self._spaces = (pool.observation_space, pool.action_space)
         return pool
 
     def spaces(self) -> tuple[Any, Any]:
-        """(observation space, action space) of one game; builds an environment for a moment if need be."""
+        """Returns (observation space, action space) of one environment.
+
+        It makes an environment for that if there was none yet.
+        """
         if self._spaces is None:
             self.pool(1).close()
         assert self._spaces is not None
         return self._spaces
 
     def agent(self) -> Agent:
-        """A new agent, checked."""
+        """Returns a new agent.
+
+        Raises:
+            ExperimentError: `make_agent` takes other arguments, or returned no agent.
+        """
         observation_space, action_space = self.spaces()
         agent = _call("make_agent", self.make_agent, observation_space=observation_space, action_space=action_space)
         if not callable(getattr(agent, "act", None)):
@@ -139,7 +159,11 @@ class Experiment:
         return agent
 
     def learner(self, agent: Agent) -> Learner:
-        """The learner of `agent`, checked."""
+        """Returns a new learner of `agent`.
+
+        Raises:
+            ExperimentError: `make_learner` takes other arguments, or returned no learner.
+        """
         learner = _call("make_learner", self.make_learner, agent=agent)
         if not callable(getattr(learner, "train_step", None)):
             raise ExperimentError(
@@ -148,12 +172,16 @@ class Experiment:
         return learner
 
     def spec(self, agent: Agent) -> SessionSpec:
-        """What the run's sessions look like."""
+        """Returns the spec of the run's sessions."""
         return session_spec(*self.spaces(), agent, self.unroll_length)
 
 
 def _call(name: str, function: Callable[..., Any], **arguments: Any) -> Any:
-    """Calls the user's function with positional arguments, which it must take."""
+    """Calls the user's function with positional arguments.
+
+    Raises:
+        ExperimentError: the function does not take them.
+    """
     try:
         inspect.signature(function).bind(*arguments.values())
     except TypeError as error:
@@ -174,7 +202,7 @@ def _takes(function: Callable[..., Any], name: str) -> bool:
 
 @contextlib.contextmanager
 def _readable() -> Iterator[None]:
-    """What Gymnasium says of an id it does not know, or of a package it misses, is a sentence for the user already."""
+    """Turns Gymnasium's errors (an unknown id, a missing package) into an ExperimentError with the same message."""
     try:
         yield
     except gymnasium.error.Error as error:
@@ -189,33 +217,30 @@ def _call_with(function: Callable[..., Any], **arguments: Any) -> Any:
 
 
 def session_spec(observation_space: Any, action_space: Any, agent: Agent, length: int) -> SessionSpec:
-    """The spec of sessions of `length` steps that `agent` plays in these spaces (asks it for one action).
+    """Returns the spec of sessions of `length` steps with these spaces.
+
+    It asks `agent` for one action, to learn the shapes of actions, extras and recurrent state.
 
     Raises:
-        SpecError: a space whose samples have no fixed shape.
+        SpecError: a space's samples have no fixed shape.
     """
     observations = nest.of_space(observation_space, _blank)
     memory = agent.initial_memory(1)
     actions, _, extras = agent.act(observations, memory, np.ones(1, bool))
-    flag = np.zeros((1, length), bool)
-    example = Session(
-        observations=nest.map(lambda leaf: _rows(leaf, length + 1), observations),
-        actions=nest.map(lambda leaf: _rows(np.asarray(leaf), length), actions),
-        rewards=np.zeros((1, length), np.float32),
-        initial_memory=nest.map(np.asarray, agent.memory_arrays(memory)),
-        extras={name: _rows(np.asarray(leaf), length) for name, leaf in extras.items()},
-        terminated=flag, truncated=flag, alive=flag,
-    )  # fmt: skip
-    return SessionSpec({name: (leaf.shape[1:], leaf.dtype) for name, leaf in example.arrays().items()})
+    trees = {
+        "observations": observations, "actions": actions, "rewards": np.zeros(1, np.float32),
+        **dict.fromkeys(("terminated", "truncated", "alive"), np.zeros(1, bool)),
+        "initial_memory": agent.memory_arrays(memory), "extras": extras,
+    }  # fmt: skip
+    fields = {}
+    for name, leaf in flatten(trees).items():
+        (_, *shape), beyond = np.shape(leaf), rows_beyond(name)
+        fields[name] = (tuple(shape) if beyond is None else (length + beyond, *shape), np.asarray(leaf).dtype)
+    return SessionSpec(fields)
 
 
 def _blank(space: Any) -> np.ndarray:
-    """[1, …] zeros, as observations of one game."""
+    """Returns zeros [1, …]: observations of one environment."""
     if space.shape is None:
         raise SpecError(f"observations of {space} have no fixed shape; turn them into arrays in make_env.")
     return np.zeros((1, *space.shape), space.dtype)
-
-
-def _rows(leaf: np.ndarray, length: int) -> np.ndarray:
-    """[1, …] -> [1, length, …]"""
-    return np.repeat(leaf[:, None], length, axis=1)

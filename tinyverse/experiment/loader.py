@@ -1,7 +1,7 @@
-"""Loader: from the words on the command line to an Experiment: finds the module, converts the settings.
+"""Loader: finds the experiment module that a command names, and converts its settings.
 
-An experiment is a file, a dotted module, or the name of a packaged example. Errors inside it show its author's own
-traceback, from their first frame on.
+An experiment is a file, a dotted module, or the name of a packaged example. If its code raises, the message has the
+traceback from the user's first frame on.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
     from tinyverse.experiment.experiment import Experiment
 
 _WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-_PREFIX = "tinyverse_experiment_"  # of the names of modules loaded from files
+_PREFIX = "tinyverse_experiment_"  # names of modules loaded from files begin so
 _OWN = Path(__file__).parents[1]
 _LIBRARIES = [Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
 
 
 def load_module(name: str) -> ModuleType:
-    """The module that `name` stands for.
+    """Imports the module that `name` stands for.
 
     Raises:
-        ExperimentError: there is none, it raised while it was imported, or it has no make_experiment.
+        ExperimentError: there is none, its import raised, or it has no make_experiment.
     """
     path = Path(name)
     if path.suffix == ".py":
@@ -58,7 +58,7 @@ def load_module(name: str) -> ModuleType:
 
 
 def is_experiment(name: str) -> bool:
-    """Whether `load_module` would find something of this name."""
+    """Tells whether `load_module` would find a module for this name."""
     return Path(name).is_file() or Path(name).stem in examples() or _is_module(name)
 
 
@@ -71,7 +71,11 @@ def examples() -> dict[str, Path]:
 
 
 def defaults(module: ModuleType) -> dict[str, Any]:
-    """The settings of an experiment module: the arguments of make_experiment and their defaults."""
+    """Returns the settings of an experiment module with their defaults: the arguments of make_experiment.
+
+    Raises:
+        ExperimentError: an argument has no default.
+    """
     parameters = inspect.signature(module.make_experiment).parameters
     for name, parameter in parameters.items():
         if parameter.default is inspect.Parameter.empty:
@@ -82,10 +86,10 @@ def defaults(module: ModuleType) -> dict[str, Any]:
 
 
 def resolve(module: ModuleType, given: Mapping[str, Any]) -> dict[str, Any]:
-    """All settings: the defaults, replaced by the `given` ones, converted to the defaults' types.
+    """Returns all settings: the `given` ones, converted to the types of the defaults, and defaults for the others.
 
     Raises:
-        SettingsError: an unknown name, or a value that is not of its type.
+        SettingsError: a name is unknown, or a value cannot be converted.
     """
     settings = defaults(module)
     for name, value in given.items():
@@ -97,14 +101,18 @@ def resolve(module: ModuleType, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def resolve_given(module: ModuleType, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Only the given settings, checked and converted."""
+    """Returns only the given settings, checked and converted."""
     settings = resolve(module, given)
     return {name: settings[name] for name in given}
 
 
 def build(module: ModuleType, settings: Mapping[str, Any]) -> Experiment:
-    """Calls make_experiment and checks what it returns."""
-    from tinyverse.experiment.experiment import Experiment  # imports torch, which `info` and `plot` do without
+    """Calls make_experiment and checks what it returns.
+
+    Raises:
+        ExperimentError: it raised, or returned something else or an experiment with invalid numbers.
+    """
+    from tinyverse.experiment.experiment import Experiment  # imports torch, which `info` and `plot` do not need
 
     name = module.__name__.removeprefix(_PREFIX).split(".")[-1]
     experiment = _guarded(lambda: module.make_experiment(**settings), f"make_experiment of {name}")
@@ -115,25 +123,32 @@ def build(module: ModuleType, settings: Mapping[str, Any]) -> Experiment:
 
 
 def is_ours(error: BaseException) -> bool:
-    """Whether no line of the user's code stands in the way from this package to where the exception was raised."""
+    """Tells whether tinyverse raised the error itself: no frame of the user's code is in its traceback."""
     return not any(map(_is_theirs, traceback.extract_tb(error.__traceback__)))
 
 
 def user_traceback(error: BaseException) -> str:
-    """The traceback from the user's first frame on; of an error in a library that they import, from its last frame."""
+    """Returns the traceback from the user's first frame on.
+
+    For an error in a library that the user imports, the last frame.
+    """
     frames = traceback.extract_tb(error.__traceback__)
     first = next((index for index, frame in enumerate(frames) if _is_theirs(frame)), len(frames) - 1)
     return "".join(traceback.format_list(frames[first:]) + traceback.format_exception_only(error)).rstrip()
 
 
 def _is_theirs(frame: traceback.FrameSummary) -> bool:
-    """Whether it is a line of neither this package, nor Python, nor what is installed."""
+    """Tells whether the frame's file is outside this package, Python and installed packages."""
     path = Path(frame.filename)
     return not frame.filename.startswith("<") and not any(path.is_relative_to(place) for place in (_OWN, *_LIBRARIES))
 
 
 def _convert(name: str, value: Any, default: Any) -> Any:
-    """`value`, text from the command line or a value from a file, as the type of `default`."""
+    """Converts `value`, a string of the command line or a value of a file, to the type of `default`.
+
+    Raises:
+        SettingsError: it cannot be converted.
+    """
     kind = type(default)
     if type(value) is kind and not isinstance(value, (tuple, list)):
         return value
@@ -155,7 +170,7 @@ def _convert(name: str, value: Any, default: Any) -> Any:
 
 
 def _literal(text: str) -> Any:
-    """The number, None, True or False that `text` spells; else `text` itself."""
+    """Returns the number, None, True or False that `text` spells, else `text` itself."""
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -176,10 +191,10 @@ def _from_file(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"{_PREFIX}{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[module.__name__] = module  # dataclasses look their module up by name
+    sys.modules[module.__name__] = module  # dataclasses look up their module by name
     folder = str(path.parent.resolve())
     if folder not in sys.path:
-        sys.path.insert(0, folder)  # its own imports work as with `python file.py`
+        sys.path.insert(0, folder)  # so that its imports work as with `python file.py`
     spec.loader.exec_module(module)
     return module
 

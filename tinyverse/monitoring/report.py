@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from tinyverse.core.errors import SettingsError
-from tinyverse.core.files import write_whole
+from tinyverse.core.files import atomic_write
 from tinyverse.core.text import counted
-from tinyverse.monitoring import status
+from tinyverse.monitoring import metrics
 from tinyverse.monitoring.plot import curve, plot_curves
 from tinyverse.monitoring.reference_scores import published
 from tinyverse.trainer.run_folder import RunFolder
@@ -51,8 +51,8 @@ def write_report(folders: Sequence[RunFolder], *, title: str, experiment: str, f
     """
     report = _report(folders, title, experiment, films)
     page, text = folders[0].path / "report.html", folders[0].path / "report.md"
-    write_whole(page, _html(report).encode())
-    write_whole(text, _markdown(report, text.parent).encode())
+    atomic_write(page, _html(report).encode())
+    atomic_write(text, _markdown(report, text.parent).encode())
     return page, text
 
 
@@ -94,7 +94,7 @@ def _sentence(result: dict[str, str]) -> str:
 
 def _result(folder: RunFolder) -> dict[str, str]:
     """A run's numbers in words; frames per second are those of all its players."""
-    rows = [row for row in folder.metrics() if "eval/return" not in row]
+    rows, _ = metrics.split(folder.metrics())
     best = _best(folder)
     last = rows[-1] if rows else {}
     seconds, starts = last.get("seconds"), folder.starts()
@@ -108,7 +108,7 @@ def _result(folder: RunFolder) -> dict[str, str]:
         "steps": f"{last.get('step', 0):,}",
         "frames": f"{last.get('frames', 0):,}",
         "updates": f"{last.get('update', 0):,}",
-        "wall time": status.duration(seconds or 0),
+        "wall time": metrics.duration(seconds or 0),
         "frames/s": "–" if rate is None else f"{rate:,.0f}",
         "frames/s per core of the trainer's machine": "–" if rate is None or not cores else f"{rate / cores:,.0f}",
         "return": f"{returns[-1]:.2f}" if returns else "–",
@@ -121,7 +121,7 @@ def _result(folder: RunFolder) -> dict[str, str]:
 
 def _best(folder: RunFolder) -> dict[str, Any] | None:
     """The evaluation of the highest mean return. One by itself counts if none had more games: a few are easily lucky."""
-    series, single = [row for row in folder.metrics() if "eval/return" in row], folder.evaluations()
+    (_, series), single = metrics.split(folder.metrics()), folder.evaluations()
     most = max((row["eval/games"] for row in [*series, *single]), default=0)
     judged = [*series, *(row for row in single if row["eval/games"] >= most)]
     return max(judged, key=lambda row: row["eval/return"], default=None)
@@ -141,7 +141,7 @@ def _machine(starts: Sequence[dict[str, Any]]) -> Table:
     for start in starts:
         there = start["machine"]
         words = {
-            "processor": f"{there['cpu']}, {counted(there['cores'], 'core')}", "memory": status.size(there["memory"]),
+            "processor": f"{there['cpu']}, {counted(there['cores'], 'core')}", "memory": metrics.size(there["memory"]),
             "GPU": ", ".join(there["gpus"]) or "none", "learned on": start["device"], "system": there["system"],
         }  # fmt: skip
         for name, word in words.items():

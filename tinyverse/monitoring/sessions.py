@@ -5,7 +5,6 @@ Imports torch only to ask an agent. Reads the database; only `push` writes to it
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ import numpy as np
 
 from tinyverse.core import nest
 from tinyverse.core.errors import CodecError, DatabaseError, SettingsError, SpecError
-from tinyverse.core.run_config import agreed_of
+from tinyverse.core.run_config import experiment_and_settings
 from tinyverse.core.session import Session, SessionSpec
 from tinyverse.database.base import Database, State
 from tinyverse.database.position import BEGINNING, is_behind, is_position, just_before
@@ -37,7 +36,7 @@ def spec_of(database: Database, run: str) -> tuple[dict[str, str], SessionSpec]:
     meta = database.meta()
     if not meta:
         raise DatabaseError(f"there is no run {run} on this server. `tinyverse info` names those there are.")
-    agreed_of(meta)
+    experiment_and_settings(meta)
     return meta, SessionSpec.from_json(meta["spec"])
 
 
@@ -102,8 +101,7 @@ def push(
             if should_stop():
                 return pushed
             time.sleep(0.1)
-        for player, its in itertools.groupby(part, lambda session: session.metadata.get("player", "")):
-            database.append_as(player, [session.encode() for session in its])
+        database.append([session.encode() for session in part])
         pushed += len(part)
         on_pushed(len(part))
     return pushed
@@ -114,7 +112,7 @@ def _bounded(sessions: Iterable[Session]) -> Iterator[list[Session]]:
     part, size = list[Session](), 0
     for session in sessions:
         part.append(session)
-        size += sum(array.nbytes for array in session.arrays().values())
+        size += sum(array.nbytes for array in session.arrays.values())
         if len(part) == AT_ONCE or size >= PUSH_BYTES:
             yield part
             part, size = [], 0

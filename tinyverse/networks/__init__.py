@@ -1,4 +1,4 @@
-"""Networks as three rooms in a row, trunk → body → head, so that each can be exchanged alone."""
+"""Networks: trunk → body → heads. Each part can be exchanged on its own."""
 
 from tinyverse.networks.attention import Attention
 from tinyverse.networks.bodies import FeedForward, Stack, Stage, Window

@@ -1,4 +1,4 @@
-"""Attention as a body: what it remembers is the newest embeddings themselves, and it looks where it wants."""
+"""Attention body: its recurrent state is the newest embeddings, which it attends to."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ class Attention(Stage):
 
         e = W x,    y = gate(e, ReLU(attention(LN(e), LN(the last `memory` and e)))),    gate(y, ReLU(MLP(LN(y))))
 
-    How far back an embedding lies is told by a learned number for each head and distance, added to the scores (Raffel
-    et al. 2020, T5, section 2.1). Memory is {"embeddings" [B, memory, size] float32, oldest first, "valid" [B, memory]
-    bool}: 4 · memory · size bytes in every session. Embeddings of older weights are used as they are, without gradient.
+    A learned number for each head and distance is added to the scores (Raffel et al. 2020, T5, section 2.1). The
+    recurrent state is {"embeddings" [B, memory, size] float32, oldest first, "valid" [B, memory] bool}. It takes 4 ·
+    memory · size bytes of every session. Embeddings in it come from older weights and get no gradient.
 
     Args:
-        size: of embeddings and features.
-        heads: of the attention; they share `size`.
+        size: of embeddings and features; a multiple of `heads`.
+        heads: of the attention; each has `size` / `heads` numbers.
         memory: how many rows before the present one are seen.
+    Raises:
+        SettingsError: `size` is no multiple of `heads`, or `memory` is below 1.
     """
 
     def __init__(self, size: int = 128, heads: int = 4, memory: int = 32) -> None:
@@ -42,7 +44,9 @@ class Attention(Stage):
         self.norm, self.norm_mlp = nn.LayerNorm(size), nn.LayerNorm(size)
         self.query, self.mix = (orthogonal(nn.Linear(size, size), 1.0) for _ in range(2))
         self.key_value = orthogonal(nn.Linear(size, 2 * size), 1.0)
-        self.nearness = nn.Parameter(torch.zeros(self.heads, self.memory + 1))  # by distance, 0 is the present
+        self.nearness = nn.Parameter(
+            torch.zeros(self.heads, self.memory + 1)
+        )  # [heads, distance]; distance 0 is the row itself
         self.mlp = nn.Sequential(
             orthogonal(nn.Linear(size, 4 * size)), nn.ReLU(), orthogonal(nn.Linear(4 * size, size))
         )
@@ -67,7 +71,10 @@ class Attention(Stage):
         return y, {"embeddings": newest, "valid": valid}
 
     def _attend(self, history: Tensor, seen: Tensor) -> Tensor:
-        """What every row finds: [T, B, size] of `history` [memory + T, B, size], where `seen` [B, T, memory + T]."""
+        """Returns the attention's output [T, B, size] over `history` [memory + T, B, size].
+
+        `seen` is [B, T, memory + T].
+        """
         normed, steps = self.norm(history), seen.shape[1]
         queries = self._apart(self.query(normed[-steps:]))
         keys, values = (self._apart(part) for part in self.key_value(normed).chunk(2, -1))
@@ -83,7 +90,7 @@ class Attention(Stage):
 
 
 class Gate(nn.Module):
-    """A GRU's gate in place of a sum (Parisotto et al. 2020, section 3.2); at first it lets x through nearly alone.
+    """A GRU's gate in place of a residual sum (Parisotto et al. 2020, section 3.2); initially it passes mostly x.
 
     r = σ(W_r y + U_r x),  z = σ(W_z y + U_z x − 2),  h = tanh(W_h y + U_h (r ⊙ x)),  (1 − z) ⊙ x + z ⊙ h
     """
@@ -101,10 +108,10 @@ class Gate(nn.Module):
 
 
 def visible(valid: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
-    """Which places of the history each row may see: itself and the M before it, of its own episode.
+    """Returns which places of the history each row may attend to: itself and the M before it, within its episode.
 
     Args:
-        valid: [B, M] bool: which places of the memory hold something; row t stands at place M + t.
+        valid: [B, M] bool: which places of the recurrent state hold an embedding; row t is at place M + t.
         first: [T, B] bool: an episode begins at this row.
     Returns:
         [B, T, M + T] bool, and the `valid` [B, M] of the newest M places after the last row.

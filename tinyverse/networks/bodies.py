@@ -1,9 +1,9 @@
-"""Bodies: from embeddings to features along time. What all of them are, and those that only put others together.
+"""Bodies: from embeddings to features along time. This module has their interface `Stage` and those without own layers.
 
-A stage takes (x [T, B, …], memory, first [T, B]) and returns (y [T, B, D], new memory). Memory is a tree of [B, …]
-tensors as they were before row 0, and it starts anew before every row where `first` holds. So one forward serves
-acting (T = 1, memory handed from call to call) and training (a whole slice, memory from its beginning).
-Those with layers of their own are in `recurrent` and `attention`; any trunk, as MLP(256), is a body without memory.
+A stage takes (x [T, B, …], state, first [T, B]) and returns (y [T, B, D], new state). The recurrent state is a tree of
+[B, …] tensors. It belongs before row 0 and is reset before every row where `first` is True. The same forward pass
+therefore serves acting (T = 1, the state goes from call to call) and training (a whole slice). Stages with layers of
+their own are in `recurrent` and `attention`. Any trunk, such as MLP(256), can be a body without a state.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from tinyverse.networks.trunks import Identity
 
 
 class Stage(nn.Module):
-    """A part of a network that sees time. Subclasses define `build`, `forward` and, with memory, `initial_memory`."""
+    """A part of a network that sees time. Subclasses define `build`, `forward` and, with a state, `initial_memory`."""
 
     def build(self, shape: tuple[int, ...], dtype: torch.dtype) -> int:
-        """Makes the layers for one observation's shape and dtype; returns the number of features."""
+        """Makes the layers for the shape and dtype of one observation, and returns the number of features."""
         raise NotImplementedError(f"{type(self).__name__} must define build()")
 
     def initial_memory(self, n: int, device: torch.device) -> nest.Tree:
-        """Memory of `n` games at the beginning of an episode; `()` for none."""
+        """Returns the recurrent state of `n` environments at the beginning of an episode; `()` for none."""
         return ()
 
     def forward(self, x: Tensor, memory: nest.Tree, first: Tensor) -> tuple[Tensor, nest.Tree]:
@@ -36,7 +36,7 @@ class Stage(nn.Module):
 
 
 class FeedForward(Stage):
-    """Any module from [N, …] to [N, D], applied to every row by itself. Remembers nothing."""
+    """Applies a module from [N, …] to [N, D] to every row by itself. It has no state."""
 
     def __init__(self, module: nn.Module | None = None) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class FeedForward(Stage):
 
 
 class Stack(Stage):
-    """Stages one after the other, as in Stack(LSTM(64), GRU(64)); their memories are "stage0", "stage1" …"""
+    """Runs stages one after the other, as in Stack(LSTM(64), GRU(64)). Its state is a dict "stage0", "stage1" …"""
 
     def __init__(self, *stages: nn.Module) -> None:
         super().__init__()
@@ -82,11 +82,11 @@ class Stack(Stage):
 
 
 class Window(Stage):
-    """The newest `k` observations at once, put before a trunk. Synonyms: frame stack, frame history.
+    """Stacks the newest `k` observations, in front of a trunk. Synonyms: frame stack, frame history.
 
-    Images (H, W) become (k, H, W), images (C, H, W) become (k·C, H, W), vectors (D,) become (k, D); the newest comes
-    last, and places before the episode's beginning are zeros. The memory is the last k − 1 observations, so a session
-    carries every frame once.
+    Images (H, W) become (k, H, W), images (C, H, W) become (k·C, H, W), vectors (D,) become (k, D). The newest comes
+    last; places before the episode's beginning are zeros. The recurrent state is the last k − 1 observations, so a
+    session holds each frame only once.
     """
 
     def __init__(self, k: int, trunk: nn.Module | None = None) -> None:
@@ -109,7 +109,7 @@ class Window(Stage):
 
 
 def stack_windows(frames: Tensor, memory: Tensor, first: Tensor) -> Tensor:
-    """Windows of the newest frames of the episode, for all rows at once.
+    """Returns windows of the newest frames of the episode, for all rows at once.
 
     Args:
         frames: [T, B, …].
@@ -120,10 +120,10 @@ def stack_windows(frames: Tensor, memory: Tensor, first: Tensor) -> Tensor:
     """
     (steps, games), past = first.shape, memory.shape[1]
     nothing = torch.zeros_like(frames[:1])
-    history = torch.cat([memory.transpose(0, 1), frames, nothing])  # row t of `frames` stands at past + t
+    history = torch.cat([memory.transpose(0, 1), frames, nothing])  # row t of `frames` is at past + t
     rows = torch.arange(steps, device=frames.device)[:, None]
     begun = torch.where(first, rows + past, 0)
-    oldest = (begun.cummax(0).values if steps > 1 else begun)[..., None]  # ONNX knows no running maximum
+    oldest = (begun.cummax(0).values if steps > 1 else begun)[..., None]  # ONNX has no cummax
     wanted = rows[..., None] + torch.arange(past + 1, device=frames.device)
     wanted = torch.where(wanted < oldest, past + steps, wanted)  # [T, B, k]
     wanted = wanted * games + torch.arange(games, device=frames.device)[:, None]
@@ -131,10 +131,10 @@ def stack_windows(frames: Tensor, memory: Tensor, first: Tensor) -> Tensor:
 
 
 def as_stage(module: nn.Module | None) -> Stage:
-    """The module itself if it is a stage; else it is applied row by row; None: the inputs as they are.
+    """Returns the module if it is a stage, else a FeedForward around it; for None one that passes inputs through.
 
     Raises:
-        SettingsError: it is no module at all, such as a class that was not called.
+        SettingsError: it is no module, but for example a class.
     """
     if module is not None and not isinstance(module, nn.Module):
         raise SettingsError(f"{module!r} is no part of a network. Give a module, as in trunk=MLP(64), body=LSTM(256).")
@@ -142,15 +142,17 @@ def as_stage(module: nn.Module | None) -> Stage:
 
 
 def kind(stage: Stage) -> str:
-    """What the user calls it: the class of the stage, or of the module in it."""
+    """Returns the name of the class that the user wrote: of the stage, or of the module in it."""
     return type(getattr(stage, "module", stage)).__name__
 
 
 def build_stage(stage: Stage, shape: tuple[int, ...], dtype: torch.dtype, source: str) -> int:
-    """The stage's number of features, tried on two rows of zeros.
+    """Builds the stage, tries it on two rows of zeros and returns its number of features.
 
+    Args:
+        source: what the stage's input is, for messages.
     Raises:
-        SettingsError: the stage cannot take `shape`, or makes something else than it says; both ends are named.
+        SettingsError: the stage cannot take `shape`, or its output differs from what `build` returned.
     """
     inner = kind(getattr(stage, "trunk", stage))
     try:
@@ -169,7 +171,7 @@ def build_stage(stage: Stage, shape: tuple[int, ...], dtype: torch.dtype, source
 
 
 def run_stage(name: str, stage: Stage, x: Tensor, memory: dict[str, Any], first: Tensor) -> Tensor:
-    """The stage's outputs; its memory under `name`, where it has one, is replaced by the new one."""
+    """Runs the stage and returns its outputs; replaces its recurrent state `memory[name]`, if it has one."""
     if name not in memory:
         return stage(x, (), first)[0]
     y, memory[name] = stage(x, memory[name], first)
@@ -177,12 +179,12 @@ def run_stage(name: str, stage: Stage, x: Tensor, memory: dict[str, Any], first:
 
 
 def initial_memories(stages: dict[str, Stage], n: int, device: torch.device) -> dict[str, Any]:
-    """Memory by name of the stages that have one."""
+    """Returns the initial recurrent states of those stages that have one, by name."""
     memories = {name: stage.initial_memory(n, device) for name, stage in stages.items()}
     return {name: memory for name, memory in memories.items() if nest.leaves(memory)}
 
 
 def in_full_precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Switches autocast off: sums along time and log-probabilities lose too much in bfloat16."""
+    """Switches autocast off, because sums along time and log-probabilities lose too much precision in bfloat16."""
     kind = device.type
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext()

@@ -1,6 +1,6 @@
-"""Convolutional trunks: from images to an embedding, by the networks of 2013 and 2015 and adept's.
+"""Convolutional trunks: from images to an embedding.
 
-Images are [N, C, H, W] or [N, H, W]. Bytes are divided by 255 inside, numbers of other types are taken as they are.
+Images are [N, C, H, W] or [N, H, W]. uint8 images are divided by 255 inside; others are taken as they are.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from tinyverse.networks.trunks import orthogonal
 
 
 class PixelConv(nn.Conv2d):
-    """The first convolution of a trunk: it takes images as the environment gives them.
+    """The first convolution of a trunk, which takes images as the environment gives them.
 
-    Bytes are exact in every float type, and the division by 255 is done on the few weights: pixels are touched once.
+    Bytes are exact in every float type. The division by 255 is applied to the few weights instead of the many pixels.
 
     Args:
-        center: (C, H, W) of images whose `Background` is to be taken away.
+        center: (C, H, W) of the images, to subtract their `Background`; None: do not.
     """
 
     def __init__(self, *arguments: Any, center: tuple[int, int, int] | None = None, **options: Any) -> None:
@@ -39,17 +39,17 @@ class PixelConv(nn.Conv2d):
 
 
 class Background(nn.Module):
-    """Takes away what is always there: each pixel's running mean.
+    """Subtracts each pixel's running mean, which is the static background.
 
-    A ball is a few pixels, a wall thousands. With the wall in, features hardly differ from one screen to the next, a step
-    of the optimiser moves the policy everywhere at once, and it settles on one action before it has seen the ball.
+    A ball has a few pixels, a wall thousands. With the wall, features hardly differ between screens, so an optimiser
+    step moves the policy everywhere at once and it settles on one action before it has noticed the ball.
 
-    As in `normalizers.Normalized`, the mean moves where gradients are recorded, by the images of all ranks, and an image
-    is seen by the mean that was before it. It is a buffer and travels with the weights.
+    As in `normalization.Normalized`, the mean is updated where gradients are recorded, by the images of all ranks, and
+    an image is centred by the mean before it. The mean is a buffer and travels with the weights.
 
     Args:
         channels, height, width: of an image.
-        slowest: the mean moves at least by this share of the way: a picture that changes as play gets better is followed.
+        slowest: lowest rate of the running mean, so that it follows pictures that change as play improves.
     """
 
     mean: Tensor
@@ -58,7 +58,7 @@ class Background(nn.Module):
     def __init__(self, channels: int, height: int, width: int, slowest: float = 1e-3) -> None:
         super().__init__()
         self.slowest = slowest
-        self.register_buffer("mean", torch.zeros(height, width, channels))  # as images lie in memory
+        self.register_buffer("mean", torch.zeros(height, width, channels))  # the images' layout in memory
         self.register_buffer("count", torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ class Background(nn.Module):
     @torch.no_grad()
     def _move(self, x: Tensor) -> None:
         self.count += 1
-        some = x[::4].permute(0, 2, 3, 1)  # enough to tell a mean by, in a quarter of the time
+        some = x[::4].permute(0, 2, 3, 1)  # a quarter of the images gives a mean that is accurate enough
         batch = distributed.mean(some.mean(0, dtype=torch.float32)).to(self.mean)
         self.mean.lerp_(batch, (1 / self.count).clamp(min=self.slowest))
 
@@ -80,9 +80,9 @@ class NatureConv(nn.Module):
 
     Args:
         size: features of the dense layer.
-        normalization: "none", "layer" or "batch": of these before their activation, see `norm_layer`. A step of the
-            optimiser can then no longer push all of them one way.
-        center: take away each pixel's running mean, see `Background`.
+        normalization: "none", "layer" or "batch": of these features before their activation, see `norm_layer`. An
+            optimiser step can then not push all of them in one direction.
+        center: subtract each pixel's running mean, see `Background`.
     """
 
     convolutions: tuple[tuple[int, int, int], ...] = ((32, 8, 4), (64, 4, 2), (64, 3, 1))  # channels, kernel, stride
@@ -113,7 +113,10 @@ class NatureConv(nn.Module):
 
 
 class SmallConv(NatureConv):
-    """The two convolutions of the first deep Q-network (Mnih et al. 2013, section 4.1): a third of the arithmetic."""
+    """The two convolutions of the first deep Q-network (Mnih et al.
+
+    2013, section 4.1), with a third of the arithmetic.
+    """
 
     convolutions = ((16, 8, 4), (32, 4, 2))
 
@@ -122,7 +125,7 @@ class SmallConv(NatureConv):
 
 
 class FourConv(nn.Module):
-    """adept's four convolutions of stride 2, a ReLU after each, and no dense layer: the last one's outputs, flat.
+    """adept's network: four convolutions of stride 2 with a ReLU after each, flattened, without a dense layer.
 
     The first has a kernel of 7 × 7, the others of 3 × 3; all pad by 1. With 32 channels, an image of 84 × 84 becomes
     32 × 5 × 5 = 800 features.
@@ -130,7 +133,7 @@ class FourConv(nn.Module):
     Args:
         channels: of every convolution.
         normalization: "none", "layer" or "batch", before each activation; see `norm_layer`.
-        center: take away each pixel's running mean, see `Background`.
+        center: subtract each pixel's running mean, see `Background`.
     """
 
     def __init__(self, channels: int = 32, *, normalization: str = "none", center: bool = False) -> None:
@@ -157,10 +160,10 @@ class FourConv(nn.Module):
 
 
 def image_shape(trunk: nn.Module, shape: tuple[int, ...], smallest: int) -> tuple[int, int, int]:
-    """(channels, height, width) of images that a trunk may take, given with channels or without.
+    """Returns (channels, height, width) of images that a trunk gets with or without a channel axis.
 
     Raises:
-        SettingsError: no image, or one too small.
+        SettingsError: these are no images, or their sides are below `smallest` pixels.
     """
     if len(shape) not in (2, 3) or min(shape[-2:]) < smallest:
         raise SettingsError(
@@ -170,17 +173,20 @@ def image_shape(trunk: nn.Module, shape: tuple[int, ...], smallest: int) -> tupl
 
 
 def channels_last(trunk: nn.Module) -> None:
-    """Lays the weights out so that images lie as [N, H, W, C]: 1.4 to 2 times as fast on CPUs, and for tensor cores."""
+    """Stores weights so that images use the layout [N, H, W, C].
+
+    That is 1.4 to 2 times as fast on CPUs, and tensor cores need it.
+    """
     trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def flat(x: Tensor) -> Tensor:
-    """Images to [N, D] in the order in which they lie in memory, without a copy."""
+    """Flattens images to [N, D] in their order in memory, without a copy."""
     return x.permute(0, 2, 3, 1).flatten(1)
 
 
 def _channels_last(images: Tensor) -> Tensor:
-    """[N, C, H, W] laid out as [N, H, W, C]. Stacking does it twice as fast as `contiguous` where C is small."""
+    """[N, C, H, W] in the layout [N, H, W, C]. For small C, stacking is twice as fast as `contiguous`."""
     return torch.stack(images.unbind(1), -1).permute(0, 3, 1, 2)
 
 

@@ -1,7 +1,7 @@
 """Heads: from features to a distribution over actions, and to a value.
 
-A head makes *parameters* (a tensor, so that a network may return it) and turns them into a distribution, which has
-`log_prob(actions)`, `entropy()`, `sample(generator)` and `mode()`. Everything after the features is float32.
+A head returns *parameters* (a tensor) and makes a distribution of them, which has `log_prob(actions)`, `entropy()`,
+`sample(generator)` and `mode()`. Everything after the features is float32.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from tinyverse.core import nest
 from tinyverse.core.errors import SettingsError
 from tinyverse.networks.trunks import orthogonal
 
-UNAVAILABLE = -1e9  # a logit: e^−1e9 is 0 in every float type, and sums and differences of a few stay finite
+UNAVAILABLE = -1e9  # logit; e^−1e9 is 0 in every float type, and sums of a few such logits stay finite
 
 
 class Distribution(Protocol):
-    """Over actions, for every row of a batch `[…]` (as [T, B] or [n])."""
+    """A distribution over actions for every row of a batch `[…]`, such as [T, B] or [n]."""
 
     def log_prob(self, actions: nest.Tree) -> Tensor:
-        """[…] log-probability, or log-density, of actions as the environment takes them."""
+        """Returns the log-probability or log-density […] of actions as the environment takes them."""
 
     def entropy(self) -> Tensor:
-        """[…] in nats."""
+        """Returns the entropy […] in nats."""
 
     def sample(self, generator: torch.Generator | None = None) -> nest.Tree:
-        """Actions […, *shape] per leaf of the action space."""
+        """Returns random actions […, *shape] per leaf of the action space."""
 
     def mode(self) -> nest.Tree:
-        """The most likely actions."""
+        """Returns the most likely actions […, *shape] per leaf."""
 
 
 class Categorical:
-    """One of A actions, `start` … `start + A − 1`; `logits` […, A] are normalised log-probabilities."""
+    """A choice of one of A actions, `start` … `start + A − 1`; `logits` […, A] are normalised log-probabilities."""
 
     def __init__(self, logits: Tensor, start: int = 0) -> None:
         self.logits, self.start = logits.log_softmax(-1), start
@@ -50,15 +50,17 @@ class Categorical:
         return -(self.logits.exp() * self.logits).sum(-1)
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        waits = torch.empty_like(self.logits).exponential_(generator=generator).clamp_(min=1e-38)  # log 0 would win
-        return (self.logits - waits.log_()).argmax(-1) + self.start  # whose exponential clock of rate p rings first
+        waits = torch.empty_like(self.logits).exponential_(generator=generator).clamp_(min=1e-38)  # avoids log 0
+        return (self.logits - waits.log_()).argmax(
+            -1
+        ) + self.start  # argmax of log p − log E with E ~ Exp(1) samples p (Gumbel-max)
 
     def mode(self) -> Tensor:
         return self.logits.argmax(-1) + self.start
 
 
 class MultiCategorical:
-    """Several independent choices at once; actions are […, *shape] with one entry per choice."""
+    """Several independent choices; actions are […, *shape] with one entry per choice."""
 
     def __init__(self, logits: Tensor, space: spaces.MultiDiscrete | spaces.MultiBinary) -> None:
         counts, starts = choices(space)
@@ -80,9 +82,10 @@ class MultiCategorical:
 
 
 class DiagonalGaussian:
-    """Independent normal numbers without bounds: the pool clips at the environment's door, learning sees the raw ones.
+    """Independent normal numbers without bounds.
 
-    `mean` and `log_std` are […, D]; actions are […, *shape] with D entries.
+    The pool clips actions to the bounds, and learning uses the raw samples. `mean` and `log_std` are […, D]; actions
+    are […, *shape] with D entries.
     """
 
     def __init__(self, mean: Tensor, log_std: Tensor, shape: tuple[int, ...]) -> None:
@@ -107,7 +110,7 @@ class DiagonalGaussian:
 
 
 class Joint:
-    """A tree of independent actions: log-probabilities add. `parts` have the order of `names`, dotted as in `nest`."""
+    """A tree of independent actions, so log-probabilities add up. `parts` are in the order of `names` (see `nest`)."""
 
     def __init__(self, names: Sequence[str], parts: Sequence[Distribution]) -> None:
         self.names, self.parts = names, parts
@@ -130,9 +133,9 @@ class Joint:
 
 
 class Head(nn.Module):
-    """A linear layer to the parameters of a distribution over one leaf of the action space."""
+    """A linear layer from features to the parameters of a distribution over one leaf of the action space."""
 
-    options = 0  # how many options the leaf has, where its parameters are their logits; see `masked`
+    options = 0  # number of options if the parameters are their logits, else 0; see `masked`
 
     def __init__(self, features: int, parameters: int, gain: float = 0.01) -> None:
         super().__init__()
@@ -143,12 +146,12 @@ class Head(nn.Module):
         return linear(features.to(linear.weight.dtype)).float()
 
     def distribution(self, parameters: Tensor) -> Distribution:
-        """The distribution that `parameters` […, P] describe."""
+        """Returns the distribution with `parameters` […, P]."""
         raise NotImplementedError(f"{type(self).__name__} must define distribution()")
 
 
 class CategoricalHead(Head):
-    """For a Discrete space; parameters are logits."""
+    """The head of a Discrete space; parameters are logits."""
 
     def __init__(self, space: spaces.Discrete, features: int) -> None:
         self.options = int(space.n)
@@ -160,7 +163,7 @@ class CategoricalHead(Head):
 
 
 class MultiCategoricalHead(Head):
-    """For a MultiDiscrete or MultiBinary space; parameters are the logits of all choices, side by side."""
+    """The head of a MultiDiscrete or MultiBinary space; parameters are the logits of all choices, side by side."""
 
     def __init__(self, space: spaces.MultiDiscrete | spaces.MultiBinary, features: int) -> None:
         self.options = sum(choices(space)[0])
@@ -172,7 +175,10 @@ class MultiCategoricalHead(Head):
 
 
 class GaussianHead(Head):
-    """For a Box of floats; parameters are means and log deviations, which do not depend on the observation."""
+    """The head of a Box of floats.
+
+    Parameters are means and log deviations. The latter do not depend on the observation.
+    """
 
     def __init__(self, space: spaces.Box, features: int) -> None:
         super().__init__(features, int(np.prod(space.shape)))
@@ -199,7 +205,11 @@ class ValueHead(Head):
 
 
 def head_for(space: Any, features: int) -> Head:
-    """The usual head for a leaf of an action space."""
+    """Returns the default head for a leaf of an action space.
+
+    Raises:
+        SettingsError: there is none for this space.
+    """
     if isinstance(space, spaces.Discrete):
         return CategoricalHead(space, features)
     if isinstance(space, (spaces.MultiDiscrete, spaces.MultiBinary)):
@@ -213,15 +223,15 @@ def head_for(space: Any, features: int) -> Head:
 
 
 def masked(parameters: Sequence[Tensor], available: Tensor, options: Sequence[int]) -> tuple[Tensor, ...]:
-    """Parameters of heads, in which options that are not available have probability 0 and add nothing to the entropy.
+    """Returns parameters of heads in which unavailable options have probability 0 and add nothing to the entropy.
 
-    Their logits become so low that e^logit is exactly 0, yet finite, so log-probabilities are, too. Where a choice has
-    no option left, all of them are equally likely. No gradient flows into a logit that was replaced.
+    Their logits become so low that e^logit is exactly 0 but finite, so log-probabilities stay finite. If a choice has
+    no available option, all its options are equally likely. No gradient flows into a replaced logit.
 
     Args:
         parameters: […, P] of each head.
         available: […, Σ options] 0 or 1: the options of all heads side by side.
-        options: of each head; 0 where it has none, and its parameters are left as they are.
+        options: number of options of each head; 0 leaves its parameters as they are.
     """
     gone = (available == 0).split(list(options), -1)
     pairs = zip(parameters, gone, strict=True)
@@ -229,7 +239,9 @@ def masked(parameters: Sequence[Tensor], available: Tensor, options: Sequence[in
 
 
 def choices(space: Any) -> tuple[list[int], list[int]]:
-    """How many options each choice of a Discrete, MultiDiscrete or MultiBinary space has, and its smallest option."""
+    """Returns the number of options and the smallest option of each choice of a Discrete, MultiDiscrete or MultiBinary
+    space.
+    """
     if isinstance(space, spaces.MultiBinary):
         return [2] * int(np.prod(space.shape)), [0] * int(np.prod(space.shape))
     counts = space.n if isinstance(space, spaces.Discrete) else space.nvec
@@ -237,5 +249,5 @@ def choices(space: Any) -> tuple[list[int], list[int]]:
 
 
 def sum_of(terms: Sequence[Tensor]) -> Tensor:
-    """Σ of tensors of one shape."""
+    """Returns Σ of tensors of one shape."""
     return torch.stack(list(terms)).sum(0)

@@ -1,4 +1,4 @@
-"""ModularNetwork: trunks → body → heads, put together and checked against the two spaces when it is built.
+"""ModularNetwork: trunks → body → heads, checked against the observation and action spaces when it is built.
 
 network = ModularNetwork(observation_space, action_space, trunk=Window(4, NatureConv()), body=LSTM(256))
 outputs, memory = network(observations, memory, first)
@@ -22,37 +22,37 @@ from tinyverse.networks.convs import NatureConv
 from tinyverse.networks.heads import Distribution, Head, Joint, ValueHead, choices, head_for, masked
 from tinyverse.networks.trunks import MLP
 
-AVAILABLE = "available_actions"  # the key of a Dict observation that masks actions
-Trunk = nn.Module | Mapping[str, nn.Module]  # for the only leaf of the observations, or by the names of leaves
+AVAILABLE = "available_actions"  # key of a Dict observation: the action mask
+Trunk = nn.Module | Mapping[str, nn.Module]  # one for the only leaf, or a dict by leaf name
 
 
 class Outputs(NamedTuple):
-    """What a network says about every row."""
+    """What a network returns for every row."""
 
     policy: tuple[Tensor, ...]  # [T, B, P] parameters, one tensor per leaf of the action space
     values: Tensor  # [T, B]
 
 
 class ModularNetwork(nn.Module):
-    """A policy and a value function over any tree of observations and any tree of actions.
+    """A policy and a value function for any tree of observations and any tree of actions.
 
-    Where observations are a Dict with the key "available_actions", this leaf is no input: it is 1 for the options that
-    an agent may choose and 0 for the others, which then have probability 0. It has one number for each option of a
-    Discrete action space; for MultiDiscrete, MultiBinary and trees those of all choices side by side, in order.
+    The observation "available_actions" of a Dict masks actions and is no input: 1 for options that the agent may
+    choose, 0 for others, which get probability 0. It has one number for each option of a Discrete action space. For
+    MultiDiscrete, MultiBinary and trees it has the options of all choices side by side, in order.
 
     Args:
-        observation_space, action_space: of one game (Gymnasium). Discrete leaves of observations become one-hot.
-        trunk: a module [N, …] → [N, D], or a `Stage`, for the only leaf; or a dict of them by leaf name ("image",
-            "pair.0"). A leaf without one gets NatureConv if it is an image of 36 × 36 bytes or more, else MLP(64, 64).
-        body: the same, for the embeddings side by side; none: they are the features.
-        head: `head(space, features)` makes the policy head of one leaf of the action space.
-        value_trunk: as `trunk`, for the value alone, which then shares nothing with the policy and has no body; none:
-            both are made of the same features.
+        observation_space, action_space: of one environment (Gymnasium). Discrete observations become one-hot.
+        trunk: a module [N, …] → [N, D] or a `Stage`, for the only leaf; or a dict of them by leaf name ("image",
+            "pair.0"). A leaf without one gets NatureConv if it is a uint8 image of 36 × 36 or more, else MLP(64, 64).
+        body: a module or `Stage` for the concatenated embeddings; None: they are the features.
+        head: `head(space, features)` makes the policy head for one leaf of the action space.
+        value_trunk: as `trunk`, for the value alone, which then shares nothing with the policy and has no body; None:
+            value and policy use the same features.
     Raises:
-        SettingsError: two ends do not fit; the message names both.
+        SettingsError: two parts do not fit together; the message names both.
     """
 
-    trunks: Any  # lists of modules, whose items a type checker would take for any module
+    trunks: Any  # ModuleLists; typed Any because mypy knows their items only as Module
     heads: Any
     value_trunks: nn.ModuleList | None
     body: Stage | None
@@ -86,7 +86,7 @@ class ModularNetwork(nn.Module):
             _check_mask(available, action_space, sum(self.options))
 
     def _towards(self, leaves: dict[str, Any], trunk: Trunk | None) -> tuple[nn.ModuleList, int]:
-        """Built trunks, one for each leaf, and how many embeddings they give."""
+        """Builds a trunk for each leaf and returns them with the total number of embeddings."""
         chosen = _trunks(leaves, trunk)
         stages = [as_stage(chosen.get(name) or _usual_trunk(space)) for name, space in leaves.items()]
         sizes = [
@@ -96,19 +96,19 @@ class ModularNetwork(nn.Module):
         return nn.ModuleList(stages), sum(sizes)
 
     def initial_memory(self, n: int) -> nest.Tree:
-        """Memory of `n` games at the beginning of an episode: a dict by stage, `()` where nothing remembers."""
+        """Returns the recurrent state of `n` environments at the beginning of an episode: a dict by stage, or `()`."""
         stages: dict[str, Any] = {f"trunk{i}": stage for i, stage in enumerate(self.trunks)}
         stages |= {f"value{i}": stage for i, stage in enumerate(self.value_trunks or ())}
         stages |= {} if self.body is None else {"body": self.body}
         return initial_memories(stages, n, self.value.linear.weight.device) or ()
 
     def forward(self, observations: nest.Tree, memory: nest.Tree, first: Tensor) -> tuple[Outputs, nest.Tree]:
-        """What the network says about every row, and the memory after the last.
+        """Returns the outputs for every row, and the recurrent state after the last.
 
         Args:
             observations: [T, B, …] per leaf.
-            memory: [B, …] per leaf, before row 0.
-            first: [T, B] bool; memory starts anew before these rows.
+            memory: the recurrent state before row 0, [B, …] per leaf.
+            first: [T, B] bool; the state is reset before these rows.
         """
         leaves, memory = nest.leaves(observations), dict(memory)
         available = None if self.mask_at is None else leaves.pop(self.mask_at)
@@ -128,13 +128,13 @@ class ModularNetwork(nn.Module):
         return Outputs(policy, values), memory or ()
 
     def distribution(self, policy: tuple[Tensor, ...]) -> Distribution:
-        """The distribution over actions that `Outputs.policy`, or some rows of it, describes."""
+        """Returns the distribution over actions with the parameters `Outputs.policy`, or with some rows of them."""
         parts = [head.distribution(leaf) for head, leaf in zip(self.heads, policy, strict=True)]
         return parts[0] if self.action_names == ["actions"] else Joint(self.action_names, parts)
 
 
 def _fitting(head: Callable[[Any, int], Head], space: Any, features: int) -> Head:
-    """The head of one leaf of the action space, tried on a row of zeros."""
+    """Makes the head of one leaf of the action space and tries it on a row of zeros."""
     layer = head(space, features)
     try:
         with torch.no_grad():
@@ -147,14 +147,14 @@ def _fitting(head: Callable[[Any, int], Head], space: Any, features: int) -> Hea
 
 
 def _embeddings(kind: str, stages: Any, inputs: list[Tensor], memory: dict[str, Any], first: Tensor) -> Tensor:
-    """What the stages make of the inputs, side by side [T, B, D]."""
+    """Runs each stage on its input and returns the concatenated outputs [T, B, D]."""
     pairs = enumerate(zip(stages, inputs, strict=True))
     parts = [run_stage(f"{kind}{i}", stage, x, memory, first) for i, (stage, x) in pairs]
     return torch.cat(parts, -1) if len(parts) > 1 else parts[0]
 
 
 class _Numbers:
-    """A Box as it is."""
+    """Encodes a Box as it is."""
 
     def __init__(self, space: Any) -> None:
         self.shape, self.dtype = space.shape, torch.from_numpy(np.zeros(0, space.dtype)).dtype
@@ -164,7 +164,7 @@ class _Numbers:
 
 
 class _OneHot:
-    """Choices [T, B, *shape] as ones and zeros [T, B, D], side by side."""
+    """Encodes choices [T, B, *shape] as concatenated one-hot vectors [T, B, D]."""
 
     def __init__(self, space: Any) -> None:
         self.counts, self.starts = choices(space)
@@ -176,13 +176,16 @@ class _OneHot:
 
 
 def _leaves(space: Any) -> dict[str, Any]:
-    """Leaf spaces by dotted name, in the order of `nest.leaves`; a space that is no tree has the name ""."""
+    """Returns leaf spaces by dotted name, in the order of `nest.leaves`.
+
+    A space that is a single leaf has the name "".
+    """
     tree = nest.of_space(space, lambda leaf: leaf)
     return {name[1:].removeprefix("."): leaf for name, leaf in nest.items(tree, "_")}
 
 
 def _inputs(space: Any) -> tuple[dict[str, Any], Any]:
-    """The leaf spaces that trunks see, by name, and the one that masks actions, or None."""
+    """Returns the leaf spaces that trunks see, by name, and the space of the action mask or None."""
     leaves = _leaves(space)
     available = leaves.pop(AVAILABLE, None)
     if not leaves:

@@ -1,9 +1,9 @@
-"""Normalizers: running means and deviations, so that observations and rewards of any size suit a network.
+"""Normalisation of observations and rewards by running means and standard deviations.
 
-Normalized(MLP(64, 64))      a trunk that sees observations of mean 0 and deviation 1
-ReturnScale(discount)        rewards divided by the deviation of their discounted sums, for a learner
+    Normalized(MLP(64, 64))      a trunk for observations of mean 0 and standard deviation 1
+    RewardNormalizer(discount)   a learner's rewards, divided by the standard deviation of their discounted sums
 
-Their statistics are buffers: in checkpoints with the rest of a state, and in published weights where acting needs them.
+The statistics are buffers, so checkpoints hold them, and published weights hold those that acting needs.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from tinyverse.core.errors import SpecError
 from tinyverse.networks import FeedForward
 
 
-class Moments(nn.Module):
-    """Mean and variance of all that was seen, merged batch by batch (Chan, Golub & LeVeque 1979, eq. 2.1).
+class RunningMeanStd(nn.Module):
+    """Mean and variance of all rows so far, merged batch by batch (Chan, Golub & LeVeque 1979, eq. 2.1).
 
         δ = m − mean,   mean += δ n / N,   M₂ += M₂ of the batch + δ² n (N − n) / N,   variance = M₂ / N
 
     Args:
-        shape: of one thing seen; its elements are counted each by itself.
+        shape: of one row; each element has its own statistics.
     Attributes:
-        count, mean, variance: buffers, float64 whatever the network is moved to; 0, 0 and 1 before anything is seen.
+        count, mean, variance: buffers, always float64; 0, 0 and 1 before the first row.
     """
 
     count: Tensor
@@ -41,13 +41,15 @@ class Moments(nn.Module):
 
     @torch.no_grad()
     def update(self, rows: Tensor, mask: Tensor | None = None) -> None:
-        """Counts rows [N, *shape], of all ranks; those where `mask` [N] is 0 did not happen.
+        """Adds rows [N, *shape] of all ranks, except those where `mask` [N] is 0.
 
         Raises:
-            SpecError: rows of another shape.
+            SpecError: the rows have another shape.
         """
         if rows.shape[1:] != self.mean.shape:
-            raise SpecError(f"Moments got rows of shape {tuple(rows.shape[1:])}, wanted {tuple(self.mean.shape)}.")
+            raise SpecError(
+                f"RunningMeanStd got rows of shape {tuple(rows.shape[1:])}, wanted {tuple(self.mean.shape)}."
+            )
         rows = rows.double()
         share = torch.ones(len(rows), device=rows.device) if mask is None else mask
         share = share.double().reshape(-1, *[1] * (rows.ndim - 1))
@@ -63,11 +65,11 @@ class Moments(nn.Module):
 
     @property
     def deviation(self) -> Tensor:
-        """[*shape] float32; 1 where nothing has varied by more than 1e-4 yet."""
+        """The standard deviation, [*shape] float32; 1 where it is below 1e-4."""
         return torch.where(self.variance > 1e-8, self.variance, 1.0).sqrt().float()
 
-    def _apply(self, function: Any, recurse: bool = True) -> Moments:
-        """Goes to another device with its network, but not to a coarser number: bfloat16 has 3 digits."""
+    def _apply(self, function: Any, recurse: bool = True) -> RunningMeanStd:
+        """Moves to the network's device but stays float64, because bfloat16 has only 3 digits."""
         kept = {name: buffer.clone() for name, buffer in self._buffers.items() if buffer is not None}
         super()._apply(function, recurse)
         for name, buffer in kept.items():
@@ -76,14 +78,14 @@ class Moments(nn.Module):
 
 
 class Normalized(nn.Module):
-    """A trunk that gets observations of mean 0 and deviation 1, clipped to ± `clip`.
+    """A trunk whose observations are normalised to mean 0 and standard deviation 1 and clipped to ± `clip`.
 
-    The statistics grow by what is passed forward where gradients flow, which is in training: a player, an evaluation or
-    a bootstrap value changes nothing, and `eval()` freezes them. A batch is normalised by what was known before it, so
-    that actions get the probability again that they were chosen with.
+    A forward pass updates the statistics only where gradients are recorded, which is in training. Players, evaluations
+    and bootstrap values do not change them, and `eval()` freezes them. A batch is normalised by the statistics before
+    it, so its actions get the same probabilities as in play.
 
     Args:
-        trunk: the module behind; none: the normalised observation is the embedding.
+        trunk: the module that gets normalised observations; None: they are the embedding.
     """
 
     def __init__(self, trunk: nn.Module | None = None, *, clip: float = 10.0) -> None:
@@ -91,37 +93,37 @@ class Normalized(nn.Module):
         self.trunk, self.clip = FeedForward(trunk), clip
 
     def build(self, shape: tuple[int, ...]) -> int:
-        self.moments = Moments(shape)
+        self.moments = RunningMeanStd(shape)
         return self.trunk.build(shape, torch.float32)
 
     def forward(self, x: Tensor) -> Tensor:
         moments = self.moments
-        # before the update; the difference of large numbers is taken in float64
+        # statistics from before the update; float64, because the difference may be of large numbers
         normal = ((x.double() - moments.mean).float() / moments.deviation).clamp(-self.clip, self.clip)
         if self.training and torch.is_grad_enabled():
             moments.update(x)
         return self.trunk.module(normal)
 
 
-class ReturnScale(nn.Module):
-    """Rewards divided by the running deviation of their discounted sums (Engstrom et al. 2020, section 3, item 2).
+class RewardNormalizer(nn.Module):
+    """Divides rewards by the running standard deviation of their discounted sums (Engstrom et al. 2020, section 3).
 
         R_t = γ R_{t−1} + r_t from the episode's beginning,    r_t / √Var(R)
 
-    So targets have about the size 1 whatever the game counts in, and a learning rate means the same. A slice knows
-    nothing of the rows before it, so its sums begin at 0: the shorter slices are, the smaller is the deviation found.
+    Targets then have a size of about 1 in any environment, so the same learning rate works. The sums begin at 0 in each
+    slice, which does not know the rows before it; the shorter slices are, the smaller is the deviation.
 
     Args:
         discount: γ.
-        clip: scaled rewards are clipped to ± this.
+        clip: normalised rewards are clipped to ± this.
     """
 
     def __init__(self, discount: float, *, clip: float = 10.0) -> None:
         super().__init__()
-        self.discount, self.clip, self.moments = discount, clip, Moments()
+        self.discount, self.clip, self.moments = discount, clip, RunningMeanStd()
 
     def forward(self, rewards: Tensor, traces: Tensor, mask: Tensor) -> Tensor:
-        """Scaled rewards [T, B]; these are counted first, and only where `mask` is 1.
+        """Updates the statistics with the rewards where `mask` is 1, and returns the normalised rewards [T, B].
 
         Args:
             rewards, traces, mask: [T, B], as of a `Batch`.
@@ -130,7 +132,7 @@ class ReturnScale(nn.Module):
         return (rewards / self.moments.deviation).clamp(-self.clip, self.clip)
 
     def sums(self, rewards: Tensor, traces: Tensor) -> Tensor:
-        """[T, B] R_t; nothing is carried over the end of an episode."""
+        """Returns the discounted sums R_t [T, B], which start again at 0 after an episode's end."""
         total, rows = torch.zeros_like(rewards[0]), []
         for reward, trace in zip(rewards.unbind(), traces.unbind(), strict=True):
             rows.append(reward + self.discount * total)

@@ -1,4 +1,4 @@
-"""Normalisation between a layer and its activation, chosen by one word, so that every trunk offers the same choice."""
+"""Normalisation layers between a layer and its activation. Every trunk offers the same choice by name."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from tinyverse.core.errors import SettingsError
 
 
 def norm_layer(kind: str, features: int, *, image: bool = False) -> nn.Module:
-    """A layer from [N, features], or from images [N, features, H, W], to the same shape.
+    """Returns a layer from [N, features], or from images [N, features, H, W], to the same shape.
 
     Args:
-        kind: "none"; "layer": every row by its own mean and deviation (Ba et al. 2016; of images over channels and
-            pixels); "batch": see `BatchNorm`.
+        kind: "none"; "layer": each row by its own mean and standard deviation (Ba et al. 2016; for images over channels
+            and pixels); "batch": see `BatchNorm`.
     Raises:
-        SettingsError: another word.
+        SettingsError: `kind` is none of these.
     """
     if kind == "none":
         return nn.Identity()
@@ -28,18 +28,18 @@ def norm_layer(kind: str, features: int, *, image: bool = False) -> nn.Module:
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation (Ioffe & Szegedy 2015) for a network that acts and learns in turn.
+    """Batch normalisation (Ioffe & Szegedy 2015) for a network that both acts and learns.
 
-    Where gradients are recorded it uses the statistics of the batch, all rows of all games, and moves the running ones
-    towards them; elsewhere (acting, targets, bootstrap values) it uses the running ones and changes nothing, so one row
-    alone has the same outputs as among others. The running statistics are buffers and travel with the weights. Reset
-    rows count too: their observations were really seen, each as an episode's last.
+    Where gradients are recorded, it uses the statistics of the batch (all rows of all environments) and moves the
+    running statistics towards them. Elsewhere (acting, targets, bootstrap values) it uses the running statistics and
+    changes nothing, so a row's outputs do not depend on the other rows. The running statistics are buffers and travel
+    with the weights. Reset rows count too, because their observations are real.
 
-    Since learning does not compute quite what acting did, log π/μ is not exactly 0 for the newest weights.
+    Learning and acting therefore compute slightly different outputs: log π/μ is not exactly 0 for the newest weights.
 
     Args:
         features: C of [N, C] or [N, C, H, W].
-        momentum: how far the running statistics move at each update.
+        momentum: how far the running statistics move at each update, 0 … 1.
     """
 
     mean: Tensor
@@ -53,5 +53,5 @@ class BatchNorm(nn.Module):
         self.register_buffer("variance", torch.ones(features))
 
     def forward(self, x: Tensor) -> Tensor:
-        learning = torch.is_grad_enabled() and x.numel() > x.shape[1]  # a single number has no deviation
+        learning = torch.is_grad_enabled() and x.numel() > x.shape[1]  # one row per feature has no deviation
         return functional.batch_norm(x, self.mean, self.variance, self.weight, self.bias, learning, self.momentum)

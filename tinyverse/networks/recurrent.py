@@ -1,4 +1,4 @@
-"""Recurrent bodies: LSTM and GRU, which carry a state from row to row and lose it where an episode begins."""
+"""Recurrent bodies: LSTM and GRU. They carry a state from row to row and reset it where an episode begins."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ State = dict[str, Tensor]  # [B, size] each
 
 
 class LSTM(Stage):
-    """Long short-term memory (Hochreiter & Schmidhuber 1997); its memory is {"h", "c"}, each [B, size] float32.
+    """Long short-term memory (Hochreiter & Schmidhuber 1997); its state is {"h", "c"}, each [B, size] float32.
 
-    Biases begin at 0, that of the forget gate at 1 (Jozefowicz et al. 2015, section 2.2): what was seen ten rows ago is
-    then still a twentieth of the cell, not a thousandth, and can be learned from.
+    Biases begin at 0, that of the forget gate at 1 (Jozefowicz et al. 2015, section 2.2). After ten rows an input then
+    still makes up a twentieth of the cell instead of a thousandth, so that gradients reach it.
 
     Args:
-        size: of the state, and of the features.
-        layer_norm: normalise gates and cell (Ba et al. 2016, eq. 20-22); a row at a time, so learning is slower.
+        size: of the state, and number of features.
+        layer_norm: normalise gates and cell (Ba et al. 2016, eq. 20-22). This runs row by row, so learning is slower.
     """
 
     def __init__(self, size: int = 256, *, layer_norm: bool = False) -> None:
@@ -49,7 +49,7 @@ class LSTM(Stage):
         h, c = state["h"], state["c"]
         if self.layer_norm:
             outputs, h, c = self.lstm(x, h, c)
-        elif len(x) == 1:  # three times as fast as the layer that takes many
+        elif len(x) == 1:  # three times as fast as nn.LSTM for one row
             h, c = torch.lstm_cell(x[0], (h, c), *self.lstm.all_weights[0])
             outputs = h[None]
         else:
@@ -59,7 +59,10 @@ class LSTM(Stage):
 
 
 class GRU(Stage):
-    """Gated recurrent units (Cho et al. 2014): three quarters of an LSTM's arithmetic. Memory: {"h"}, [B, size] float32."""
+    """Gated recurrent units (Cho et al.
+
+    2014): three quarters of an LSTM's arithmetic. Its state is {"h"}, [B, size] float32.
+    """
 
     def __init__(self, size: int = 256) -> None:
         super().__init__()
@@ -84,7 +87,7 @@ class GRU(Stage):
 
 
 class NormalizedLSTM(nn.Module):
-    """An LSTM whose gates and cell are layer-normalised (Ba et al. 2016, eq. 20-22).
+    """An LSTM with layer-normalised gates and cell (Ba et al. 2016, eq. 20-22).
 
         i, f, g, o = LN(W h) + LN(U x)
         c' = σ(f) c + σ(i) tanh(g),    h' = σ(o) tanh(LN(c'))
@@ -99,7 +102,7 @@ class NormalizedLSTM(nn.Module):
         self.norm_ih, self.norm_hh, self.norm_c = nn.LayerNorm(4 * size), nn.LayerNorm(4 * size), nn.LayerNorm(size)
 
     def forward(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Outputs [T, B, size] for x [T, B, D], and the state after the last row."""
+        """Returns outputs [T, B, size] for x [T, B, D], and the state after the last row."""
         outputs = []
         for row in self.norm_ih(x @ self.weight_ih_l0.t()):
             i, f, g, o = (row + self.norm_hh(h @ self.weight_hh_l0.t())).chunk(4, -1)
@@ -112,11 +115,12 @@ class NormalizedLSTM(nn.Module):
 def unroll(
     rows: Callable[[Tensor, State], tuple[Tensor, State]], x: Tensor, memory: State, first: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, State]:
-    """A recurrence over x [T, B, D], with a state of zeros before every row where `first` [T, B] holds.
+    """Runs a recurrence over x [T, B, D], with a state of zeros before every row where `first` [T, B] is True.
 
     Args:
-        rows: takes some consecutive rows and the state before them; gives outputs and the state after them.
-        dtype: of its weights; the memory that goes in and out is float32.
+        rows: takes consecutive rows and the state before them; returns outputs and the state after them.
+        memory: the state before row 0, float32; so is the returned state.
+        dtype: of the recurrence's weights.
     """
     kept, outputs, state = (~first).to(dtype)[..., None], [], {name: part.to(dtype) for name, part in memory.items()}
     with in_full_precision(x.device):
@@ -129,7 +133,10 @@ def unroll(
 
 
 def _pieces(first: Tensor) -> list[int]:
-    """Rows where some game starts anew, with 0 and T: between them the fused kernel runs without a stop."""
+    """Returns the rows where some environment starts an episode, with 0 and T.
+
+    The fused kernel runs from one to the next.
+    """
     if len(first) == 1:
         return [0, 1]
     restarts = first[1:].any(1).nonzero().flatten() + 1

@@ -1,7 +1,7 @@
-"""Residual trunks: from images to an embedding by deep networks, whose blocks add to what they were given.
+"""Residual trunks: from images to an embedding by deep networks.
 
-The last convolution of each of the L residual branches begins smaller by 1/√L, so that without normalisation, too, a
-sum over all of them keeps its size (Zhang et al. 2019, Fixup, section 2).
+The last convolution of each of the L residual branches begins smaller by 1/√L, so that the sum over all branches keeps
+its size even without normalisation (Zhang et al. 2019, Fixup, section 2).
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from tinyverse.networks.trunks import HIDDEN_GAIN, orthogonal
 class ImpalaResNet(nn.Module):
     """The deep network of IMPALA (Espeholt et al. 2018, figure 3 right, without its LSTM).
 
-    Sections of a 3 × 3 convolution, a 3 × 3 max-pool of stride 2 and two residual blocks (ReLU, convolution, ReLU,
-    convolution); then ReLU, a dense layer, ReLU.
+    Each section is a 3 × 3 convolution, a 3 × 3 max-pool of stride 2 and two residual blocks (ReLU, convolution, ReLU,
+    convolution). After the sections come ReLU, a dense layer, ReLU.
 
     Args:
         size: features of the dense layer.
-        width: multiplies all channels; 2 and 4 are the wider ones of Cobbe et al. 2020 (Procgen, section 4).
+        width: factor for all channels; Cobbe et al. 2020 (Procgen, section 4) use 2 and 4 too.
         channels: of the sections at width 1.
         normalization: "none" (the paper), "layer" or "batch": before every ReLU, see `norm_layer`.
     """
@@ -64,16 +64,16 @@ class ImpalaResNet(nn.Module):
 
 
 class ResNet18(nn.Module):
-    """The residual network of 18 layers without its classifier: the mean over all places of the last 512 channels.
+    """The residual network of 18 layers without its classifier; its features are means over all places of 512 channels.
 
-    Its stem is made for small images: a 3 × 3 convolution of stride 2 instead of 7 × 7, then the 3 × 3 max-pool, so
-    that 84 × 84 becomes 21 × 21, and 3 × 3 at the end.
+    Its stem is for small images: a 3 × 3 convolution of stride 2 instead of 7 × 7, then the 3 × 3 max-pool. 84 × 84
+    becomes 21 × 21, and 3 × 3 at the end.
 
     Args:
-        version: 1 adds, then activates (He et al. 2015, figure 2 and table 1); 2 activates first, so that the sum is
-            never touched (He et al. 2016, figure 4e).
-        width: channels of the first of four stages; each next one has twice as many.
-        normalization: "layer"; "batch" (the papers), or "none"; see `norm_layer`.
+        version: 1 adds, then activates (He et al. 2015, figure 2 and table 1); 2 activates first, so that nothing
+            changes the sum (He et al. 2016, figure 4e).
+        width: channels of the first of four stages; each further stage has twice as many.
+        normalization: "layer", "batch" (the papers) or "none"; see `norm_layer`.
     """
 
     def __init__(self, *, version: int = 2, width: int = 64, normalization: str = "layer") -> None:
@@ -81,7 +81,7 @@ class ResNet18(nn.Module):
         if version not in (1, 2):
             raise SettingsError(f"ResNet18(version={version}) is unknown. Use 1 (He et al. 2015) or 2 (2016).")
         self.version, self.width, self.normalization = version, width, normalization
-        norm_layer(normalization, 1)  # an unknown word is refused here, where it was written
+        norm_layer(normalization, 1)  # refuses an unknown name at once
 
     def build(self, shape: tuple[int, ...]) -> int:
         channels, _, _ = image_shape(self, shape, smallest=16)
@@ -110,8 +110,8 @@ class ResNet18(nn.Module):
 class PostActivation(nn.Module):
     """x → ReLU(shortcut(x) + norm(conv(ReLU(norm(conv(x)))))): He et al. 2015, figure 2.
 
-    Where channels or size change, the shortcut is a normalised 1 × 1 convolution (their option B); elsewhere it is x.
-    `blocks` is how many such blocks there are in all.
+    Where channels or size change, the shortcut is a normalised 1 × 1 convolution (their option B), elsewhere x.
+    `blocks` is the number of such blocks in the network.
     """
 
     def __init__(self, channels: int, wider: int, stride: int = 1, *, blocks: int, normalization: str) -> None:
@@ -131,8 +131,8 @@ class PostActivation(nn.Module):
 class PreActivation(nn.Module):
     """x → shortcut + conv(ReLU(norm(conv(ReLU(norm(x)))))): He et al. 2016, figure 4e, and IMPALA's without norms.
 
-    Where channels or size change, the shortcut is a 1 × 1 convolution of ReLU(norm(x)); elsewhere it is x.
-    `blocks` is how many such blocks there are in all.
+    Where channels or size change, the shortcut is a 1 × 1 convolution of ReLU(norm(x)), elsewhere x. `blocks` is the
+    number of such blocks in the network.
     """
 
     def __init__(self, channels: int, wider: int, stride: int = 1, *, blocks: int, normalization: str) -> None:

@@ -1,4 +1,4 @@
-"""Squashed Gaussians: policies over a bounded Box that never leave it, and critics of such actions, for SAC.
+"""Squashed Gaussians: policies over a bounded Box, and critics of their actions, for SAC.
 
 actor = SquashedActor(observation_space, action_space, body=MLP(256, 256))
 critic = actor.critic()
@@ -24,12 +24,12 @@ from tinyverse.networks.heads import Head
 from tinyverse.networks.modular import ModularNetwork
 from tinyverse.networks.trunks import MLP, Identity
 
-LOG_STD = (-20.0, 2.0)  # as in the code of Haarnoja et al.
-EDGE = 1 - 1e-6  # the nearest to a bound that float32 can be taken back from
+LOG_STD = (-20.0, 2.0)  # bounds of the log deviation, as in the code of Haarnoja et al.
+EDGE = 1 - 1e-6  # clips unit actions before atanh, which is infinite at 1
 
 
 class SquashedGaussian:
-    """Normal numbers through tanh, stretched to the bounds of a Box (Haarnoja et al. 2018b, appendix C).
+    """Normal numbers, squashed by tanh and scaled to the bounds of a Box (Haarnoja et al. 2018b, appendix C).
 
         u ~ N(mean, std),    unit action x = tanh(u) in (−1, 1),    action a = centre + reach · x
         log π(x) = log N(u) − Σ_d log(1 − tanh²(u_d)),    log π(a) = log π(x) − Σ_d log reach_d
@@ -37,7 +37,7 @@ class SquashedGaussian:
     Args:
         mean, log_std: […, D].
         centre, reach: [D] middle and half width of the Box, flattened.
-        shape: of one action; D numbers.
+        shape: of one action; it has D numbers.
     """
 
     def __init__(self, mean: Tensor, log_std: Tensor, centre: Tensor, reach: Tensor, shape: tuple[int, ...]) -> None:
@@ -45,25 +45,25 @@ class SquashedGaussian:
         self.centre, self.reach = centre, reach
 
     def rsample(self, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Unit actions […, D] through which gradients flow, and their log π(x) […]."""
+        """Returns unit actions […, D] through which gradients flow, and their log π(x) […]."""
         noise = torch.empty_like(self.mean).normal_(generator=generator)
         raw = self.mean + self.log_std.exp() * noise
         return raw.tanh(), self._log_prob_of_raw(raw)
 
     def log_prob(self, actions: Tensor) -> Tensor:
-        """[…] log π(a). Actions on a bound, where the density has no value, are moved in a little."""
+        """Returns log π(a) […]. The density has no value on a bound, so actions there are moved inwards a little."""
         raw = unit_actions(actions, self.centre, self.reach, self.shape).clamp(-EDGE, EDGE).atanh()
         return self._log_prob_of_raw(raw) - self.reach.log().sum()
 
     def entropy(self) -> Tensor:
-        """[…] estimated by −log π(a) of one sample, through which gradients flow: there is no closed form."""
+        """Returns an estimate […]: −log π(a) of one sample, with gradient. There is no closed form."""
         return self.reach.log().sum() - self.rsample()[1]
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         return self._action(self.rsample(generator)[0])
 
     def mode(self) -> Tensor:
-        """The action in the middle, tanh(mean): half of the probability lies on either side of it."""
+        """Returns the median action, of tanh(mean)."""
         return self._action(self.mean.tanh())
 
     def _log_prob_of_raw(self, raw: Tensor) -> Tensor:
@@ -77,18 +77,24 @@ class SquashedGaussian:
 
 
 def unit_actions(actions: Tensor, centre: Tensor, reach: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """[…, D] in [−1, 1] of actions […, *shape]; what lies beyond a bound is moved to it, as the pool does."""
+    """Returns unit actions […, D] in [−1, 1] for actions […, *shape].
+
+    Those beyond a bound are clipped, as the pool does.
+    """
     flat = actions.to(reach.dtype).reshape(*actions.shape[: actions.ndim - len(shape)], len(reach))
     return ((flat - centre) / reach).clamp(-1, 1)
 
 
 def log_slope_of_tanh(raw: Tensor) -> Tensor:
-    """log(1 − tanh²(u)) = 2 (log 2 − u − softplus(−2u)): exact where tanh(u) has long been rounded to 1."""
+    """Returns log(1 − tanh²(u)) = 2 (log 2 − u − softplus(−2u)), which is exact even where tanh(u) rounds to 1."""
     return 2 * (math.log(2) - raw - functional.softplus(-2 * raw))
 
 
 class SquashedGaussianHead(Head):
-    """For a Box of floats with finite bounds; parameters are means and log deviations, both made of the features."""
+    """The head of a Box of floats with finite bounds.
+
+    Parameters are means and log deviations, both functions of the features.
+    """
 
     centre: Tensor
     reach: Tensor
@@ -107,14 +113,14 @@ class SquashedGaussianHead(Head):
 
 
 class SquashedActor(ModularNetwork):
-    """A policy of squashed Gaussians, which knows what its critics look like. It has no value function of its own.
+    """A policy of squashed Gaussians, which can make its critics. It has no value function of its own.
 
     Args:
-        observation_space, action_space: of one game; one Box of actions with finite bounds.
-        trunk: as of `ModularNetwork`; none: observations as they are, flattened (an image wants NatureConv()).
-        body: from the trunks' embeddings, in the critics beside the action, to features; none: MLP(256, 256).
+        observation_space, action_space: of one environment; the actions are one Box with finite bounds.
+        trunk: as of `ModularNetwork`; None: flattened observations (for images pass NatureConv()).
+        body: from the embeddings (in critics: and the action) to features; None: MLP(256, 256).
     Raises:
-        SettingsError: another action space, a part that remembers, or two ends that do not fit.
+        SettingsError: the action space is another, a part has a recurrent state, or two parts do not fit.
     """
 
     def __init__(
@@ -127,7 +133,7 @@ class SquashedActor(ModularNetwork):
     ) -> None:
         _check_bounded(action_space)
         trunks, body = _trunks(observation_space, trunk), MLP(256, 256) if body is None else body
-        parts = copy.deepcopy((trunks, body))  # before layers are made, so that critics make their own
+        parts = copy.deepcopy((trunks, body))  # copied before they have layers, so that critics make their own
         super().__init__(
             observation_space,
             action_space,
@@ -144,19 +150,19 @@ class SquashedActor(ModularNetwork):
         self._critic = (observation_space, action_space, *parts)
 
     def unit(self, actions: Tensor) -> Tensor:
-        """Unit actions […, D] in [−1, 1] of actions […, *shape] as the environment takes them."""
+        """Returns unit actions […, D] in [−1, 1] for actions […, *shape] as the environment takes them."""
         head: Any = self.heads[0]
         return unit_actions(actions, head.centre.float(), head.reach.float(), head.shape)
 
     def critic(self) -> Critic:
-        """A new critic with trunks and body like this network's, on its device."""
+        """Returns a new critic with trunks and a body like this network's, on its device."""
         observation_space, action_space, trunks, body = self._critic
         critic = Critic(observation_space, action_space, copy.deepcopy(trunks), copy.deepcopy(body))
         return critic.to(self.value.linear.weight.device)
 
 
 class Critic(nn.Module):
-    """Q(o, a): the trunks of the observations and the unit action side by side, a body over both, one number."""
+    """Q(o, a): the embeddings and the unit action side by side, then a body, then one number."""
 
     def __init__(
         self, observation_space: Any, action_space: spaces.Box, trunks: Mapping[str, nn.Module], body: nn.Module
@@ -174,7 +180,7 @@ class Critic(nn.Module):
         )
 
     def forward(self, observations: nest.Tree, actions: Tensor) -> Tensor:
-        """[T, B] of observations [T, B, …] per leaf and unit actions [T, B, D]."""
+        """Returns Q [T, B] of observations [T, B, …] per leaf and unit actions [T, B, D]."""
         first = torch.zeros(actions.shape[:2], dtype=torch.bool, device=actions.device)
         return self.network({"actions": actions, "observations": observations}, (), first)[0].values
 
@@ -189,7 +195,10 @@ def _check_bounded(space: Any) -> None:
 
 
 def _trunks(space: Any, trunk: nn.Module | Mapping[str, nn.Module] | None) -> Mapping[str, nn.Module]:
-    """A trunk for every leaf by its name, as ModularNetwork takes them; a space that is no tree has the name ""."""
+    """Returns a trunk for every leaf by name, as ModularNetwork takes them.
+
+    A space that is a single leaf has the name "".
+    """
     leaves = nest.items(nest.of_space(space, lambda leaf: leaf), "_")
     names = [name[1:].removeprefix(".") for name, _ in leaves]
     if isinstance(trunk, nn.Module):

@@ -1,7 +1,7 @@
-"""Trunks: from one observation to an embedding, row by row and without memory. Those of images are in `convs`.
+"""Trunks: from one observation to an embedding, row by row and without a state. Trunks for images are in `convs`.
 
-A trunk is any `nn.Module` from [N, …] to [N, D]. One that makes its layers only when it knows what comes in has
-`build(shape) -> D`, where `shape` is that of one observation; it is called once, by the network it is put into.
+A trunk is any `nn.Module` from [N, …] to [N, D]. A trunk that makes its layers later has `build(shape) -> D`, where
+`shape` is that of one observation. The network calls it once.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from tinyverse.networks.norms import norm_layer
 
 Layer = TypeVar("Layer", bound=nn.Module)
 
-HIDDEN_GAIN = math.sqrt(2)  # keeps the variance of activations through ReLU (Saxe et al. 2014; He et al. 2015)
+HIDDEN_GAIN = math.sqrt(2)  # keeps the variance of activations across ReLU (Saxe et al. 2014; He et al. 2015)
 
 
 def orthogonal(layer: Layer, gain: float = HIDDEN_GAIN) -> Layer:
-    """Orthogonal weights times `gain` and zero biases, in place; returns the layer."""
+    """Initialises weights to orthogonal ones times `gain` and biases to 0, in place; returns the layer."""
     for name, parameter in layer.named_parameters():
         if parameter.ndim > 1:
             nn.init.orthogonal_(parameter, gain)
@@ -31,14 +31,14 @@ def orthogonal(layer: Layer, gain: float = HIDDEN_GAIN) -> Layer:
 
 
 class Identity(nn.Module):
-    """The observation itself as numbers, flattened to [N, D]; bytes become 0 … 1."""
+    """Flattens observations to floats [N, D]; uint8 becomes 0 … 1."""
 
     def build(self, shape: tuple[int, ...]) -> int:
         return math.prod(shape)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.float() / 255 if x.dtype == torch.uint8 else x.float()
-        return x.reshape(x.shape[0], -1)  # an export to ONNX would take len() for a constant
+        return x.reshape(x.shape[0], -1)  # an export to ONNX treats len() as a constant
 
 
 class MLP(Identity):
@@ -46,8 +46,10 @@ class MLP(Identity):
 
     Args:
         sizes: features of each layer.
-        activation: the module after each.
+        activation: the module after each layer.
         normalization: "none", "layer" or "batch", before each activation; see `norm_layer`.
+    Raises:
+        SettingsError: there are no sizes, or `normalization` is unknown.
 
     >>> MLP(64, 64).build((4,))
     64
@@ -58,7 +60,7 @@ class MLP(Identity):
         if not sizes:
             raise SettingsError("MLP() has no layers. Give their sizes, as in MLP(64, 64), or use Identity().")
         self.sizes, self.activation, self.normalization = sizes, activation, normalization
-        norm_layer(normalization, 1)  # an unknown word is refused here, where it was written
+        norm_layer(normalization, 1)  # refuses an unknown name at once
 
     def build(self, shape: tuple[int, ...]) -> int:
         self.layers, inputs = nn.Sequential(), math.prod(shape)

@@ -29,8 +29,8 @@ UNLIKELY = -40.0  # logit of the actions that a person did not take: e^-40 is no
 LATE = 5  # steps behind the clock after which it starts anew instead of racing
 
 
-class Person:
-    """Somebody at the keyboard, and the one game they play.
+class HumanControls:
+    """The one game that a person plays, its window and its keys.
 
     Args:
         title: of the window.
@@ -48,9 +48,9 @@ class Person:
         self.window = Window(f"{title}: {', '.join(names)}; Escape ends", fps)
         self.window.check(names)
 
-    def plays(self, agent: Agent) -> Agent:
-        """The agent with the person's actions."""
-        return Human(agent, self.pool.action_space, self._choose)
+    def agent(self, agent: Agent) -> HumanAgent:
+        """An agent that acts as the person wants it."""
+        return HumanAgent(agent, self.pool.action_space, self._choose)
 
     def _make(self, experiment: Experiment) -> Callable[[], Any]:
         def make() -> Any:
@@ -70,7 +70,7 @@ class Person:
         return self.keys[max((keys for keys in self.keys if keys <= pressed), key=len)]
 
 
-class Human(Agent):
+class HumanAgent(Agent):
     """An agent whose actions a person chooses. Memory, extras and weights are the agent's own."""
 
     def __init__(self, agent: Agent, action_space: Any, choose: Callable[[nest.Tree], nest.Tree]) -> None:

@@ -7,12 +7,13 @@ of their own, names all files that hold its sessions with their checksums, and a
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import xxhash
+
+from tinyverse.core.files import atomic_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,17 +63,14 @@ class StoredSessions:
         import torch
 
         name = f"{sessions.series}-{int(new[-1]):012d}.rows"
-        temporary, checksum, stored = self.path / f"{name}.writing", xxhash.xxh3_64(), []
-        with temporary.open("wb") as file:
+        checksum, stored = xxhash.xxh3_64(), []
+        with atomic_file(self.path / name) as file:
             for numbers in new.split(max(1, AT_ONCE // sessions.width)):
                 rows, whole = sessions.read(numbers)
                 data = rows.numpy().data.cast("B")
                 file.write(data)
                 checksum.update(data)
                 stored.append(torch.where(whole, numbers, -1))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.path / name)
         return {"name": name, "numbers": torch.cat(stored), "width": sessions.width, "checksum": checksum.hexdigest()}
 
     def keep_only(self, files: Sequence[dict[str, Any]]) -> None:

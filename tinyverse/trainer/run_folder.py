@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyverse.core.errors import RunConflict
-from tinyverse.core.files import remove_leftovers, whole, write_whole
+from tinyverse.core.files import atomic_file, atomic_write, remove_leftovers
 from tinyverse.core.weights import UNREADABLE, WeightsFile, plain
 from tinyverse.replay.files import Sessions, StoredSessions
 
@@ -77,7 +77,7 @@ class RunFolder:
 
     def write_settings(self, settings: Mapping[str, Any]) -> None:
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        write_whole(self.path / "settings.json", json.dumps(dict(settings), indent=2, default=str).encode())
+        atomic_write(self.path / "settings.json", json.dumps(dict(settings), indent=2, default=str).encode())
 
     def settings(self) -> dict[str, Any]:
         """What `write_settings` wrote; {} when there is none."""
@@ -158,7 +158,7 @@ class RunFolder:
         if sessions is not None:
             contents["sessions"] = self.stored.write(sessions)
         remove_leftovers(self.checkpoints, "*")
-        with whole(path) as file:
+        with atomic_file(path) as file:
             torch.save(contents, file)
         for old in self._files()[:-CHECKPOINTS_KEPT]:
             old.unlink()

@@ -18,7 +18,7 @@ import numpy as np
 
 from tinyverse.core import nest, system
 from tinyverse.core.errors import CodecError, DatabaseLost, SpecError
-from tinyverse.core.session import Session, SessionSpec
+from tinyverse.core.session import Session, SessionSpec, rows_beyond
 from tinyverse.core.weights import decode_weights
 from tinyverse.database.base import Database
 from tinyverse.database.position import BEGINNING, is_behind
@@ -124,19 +124,15 @@ class Games:
 def joined(sessions: Sequence[Session]) -> Session:
     """One session of the steps of several that follow on one another."""
 
-    def rows(*parts: np.ndarray) -> np.ndarray:
+    def rows(name: str) -> np.ndarray:
+        parts, beyond = [session.arrays[name] for session in sessions], rows_beyond(name)
+        if beyond is None:
+            return parts[0]
+        if beyond:  # the last row is the first of the next
+            parts[:-1] = [part[:-beyond] for part in parts[:-1]]
         return np.concatenate(parts)
 
-    def but_last(*parts: np.ndarray) -> np.ndarray:  # it is the first of the next
-        return np.concatenate([*(part[:-1] for part in parts[:-1]), parts[-1]])
-
-    fields = ("actions", "rewards", "terminated", "truncated", "alive", "extras")
-    return Session(
-        observations=nest.map(but_last, *(session.observations for session in sessions)),
-        **{name: nest.map(rows, *(getattr(session, name) for session in sessions)) for name in fields},
-        initial_memory=sessions[0].initial_memory,
-        metadata=sessions[-1].metadata,
-    )
+    return Session({name: rows(name) for name in sessions[0].arrays}, sessions[-1].metadata)
 
 
 def _follows(earlier: Session, later: Session) -> bool:

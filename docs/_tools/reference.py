@@ -17,13 +17,13 @@ import click
 
 from tinyverse.cli import main as cli
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SECTION = re.compile(r"(Args|Attributes|Raises|Returns|Yields):(.*)")
 Named = ast.ClassDef | ast.FunctionDef
 
 
 def write(folder: Path) -> list[str]:
-    """Writes all pages into `folder` and returns their names, without suffix, in the house's order."""
+    """Writes all pages into `folder` and returns their names, without suffix, in the order of the packages."""
     folder.mkdir(parents=True, exist_ok=True)
     pages = {"commands": "".join(commands())}
     for package in reversed(layers()):
@@ -125,5 +125,9 @@ def _public(node: ast.AST) -> bool:
 
 
 def _files(path: Path) -> list[Path]:
-    """The modules of an entry of the house's table, a file or a folder."""
-    return sorted(path.glob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
+    """The modules of a package, its own before those of the packages inside it; or the one module of that name."""
+    return (
+        sorted(path.rglob("*.py"), key=lambda file: (file.parent != path, file))
+        if path.is_dir()
+        else [path.with_suffix(".py")]
+    )

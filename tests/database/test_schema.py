@@ -1,4 +1,4 @@
-"""Rows: what goes in comes out, and whatever else lies on the server is passed over or made harmless."""
+"""Heartbeats and rows: what goes in comes out, and whatever else lies on the server is passed over or made harmless."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tinyverse.database.base import Worker
-from tinyverse.database.rows import decode_heartbeat, decode_row, encode_heartbeat, encode_row
+from tinyverse.database.schema import decode_heartbeat, decode_row, encode_heartbeat, encode_row
 
 
 def test_a_row_comes_back_with_plain_numbers() -> None:

@@ -1,4 +1,4 @@
-"""Places: the whole contract on a cluster of three nodes, behind sentinels, and through TLS with certificates."""
+"""The whole contract on a cluster of three nodes, behind Sentinels, and through TLS with certificates."""
 
 from __future__ import annotations
 
@@ -16,18 +16,16 @@ from typing import Any
 import pytest
 import redis
 
-from tests.database.test_sharded_database import name_for
 from tests.helpers.database_contract import DatabaseContract, read_all
 from tests.helpers.people import a_trainer
 from tests.trainer.test_trainer import push, some_sessions
 from tinyverse.core.errors import DatabaseError, DatabaseLost, ServerError, SettingsError
-from tinyverse.database.base import Database, Worker
+from tinyverse.database.base import Database
+from tinyverse.database.connection import connect
 from tinyverse.database.redis import RedisDatabase, list_runs
-from tinyverse.database.redis_places import keepers, nodes
 from tinyverse.database.schema import Keys
-from tinyverse.database.server import connect, find_server
+from tinyverse.database.server import find_server
 from tinyverse.database.server_config import find_binary
-from tinyverse.database.sharded_database import open_database
 from tinyverse.database.users import OLDEST, make_users
 
 SLOTS = 16384
@@ -147,29 +145,17 @@ def test_runs_lie_on_several_nodes_and_are_listed(cluster_url: str, ports: list[
         RedisDatabase(cluster_url, name).create({})
     held = [sum(raw(port, "EXISTS", Keys(name).meta) == b"1" for name in names if owner(port, name)) for port in ports]
     assert sum(held) == 12 and all(held)
-    with connect(cluster_url, key=Keys.RUNS) as client:
-        assert set(names) <= set(list_runs(client))
+    assert set(names) <= set(list_runs(cluster_url))
     for name in names:
         RedisDatabase(cluster_url, name).clear()
 
 
-def owner(port: int, run: str, stream: str = "") -> bool:
+def owner(port: int, run: str) -> bool:
     try:
-        admin(port).exists(Keys(run, stream).meta)
+        admin(port).exists(Keys(run).meta)
     except redis.exceptions.MovedError:
         return False
     return True
-
-
-def test_shards_of_a_run_lie_on_several_nodes(cluster_url: str, ports: list[int]) -> None:
-    database = open_database(cluster_url, "spread", shards=6)
-    database.create({})
-    for stream in range(6):
-        database.append([b"%d" % stream], worker=Worker(name_for(stream, 6), "play"))
-    nodes_of = {port for port in ports for stream in range(6) if owner(port, "spread", str(stream))}
-    assert len(nodes_of) > 1 and sorted(read_all(database)) == [b"%d" % stream for stream in range(6)]
-    database.clear()
-    database.close()
 
 
 def test_any_node_will_do_and_dead_ones_are_passed_over(ports: list[int]) -> None:
@@ -178,7 +164,7 @@ def test_any_node_will_do_and_dead_ones_are_passed_over(ports: list[int]) -> Non
         assert database.state().epoch == ""
         database.close()
     assert find_server(f"redis+cluster://127.0.0.1:{ports[0]}/").source == "--redis"
-    with pytest.raises(ServerError, match="no node of the cluster answers"):
+    with pytest.raises(ServerError, match="does not answer.*refused"):
         find_server("redis+cluster://127.0.0.1:1,127.0.0.1:2/")
 
 
@@ -191,16 +177,28 @@ def test_a_run_that_moves_is_found_again(cluster_url: str, ports: list[int]) -> 
     name = raw(there, "CLUSTER", "MYID").decode()
     for port in [there, *ports]:
         admin(port).execute_command("CLUSTER", "SETSLOT", slot, "NODE", name)
-    with pytest.raises(DatabaseLost, match="moving to another node"):
+    with pytest.raises(DatabaseLost, match="moving the run to another node"):
         database.append([b"y"])
     assert database.append([b"z"]).inserted == 1 and read_all(database) == [b"z"]
     assert owner(there, "moving")
     database.clear()
 
 
+def test_what_is_no_cluster_or_one_by_another_name_is_told_in_a_sentence(redis_url: str, ports: list[int]) -> None:
+    port = free_port()
+    with Servers(f"port {port}"):
+        until(lambda: admin(port).ping())
+        with pytest.raises(ServerError, match="cluster support disabled"):
+            find_server(f"redis+cluster://127.0.0.1:{port}/")
+    elsewhere = next(port for port in ports if not owner(port, "moving"))
+    with pytest.raises(DatabaseError, match="node of a cluster.*redis.cluster://") as caught:
+        RedisDatabase(f"redis://127.0.0.1:{elsewhere}/", "moving").state()
+    assert not isinstance(caught.value, DatabaseLost)
+
+
 @pytest.mark.skipif(find_binary()[1] < OLDEST, reason="this server cannot keep roles apart")
 def test_roles_on_a_cluster(cluster_url: str) -> None:
-    urls = make_users("pong", cluster_url)
+    urls = make_users("pong", cluster_url.split(",")[0])  # one node knows the others
     trainer, player = RedisDatabase(urls["trainer"], "pong"), RedisDatabase(urls["player"], "pong")
     assert trainer.create({"spec": "s"})["spec"] == "s"
     assert player.append([b"x"]).inserted == 1 and read_all(trainer) == [b"x"]
@@ -299,16 +297,16 @@ def test_tls_with_certificates_on_both_sides(tmp_path: Path) -> None:
 # URLs
 
 
-def test_the_nodes_of_a_url() -> None:
-    assert nodes("redis+cluster://u:p@a:1,b/?x=1") == ["redis://u:p@a:1/?x=1", "redis://u:p@b:6379/?x=1"]
-    assert nodes("rediss+sentinel://a,b:2/pong") == ["rediss://a:26379/pong", "rediss://b:2/pong"]
-    assert nodes("redis://a,b") == ["redis://a,b"] == keepers("redis://a,b")
-    assert len(keepers("redis+cluster://a,b")) == 2 and keepers("redis+sentinel://a,b/x") == ["redis+sentinel://a,b/x"]
-
-
 @pytest.mark.parametrize(
-    "url", ["redis+sentinel://:sesame@a:1", "redis+cluster://:sesame@a:port", "redis+other://:sesame@a"]
-)
+    "url",
+    [
+        "redis+sentinel://:sesame@a:1",
+        "redis+cluster://:sesame@a:port",
+        "redis+cluster://:sesame@a/?db=1",
+        "redis+other://:sesame@a",
+        "redis://:sesame@a,redis://:sesame@b",
+    ],
+)  # fmt: skip
 def test_urls_that_cannot_be_understood(url: str) -> None:
     with pytest.raises(SettingsError, match="not a Redis URL") as caught:
         connect(url)

@@ -1,6 +1,6 @@
 """Terminal: what a terminal shows, as a PNG for docs/images. The terminal is tmux's, the picture Chromium's.
 
-tmux capture-pane -e -p | python docs/terminal.py docs/images/info.png
+tmux capture-pane -e -p | python docs/_tools/terminal.py docs/images/info.png
 """
 
 import io

@@ -1,4 +1,4 @@
-"""Writes into the last column of docs/faults.md what tests measured: python docs/faults.py REPORT.xml …
+"""Writes into the last column of docs/faults.md what tests measured: python docs/_tools/faults.py REPORT.xml …
 
 A REPORT.xml is what `pytest --junitxml=REPORT.xml` writes; a test calls record_property("goes on", seconds). Lines whose
 tests are not in it stay as they are.
@@ -12,7 +12,7 @@ from collections import defaultdict
 from pathlib import Path
 from xml.etree import ElementTree
 
-PAGE = Path(__file__).parent / "faults.md"
+PAGE = Path(__file__).resolve().parents[1] / "faults.md"
 
 
 def measured(*reports: Path) -> dict[str, list[float]]:
@@ -29,7 +29,7 @@ def filled(page: str, seconds: dict[str, list[float]]) -> str:
     """The page with what was measured."""
 
     def line(text: str) -> str:
-        times = [time for test in re.findall(r"`tests/\w+\.py::(\w+)`", text) for time in seconds.get(test, [])]
+        times = [time for test in re.findall(r"`tests/[\w/]+\.py::(\w+)`", text) for time in seconds.get(test, [])]
         if not (text.startswith("|") and times):
             return text
         least, most = f"{min(times):.1f}", f"{max(times):.1f}"

@@ -1,0 +1,86 @@
+"""Loop: a player at work until it is told to stop, with an uploader beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tinyverse.core.timing import Ticker
+from tinyverse.player.player import Player
+from tinyverse.player.rollout import Rollout
+from tinyverse.player.uploader import Uploader
+
+STAGES_SECONDS = 5.0  # over which the shares of a player's time are taken
+
+
+def play(
+    player: Player,
+    uploader: Uploader,
+    *,
+    batches: int | None = None,
+    sync_every: int = 1,
+    realtime: bool = False,
+    should_stop: Callable[[], bool] = lambda: False,
+    on_batch: Callable[[], None] = lambda: None,
+) -> int:
+    """Plays until `batches` are pushed, the run is stopped, or `should_stop`; returns the batches played.
+
+    Args:
+        batches: sessions of every game that are played; None: without end.
+        sync_every: batches between two looks for newer weights.
+        realtime: sessions that cannot be handed over at once are dropped, because the games do not wait.
+        on_batch: called before each batch, and ten times a second while waiting.
+    """
+    epoch, played, stages = uploader.epoch, 0, Ticker(STAGES_SECONDS)
+    while (batches is None or played < batches) and not should_stop() and not uploader.heartbeat.stop.is_set:
+        uploader.raise_failure()
+        on_batch()
+        if uploader.epoch != epoch:
+            epoch, player.version = uploader.epoch, -1
+        if player.version < 0 or played % sync_every == 0:
+            uploader.look()
+        if (newer := uploader.swap(player.agent)) is not None:
+            player.agent, player.version, player.update = newer
+        uploader.waiting.set(_reason(player, uploader, realtime))
+        if uploader.waiting.reason:
+            uploader.heard.wait(0.1)
+            uploader.heard.clear()
+            continue
+        rollout = player.play()
+        _note(player, uploader, with_stages=stages.due())
+        _hand_over(rollout, uploader, realtime, should_stop)
+        played += 1
+    uploader.raise_failure()
+    return played
+
+
+def _reason(player: Player, uploader: Uploader, realtime: bool) -> str:
+    """What the player waits for; "" when it may play."""
+    if player.version < 0 and not (realtime and player.rate.total):  # what has begun in real time cannot wait
+        return "a trainer's weights"
+    if not realtime and not uploader.may_play():
+        return f"the trainer, which is {uploader.state.debt:.0f} deliveries behind"
+    return ""
+
+
+def _note(player: Player, uploader: Uploader, with_stages: bool) -> None:
+    """Brings the facts that heartbeats carry up to date."""
+    worker, faults = uploader.worker, sum(pool.faults for pool in player.pools)
+    worker.steps, worker.steps_per_second = player.rate.total, player.rate.per_second()
+    worker.version, worker.lag = player.version, max(0, uploader.state.update - player.update)
+    if faults > worker.faults:
+        worker.error = max(player.pools, key=lambda pool: pool.faults).fault
+    worker.faults = faults
+    if with_stages:
+        worker.stages = player.stages.take()
+
+
+def _hand_over(rollout: Rollout, uploader: Uploader, realtime: bool, should_stop: Callable[[], bool]) -> None:
+    """Gives the rollout to the uploader; one in real time does not wait for room."""
+    if realtime:  # a rollout without a version was played on after the server had been emptied: no trainer knows it
+        if rollout.version < 0 or not uploader.offer(rollout, timeout=0.0):
+            uploader.worker.dropped += rollout.num_games
+        return
+    while not uploader.offer(rollout, timeout=0.2):
+        uploader.waiting.set("the database")
+        if should_stop() or uploader.failure is not None:
+            return

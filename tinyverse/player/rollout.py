@@ -1,0 +1,59 @@
+"""Rollout: T steps of B games as they were played, and how sessions are cut from them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+
+from tinyverse.core import nest
+from tinyverse.core.session import FIELDS, Session, flatten, rows_beyond
+
+
+@dataclasses.dataclass
+class Rollout:
+    """T steps of B games, time first. Names are those of a session's `FIELDS`."""
+
+    observations: nest.Tree  # [T+1, B, …] per leaf
+    actions: nest.Tree  # [T, B, …] per leaf; None until the first were chosen
+    rewards: np.ndarray  # [T, B]
+    terminated: np.ndarray  # [T, B]
+    truncated: np.ndarray  # [T, B]
+    alive: np.ndarray  # [T, B]
+    initial_memory: nest.Tree  # [B, …] per leaf
+    extras: dict[str, np.ndarray]  # [T, B, …]
+    episodes: list[list[tuple[float, int]]]  # per game: (return, length) of those that ended
+    version: int  # of the weights that play it
+    update: int
+
+    @property
+    def num_games(self) -> int:
+        return len(self.episodes)
+
+    def sessions(self, player: str, sequence: int, **marks: str) -> list[Session]:
+        """One session per game; `sequence` numbers the first of them, `marks` join their metadata. They share memory."""
+        leaves = flatten({name: getattr(self, name) for name in FIELDS})
+        columns = {name: leaf if rows_beyond(name) is None else leaf.swapaxes(0, 1) for name, leaf in leaves.items()}
+        played = {"version": str(self.version), "update": str(self.update), **marks}
+        return [
+            Session(
+                {name: column[game] for name, column in columns.items()},
+                {"player": player, "sequence": str(sequence + game), **played, **_ended(episodes)},
+            )
+            for game, episodes in enumerate(self.episodes)
+        ]
+
+
+def empty(tree: nest.Tree, length: int, games: int) -> nest.Tree:
+    """Arrays [length, games, …] for leaves [n, …]; each game's rows lie together, so that a session is cut uncopied."""
+
+    def one(leaf: np.ndarray) -> np.ndarray:
+        return np.empty((games, length, *np.shape(leaf)[1:]), np.asarray(leaf).dtype).swapaxes(0, 1)
+
+    return nest.map(one, tree)
+
+
+def _ended(episodes: list[tuple[float, int]]) -> dict[str, str]:
+    totals, lengths = [total for total, _ in episodes], [length for _, length in episodes]
+    return {"returns": json.dumps(totals), "lengths": json.dumps(lengths)}
