@@ -248,8 +248,7 @@ def test_a_pool_of_ones_own_that_always_fails_raises() -> None:
 
 
 def test_a_player_says_what_failed_and_goes_on(caplog: Any) -> None:
-    from tests.helpers.people import a_spec
-    from tests.player.test_player import HOLDER, publish, sessions_of
+    from tests.helpers.people import HOLDER, a_spec, publish, sessions_of
 
     database = MemoryDatabase()
     database.create(run_config("counting", {}, a_spec()))

@@ -24,11 +24,10 @@ import torch
 from tests.helpers.chaos import Breakable, Proxy
 from tests.helpers.counting import reward_of
 from tests.helpers.database_contract import DatabaseContract
-from tests.helpers.people import Beside, a_player, a_spec, a_trainer, until
+from tests.helpers.people import HOLDER, Beside, a_player, a_spec, a_trainer, publish, until
 from tests.helpers.servers import name_of, servers_here
 from tests.integration.test_commands import Place
 from tests.integration.test_commands import until as long_until
-from tests.player.test_player import HOLDER, publish
 from tinyverse.core.errors import DatabaseError, DatabaseLost, TinyverseError
 from tinyverse.core.run_config import run_config
 from tinyverse.database import server as redis_server
