@@ -29,11 +29,10 @@ from tinyverse.monitoring import progress
 
 pytest.register_assert_rewrite("tests.helpers.database_contract", "tests.helpers.command_line")
 
-from tests.helpers.command_line import Said, Tinyverse  # noqa: E402  (after what rewrites its asserts)
+from tests.helpers.command_line import Said, Tinyverse  # after what rewrites its asserts
 
-settings.load_profile(
-    "ci"
-)  # the same examples each time, and no time limit; --hypothesis-profile=default looks for new ones
+# The same examples each time, however slow the machine is; --hypothesis-profile=default looks for new ones.
+settings.load_profile("ci")
 
 numbers = itertools.count()  # of runs
 

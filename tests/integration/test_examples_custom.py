@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tinyverse.algorithms import A2C, PPO
-from tinyverse.cli.main import main
 from tinyverse.cli.context import Asked
+from tinyverse.cli.main import main
 from tinyverse.cli.run import do_local
 from tinyverse.cli.train import Learning
 from tinyverse.core.errors import ExperimentError, SettingsError

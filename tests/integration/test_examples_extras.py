@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from tinyverse.algorithms import returns
-from tinyverse.cli.main import main
 from tinyverse.cli.context import Asked
+from tinyverse.cli.main import main
 from tinyverse.cli.run import do_local
 from tinyverse.cli.train import Learning
 from tinyverse.core.batch import Batch
