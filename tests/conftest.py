@@ -29,7 +29,11 @@ from tinyverse.monitoring import progress
 
 pytest.register_assert_rewrite("tests.helpers.database_contract", "tests.helpers.command_line")
 
+<<<<<<< HEAD
 from tests.helpers.command_line import Said, Tinyverse  # after what rewrites its asserts
+=======
+from tests.helpers.command_line import Said, Tinyverse
+>>>>>>> main
 
 # The same examples each time, however slow the machine is; --hypothesis-profile=default looks for new ones.
 settings.load_profile("ci")
@@ -87,7 +91,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty working directory, in which no server is named or runs."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    for name in ("TINYVERSE_REDIS_URL", "REDIS_URL", "TINYVERSE_PASSWORD", "TINYVERSE_PARENT", "TINYVERSE_SHARDS"):
+    for name in ("TINYVERSE_REDIS_URL", "REDIS_URL", "TINYVERSE_PASSWORD", "TINYVERSE_PARENT"):
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "server").mkdir(mode=0o700)
     monkeypatch.setenv("TINYVERSE_SERVER_DIR", str(tmp_path / "server"))

@@ -9,9 +9,9 @@ from gymnasium import spaces
 
 from tests.helpers.counting import CountingAgent, CountingEnv
 from tinyverse.agents.agent import Agent, RandomAgent
-from tinyverse.core import codec
+from tinyverse.core import codec, nest
 from tinyverse.core.errors import CodecError, SpecError
-from tinyverse.core.session import Session, SessionSpec
+from tinyverse.core.session import FIELDS, Session, SessionSpec, flatten
 from tinyverse.experiment.experiment import session_spec
 
 T = 5
@@ -313,3 +313,18 @@ def test_frames_shrink_and_noise_does_not():
     np.testing.assert_array_equal(spec.decode(session.encode()).observations, session.observations)
     spec, session = atari_like(np.random.default_rng(0).standard_normal((21, 84, 84)), np.float32)
     assert session.encode()[:4] != codec.ZSTD_MAGIC and len(session.encode()) > spec.nbytes
+
+
+def test_each_field_is_an_attribute_and_nothing_else_is():
+    session = session_of(counting_spec())
+    for name in FIELDS:
+        tree = getattr(session, name)
+        assert nest.flatten(tree, name) == {key: x for key, x in session.arrays.items() if key.split(".")[0] == name}
+    with pytest.raises(AttributeError, match=r"has no reward; its fields are observations, actions"):
+        _ = session.reward
+
+
+def test_trees_are_flattened_in_the_order_of_the_fields():
+    session = session_of(counting_spec())
+    trees = {name: getattr(session, name) for name in reversed(FIELDS)}
+    assert list(flatten(trees)) == list(session.arrays)

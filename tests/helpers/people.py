@@ -15,19 +15,25 @@ from tests.helpers.waiting import until as until  # also for those who import it
 from tinyverse.algorithms.learner import Learner
 from tinyverse.core.errors import DatabaseLost
 from tinyverse.core.run_config import run_config
-from tinyverse.core.session import SessionSpec
-from tinyverse.database.base import Database, new_worker
+from tinyverse.core.session import Session, SessionSpec
+from tinyverse.core.weights import encode_weights
+from tinyverse.database.base import BEGINNING, Database, new_worker
 from tinyverse.database.redis import RedisDatabase
 from tinyverse.envs.pool import GamePool, Pool
 from tinyverse.experiment.experiment import session_spec
+from tinyverse.player.loop import play
 from tinyverse.player.player import Player
 from tinyverse.player.uploader import Uploader
 from tinyverse.replay.buffer import Replay
-from tinyverse.replay.config import Flow
+from tinyverse.replay.config import ReplayConfig
 from tinyverse.replay.samplers import Fresh, Sampler
+from tinyverse.trainer.config import TrainerConfig
+from tinyverse.trainer.ranks import SingleProcess
+from tinyverse.trainer.run_folder import RunFolder
 from tinyverse.trainer.trainer import Trainer
 
 LENGTH = 5  # steps of a session
+HOLDER = "host:1:test"  # of the lease to publish
 
 
 class Beside(threading.Thread):
@@ -129,17 +135,20 @@ def a_spec(nested: bool = False, length: int = LENGTH) -> SessionSpec:
 def a_trainer(
     database: Any,
     *,
-    flow: Flow = Flow(batch=2, buffer_size=50),  # noqa: B008
+    flow: ReplayConfig = ReplayConfig(batch=2, buffer_size=50),  # noqa: B008
     sampler: Sampler | None = None,
     nested: bool = False,
     length: int = LENGTH,
     spec: SessionSpec | None = None,
+    folder: RunFolder | None = None,
+    ranks: SingleProcess | None = None,
     **options: Any,
 ) -> Trainer:
     """A trainer of the counting game; not joined."""
     agent, spec = an_agent(nested), spec or a_spec(nested, length)
     replay = Replay(spec, flow, sampler or Fresh())
-    return Trainer(agent, CountingLearner(agent), replay, database, run_config("counting", {}, spec), **options)
+    meta, config = run_config("counting", {}, spec), TrainerConfig(**options)
+    return Trainer(agent, CountingLearner(agent), replay, database, meta, folder=folder, config=config, ranks=ranks)
 
 
 def a_player(
@@ -151,7 +160,26 @@ def a_player(
     seed: int = 0,
     pool: Pool | None = None,
 ) -> tuple[Player, Uploader]:
-    """A player of the counting game and its courier, which is not started."""
+    """A player of the counting game and its uploader, which is not started."""
     pool = pool or GamePool(lambda: CountingEnv(nested), games)
-    courier = Uploader(database, new_worker("play", games=pool.num_games), an_agent(nested))
-    return Player(an_agent(nested), pool, length, seed=seed), courier
+    uploader = Uploader(database, new_worker("play", games=pool.num_games), an_agent(nested))
+    return Player(an_agent(nested), pool, length, seed=seed), uploader
+
+
+def publish(database: Any, version: int, weight: float | None = None, update: int | None = None) -> None:
+    """Publishes weights of the counting agent as the trainer HOLDER; by default `weight` is the version."""
+    numbers = {"version": version, "update": 10 * version if update is None else update, "step": 0}
+    blob = encode_weights({"weight": np.array([version if weight is None else weight], np.float32)}, **numbers)
+    database.put_weights(blob, version, holder=HOLDER, update=numbers["update"], step=0)
+
+
+def sessions_of(database: Any) -> list[Session]:
+    """Every session of the counting game in the database, or in the one inside `Flaky`."""
+    inner = getattr(database, "database", database)
+    return [a_spec().decode(blob) for _, blob in inner.read(BEGINNING, 100_000)[0]]
+
+
+def playing(player: Player, uploader: Uploader, **options: Any) -> Beside:
+    """`play` beside the test, with its uploader started."""
+    uploader.start()
+    return Beside(lambda should_stop: play(player, uploader, should_stop=should_stop, **options))

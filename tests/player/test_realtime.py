@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.counting import CountingEnv
-from tests.helpers.people import Beside, a_player, a_run, a_spec, until
-from tests.player.test_player import HOLDER, publish
+from tests.helpers.people import HOLDER, Beside, a_player, a_run, a_spec, publish, until
 from tinyverse.core.run_config import run_config
 from tinyverse.database.server import private_server
 from tinyverse.envs import GamePool

@@ -50,17 +50,15 @@ def flatten(trees: Mapping[str, nest.Tree]) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Session:
-    """T steps of one game; it need not start or end with an episode.
+    """T steps of one game. Synonyms: an unroll (IMPALA), a rollout (PPO), a sequence (R2D2).
 
-    Its arrays stay flat from the player to the trainer's memory. Each of `FIELDS` is an attribute too, as the tree that
-    the environment or the agent gave: `session.observations["image"]`. The tree is built when it is asked for.
-
-    Synonyms: an unroll (IMPALA), a rollout (PPO), a sequence (R2D2).
+    Its arrays stay flat from the player to the trainer's memory. Each of `FIELDS` is an attribute too, a tree as the
+    environment or the agent gave it: `session.observations["image"]`. The tree is built when it is asked for.
 
     Attributes:
         arrays: every leaf by its dotted name.
-        metadata: player, sequence: who pushed it and as which; version, update: the weights that played it; returns,
-            lengths: JSON lists of the episodes that ended in it; human: "1" where a person played.
+        metadata: who pushed it and as which (player, sequence), the weights that played it (version, update), JSON lists
+            of the episodes that ended in it (returns, lengths), human: "1" where a person played.
     """
 
     arrays: dict[str, np.ndarray]
@@ -123,10 +121,8 @@ class SessionSpec:
             SpecError: the text is no spec.
         """
         try:
-            fields = {
-                name: (tuple(map(int, shape)), np.dtype(str(dtype)))
-                for name, (dtype, shape) in json.loads(text).items()
-            }
+            stored = json.loads(text).items()
+            fields = {name: (tuple(map(int, shape)), np.dtype(str(dtype))) for name, (dtype, shape) in stored}
         except (ValueError, TypeError, AttributeError, RecursionError, SyntaxError, OverflowError):  # dtypes are parsed
             raise SpecError(f"the run's spec of its sessions is garbled: {text[:80]!r}") from None
         if any(dtype.kind not in "biuf" for _, dtype in fields.values()):
