@@ -29,11 +29,7 @@ from tinyverse.monitoring import progress
 
 pytest.register_assert_rewrite("tests.helpers.database_contract", "tests.helpers.command_line")
 
-<<<<<<< HEAD
-from tests.helpers.command_line import Said, Tinyverse  # after what rewrites its asserts
-=======
 from tests.helpers.command_line import Said, Tinyverse
->>>>>>> main
 
 # The same examples each time, however slow the machine is; --hypothesis-profile=default looks for new ones.
 settings.load_profile("ci")

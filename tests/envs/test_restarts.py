@@ -12,8 +12,8 @@ from gymnasium.vector import SyncVectorEnv
 
 from tests.helpers.counting import CountingAgent, CountingEnv, clock, counting_vector
 from tests.helpers.faulty import FaultyEnv, all_faulty, one_faulty
-from tests.helpers.waiting import until
 from tests.helpers.sources import World
+from tests.helpers.waiting import until
 from tinyverse.core.errors import ExperimentError, SpecError
 from tinyverse.core.run_config import run_config
 from tinyverse.database.base import new_worker

@@ -8,17 +8,10 @@ from pathlib import Path
 import pytest
 
 from tinyverse.algorithms import A2C, PPO
-<<<<<<< HEAD
-from tinyverse.cli.context import Asked
-from tinyverse.cli.main import main
-from tinyverse.cli.run import do_local
-from tinyverse.cli.train import Learning
-=======
-from tinyverse.cli import main
 from tinyverse.cli.context import RunContext
 from tinyverse.cli.local import local
+from tinyverse.cli.main import main
 from tinyverse.cli.options import TrainOptions
->>>>>>> main
 from tinyverse.core.errors import ExperimentError, SettingsError
 from tinyverse.experiment import loader
 from tinyverse.experiment.experiment import Experiment

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from tinyverse.algorithms import returns
-from tinyverse.cli import main
 from tinyverse.cli.context import RunContext
 from tinyverse.cli.local import local
+from tinyverse.cli.main import main
 from tinyverse.cli.options import TrainOptions
 from tinyverse.core.batch import Batch
 from tinyverse.core.errors import ExperimentError, SettingsError
