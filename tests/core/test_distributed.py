@@ -298,7 +298,7 @@ def wait_for_the_poor(url, run):
         distributed.any_rank(False)
         turns(trainer, 5)
         if distributed.is_rank_zero():
-            trainer.report()
+            trainer.publisher.report(trainer.update)
         distributed.any_rank(False)
         state = trainer.database.state()
         facts[name] = (trainer.update, trainer.waiting.reason, state.debt, state.position == furthest_of(trainer))

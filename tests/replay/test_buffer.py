@@ -505,7 +505,7 @@ class World:
             while self.trainer.feed():
                 pass
         if number % 3 == 0:
-            self.trainer.report()
+            self.trainer.publisher.report(self.trainer.update)
             self._check_players_are_not_too_far_ahead()
         while self.updates < number and self.trainer.step():
             self.updates += 1

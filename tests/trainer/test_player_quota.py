@@ -61,5 +61,5 @@ def test_what_is_refused_is_counted_and_nobody_waits_for_it():
     assert len(trainer.replay) == 4 and trainer.feeder.rejected == {"its player sends more than its share": 8}
     while trainer.step():
         pass
-    trainer.report()
+    trainer.publisher.report(trainer.update)
     assert database.state().debt == 0

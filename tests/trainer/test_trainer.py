@@ -244,7 +244,7 @@ def test_duplicates_and_damaged_sessions_are_counted_and_training_goes_on(databa
     trainer = a_trainer(database)
     trainer.join()
     good = some_sessions(6)
-    nan = dataclasses.replace(good[0], rewards=np.full(LENGTH, np.nan, np.float32))
+    nan = dataclasses.replace(good[0], arrays={**good[0].arrays, "rewards": np.full(LENGTH, np.nan, np.float32)})
     longer, _ = a_player(MemoryDatabase(), games=1, length=9)
     stranger = longer.play().sessions("q", 0)[0]
     nameless = dataclasses.replace(good[0], metadata={"player": "p"})
@@ -261,7 +261,7 @@ def test_duplicates_and_damaged_sessions_are_counted_and_training_goes_on(databa
         pass
     assert saw(trainer.learner) == [opening(session) for session in good]
     assert trainer.row()["replay/rejected"] == 9
-    trainer.report()
+    trainer.publisher.report(trainer.update)
     state = database.state()
     assert state.inserted == 15
     assert state.debt == 0  # nobody waits for what was rejected
@@ -288,7 +288,7 @@ def test_players_are_told_how_far_they_may_go(database):
     push(database, some_sessions(1, start=3))
     trainer.feed()
     assert trainer.step()
-    trainer.report()
+    trainer.publisher.report(trainer.update)
     assert (database.state().delivered, database.state().update) == (2, 1)
 
 
@@ -620,17 +620,17 @@ def test_no_position_is_carried_over_into_a_new_epoch(monkeypatch, thread):
     feeder = Beside(make_anew)
     if thread == "publisher":
         database._reset(keep_weights=False)
-        trainer.report()
+        trainer.publisher.report(trainer.update)
         feeder.start()
     elif thread == "late publisher":
         monkeypatch.setattr(database, "report", before(database.report))
-        trainer.report()
+        trainer.publisher.report(trainer.update)
     else:
         place, name = {"drawing": (feeder_module, "furthest"), "agreeing": (distributed, "exchange")}[thread]
         monkeypatch.setattr(place, name, before(getattr(place, name)))
         trainer.step()
     feeder.finish()
-    trainer.report()
+    trainer.publisher.report(trainer.update)
     assert bool(called) == (thread != "publisher")
     assert database.state().epoch == trainer.state.epoch != ""
     assert {position for epoch, position in seen if epoch == database.state().epoch} == {"0-0"}

@@ -36,6 +36,8 @@ HEARTBEAT_SECONDS = 1.0  # between two heartbeats of a worker
 RETRY_SECONDS = 0.5  # before a worker tries a lost database again
 STALE_AFTER = 15.0  # seconds without a heartbeat after which a worker counts as gone
 LEASE_SECONDS = 10.0
+UNSIGNED = b"unsigned"  # in place of a session whose signature is wrong; no session looks like this
+WRONG_SIGNATURE = "its signature is missing or made with another secret. Set the same TINYVERSE_SECRET everywhere."
 REPORTED = ("update", "step", "delivered", "reuse", "allowance", "capacity", "position")  # of State, by the trainer
 KEPT_BY_CLEAR = ("update", "step", "capacity", "stop")  # of State, when the weights are kept
 

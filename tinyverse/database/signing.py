@@ -13,12 +13,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from tinyverse.core.errors import CodecError, SettingsError
-from tinyverse.database.base import Database, State, Worker
+from tinyverse.database.base import UNSIGNED, WRONG_SIGNATURE, Database, State, Worker
 
 SHORTEST = 16  # characters of a secret
 SIZE = 32  # bytes of a signature
-UNSIGNED = b"unsigned"  # in place of a session whose signature is wrong; no session looks like this
-WRONG_SIGNATURE = "its signature is missing or made with another secret. Set the same TINYVERSE_SECRET everywhere."
 
 
 class Signer:

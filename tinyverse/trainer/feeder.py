@@ -20,9 +20,8 @@ import numpy as np
 from tinyverse.core.errors import CodecError, DatabaseLost, SpecError
 from tinyverse.core.session import Session
 from tinyverse.core.timing import Rate
-from tinyverse.database.base import Database, State, Worker
+from tinyverse.database.base import UNSIGNED, WRONG_SIGNATURE, Database, State, Worker
 from tinyverse.database.cursor import BEGINNING, furthest, is_behind
-from tinyverse.database.signing import UNSIGNED, WRONG_SIGNATURE
 from tinyverse.replay.buffer import Replay
 from tinyverse.replay.samplers import Fresh
 from tinyverse.trainer.player_quota import PlayerQuota

@@ -106,25 +106,23 @@ class Publisher:
             self.database.put_weights, blob, version, holder=self.holder, update=update, step=step,
             epoch=self.feeder.state.epoch or self._create(update),
         )  # fmt: skip
-        try:
+        with contextlib.suppress(RunConflict):
             try:
                 put()
             except LeaseLost:
                 if self.database.get_weights(version=version) != (version, blob):  # else only the answer had been lost
                     if not self.database.acquire_lease(self.holder):
                         raise
-                    put()  # nobody's: the lease had run out; the database refuses an older version again
-        except RunConflict:  # the run is gone
-            return
-        self.published = version
+                    put()  # nobody had the lease: it ran out just before; the database refuses an older version again
+            self.published = version
 
     def _create(self, update: int) -> str:
-        """Creates a run that is gone (an empty server, a `clear`), which the feeder has seen. Returns its epoch."""
+        """Creates a run that is gone (an empty server, a `clear`), which the feeder has seen; returns its id."""
         with self.feeder.lock:
             self.report(update)  # before the run is there: it must not begin where the one before had ended
             meta = self.database.create({key: value for key, value in self.meta.items() if key != "epoch"})
             self.database.acquire_lease(self.holder)
-            return meta["epoch"]
+        return meta["epoch"]
 
     def compare(self, state: State, published: int) -> None:
         """Asks for a publication where a newer state lacks the weights that were `published` before it."""

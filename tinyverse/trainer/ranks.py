@@ -23,8 +23,8 @@ class Agreement(NamedTuple):
     """Where all ranks stand before an update."""
 
     has_batch: bool  # every rank has one
-    is_bad: bool  # a rank learned NaN
-    waits_for: str = ""  # the rank that has no batch, in words
+    is_bad: bool = False  # a rank learned NaN
+    waits_for: str = ""  # for a rank that has a batch: the one that has none, in words
 
 
 class SingleProcess:
@@ -90,7 +90,8 @@ class Ranks(SingleProcess):
             f"{int(row[4])}-{int(row[5])}" for row in rows if row[3] == mark
         ]  # others speak of another incarnation
         self._furthest = (run_id, furthest(*cursors))
-        waits_for = "" if all(ready) else f"rank {ready.index(0)}, which waits for sessions of its own"
+        waits = has_batch and not all(ready)
+        waits_for = f"rank {ready.index(0)}, which waits for sessions of its own" if waits else ""
         return Agreement(all(ready), any(row[1] for row in rows), waits_for)
 
     def any_rank(self, true: bool) -> bool:

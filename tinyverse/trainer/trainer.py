@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -27,8 +27,10 @@ from tinyverse.trainer.config import TrainerConfig
 from tinyverse.trainer.feeder import Feeder
 from tinyverse.trainer.nan_guard import NanGuard
 from tinyverse.trainer.publisher import Publisher, Snapshot
-from tinyverse.trainer.ranks import SingleProcess, this_process
-from tinyverse.trainer.run_folder import RunFolder
+from tinyverse.trainer.ranks import Agreement, SingleProcess, this_process
+
+if TYPE_CHECKING:
+    from tinyverse.trainer.run_folder import RunFolder
 
 
 class Trainer:
@@ -40,10 +42,6 @@ class Trainer:
         meta: the run config.
         folder: where checkpoints and metrics go; None keeps nothing, as all ranks but 0.
         ranks: who learns with this process; None: those that a launcher started.
-    Attributes:
-        update: updates made.
-        metrics: of the last update.
-        waiting: why no update is made now.
     """
 
     def __init__(
@@ -66,13 +64,10 @@ class Trainer:
         self.worker, self.waiting, self.stages = new_worker("train"), Waiting(), Stages()
         self.feeder = Feeder(replay, database, self.worker, self.ranks, player_share=config.player_share)
         self.publisher = Publisher(database, meta, self.worker, self.waiting, self.feeder)
-        self.guard = NanGuard(folder.path if folder else None)
-        self.checkpoints = Checkpoints(self)
-        self.update, self.update_rate = 0, Rate()
-        self.metrics: Mapping[str, Any] = {}
-        self._batch: Batch | None = (
-            None  # drawn and not learned from yet: another rank has none, or the database is lost
-        )
+        self.guard, self.checkpoints = NanGuard(folder.path if folder else None), Checkpoints(self)
+        self.update, self.update_rate = 0, Rate()  # updates made
+        self.metrics: Mapping[str, Any] = {}  # of the last update
+        self._batch: Batch | None = None  # drawn, and kept while another rank has none or the database is lost
 
     @property
     def version(self) -> int:
@@ -80,13 +75,12 @@ class Trainer:
 
     @property
     def state(self) -> State:
-        """The run's, as of the feeder's last read."""
-        return self.feeder.state
+        return self.feeder.state  # as of its last read
 
     def join(self, *, should_stop: Callable[[], bool] = lambda: False) -> None:
-        """Creates or joins the run, takes the lease (waiting for another trainer's), restores, publishes.
+        """Creates or joins the run; rank 0 takes the lease (waiting for another trainer's), restores and publishes.
 
-        Of several ranks only rank 0 does; the others call this after it, and all of them then `checkpoints.level`.
+        Other ranks call this after rank 0, and all of them then call `checkpoints.level`.
 
         Raises:
             SettingsError: somebody stopped it while it waited for another trainer's lease.
@@ -96,7 +90,7 @@ class Trainer:
         if not self.ranks.is_rank_zero:
             return
         self.checkpoints.restore()
-        self.report()
+        self.publisher.report(self.update)
         if (snapshot := self.snapshot()) is None:
             raise NotANumber("the weights to begin with hold NaN or infinity. Begin with others, or anew with --fresh.")
         self.publish(snapshot)
@@ -119,7 +113,7 @@ class Trainer:
         """One update, if data allows on every rank; else False, and `waiting` says why."""
         self._batch = self._batch or self._draw()
         with self.stages("agree"):
-            if not (self._all_have_a_batch() and self._is_reported()):
+            if not self._all_are_ready():
                 return False
         batch, self._batch = self._batch, None
         assert batch is not None
@@ -135,11 +129,7 @@ class Trainer:
         return True
 
     def check(self) -> None:
-        """Looks whether the newest updates were sound. Collective; to be called before what was learned is the last.
-
-        Raises:
-            NotANumber: they were not.
-        """
+        """Raises NotANumber where one of the newest updates was bad. Collective; to be called after the last update."""
         if self.ranks.any_rank(self.guard.is_bad(wait=True)):
             self.guard.stop(self.update)
 
@@ -155,21 +145,16 @@ class Trainer:
         self.feeder.note_learned()
         return batch
 
-    def _all_have_a_batch(self) -> bool:
-        """Collective."""
+    def _all_are_ready(self) -> bool:
+        """Whether every rank has a batch, and the database knows: no session is learned from twice by accident. Collective."""
         agreed = self.ranks.agree(self._batch is not None, self.guard.is_bad(), self.feeder)
         if agreed.is_bad:
             self.guard.stop(self.update)
-        if self._batch is not None and agreed.waits_for:
+        if agreed.has_batch and self.ranks.any_rank(not self.publisher.try_to_report(self.update)):
+            agreed = Agreement(has_batch=False, waits_for="the database")
+        if agreed.waits_for:
             self.waiting.set(agreed.waits_for)
         return agreed.has_batch
-
-    def _is_reported(self) -> bool:
-        """Reports the cursor before the update: a session is never learned from twice by accident. Collective."""
-        if self.ranks.any_rank(not self.publisher.try_to_report(self.update)):
-            self.waiting.set("the database")
-            return False
-        return True
 
     def snapshot(self) -> Snapshot | None:
         """The weights of now under the next version; None if they are no numbers. Not to be called during an update."""
@@ -179,19 +164,16 @@ class Trainer:
     def publish(self, snapshot: Snapshot) -> None:
         self.publisher.publish(snapshot)
 
-    def report(self) -> None:
-        self.publisher.report(self.update)
-
     def save(self, wait: bool = False) -> None:
         self.checkpoints.save(wait)
 
     def row(self) -> dict[str, Any]:
         """Where training stands, for logs; None for what is not finite. Losses come from the device here: CPU–GPU sync."""
-        steps = self.feeder.steps
         losses = {name: float(value) for name, value in self.metrics.items() if name != "priorities"}
         return {
-            "update": self.update, "step": steps, "frames": steps * self.config.frame_skip, "version": self.version,
-            "train/updates_per_second": self.update_rate.per_second(), **self.feeder.row(), **self.replay.row(),
+            "update": self.update, "step": (steps := self.feeder.steps), "frames": steps * self.config.frame_skip,
+            "version": self.version, "train/updates_per_second": self.update_rate.per_second(),
+            **self.feeder.row(), **self.replay.row(),
             "replay/reuse": self.publisher.sampled / max(self.replay.limiter.inserted, 1),
             **{f"time/{name}": share for name, share in self.stages.take().items()},
             **{name: loss if math.isfinite(loss) else None for name, loss in losses.items()},
