@@ -10,7 +10,7 @@ import ast
 import re
 import textwrap
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import click
@@ -46,11 +46,15 @@ def commands() -> Iterator[str]:
     def walk(command: click.Command, words: str) -> Iterator[str]:
         context = click.Context(command, info_name=words, max_content_width=100, terminal_width=100)
         yield f"## {words}\n\n```text\n{command.get_help(context)}\n```\n\n"
-        for name, below in getattr(command, "commands", {}).items():
-            yield from walk(below, f"{words} {name}")
+        yield from below(command, words)
 
-    for verb, command in cli.verbs.commands.items():
-        yield from walk(command, f"tinyverse {verb}" if verb in cli.GLOBALS else f"tinyverse EXPERIMENT {verb}")
+    def below(group: click.Command, words: str, apart: Collection[str] = ()) -> Iterator[str]:
+        if isinstance(group, click.Group):
+            context = click.Context(group)
+            for name in group.list_commands(context):
+                yield from walk(group.get_command(context, name), f"{'tinyverse' if name in apart else words} {name}")
+
+    yield from below(cli.verbs, "tinyverse EXPERIMENT", apart=cli.GLOBALS)
 
 
 def module(file: Path) -> str:

@@ -7,12 +7,12 @@ import json
 import pytest
 
 from tinyverse.cli import doctor
-from tinyverse.cli.context import Asked
+from tinyverse.cli.context import RunContext
 from tinyverse.database.redis import list_runs
 
 
 def findings(**options):
-    return {found.what: found for found in doctor.do_doctor(Asked("", **options))}
+    return {found.what: found for found in doctor.examine(RunContext("", **options))}
 
 
 def test_all_is_looked_at_and_nothing_is_left_behind(redis_url, redis_server, monkeypatch):

@@ -87,7 +87,7 @@ def understand(line: str) -> None:
     experiment, words = cli_words.sort_out(words)
     command: click.Command = cli.verbs
     while isinstance(command, click.Group) and words and "--help" not in words:
-        command = command.commands[words.pop(0)]
+        command = command.get_command(click.Context(command), words.pop(0))
     if {"--help", "--config"} & set(words):
         words = words[: words.index("--config")] if "--config" in words else []  # a file that is not here
     try:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tinyverse.cli.context import Asked
-from tinyverse.cli.run import do_local
-from tinyverse.cli.train import Learning
+from tinyverse.cli.context import RunContext
+from tinyverse.cli.local import local
+from tinyverse.cli.options import TrainOptions
 from tinyverse.cli.words import VERBS
 from tinyverse.experiment import loader
 
@@ -24,7 +24,7 @@ def test_the_experiment_of_the_readme_learns(tmp_path: Path, monkeypatch: pytest
     assert len(text.splitlines()) <= 16
     (tmp_path / "mine.py").write_text(text)
     monkeypatch.chdir(tmp_path)
-    trainer = do_local(Asked("mine.py", quiet=True, seed=1), Learning(updates=60))
+    trainer = local.callback(RunContext("mine.py", quiet=True, seed=1), TrainOptions(updates=60))
     assert trainer.update == 60
     assert sum(trainer.feeder.returns) / len(trainer.feeder.returns) > 28  # a random player balances for 22 steps
     assert loader.examples().keys() >= {"atari", "cartpole", "catch", "tabular"}

@@ -25,8 +25,9 @@ import torch
 from redis.connection import AbstractConnection
 
 from tests.helpers.people import CountingLearner, a_player, a_spec, a_trainer
-from tinyverse.cli.context import Asked
-from tinyverse.cli.eval import Presence, Seen, _evaluate, _record, weights_for
+from tinyverse.cli.context import RunContext
+from tinyverse.cli.eval import Presence, _evaluate, _record
+from tinyverse.cli.weights import Seen, weights_for
 from tinyverse.core.run_config import run_config
 from tinyverse.core.weights import WeightsFile, decode_weights
 from tinyverse.database.base import BEGINNING
@@ -142,14 +143,14 @@ def players_life(url: str, folder: Path, fatal: int) -> None:
 def evaluators_life(url: str, folder: Path, fatal: int) -> None:
     """What `eval --every` does with one version; its score is the update, so that each is the best."""
     doom = Doom(fatal, folder)
-    asked = Asked("judged.py", name=RUN, redis=url, seed=0, quiet=True)
-    seen, worker = Seen(), Presence(asked, 1).worker
-    with asked.connected(start=False) as database:
+    context = RunContext("judged.py", name=RUN, redis=url, seed=0, quiet=True)
+    seen, worker = Seen(), Presence(context, 1).worker
+    with context.connected(start=False) as database:
         database.beat(worker)
-        found = weights_for(asked, None, seen)
+        found = weights_for(context, None, seen)
         assert found is not None
-        played = _evaluate(asked, found, 1, 1, 1, False, False, False, "cpu", lambda: False)
-        _record(asked, found, dataclasses.replace(played, returns=[float(found.update)]), seen)
+        played = _evaluate(context, found, lambda: False)
+        _record(context, found, dataclasses.replace(played, returns=[float(found.update)]), seen)
         database.leave(worker.id)
     os.write(doom.grave, b"old age")
 
