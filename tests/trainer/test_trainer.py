@@ -485,7 +485,7 @@ def test_training_ends_and_leaves_no_thread_behind(database, tmp_path, end):
         assert task.finish() == 3
         assert trainer.folder.load()["update"] == 3
         weights, numbers = decode_weights(database.get_weights()[1])
-        assert (weights["weight"], numbers["update"]) == (3, 3)  # the last weights are out
+        assert (weights["weight"], numbers["update"], database.state().update) == (3, 3, 3)  # the last weights are out
         assert trainer.folder.load()["version"] == database.state().version
     assert threads() == set()
     assert database.workers() == []
