@@ -27,12 +27,12 @@ from redis.connection import AbstractConnection
 
 from tests.helpers.people import CountingLearner, a_player, a_spec, a_trainer
 from tinyverse.cli.context import Asked
-from tinyverse.cli.eval import Presence, Seen, _evaluate, _record, weights_for
+from tinyverse.cli.eval import Seen, _evaluate, _record, weights_for
 from tinyverse.core.errors import RunConflict
 from tinyverse.core.run_config import run_config
 from tinyverse.core.weights import WeightsFile, decode_weights
 from tinyverse.database import sharded_database
-from tinyverse.database.base import BEGINNING
+from tinyverse.database.base import BEGINNING, new_worker
 from tinyverse.database.memory import MemoryDatabase
 from tinyverse.database.sharded_database import open_database
 from tinyverse.replay.config import Flow
@@ -146,7 +146,7 @@ def evaluators_life(url: str, folder: Path, fatal: int) -> None:
     """What `eval --every` does with one version; its score is the update, so that each is the best."""
     doom = Doom(fatal, folder)
     asked = Asked("judged.py", name=RUN, redis=url, seed=0, quiet=True)
-    seen, worker = Seen(), Presence(asked, 1).worker
+    seen, worker = Seen(), new_worker("eval", games=1)
     with asked.connected(start=False) as database:
         database.beat(worker)
         found = weights_for(asked, None, seen)

@@ -12,6 +12,7 @@ from tests.helpers.people import a_trainer
 from tests.trainer.test_trainer import network_sessions, push, some_sessions
 from tinyverse.core import codec
 from tinyverse.core.errors import NotANumber, SettingsError
+from tinyverse.core.session import Session
 from tinyverse.core.weights import decode_weights
 from tinyverse.database.memory import MemoryDatabase
 from tinyverse.replay.config import Flow
@@ -92,7 +93,8 @@ def test_the_sessions_of_a_spoilt_batch_are_not_learned_from_again(tmp_path):
         tmp_path, sessions=6, on_nan="rollback", sampler=Uniform(), flow=Flow(batch=2, buffer_size=50, reuse=None)
     )
     push(database, some_sessions(6, start=6))
-    poison = dataclasses.replace(some_sessions(1)[0], rewards=np.full(5, 7.0, np.float32), metadata={
+    arrays = {**some_sessions(1)[0].arrays, "rewards": np.full(5, 7.0, np.float32)}
+    poison = Session(arrays, metadata={
         "player": "faulty", "sequence": "0", "version": "0", "update": "0",
     })  # fmt: skip
     database.append([poison.encode()])

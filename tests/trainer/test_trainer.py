@@ -242,7 +242,7 @@ def test_duplicates_and_damaged_sessions_are_counted_and_training_goes_on(databa
     trainer = a_trainer(database)
     trainer.join()
     good = some_sessions(6)
-    nan = dataclasses.replace(good[0], rewards=np.full(LENGTH, np.nan, np.float32))
+    nan = dataclasses.replace(good[0], arrays={**good[0].arrays, "rewards": np.full(LENGTH, np.nan, np.float32)})
     longer, _ = a_player(MemoryDatabase(), games=1, length=9)
     stranger = longer.play().sessions("q", 0)[0]
     nameless = dataclasses.replace(good[0], metadata={"player": "p"})
@@ -453,7 +453,7 @@ def test_a_reader_never_sees_weights_of_another_version(redis_url):
 
 
 def threads():
-    return {thread.name for thread in threading.enumerate() if thread.name in ("feeder", "herald", "courier")}
+    return {thread.name for thread in threading.enumerate() if thread.name in ("feeder", "herald", "uploader")}
 
 
 @pytest.mark.parametrize("end", ["updates", "signal", "stop", "error"])
