@@ -2,16 +2,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test test-all test-servers test-starcraft test-gym lint docs bench bench-report peers clean
+.PHONY: help demo test test-all test-servers test-starcraft test-gym lint package docs bench bench-report peers clean
 
 help:
 	@echo "make demo      play and train Pong here, then a video in records/ and a curve"
-	@echo "make test      the tests that fit into a few minutes"
+	@echo "make test      the tests that fit into a few minutes, on all cores"
 	@echo "make test-all  all of them"
 	@echo "make test-servers  all of them on each server that is installed, or on SERVERS=\"PATH …\"; hours"
 	@echo "make test-starcraft  pysc2's mock of StarCraft II, in .venv-starcraft"
 	@echo "make test-gym  gym 0.21 in .venv-gym (Python 3.11)"
 	@echo "make lint      ruff, mypy, and the contract on imports"
+	@echo "make package   sdist and wheel in dist/, checked, and tried in a fresh environment"
 	@echo "make docs      these pages and the reference as a site, in build/docs"
 	@echo "make bench     the benchmarks, printed; bench-report writes them into docs/performance.md"
 	@echo "make peers     environments of the libraries that the benchmarks compare with (3 GB)"
@@ -20,7 +21,7 @@ help:
 PIP := $(BIN)/pip --disable-pip-version-check $(shell test -t 2 || echo --quiet)
 
 # torch comes first and by its exact version, so that the small CPU build is taken where there is one
-.venv/ready: setup.py constraints.txt
+.venv/ready: setup.py pyproject.toml constraints.txt
 	@echo "==> setting up .venv (once; 400 MB are fetched, or 3 GB with PyTorch's build for CUDA, which is Linux's default)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || (echo "tinyverse needs Python 3.11 or newer; name one with: make PYTHON=python3.12"; exit 1)
 	@$(PYTHON) -m venv .venv
@@ -32,10 +33,10 @@ demo: .venv/ready
 	@$(BIN)/python examples/demo.py
 
 test: .venv/ready
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --dist loadgroup
 
 test-all: .venv/ready
-	$(BIN)/python -m pytest -q -m 'not gpu'
+	$(BIN)/python -m pytest -q -m 'not gpu' --hypothesis-profile=default
 	$(BIN)/python -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' && $(BIN)/python -m pytest -q -m gpu || echo "no GPU here: gpu tests not run"
 
 test-servers: .venv/ready
@@ -67,6 +68,9 @@ lint: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+package: .venv/ready
+	.ci/package
 
 docs: .venv/ready
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'

@@ -38,11 +38,12 @@ import torch
 from tinyverse.core import system
 from tinyverse.core.session import Session, SessionSpec
 from tinyverse.database.base import BEGINNING, new_worker
+from tinyverse.database.connection import connect
 from tinyverse.database.redis import RedisDatabase
-from tinyverse.database.server import Server, connect, private_server
+from tinyverse.database.server import Server, private_server
 from tinyverse.experiment import loader
 from tinyverse.player.player import Player
-from tinyverse.trainer.trainer import READ_AT_ONCE
+from tinyverse.trainer.feeder import READ_AT_ONCE
 
 STEPS, AT_ONCE, FEW = 20, 32, 32
 FLOATS = 1680  # in an observation: 141 KB a session

@@ -41,7 +41,8 @@ import torch  # noqa: E402
 
 from tinyverse.cli.play import acting  # noqa: E402
 from tinyverse.player.player import Player  # noqa: E402
-from tinyverse.replay.buffer import Flow, Replay  # noqa: E402
+from tinyverse.replay.buffer import Replay  # noqa: E402
+from tinyverse.replay.config import ReplayConfig  # noqa: E402
 from tinyverse.replay.samplers import Fresh  # noqa: E402
 
 PONG = measure.HERE / "experiments" / "pong.py"
@@ -61,7 +62,7 @@ class Alone:
         self.player = Player(player, experiment.pool(experiment.games), experiment.unroll_length)
         agent = experiment.agent()
         self.learner = experiment.learner(agent)
-        flow = Flow(batch=experiment.batch, buffer_size=experiment.batch + experiment.games)
+        flow = ReplayConfig(batch=experiment.batch, buffer_size=experiment.batch + experiment.games)
         self.batch = self._batch(Replay(experiment.spec(agent), flow, Fresh()))
         self.learn()  # the first time is slower
 

@@ -15,7 +15,7 @@ sessions: those confirmed per second. asked: what as many players of that rate p
 sessions per second of the server's processor: what a core of it could take, were it busy with nothing else.
 bytes: through the server's sockets, per player, in and out (the reader's share, which leaves once, is taken off).
 pushes per second of waiting: 1 / the latency of a push at the median and the 99th percentile.
-heartbeats alone: the same players on a run with shards, at the first server, which gets no session of theirs.
+heartbeats alone: the same players, who push no session.
 """
 
 from __future__ import annotations
@@ -44,12 +44,13 @@ if __name__ == "__main__":  # before torch is imported, as the command line does
 
 from tinyverse.core.weights import encode_weights
 from tinyverse.database.base import new_worker
+from tinyverse.database.connection import connect
 from tinyverse.database.redis import RedisDatabase
 from tinyverse.database.schema import Keys
-from tinyverse.database.server import Server, connect, private_server
+from tinyverse.database.server import Server, private_server
 from tinyverse.experiment import loader
 from tinyverse.player.player import Player
-from tinyverse.trainer.trainer import READ_AT_ONCE
+from tinyverse.trainer.feeder import READ_AT_ONCE
 
 RUN, HOLDER = "fleet", "bench"
 GAMES, STEPS, SPEED = 16, 20, 800  # of each player: games, steps of a session, steps per second
@@ -183,7 +184,7 @@ def written(server: Server, smoke: bool) -> dict[str, Script]:
 
     return {
         "push": script(lambda: database.append(blobs, worker=worker), GAMES),
-        "heartbeat": script(lambda: database.append([], worker=worker, elsewhere=GAMES), 0),
+        "heartbeat": script(lambda: database.append([], worker=worker), 0),
     }
 
 

@@ -32,8 +32,9 @@ from torch import nn  # noqa: E402
 
 from tinyverse import TorchAgent  # noqa: E402
 from tinyverse.database.base import new_worker  # noqa: E402
+from tinyverse.database.connection import connect  # noqa: E402
 from tinyverse.database.redis import RedisDatabase  # noqa: E402
-from tinyverse.database.server import connect, private_server  # noqa: E402
+from tinyverse.database.server import private_server  # noqa: E402
 from tinyverse.envs.atari import atari_pool  # noqa: E402
 from tinyverse.networks import ModularNetwork, NatureConv, Window  # noqa: E402
 from tinyverse.player.loop import play  # noqa: E402

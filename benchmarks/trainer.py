@@ -5,7 +5,7 @@
 The unit is steps learned from per second: a step is a row of a session, so a batch has 640. The trainer's process with
 all its threads has the first core; the server and a process that pushes sessions have the second. Torch has 1 thread.
 
-ours: `loop.train` with its Feeder and Herald, on a real server. Every batch is new, decoded from what was pushed
+ours: `loop.train` with its feeder and publisher, on a real server. Every batch is new, decoded from what was pushed
     meanwhile, and weights are published every 10 updates. Counted from the second update of a turn.
 limit: the same learner's `train_step` in the same precision, again and again on one batch that lies in memory.
 naive: the same update as it is usually written, in a process whose allocator is as it comes: float32, images divided by
@@ -51,8 +51,9 @@ from tinyverse.networks import ModularNetwork, NatureConv, Window
 from tinyverse.networks.bodies import stack_windows
 from tinyverse.player.player import Player
 from tinyverse.replay.buffer import Replay
-from tinyverse.replay.config import Flow
+from tinyverse.replay.config import ReplayConfig
 from tinyverse.replay.samplers import Fresh, Uniform
+from tinyverse.trainer.config import TrainerConfig
 from tinyverse.trainer.loop import train
 from tinyverse.trainer.trainer import Trainer
 
@@ -72,10 +73,10 @@ def main() -> None:
         with measure.on_core(1), private_server() as server, measure.on_core(0), naive(spec, sessions[:batch]) as way:
             for precision in ("fp32", "bf16")[: 1 + (system.has_bfloat16() and not bench.smoke)]:
                 learner = new_learner(pool)
-                replay = Replay(spec, Flow(batch=batch, buffer_size=256), Fresh())
+                replay = Replay(spec, ReplayConfig(batch=batch, buffer_size=256), Fresh())
                 trainer = Trainer(
                     learner.agent, learner, replay, RedisDatabase(server.url, precision), run_config("bench", {}, spec),
-                    publish_every=PUBLISH_EVERY, precision=precision,
+                    config=TrainerConfig(publish_every=PUBLISH_EVERY, precision=precision),
                 )  # fmt: skip
                 trainer.join()
                 resident = resident_update(new_learner(pool), one_batch(spec, sessions[:batch]), precision)
@@ -101,7 +102,7 @@ def new_learner(pool: Any) -> VTrace:
 
 
 def one_batch(spec: SessionSpec, sessions: list[Session]) -> Batch:
-    replay = Replay(spec, Flow(batch=len(sessions), buffer_size=len(sessions), reuse=None), Uniform())
+    replay = Replay(spec, ReplayConfig(batch=len(sessions), buffer_size=len(sessions), reuse=None), Uniform())
     for session in sessions:
         replay.add(session)
     return replay.sample()
@@ -126,7 +127,7 @@ def live_updates(trainer: Trainer, updates: int) -> measure.Way:
             updates=SETTLING + updates,
             on_turn=lambda: ends.setdefault(trainer.update - began, time.perf_counter()),
         )
-        return updates * trainer.replay.flow.batch * STEPS / (ends[updates] - ends[0])
+        return updates * trainer.replay.config.batch * STEPS / (ends[updates] - ends[0])
 
     return way
 

@@ -30,7 +30,7 @@ from tinyverse.core import system
 if __name__ == "__main__":  # before torch is imported, as the command line does
     system.prepare()
 
-from tinyverse.cli.context import Asked
+from tinyverse.cli.context import RunContext
 from tinyverse.core.run_config import run_config
 from tinyverse.core.weights import encode_weights
 from tinyverse.database.base import new_worker
@@ -50,11 +50,11 @@ def main() -> None:
         system.set_threads(1)
         with measure.on_core(1):
             server = stack.enter_context(private_server())
-        asked = Asked("atari", name="watched", redis=server.url, quiet=True)
-        experiment = loader.build(asked.module, asked.resolved({}))
+        context = RunContext("atari", name="watched", redis=server.url, quiet=True)
+        experiment = loader.build(context.module, context.resolved({}))
         agents = [experiment.agent() for _ in range(2)]
-        database = RedisDatabase(server.url, asked.run)
-        database.create(run_config("atari", asked.resolved({}), experiment.spec(agents[0])))
+        database = RedisDatabase(server.url, context.run)
+        database.create(run_config("atari", context.resolved({}), experiment.spec(agents[0])))
         database.report(capacity=experiment.buffer_size)
         database.acquire_lease(HOLDER)
         database.put_weights(encode_weights(agents[0].get_weights(), version=0, update=0, step=0), 0, holder=HOLDER)

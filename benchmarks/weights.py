@@ -42,8 +42,9 @@ from tinyverse.agents.torch_agent import TorchAgent
 from tinyverse.cli.play import acting
 from tinyverse.core.weights import Weights, decode_weights, encode_weights
 from tinyverse.database.base import new_worker
+from tinyverse.database.connection import connect
 from tinyverse.database.redis import RedisDatabase
-from tinyverse.database.server import connect, private_server
+from tinyverse.database.server import private_server
 from tinyverse.experiment import loader
 from tinyverse.experiment.experiment import Experiment
 from tinyverse.networks import MLP, ModularNetwork

@@ -19,7 +19,7 @@ suppress_warnings = ["myst.header"]  # a page may skip a level of headings
 
 
 def setup(app):
-    pages = runpy.run_path(str(HERE / "reference.py"))["write"](HERE / "reference")
+    pages = runpy.run_path(str(HERE / "_tools" / "reference.py"))["write"](HERE / "reference")
     reference = _tree("Reference", [f"reference/{page}" for page in pages])
 
     def read(app, page, source):

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
+# One thread a process, set before torch is imported: xdist keeps every core busy, and the processes of the tests inherit it.
+for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(name, "1")
+
 import itertools
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -12,6 +19,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 
 from tests.helpers import servers
 from tinyverse.cli import main as cli
@@ -21,13 +29,23 @@ from tinyverse.monitoring import progress
 
 pytest.register_assert_rewrite("tests.helpers.database_contract", "tests.helpers.command_line")
 
-from tests.helpers.command_line import Said, Tinyverse  # noqa: E402  (after what rewrites its asserts)
+from tests.helpers.command_line import Said, Tinyverse
+
+settings.load_profile(
+    "ci"
+)  # the same examples each time, and no time limit; --hypothesis-profile=default looks for new ones
 
 numbers = itertools.count()  # of runs
 
 
 def pytest_configure(config: Any) -> None:
-    """Before any test looks for a server; see tests/helpers/servers.py."""
+    """Chooses the server before any test looks for one (tests/helpers/servers.py), and lets processes be interrupted.
+
+    A shell without a terminal ignores SIGINT for what it runs in the background, and every process that a test starts
+    would inherit that.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if servers.CHOSEN:
         folder = Path(tempfile.mkdtemp(prefix="tvs", dir="/tmp"))
         config.add_cleanup(lambda: shutil.rmtree(folder))
@@ -70,7 +88,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty working directory, in which no server is named or runs."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    for name in ("TINYVERSE_REDIS_URL", "REDIS_URL", "TINYVERSE_PASSWORD", "TINYVERSE_PARENT", "TINYVERSE_SHARDS"):
+    for name in ("TINYVERSE_REDIS_URL", "REDIS_URL", "TINYVERSE_PASSWORD", "TINYVERSE_PARENT"):
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "server").mkdir(mode=0o700)
     monkeypatch.setenv("TINYVERSE_SERVER_DIR", str(tmp_path / "server"))

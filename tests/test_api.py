@@ -70,7 +70,7 @@ print(curve.folder, tinyverse.load(curve.folder).version > 0, tinyverse.load("ru
 """
 
 
-@pytest.mark.parametrize("players", [0, 1])
+@pytest.mark.parametrize("players", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_function_of_a_script_reaches_the_players(players):
     Path("script.py").write_text(SCRIPT.replace("PLAYERS", str(players)))
     assert python("script.py").splitlines()[-1] == "runs/here True {'width': 9}"

@@ -1,4 +1,4 @@
-"""Scripting: `tinyverse.run` and `tinyverse.load`, for scripts and notebooks what the commands are for a terminal."""
+"""`tinyverse.run` and `tinyverse.load`: for scripts and notebooks what the commands are for a terminal."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from tinyverse.agents.agent import Agent
-from tinyverse.cli.context import RUNS, Asked
-from tinyverse.cli.run import do_local, do_run
-from tinyverse.cli.train import Learning
+from tinyverse.cli.context import RUNS, RunContext
+from tinyverse.cli.local import local
+from tinyverse.cli.options import TrainOptions
+from tinyverse.cli.run import run as run_here
 from tinyverse.core import system
 from tinyverse.core.errors import NoWeights, SettingsError
 from tinyverse.core.weights import WeightsFile
@@ -94,25 +95,25 @@ def run(
         raise SettingsError("say when to end: tinyverse.run(make_experiment, minutes=5), or updates=1000.")
     system.prepare()
     experiment = make_experiment if isinstance(make_experiment, str) else _file_of(make_experiment, name or "notebook")
-    asked = Asked(experiment, name, {**(settings or {}), **more_settings}, seed=seed, quiet=quiet)
-    _refuse_either_way(asked, {
+    context = RunContext(experiment, name, {**(settings or {}), **more_settings}, seed=seed, quiet=quiet)
+    _refuse_either_way(context, {
         "players": players, "minutes": minutes, "updates": updates, "name": name, "seed": seed, "fresh": fresh, "quiet": quiet,
     })  # fmt: skip
-    learning = Learning(minutes=minutes, updates=updates, resume=False if fresh else None)
+    options = TrainOptions(minutes=minutes, updates=updates, resume=False if fresh else None)
     if players:
-        do_run(asked, learning, players=players)
+        run_here.callback(context, options, players=players)
     else:
-        do_local(asked, learning)
-    return curve_of(asked.folder.path)
+        local.callback(context, options)
+    return curve_of(context.folder.path)
 
 
-def _refuse_either_way(asked: Asked, here: Mapping[str, Any]) -> None:
+def _refuse_either_way(context: RunContext, here: Mapping[str, Any]) -> None:
     """Raises SettingsError for a keyword that could be meant for the experiment, unless that has been given its own."""
     defaults = run.__kwdefaults__ or {}
-    for name in set(here).intersection(loader.defaults(asked.module)).difference(asked.settings):
+    for name in set(here).intersection(loader.defaults(context.module)).difference(context.settings):
         if here[name] != defaults[name]:
             raise SettingsError(
-                f"{name} is a keyword of tinyverse.run and a setting of {asked.title}: give the setting as "
+                f"{name} is a keyword of tinyverse.run and a setting of {context.title}: give the setting as "
                 f"settings={{{name!r}: …}}; with it, {name}={here[name]!r} is the keyword."
             )
 

@@ -137,7 +137,10 @@ def test_priorities_of_sequences():
 # -- learning -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("settings", [{"n": 1, "double": False}, {"n": 3}], ids=["2015", "ape-x"])
+@pytest.mark.parametrize(
+    "settings",
+    [pytest.param({"n": 1, "double": False}, id="2015"), pytest.param({"n": 3}, id="ape-x", marks=pytest.mark.slow)],
+)
 def test_it_learns_to_walk_the_chain(settings):
     agent = agent_of(kind=Chainer, parts={"trunk": MLP(16)}, epsilon=0.9, alpha=1.0)
     learner = DQN(agent, learning_rate=5e-3, target_every=5, total_updates=250, **settings)

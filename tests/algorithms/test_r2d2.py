@@ -13,7 +13,7 @@ from tinyverse.core.session import Session, flatten
 from tinyverse.experiment.experiment import session_spec
 from tinyverse.networks import LSTM, MLP, ModularNetwork
 from tinyverse.replay.buffer import Replay
-from tinyverse.replay.config import Flow
+from tinyverse.replay.config import ReplayConfig
 from tinyverse.replay.samplers import Prioritized
 
 torch.set_num_threads(1)
@@ -51,7 +51,7 @@ class Loop:
         self.agent, self.chains, self.steps = agent, Chains(games), steps
         self.memory, self.first = agent.initial_memory(games), np.zeros(games, bool)
         spec = session_spec(OBSERVED, DISCRETE, agent, steps)
-        flow = Flow(batch=batch, buffer_size=200, reuse=reuse)
+        flow = ReplayConfig(batch=batch, buffer_size=200, reuse=reuse)
         self.replay = Replay(spec, flow, sampler or Prioritized(alpha=0.9, beta=0.6))
 
     def play(self):
@@ -128,7 +128,9 @@ def test_no_gradient_flows_into_the_burn_in_and_no_loss_comes_of_it(agent):
 
 def test_priorities_go_to_the_sessions_they_are_of_and_not_to_those_that_overwrote_them(agent):
     loop = Loop(agent, games=8, batch=8)
-    loop.replay = Replay(loop.replay.spec, Flow(batch=8, buffer_size=8, reuse=None), Prioritized(alpha=1.0, beta=1.0))
+    loop.replay = Replay(
+        loop.replay.spec, ReplayConfig(batch=8, buffer_size=8, reuse=None), Prioritized(alpha=1.0, beta=1.0)
+    )
     loop.play()
     first = loop.replay.sample()
     loop.replay.set_priorities(first.slots, torch.full((8,), 2.0))

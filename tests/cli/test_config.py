@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from tinyverse.cli import main as cli
-from tinyverse.cli import play
-from tinyverse.cli.context import Asked
-from tinyverse.cli.train import Learning
+from tinyverse.cli import play, train
+from tinyverse.cli.context import RunContext
+from tinyverse.cli.options import TrainOptions
 from tinyverse.trainer.run_folder import RunFolder
 
 
@@ -55,20 +55,18 @@ def test_each_value_has_its_source(config, monkeypatch):
 
 
 def test_verbs_take_what_config_shows(monkeypatch, config):
-    import tinyverse.cli.train as training
-
     seen = []
-    monkeypatch.setattr(play, "do_play", lambda asked, **options: seen.append(options["games"]))
-    monkeypatch.setattr(training, "do_train", lambda asked, wanted: seen.append((asked, wanted)))
+    monkeypatch.setattr(play.play, "callback", lambda context, **options: seen.append(options["games"]))
+    monkeypatch.setattr(train.train, "callback", lambda context, options: seen.append((context, options)))
     assert config("play", "--config", "fast.toml")[0] == 0
     assert config("play", "--config", "fast.toml", "-b", "7")[0] == 0
     monkeypatch.setenv("TINYVERSE_PLAY_GAMES", "8")
     assert config("play", "--config", "fast.toml")[0] == 0
     assert config("train", "-b", "2", "--config", "fast.toml")[0] == 0
-    *games, (asked, wanted) = seen
+    *games, (context, options) = seen
     assert games == [6, 7, 8]
-    assert isinstance(asked, Asked) and asked.settings == {"entropy_cost": 0.5}
-    assert isinstance(wanted, Learning) and (wanted.batch, wanted.buffer_size, wanted.minutes) == (2, 77, 3.5)
+    assert isinstance(context, RunContext) and context.settings == {"entropy_cost": 0.5}
+    assert isinstance(options, TrainOptions) and (options.batch, options.buffer_size, options.minutes) == (2, 77, 3.5)
 
 
 @pytest.mark.parametrize(

@@ -7,22 +7,24 @@ import json
 import pytest
 
 from tinyverse.cli import doctor
-from tinyverse.cli.context import Asked
+from tinyverse.cli.context import RunContext
 from tinyverse.database.redis import list_runs
 
 
 def findings(**options):
-    return {found.what: found for found in doctor.do_doctor(Asked("", **options))}
+    return {found.what: found for found in doctor.examine(RunContext("", **options))}
 
 
 def test_all_is_looked_at_and_nothing_is_left_behind(redis_url, redis_server, monkeypatch):
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
-    from tinyverse.database.server import connect
+    from tinyverse.database.connection import connect
 
     with connect(redis_server.admin_url) as client:
         before = client.dbsize()
         found = findings(redis=redis_url)
-        assert client.dbsize() == before and not any(name.startswith("doctor") for name in list_runs(client))
+        assert client.dbsize() == before and not any(
+            name.startswith("doctor") for name in list_runs(redis_server.admin_url)
+        )
     wanted = [
         "python",
         "torch",

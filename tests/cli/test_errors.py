@@ -88,7 +88,7 @@ def test_an_environment_that_breaks_while_a_player_plays(
     monkeypatch.setattr(module.Catch, "step", step)
     monkeypatch.setattr(loader, "load_module", lambda name: module)
     said = tinyverse("catch", "play", "--name", run.name, "-q")  # type: ignore[attr-defined]
-    their_traceback(said, "test_cli_errors.py", "OverflowError: the joystick broke")
+    their_traceback(said, "test_errors.py", "OverflowError: the joystick broke")
     assert [worker["error"] for worker in info(run)["workers"]] == ["OverflowError: the joystick broke"]
 
 

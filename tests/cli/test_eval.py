@@ -1,4 +1,4 @@
-"""Eval and export: which weights are played, how often, and where they are kept."""
+"""Which weights `eval` plays, how often, and where the best are kept."""
 
 from __future__ import annotations
 
@@ -18,9 +18,12 @@ import pytest
 import torch
 
 from tests.helpers.command_line import CHECKOUT, Tinyverse, created, info, one_sentence, swap_with_spy
-from tinyverse.cli import eval
+from tinyverse.cli import eval as evaluating
+from tinyverse.cli import weights as finding
 from tinyverse.core.weights import WeightsFile
+from tinyverse.player import evaluator, player
 from tinyverse.player.evaluator import Evaluation
+from tinyverse.trainer.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -65,7 +68,7 @@ def test_eval_of_a_version_or_a_file(run: Tinyverse, tinyverse: Tinyverse) -> No
 
 
 def test_options_that_reach_the_evaluator(tinyverse: Tinyverse, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = swap_with_spy(monkeypatch, eval, "evaluate", Evaluation([1.0], [5]))
+    calls = swap_with_spy(monkeypatch, evaluator, "evaluate", Evaluation([1.0], [5]))
     tinyverse("tabular", "eval", "--greedy", "--render", "-b", 3, "-n", 4, "--seed", 9)
     tinyverse("tabular", "eval")
     named = calls[0][1]
@@ -74,6 +77,39 @@ def test_options_that_reach_the_evaluator(tinyverse: Tinyverse, trained: Path, m
     named = calls[1][1]
     assert (named["greedy"], named["render"], named["at_once"], named["games"]) == (False, False, 1, 1)
     assert named["video"] == Path("records/tabular-v3.webm")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is always a screen")
+def test_a_film_needs_no_screen(tinyverse, trained, monkeypatch):
+    pytest.importorskip("pygame")
+    drawn_by = []
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "XDG_RUNTIME_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SDL_VIDEODRIVER", "")  # is put back at the end
+    monkeypatch.delenv("SDL_VIDEODRIVER")
+
+    def evaluate(*_, **__):
+        drawn_by.append(os.environ.get("SDL_VIDEODRIVER"))
+        return Evaluation([1.0], [1])
+
+    monkeypatch.setattr(evaluating, "_evaluate", evaluate)
+    for option in ("--render", "--greedy"):
+        assert tinyverse("tabular", "eval", option).code == 0
+    assert drawn_by == [None, "dummy"]
+    words = [sys.executable, "-c", "import pygame; pygame.display.init(); pygame.Surface((9, 9)).fill((1, 2, 3))"]
+    assert subprocess.run(words, check=True, capture_output=True, timeout=60).stderr == b""
+
+
+def test_what_a_single_evaluation_found_is_kept_for_the_report(tinyverse, trained, monkeypatch):
+    monkeypatch.setattr(
+        evaluating, "_evaluate", lambda _, found, *__, **___: Evaluation([1.0, 3.0], [5, 7], found.version)
+    )
+    for words in ([], ["--weights", 3], ["--weights", trained]):
+        assert tinyverse("tabular", "eval", "-n", 2, "--no-video", *words).code == 0
+    folder = RunFolder("runs/tabular")
+    kept = [(row["version"], row["eval/return"], row["eval/games"]) for row in folder.evaluations()]
+    assert kept == [(3, 2.0, 2), (3, 2.0, 2)]  # a file's may be another run's
+    assert not any("eval/return" in row for row in folder.metrics())
 
 
 def test_eval_every_goes_on_until_it_is_stopped(
@@ -87,9 +123,9 @@ def test_eval_every_goes_on_until_it_is_stopped(
             os.kill(os.getpid(), signal.SIGINT)
         return WeightsFile({}, version) if version else None
 
-    monkeypatch.setattr(eval, "HEARTBEAT_SECONDS", 0.01)
-    monkeypatch.setattr(eval, "weights_for", weights)
-    monkeypatch.setattr(eval, "_evaluate", lambda _, found, *__: Evaluation([1.0], [5], found.version))
+    monkeypatch.setattr(player, "HEARTBEAT_SECONDS", 0.01)
+    monkeypatch.setattr(evaluating, "weights_for", weights)
+    monkeypatch.setattr(evaluating, "_evaluate", lambda _, found, *__, **___: Evaluation([1.0], [5], found.version))
     said = tinyverse("tabular", "eval", "--every", "--json")
     assert said.code == 0 and [json.loads(line)["version"] for line in said.out.splitlines()] == [5, 6]
 
@@ -101,7 +137,7 @@ def test_the_best_is_kept_across_evaluations(
     run("play", "-n", 3, "-b", 2, "-q")
     scores, versions = iter([1.0, 3.0, 2.0]), []
 
-    def play(_: Any, found: WeightsFile, *__: Any) -> Evaluation:
+    def play(_: Any, found: WeightsFile, *__: Any, **___: Any) -> Evaluation:
         score = next(scores)
         versions.append(found.version)
         if score == 2.0:
@@ -113,8 +149,8 @@ def test_the_best_is_kept_across_evaluations(
     best = Path(f"runs/{run.name}/best.safetensors")  # type: ignore[attr-defined]
     one_sentence(tinyverse("catch", "eval", "--name", run.name, "--weights", "best"), 2, "eval --every keeps them")  # type: ignore[attr-defined]
     with monkeypatch.context() as patch:
-        patch.setattr(eval, "HEARTBEAT_SECONDS", 0.01)
-        patch.setattr(eval, "_evaluate", play)
+        patch.setattr(player, "HEARTBEAT_SECONDS", 0.01)
+        patch.setattr(evaluating, "_evaluate", play)
         run("eval", "--every", 0.01)
     assert len(set(versions)) == 3
     kept = WeightsFile.read(best)
@@ -136,16 +172,16 @@ def test_eval_every_waits_for_weights_and_leaves_with_the_others(
     from tinyverse.database.redis import RedisDatabase
 
     database = RedisDatabase(redis_url, run.name)  # type: ignore[attr-defined]
-    monkeypatch.setattr(eval, "HEARTBEAT_SECONDS", 0.01)
+    monkeypatch.setattr(player, "HEARTBEAT_SECONDS", 0.01)
     looks = itertools.count()
-    look = eval._find
+    look = finding._find
 
     def counted(*arguments: Any) -> Any:
         if next(looks) == 3:
             database.ask_stop()
         return look(*arguments)
 
-    monkeypatch.setattr(eval, "_find", counted)
+    monkeypatch.setattr(finding, "_find", counted)
     said = run("eval", "--every", 0.01)
     assert said.err.count("has no weights yet") == 1 and next(looks) < 6
     database.close()
@@ -158,7 +194,7 @@ def test_eval_every_is_at_work_and_leaves_in_the_midst_of_a_game(
 
     created(run)
     database, heard = RedisDatabase(redis_url, run.name), []  # type: ignore[attr-defined]
-    monkeypatch.setattr(eval, "HEARTBEAT_SECONDS", 0.01)
+    monkeypatch.setattr(player, "HEARTBEAT_SECONDS", 0.01)
 
     def endless(*_: Any, should_stop: Callable[[], bool], **__: Any) -> Evaluation:
         ends = time.monotonic() + 20
@@ -169,7 +205,7 @@ def test_eval_every_is_at_work_and_leaves_in_the_midst_of_a_game(
                 database.ask_stop()
         return Evaluation([], [])
 
-    monkeypatch.setattr(eval, "evaluate", endless)
+    monkeypatch.setattr(evaluator, "evaluate", endless)
     assert run("eval", "--every", "--no-video", "-b", 3).out == ""
     assert [(worker.role, worker.games, worker.waits_for) for worker in heard] == [("eval", 3, "")]
     assert database.workers() == []
@@ -193,20 +229,3 @@ def test_eval_plays_an_export_in_a_process_of_its_own(tinyverse: Tinyverse, fold
     one_sentence(said, 2, "is of the experiment catch, this is cartpole: tinyverse catch eval --weights x.")
     said = tinyverse("catch", "eval", "--weights", f"x.{suffix}", "-o", "learning_rate=0.5")
     one_sentence(said, 1, "learning_rate=0.25, this asks for learning_rate=0.5")
-
-
-def test_an_export_is_safetensors_with_its_settings_inside(tinyverse: Tinyverse) -> None:
-    from safetensors import safe_open
-
-    tinyverse("catch", "local", "-n", 1, "-q", "-o", "learning_rate=0.25")
-    tinyverse("catch", "export", "x.safetensors")
-    kept = torch.load(sorted(Path("runs/catch/checkpoints").iterdir())[-1], weights_only=True)["weights"]
-    with safe_open("x.safetensors", "pt") as file:
-        assert json.loads(file.metadata()["agreed"])["settings"]["learning_rate"] == 0.25
-        assert file.keys() == sorted(kept) and all(torch.equal(file.get_tensor(name), kept[name]) for name in kept)
-
-
-def test_export_says_what_it_wants(tinyverse: Tinyverse, trained: Path) -> None:
-    one_sentence(tinyverse("tabular", "export", "x.bin"), 2, "suffix .safetensors or .onnx")
-    one_sentence(tinyverse("tabular", "export", "no/x.onnx"), 2, "there is no folder no/")
-    one_sentence(tinyverse("catch", "export", "x.safetensors"), 1, "has no weights yet")

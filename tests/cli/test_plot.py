@@ -40,11 +40,16 @@ def drawn(monkeypatch):
     return calls
 
 
+def plot(*words):
+    """The command, whose errors are raised."""
+    plotting.plot.main([*words, "--out", "a.png"], standalone_mode=False)
+
+
 def test_names_that_differ_in_the_seed_are_one_curve(monkeypatch):
     names = ["pong-s1", "pong-s2", "pong-seed3", "pong_s_4", "atlantis-2", "pongs"]
     folders = {name: a_run(name, rising(1)) for name in names}
     calls = drawn(monkeypatch)
-    plotting.do_plot([*names, "pong-s1", "runs/pong-s2"], out=Path("a.png"), x="minutes")
+    plot(*names, "pong-s1", "runs/pong-s2", "-x", "minutes")
     ((groups, options),) = calls
     assert groups == {
         "pong": [folders[name] for name in names[:4]], "atlantis-2": [folders["atlantis-2"]], "pongs": [folders["pongs"]]
@@ -55,7 +60,7 @@ def test_names_that_differ_in_the_seed_are_one_curve(monkeypatch):
 def test_a_label_puts_runs_together(monkeypatch):
     one, two, three = (a_run(name, rising(1)) for name in ("one", "two-s1", "three"))
     calls = drawn(monkeypatch)
-    plotting.do_plot(["new method=one,two-s1", "three"], out=Path("a.png"))
+    plot("new method=one,two-s1", "three")
     assert calls[0][0] == {"new method": [one, two], "three": [three]}
 
 
@@ -63,8 +68,9 @@ def test_runs_with_other_settings_are_no_seeds_of_each_other():
     a_run("game-s1", rising(1), {"learning_rate": 1e-3, "depth": 2})
     a_run("game-s2", rising(1), {"learning_rate": 1e-4, "depth": 2})
     with pytest.raises(SettingsError, match=r"game-s1 and game-s2 .* differ in learning_rate\. .*a=game-s1 b=game-s2"):
-        plotting.do_plot(["game-s1", "game-s2"], out=Path("a.png"))
-    assert plotting.do_plot(["a=game-s1", "b=game-s2"], out=Path("a.png")).exists()
+        plot("game-s1", "game-s2")
+    plot("a=game-s1", "b=game-s2")
+    assert Path("a.png").exists()
 
 
 def test_minutes_are_seconds_by_sixty():
@@ -81,8 +87,8 @@ def test_the_picture_shows_mean_and_band(monkeypatch):
     from matplotlib.axes import Axes
 
     lines, bands = [], []
-    plot, fill = Axes.plot, Axes.fill_between
-    monkeypatch.setattr(Axes, "plot", lambda self, x, y, **more: lines.append((x, y)) or plot(self, x, y, **more))
+    draw, fill = Axes.plot, Axes.fill_between
+    monkeypatch.setattr(Axes, "plot", lambda self, x, y, **more: lines.append((x, y)) or draw(self, x, y, **more))
     monkeypatch.setattr(
         Axes, "fill_between", lambda self, x, a, b, **more: bands.append((a, b)) or fill(self, x, a, b, **more)
     )

@@ -6,26 +6,28 @@ import dataclasses
 import json
 import threading
 import time
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from tests.helpers.command_line import Tinyverse, swap_with_spy
 from tests.helpers.counting import CountingEnv
 from tests.helpers.people import LENGTH, a_run, a_spec, a_trainer, an_agent, until
-from tinyverse.cli import sessions_work
-from tinyverse.cli.context import Asked
+from tinyverse.cli import sessions
+from tinyverse.cli.context import RunContext
 from tinyverse.core import codec
 from tinyverse.core.errors import CodecError, DatabaseError, SettingsError, SpecError
 from tinyverse.core.run_config import run_config
-from tinyverse.core.session import Session, SessionSpec, flatten
+from tinyverse.core.session import SessionSpec
 from tinyverse.database import archive
 from tinyverse.database.base import Worker
-from tinyverse.database.sharded_database import open_database
 from tinyverse.envs.pool import GamePool
+from tinyverse.monitoring import sessions as stored
 from tinyverse.player.player import Player
-from tinyverse.replay.config import Flow
+from tinyverse.replay.config import ReplayConfig
 
 
 def some(count, nested=False, human=()):
@@ -36,13 +38,13 @@ def some(count, nested=False, human=()):
     return [player.play().sessions("play-x", number, **marks[number])[0] for number in range(count)]
 
 
-def a_stored_run(redis_url, sessions=(), nested=False, spec=None, **settings):
-    """(what was asked, the database) of a run that holds these sessions."""
+def a_stored_run(redis_url, stored_sessions=(), nested=False, spec=None, **settings):
+    """(the context, the database) of a run that holds these sessions."""
     database = a_run(redis_url)
     database.create(run_config("counting", settings, spec or a_spec(nested)))
-    if sessions:
-        database.append([session.encode() for session in sessions])
-    return Asked("counting.py", name=database.run, redis=redis_url, quiet=True), database
+    if stored_sessions:
+        database.append([session.encode() for session in stored_sessions])
+    return RunContext("counting.py", name=database.run, redis=redis_url, quiet=True), database
 
 
 def everything(database):
@@ -50,35 +52,40 @@ def everything(database):
     return database.meta(), database.state(), database.read("0-0", 1000)[0], database.counters(), database.workers()
 
 
+def exported(context, path, **options):
+    sessions.export.callback(context, path, **options)
+    return archive.Archive.open(path)
+
+
 # -- tables ----------------------------------------------------------------------------------------------------------
 
 
 def test_the_list_has_a_line_per_session_and_nothing_is_written(redis_url, capsys):
-    sessions = some(5, human={3})
-    asked, database = a_stored_run(redis_url, sessions)
+    played = some(5, human={3})
+    context, database = a_stored_run(redis_url, played)
     database.append([b"no session"])
     database.report(update=37)
     before = everything(database)
-    sessions_work.do_list(asked, limit=3, as_json=True)
+    sessions.ls.callback(context, limit=3, as_json=True)
     rows = json.loads(capsys.readouterr().out)
     assert [row.get("sequence") for row in rows] == [3, 4, None] and "header claims" in rows[2]["error"]
     assert [row.get("human") for row in rows] == [True, False, None] and rows[0]["lag"] == 7
-    assert rows[0]["reward"] == sessions[3].rewards[sessions[3].alive].sum()
-    assert rows[0]["episodes"] == [total for total, _ in sessions[3].episodes]
+    assert rows[0]["reward"] == played[3].rewards[played[3].alive].sum()
+    assert rows[0]["episodes"] == [total for total, _ in played[3].episodes]
     assert [row["id"] for row in rows] == [key for key, _ in before[2][-3:]]
-    sessions_work.do_list(asked, human=True)
+    sessions.ls.callback(context, human=True)
     text = capsys.readouterr().out
     assert all(row["id"] in text for row in rows[::2])  # whole, for copying
     assert "cannot be read" in text and "6 sessions of run" in text
-    sessions_work.do_show(asked, rows[0]["id"])
+    sessions.show.callback(context, rows[0]["id"])
     assert everything(database) == before
 
 
 def test_a_session_is_shown_step_by_step(redis_url, capsys):
     session = some(3)[1]
-    asked, database = a_stored_run(redis_url, [session])
+    context, database = a_stored_run(redis_url, [session])
     (key, _), *_ = database.read("0-0", 1)[0]
-    sessions_work.do_show(asked, key, as_json=True)
+    sessions.show.callback(context, key, as_json=True)
     shown = json.loads(capsys.readouterr().out)
     assert shown["id"] == key and shown["metadata"] == session.metadata
     assert [row["reward"] for row in shown["rows"]] == session.rewards.tolist()
@@ -86,62 +93,38 @@ def test_a_session_is_shown_step_by_step(redis_url, capsys):
     ends = ["reset" if not a else "terminated" if t else "truncated" if u else ""
             for a, t, u in zip(session.alive, session.terminated, session.truncated, strict=True)]  # fmt: skip
     assert [row["end"] for row in shown["rows"]] == ends and {"reset"} < set(ends)
-    sessions_work.do_show(asked, None)  # the newest
+    sessions.show.callback(context, None)  # the newest
     assert "terminated" in capsys.readouterr().out
-
-
-def test_entropy_and_log_probability_are_those_the_agent_noted():
-    session = some(1)[0]
-    logits = np.log(np.array([[0.5, 0.25, 0.25], [1 / 3, 1 / 3, 1 / 3], [1, 1e-30, 1e-30]], np.float32))
-    three = {name: getattr(session, name)[:3] for name in ("actions", "rewards", "terminated", "truncated", "alive")}
-    extras = {"behaviour_logits": logits, "behaviour_log_prob": np.array([-1, -2, -3], np.float32)}
-    known = Session(flatten({"observations": session.observations[:4], "extras": extras, **three}))
-    rows = sessions_work.steps_of(known)
-    np.testing.assert_allclose([row["entropy"] for row in rows], [1.5 * np.log(2), np.log(3), 0], atol=1e-6)
-    assert [row["log_prob"] for row in rows] == [-1, -2, -3] and {row["value"] for row in rows} == {None}
-    assert [row["value"] for row in sessions_work.steps_of(known, value=np.arange(3.0))] == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
     ("key", "says"), [("x", "no session's id"), ("1-2-3", "no session's id"), ("1-0", "has no session 1-0")]
 )
 def test_an_id_that_leads_nowhere_is_said_so(redis_url, key, says):
-    asked, _ = a_stored_run(redis_url, some(1))
+    context, _ = a_stored_run(redis_url, some(1))
     with pytest.raises(SettingsError, match=says):
-        sessions_work.do_show(asked, key)
+        sessions.show.callback(context, key)
 
 
 def test_what_is_not_there_is_said_so(redis_url):
-    asked, _ = a_stored_run(redis_url)
+    context, _ = a_stored_run(redis_url)
     with pytest.raises(SettingsError, match="has no session yet"):
-        sessions_work.do_show(asked, None)
+        sessions.show.callback(context, None)
     with pytest.raises(DatabaseError, match="there is no run nobody"):
-        sessions_work.do_list(Asked("x.py", name="nobody", redis=redis_url))
+        sessions.ls.callback(RunContext("x.py", name="nobody", redis=redis_url))
 
 
 # -- films -----------------------------------------------------------------------------------------------------------
 
 
-def test_an_image_is_filmed_as_it_is_and_numbers_as_cells():
-    session = some(1)[0]
-    images = np.arange((LENGTH + 1) * 6 * 8 * 3, dtype=np.uint32).astype(np.uint8).reshape(LENGTH + 1, 6, 8, 3)
-    seen = Session({**session.arrays, **flatten({"observations": {"a": session.observations, "b": images}})})
-    del seen.arrays["observations"]
-    np.testing.assert_array_equal(list(sessions_work.frames_of(seen)), images)
-    cells = np.stack(list(sessions_work.frames_of(session)))
-    assert cells.shape == (LENGTH + 1, 2 * sessions_work.CELL, 2 * sessions_work.CELL) and cells.dtype == np.uint8
-    step = session.observations[:, 1].astype(float)
-    wanted = (255 * (step - step.min()) / (step.max() - step.min())).astype(np.uint8)
-    np.testing.assert_array_equal(cells[:, 0, sessions_work.CELL], wanted)
-
-
 def test_a_film_has_a_frame_per_observation(redis_url, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    asked, _ = a_stored_run(redis_url, some(2))
-    path = sessions_work.do_film(asked, None)
+    context, _ = a_stored_run(redis_url, some(2))
+    sessions.video.callback(context, None)
+    (path,) = Path("records").iterdir()
     video = cv2.VideoCapture(str(path))
     assert sum(iter(lambda: video.read()[0], False)) == LENGTH + 1
-    assert path.name.startswith(f"{asked.run}-") and path.suffix == ".webm"
+    assert path.name.startswith(f"{context.run}-") and path.suffix == ".webm"
 
 
 # -- files -----------------------------------------------------------------------------------------------------------
@@ -150,55 +133,53 @@ def test_a_film_has_a_frame_per_observation(redis_url, tmp_path, monkeypatch):
 @pytest.mark.parametrize("nested", [False, True])
 def test_export_and_import_bring_back_every_bit(redis_url, tmp_path, nested, monkeypatch):
     monkeypatch.setattr(archive, "SHARD_SESSIONS", 4)
-    sessions = some(10, nested, human={2, 5})
-    asked, database = a_stored_run(redis_url, sessions, nested)
-    found = sessions_work.do_export(asked, tmp_path / "d" / "all.json")
+    played = some(10, nested, human={2, 5})
+    context, database = a_stored_run(redis_url, played, nested)
+    found = exported(context, tmp_path / "d" / "all.json")
     assert len(found) == 10 and [len(shard["sessions"]) for shard in found.shards] == [4, 4, 2]
     there, other = a_stored_run(redis_url, nested=nested)
-    assert sessions_work.do_import(there, found.path) == 10
+    sessions.import_.callback(there, found.path)
     wanted, got = ([blob for _, blob in each.read("0-0", 100)[0]] for each in (database, other))
-    assert got == wanted == [session.encode() for session in sessions]
+    assert got == wanted == [session.encode() for session in played]
     assert other.state().inserted == 10
 
-    again = sessions_work.do_export(there, tmp_path / "again.json")
+    again = exported(there, tmp_path / "again.json")
     for one, two in zip(found.shards, again.shards, strict=True):
         assert found.path.with_name(one["file"]).read_bytes() == again.path.with_name(two["file"]).read_bytes()
 
 
 def test_only_people_and_only_the_newest(redis_url, tmp_path):
-    asked, _ = a_stored_run(redis_url, some(10, human={2, 5, 9}))
-    humans = [
-        session.metadata["sequence"] for _, session in sessions_work.do_export(asked, tmp_path / "h.json", human=True)
-    ]
-    newest = [
-        session.metadata["sequence"] for _, session in sessions_work.do_export(asked, tmp_path / "n.json", limit=3)
-    ]
+    context, _ = a_stored_run(redis_url, some(10, human={2, 5, 9}))
+    humans = [session.metadata["sequence"] for _, session in exported(context, tmp_path / "h.json", human=True)]
+    newest = [session.metadata["sequence"] for _, session in exported(context, tmp_path / "n.json", limit=3)]
     assert (humans, newest) == (["2", "5", "9"], ["7", "8", "9"])
 
 
 def test_any_tool_opens_a_shard(redis_url, tmp_path, monkeypatch):
     monkeypatch.setattr(codec, "compress", lambda blob: blob)
-    sessions = some(4)
-    asked, _ = a_stored_run(redis_url, sessions)
-    sessions_work.do_export(asked, tmp_path / "all.json")
+    played = some(4)
+    context, _ = a_stored_run(redis_url, played)
+    exported(context, tmp_path / "all.json")
     arrays = load_file(tmp_path / "all-00000.safetensors")
-    np.testing.assert_array_equal(arrays["observations"], np.stack([each.observations for each in sessions]))
+    np.testing.assert_array_equal(arrays["observations"], np.stack([each.observations for each in played]))
 
 
 def test_hdf5_holds_every_field(redis_url, tmp_path):
     h5py = pytest.importorskip("h5py")
-    sessions = some(4, human={1})
-    asked, _ = a_stored_run(redis_url, sessions)
-    assert sessions_work.do_export_hdf5(asked, tmp_path / "all.h5") == 4
+    played = some(4, human={1})
+    context, _ = a_stored_run(redis_url, played)
+    sessions.export.callback(context, tmp_path / "all.h5")
     with h5py.File(tmp_path / "all.h5") as file:
-        for name, array in sessions[2].arrays.items():
+        for name, array in played[2].arrays.items():
             np.testing.assert_array_equal(file[name][2], array)
             assert file[name].dtype == array.dtype
-        assert [json.loads(text) for text in file["metadata"].asstr()] == [each.metadata for each in sessions]
-        assert json.loads(file.attrs["run"]) == asked.run
-    assert sessions_work.do_export_hdf5(asked, tmp_path / "one.h5", human=True) == 1
+        assert [json.loads(text) for text in file["metadata"].asstr()] == [each.metadata for each in played]
+        assert json.loads(file.attrs["run"]) == context.run
+    sessions.export.callback(context, tmp_path / "one.h5", human=True)
+    with h5py.File(tmp_path / "one.h5") as file:
+        assert len(file["metadata"]) == 1
     with pytest.raises(SettingsError, match="is there already"):
-        sessions_work.do_export_hdf5(asked, tmp_path / "all.h5")
+        sessions.export.callback(context, tmp_path / "all.h5")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["all.h5", "one.h5"]
 
 
@@ -228,67 +209,63 @@ def changed(path, function):
     ],
 )  # fmt: skip
 def test_damage_is_named_and_nothing_of_it_is_pushed(redis_url, tmp_path, damage, error, says):
-    asked, _ = a_stored_run(redis_url, some(4))
-    path = sessions_work.do_export(asked, tmp_path / "all.json").path
+    context, _ = a_stored_run(redis_url, some(4))
+    path = exported(context, tmp_path / "all.json").path
     damage(path)
     there, other = a_stored_run(redis_url)
     with pytest.raises(error, match=says):
-        sessions_work.do_import(there, path)
+        sessions.import_.callback(there, path)
     assert other.size()["sessions"] == 0
 
 
 def test_sessions_of_another_game_are_refused_in_one_sentence(redis_url, tmp_path):
-    asked, _ = a_stored_run(redis_url, some(4))
-    path = sessions_work.do_export(asked, tmp_path / "all.json").path
+    context, _ = a_stored_run(redis_url, some(4))
+    path = exported(context, tmp_path / "all.json").path
     there, other = a_stored_run(redis_url, spec=a_spec(length=LENGTH + 1))
     says = rf"all.json does not fit run {there.run}: session\.observations is int32 \(6, 3\), this run's sessions have int32 \(7, 3\)"
     with pytest.raises(SpecError, match=says):
-        sessions_work.do_import(there, path)
+        sessions.import_.callback(there, path)
     nan = SessionSpec(a_spec().fields)
     bad = some(2)
     bad[1].rewards[0] = np.nan
     archive.write(tmp_path / "bad.json", [("1-0", bad[0]), ("2-0", bad[1])], nan, {})
     there, other = a_stored_run(redis_url)
     with pytest.raises(SpecError, match="session 2-0 of .*bad.json cannot be imported: session.rewards holds NaN"):
-        sessions_work.do_import(there, tmp_path / "bad.json")
+        sessions.import_.callback(there, tmp_path / "bad.json")
     assert other.size()["sessions"] == 0
 
 
 def test_an_export_overwrites_nothing_and_is_a_json(redis_url, tmp_path):
-    asked, _ = a_stored_run(redis_url, some(1))
-    sessions_work.do_export(asked, tmp_path / "a.json")
+    context, _ = a_stored_run(redis_url, some(1))
+    exported(context, tmp_path / "a.json")
     with pytest.raises(SettingsError, match="is there already"):
-        sessions_work.do_export(asked, tmp_path / "a.json")
+        exported(context, tmp_path / "a.json")
     with pytest.raises(SettingsError, match=r"not 'a\.pt': call it .*a\.json"):
-        sessions_work.do_export(asked, tmp_path / "a.pt")
+        exported(context, tmp_path / "a.pt")
 
 
-def test_an_import_is_spread_over_shards_and_no_session_overtakes_its_players_last(redis_url, tmp_path):
-    sessions = [dataclasses.replace(one, metadata={**one.metadata, "player": f"play-{n % 7}", "sequence": str(n // 7)})
-                for n, one in enumerate(some(21))]  # fmt: skip
-    asked, first = a_stored_run(redis_url, sessions)
-    path = sessions_work.do_export(asked, tmp_path / "all.json").path
-    sharded = open_database(redis_url, f"{first.run}-sharded", shards=3)
-    trainer = a_trainer(sharded, flow=Flow(batch=3, buffer_size=50))
+def test_no_imported_session_overtakes_its_players_last(redis_url, tmp_path):
+    played = [dataclasses.replace(one, metadata={**one.metadata, "player": f"play-{n % 7}", "sequence": str(n // 7)})
+              for n, one in enumerate(some(21))]  # fmt: skip
+    context, _ = a_stored_run(redis_url, played)
+    path = exported(context, tmp_path / "all.json").path
+    there, other = a_stored_run(redis_url)
+    trainer = a_trainer(other, flow=ReplayConfig(batch=3, buffer_size=50))
     trainer.join()
-    there = Asked("counting.py", name=sharded.run, redis=redis_url, shards=3, quiet=True)
-    assert sessions_work.do_import(there, path) == 21
-    assert all(part.size()["sessions"] for part in sharded._parts)
+    sessions.import_.callback(there, path)
     while trainer.feed():
         pass
-    assert trainer.intake.rejected == {} and len(trainer.replay) == 21
-    sharded.clear()
-    sharded.close()
+    assert trainer.feeder.rejected == {} and len(trainer.replay) == 21
 
 
 def test_an_import_comes_in_bounded_parts_and_waits_for_a_trainer_at_work(redis_url, tmp_path, monkeypatch):
-    monkeypatch.setattr(sessions_work, "AT_ONCE", 3)
-    asked, _ = a_stored_run(redis_url, some(8))
-    path = sessions_work.do_export(asked, tmp_path / "all.json").path
+    monkeypatch.setattr(stored, "AT_ONCE", 3)
+    context, _ = a_stored_run(redis_url, some(8))
+    path = exported(context, tmp_path / "all.json").path
     there, other = a_stored_run(redis_url)
     other.report(reuse=1.0, allowance=2.0)
     other.beat(Worker("train-1", "train"))
-    pushes = threading.Thread(target=sessions_work.do_import, args=(there, path), daemon=True)
+    pushes = threading.Thread(target=sessions.import_.callback, args=(there, path), daemon=True)
     pushes.start()
     until(lambda: other.state().inserted == 3)
     time.sleep(0.3)
@@ -298,3 +275,31 @@ def test_an_import_comes_in_bounded_parts_and_waits_for_a_trainer_at_work(redis_
     other.leave("train-1")  # nobody to wait for
     pushes.join(10)
     assert other.state().inserted == 8
+
+
+@pytest.mark.parametrize(
+    ("words", "options"),
+    [
+        (["ls", "-n", 5, "--human", "--json"], {"limit": 5, "human": True, "as_json": True}),
+        (["show", "1-0", "--values"], {"key": "1-0", "values": True, "as_json": False}),
+        (["show"], {"key": None, "values": False, "as_json": False}),
+        (["video", "1-0", "--fps", 5], {"key": "1-0", "fps": 5.0}),
+        (["import", "a.json"], {"file": Path("a.json")}),
+    ],
+)
+def test_the_commands_take_what_was_asked(tinyverse, monkeypatch, words, options):
+    calls = swap_with_spy(monkeypatch, sessions.sessions.commands[words[0]], "callback")
+    assert tinyverse("catch", "sessions", *words).code == 0
+    (((context,), named),) = calls
+    assert (context.experiment, named) == ("catch", options)
+
+
+def test_sessions_are_exported_and_imported_by_the_command(run: Tinyverse, tinyverse: Tinyverse) -> None:
+    run("train", "--minutes", 0, "-q")
+    run("play", "-n", 2, "-b", 3, "-q")
+    name = ["--name", run.name]  # type: ignore[attr-defined]
+    assert tinyverse("catch", "sessions", "export", "a.json", *name).out == "6 sessions, shards: 1, index: a.json\n"
+    assert "6 sessions imported into run" in tinyverse("catch", "sessions", "import", "a.json", *name).out
+    assert len(json.loads(tinyverse("catch", "sessions", "ls", "--json", *name).out)) == 12
+    assert "--human" in tinyverse("catch", "play", "--human", "-b", 2, *name).err
+    assert tinyverse("catch", "play", "--fps", 5, *name).code == 2

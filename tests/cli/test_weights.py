@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
-from tinyverse.cli import eval
-from tinyverse.cli.context import Asked
-from tinyverse.cli.eval import Seen, weights_for
+from tinyverse.cli.context import RunContext
+from tinyverse.cli.weights import Seen, weights_for
 from tinyverse.core.errors import NoWeights, SettingsError
 from tinyverse.core.weights import encode_weights
 from tinyverse.database.redis import RedisDatabase
-from tinyverse.player.evaluator import Evaluation
 from tinyverse.trainer.run_folder import RunFolder
 
 numbers = itertools.count()
@@ -28,8 +23,8 @@ class Run:
     """A run of `tabular` on a server and in a folder, without a trainer; the weights are their version's number."""
 
     def __init__(self, url: str) -> None:
-        self.asked = Asked("tabular", f"judged-{next(numbers)}", redis=url)
-        self.database, self.folder = RedisDatabase(url, self.asked.run), RunFolder(self.asked.folder.path)
+        self.context = RunContext("tabular", f"judged-{next(numbers)}", redis=url)
+        self.database, self.folder = RedisDatabase(url, self.context.run), RunFolder(self.context.folder.path)
         self.database.create(META)
         self.database.acquire_lease("h:1:x")
 
@@ -42,7 +37,7 @@ class Run:
         return self.folder.save(version, contents)
 
     def look(self, weights=None, seen=None):
-        found = weights_for(self.asked, weights, seen or Seen())
+        found = weights_for(self.context, weights, seen or Seen())
         assert found is None or found.weights["w"] == found.version
         return found and found.version
 
@@ -56,7 +51,7 @@ def run(redis_url, tmp_path, monkeypatch):
 
 
 def said(capsys, run):
-    return capsys.readouterr().err.replace(run.asked.run, "RUN").removeprefix("tinyverse: ").strip()
+    return capsys.readouterr().err.replace(run.context.run, "RUN").removeprefix("tinyverse: ").strip()
 
 
 @pytest.mark.parametrize(
@@ -105,40 +100,6 @@ def test_who_goes_on_follows_both_and_says_where_they_changed(run, capsys):
     assert [look(), look()] == [(3, ""), (None, "")]
     run.publish(4)
     assert [look(), look()] == [(4, "taking version 4, from the server"), (None, "")]
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is always a screen")
-def test_a_film_needs_no_screen(run, monkeypatch):
-    pytest.importorskip("pygame")
-    drawn_by = []
-    for name in ("DISPLAY", "WAYLAND_DISPLAY", "XDG_RUNTIME_DIR"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("SDL_VIDEODRIVER", "")  # is put back at the end
-    monkeypatch.delenv("SDL_VIDEODRIVER")
-
-    def evaluate(*_):
-        drawn_by.append(os.environ.get("SDL_VIDEODRIVER"))
-        return Evaluation([1.0], [1])
-
-    monkeypatch.setattr(eval, "_evaluate", evaluate)
-    run.publish(1)
-    for render in (True, False):
-        eval.do_eval(run.asked, render=render)
-    assert drawn_by == [None, "dummy"]
-    words = [sys.executable, "-c", "import pygame; pygame.display.init(); pygame.Surface((9, 9)).fill((1, 2, 3))"]
-    assert subprocess.run(words, check=True, capture_output=True, timeout=60).stderr == b""
-
-
-def test_what_a_single_evaluation_found_is_kept_for_the_report(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(eval, "_evaluate", lambda *_: Evaluation([1.0, 3.0], [5, 7]))
-    run.publish(5)
-    eval.do_eval(run.asked, games=2)  # without a folder there is nowhere to keep it
-    file = run.save(6)
-    for weights in (None, "5", str(file)):
-        eval.do_eval(run.asked, games=2, weights=weights)
-    kept = [(row["version"], row["eval/return"], row["eval/games"]) for row in run.folder.evaluations()]
-    assert kept == [(6, 2.0, 2), (5, 2.0, 2)]  # a file's may be another run's
-    assert run.folder.metrics() == []
 
 
 def test_a_damaged_checkpoint_is_passed_over(run, caplog):

@@ -20,7 +20,7 @@ from tinyverse.core.run_config import FORMAT, check_spec, experiment_and_setting
 from tinyverse.core.session import Session, SessionSpec
 from tinyverse.core.weights import decode_weights, encode_weights
 from tinyverse.database.memory import MemoryDatabase
-from tinyverse.replay.config import Flow
+from tinyverse.replay.config import ReplayConfig
 from tinyverse.replay.samplers import Uniform
 from tinyverse.trainer.run_folder import RunFolder
 
@@ -33,7 +33,10 @@ NUMBERS = {"version": 3, "update": 30, "step": 600}
 
 def a_golden_trainer(folder: Path) -> Any:
     return a_trainer(
-        MemoryDatabase(), folder=RunFolder(folder), sampler=Uniform(), flow=Flow(batch=2, buffer_size=8, reuse=None)
+        MemoryDatabase(),
+        folder=RunFolder(folder),
+        sampler=Uniform(),
+        flow=ReplayConfig(batch=2, buffer_size=8, reuse=None),
     )
 
 

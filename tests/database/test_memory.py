@@ -1,13 +1,11 @@
-"""MemoryDatabase, and what Database, State and the lease's holders are by themselves."""
+"""MemoryDatabase keeps the contract."""
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
-from tests.helpers.database_contract import HERE, DatabaseContract, dead_pid
-from tinyverse.database.base import Database, State, holder_is_dead, new_holder
+from tests.helpers.database_contract import DatabaseContract
+from tinyverse.database.base import Database
 from tinyverse.database.memory import MemoryDatabase
 
 
@@ -15,35 +13,3 @@ class TestMemoryDatabase(DatabaseContract):
     @pytest.fixture
     def database(self) -> Database:
         return MemoryDatabase()
-
-
-def test_back_pressure_by_hand() -> None:
-    """A player may begin while inserted·reuse − delivered ≤ allowance."""
-    assert State(inserted=10, reuse=4.0, delivered=30.0).debt == 10.0
-    assert State(inserted=10, reuse=4.0, delivered=30.0, allowance=10.0).may_play
-    assert not State(inserted=10, reuse=4.0, delivered=29.0, allowance=10.0).may_play
-    assert State(inserted=10**9).may_play
-
-
-@pytest.mark.parametrize(
-    ("holder", "dead"),
-    [
-        (f"{HERE}:{dead_pid()}:x", True),
-        (f"{HERE}:{os.getpid()}:x", False),
-        (f"{HERE}:1:x", False),
-        (f"elsewhere:{dead_pid()}:x", False),
-        (f"{HERE}:0:x", False),
-        (f"{HERE}:-1:x", False),
-        (f"{HERE}:{10**30}:x", False),
-        ("nonsense", False),
-        ("", False),
-    ],
-    ids=["dead", "myself", "init", "elsewhere", "zero", "negative", "huge", "nonsense", "empty"],
-)
-def test_who_is_surely_dead(holder: str, dead: bool) -> None:
-    assert holder_is_dead(holder) is dead
-
-
-def test_holders_differ_and_live() -> None:
-    assert new_holder() != new_holder()
-    assert new_holder().startswith(f"{HERE}:{os.getpid()}:") and not holder_is_dead(new_holder())

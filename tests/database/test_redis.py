@@ -20,12 +20,12 @@ from hypothesis import strategies as some
 from tests.helpers.database_contract import HERE, ME, DatabaseContract, dead_pid, read_all
 from tests.helpers.people import until
 from tinyverse.core.errors import DatabaseError, DatabaseLost, LeaseLost, SettingsError
-from tinyverse.database.base import BEGINNING, Database, State, Worker, new_holder
+from tinyverse.database.base import BEGINNING, Database, State, Worker
+from tinyverse.database.connection import connect, open_database, ping
 from tinyverse.database.memory import MemoryDatabase
 from tinyverse.database.redis import RedisDatabase, list_runs
-from tinyverse.database.schema import Keys
-from tinyverse.database.server import COMMANDS, Server, connect, private_server
-from tinyverse.database.sharded_database import open_database
+from tinyverse.database.schema import COMMANDS, Keys
+from tinyverse.database.server import Server, private_server
 
 
 @pytest.fixture
@@ -157,8 +157,8 @@ def test_every_command_sent_is_granted_and_every_granted_one_is_sent(monkeypatch
                 }
                 test(**{key: arguments[key] for key in inspect.signature(test).parameters})
             database.close()
-        with connect(server.url) as client:
-            assert client.ping() and list_runs(client) != []
+        ping(server.url)
+        assert list_runs(server.url) != []
         sent = commands(admin) - before
     granted = {command if command in sent else command.partition("|")[0] for command in COMMANDS}  # 6.2 counts "client"
     assert sent - {"auth"} == granted
@@ -232,15 +232,14 @@ def test_a_cleared_run_leaves_no_key(redis_server: Server, database: RedisDataba
 
 
 def test_runs_are_listed(redis_url: str, database: RedisDatabase) -> None:
-    with connect(redis_url) as client:
-        database.beat(Worker("w", "play"))
-        assert database.run not in list_runs(client)
-        database.create({})
-        assert database.run in list_runs(client)
-        database.clear(keep_weights=True)
-        assert database.run in list_runs(client)
-        database.clear()
-        assert database.run not in list_runs(client)
+    database.beat(Worker("w", "play"))
+    assert database.run not in list_runs(redis_url)
+    database.create({})
+    assert database.run in list_runs(redis_url)
+    database.clear(keep_weights=True)
+    assert database.run in list_runs(redis_url)
+    database.clear()
+    assert database.run not in list_runs(redis_url)
 
 
 def test_runs_do_not_meet(redis_url: str, database: RedisDatabase) -> None:
@@ -289,7 +288,7 @@ def test_the_lease_of_a_dead_process_of_this_host_is_free(database: RedisDatabas
 
 def test_the_lease_of_another_host_is_not(database: RedisDatabase) -> None:
     assert database.acquire_lease(f"elsewhere:{dead_pid()}:x")
-    assert not database.acquire_lease(new_holder())
+    assert not database.acquire_lease(ME)
 
 
 def test_a_lease_lasts_ten_seconds(redis_server: Server, database: RedisDatabase) -> None:

@@ -21,19 +21,9 @@ import redis
 from tinyverse.core.errors import DatabaseError, DatabaseLost, ServerError, SettingsError
 from tinyverse.database import server as redis_server
 from tinyverse.database import server_config
+from tinyverse.database.connection import connect, errors, public
 from tinyverse.database.redis import RedisDatabase
-from tinyverse.database.server import (
-    Server,
-    connect,
-    errors,
-    find_server,
-    private_server,
-    public,
-    running,
-    start,
-    status,
-    stop,
-)
+from tinyverse.database.server import Server, find_server, private_server, running, start, status, stop
 
 ROOT = Path(__file__).parents[2]
 QUIET = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
@@ -169,8 +159,8 @@ def test_a_stale_description_is_replaced(folder: Path, text: str | None) -> None
 
 def test_a_frozen_server_is_not_started_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     server = start()
-    ping = redis_server._ping
-    monkeypatch.setattr(redis_server, "_ping", lambda url, timeout=0: ping(url, 0.3))
+    ping = redis_server.ping
+    monkeypatch.setattr(redis_server, "ping", lambda url, timeout=0: ping(url, 0.3))
     os.kill(server.pid, signal.SIGSTOP)
     try:
         for call in (find_server, start, stop, status):
@@ -422,10 +412,13 @@ def test_a_private_server_dies_with_its_parent(end: signal.Signals) -> None:
         "with private_server() as server:\n    print(server.pid, server.folder, flush=True)\n    time.sleep(60)"
     )
     assert parent.stdout is not None
-    pid, folder = parent.stdout.readline().split()
-    assert lives(int(pid)) and Path(folder).exists()
-    parent.send_signal(end)
-    parent.communicate(timeout=20)
+    try:
+        pid, folder = parent.stdout.readline().split()
+        assert lives(int(pid)) and Path(folder).exists()
+        parent.send_signal(end)
+        parent.communicate(timeout=20)
+    finally:
+        parent.kill()
     until(lambda: not lives(int(pid)) and not Path(folder).exists())
 
 

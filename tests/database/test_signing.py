@@ -1,4 +1,4 @@
-"""Seal: who does not know the secret can neither make sessions and weights nor move them elsewhere."""
+"""Signing: who does not know the secret can neither make sessions and weights nor move them elsewhere."""
 
 from __future__ import annotations
 
@@ -12,18 +12,23 @@ import pytest
 from tests.helpers.database_contract import ME, DatabaseContract
 from tests.helpers.people import a_trainer
 from tests.trainer.test_trainer import some_sessions
-from tinyverse.core.codec import UNSEALED
 from tinyverse.core.errors import CodecError, SettingsError
 from tinyverse.database.base import BEGINNING, Database
+from tinyverse.database.connection import open_database
+from tinyverse.database.memory import MemoryDatabase
 from tinyverse.database.redis import RedisDatabase
-from tinyverse.database.server import Server, connect
-from tinyverse.database.sharded_database import open_database
-from tinyverse.database.signing import Seal
+from tinyverse.database.signing import SIZE, UNSIGNED, SignedDatabase, Signer
 
 SECRET = "a secret of more than 16 characters"
 
 
-class TestSealedDatabase(DatabaseContract):
+class TestSignedDatabase(DatabaseContract):
+    @pytest.fixture
+    def database(self) -> Database:
+        return SignedDatabase(MemoryDatabase(), SECRET, "run")
+
+
+class TestSignedDatabaseOnAServer(DatabaseContract):
     @pytest.fixture
     def database(self, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:  # type: ignore[override]
         monkeypatch.setenv("TINYVERSE_SECRET", SECRET)
@@ -33,8 +38,9 @@ class TestSealedDatabase(DatabaseContract):
         made.close()
 
 
-def a_database(url: str, run: str, secret: str = SECRET) -> RedisDatabase:
-    return RedisDatabase(url, run, seal=Seal(secret, run) if secret else None)
+def a_database(url: str, run: str, secret: str = SECRET) -> Database:
+    inner = RedisDatabase(url, run)
+    return SignedDatabase(inner, secret, run) if secret else inner
 
 
 @pytest.fixture
@@ -42,20 +48,20 @@ def run() -> str:
     return f"test-{secrets.token_hex(4)}"
 
 
-def test_the_seal_is_hmac_sha256_of_key_context_and_blob() -> None:
+def test_the_signature_is_hmac_sha256_of_key_context_and_blob() -> None:
     key = hmac.new(SECRET.encode(), b"tinyverse\0pong\0epoch\0session", hashlib.sha256).digest()
-    assert Seal(SECRET, "pong").make("epoch", "session", b"blob") == hmac.new(key, b"blob", hashlib.sha256).digest()
+    assert Signer(SECRET, "pong").sign("epoch", "session", b"blob") == hmac.new(key, b"blob", hashlib.sha256).digest()
 
 
-def test_a_seal_fits_nothing_else() -> None:
-    seal = Seal(SECRET, "pong")
-    made = seal.make("e", "weights 7", b"blob")
-    assert seal.fits(made, "e", "weights 7", b"blob")
+def test_a_signature_fits_nothing_else() -> None:
+    signer = Signer(SECRET, "pong")
+    made = signer.sign("e", "weights 7", b"blob")
+    assert signer.verify(made, "e", "weights 7", b"blob")
     for other in (("f", "weights 7", b"blob"), ("e", "weights 8", b"blob"), ("e", "session", b"blob"), ("e", "weights 7", b"blub")):  # fmt: skip
-        assert not seal.fits(made, *other)
-    assert not Seal(SECRET, "pong2").fits(made, "e", "weights 7", b"blob")
-    assert not Seal(SECRET + "x", "pong").fits(made, "e", "weights 7", b"blob")
-    assert not seal.fits(None, "e", "weights 7", b"blob") and not seal.fits(made[:-1], "e", "weights 7", b"blob")
+        assert not signer.verify(made, *other)
+    assert not Signer(SECRET, "pong2").verify(made, "e", "weights 7", b"blob")
+    assert not Signer(SECRET + "x", "pong").verify(made, "e", "weights 7", b"blob")
+    assert not signer.verify(b"", "e", "weights 7", b"blob") and not signer.verify(made[:-1], "e", "weights 7", b"blob")
 
 
 @pytest.mark.parametrize("secret", ["", "another secret, as long as that"])
@@ -67,9 +73,9 @@ def test_sessions_without_the_secret_are_rejected_and_counted(redis_url: str, ru
     theirs.append([forged[0].encode()])
     ours.append([good[0].encode()])
     trainer.feed()
-    assert len(trainer.replay) == 1 and sum(trainer.intake.rejected.values()) == 1
-    assert "TINYVERSE_SECRET" in next(iter(trainer.intake.rejected))
-    assert [blob == UNSEALED for _, blob in ours.newest(5)] == [True, False]
+    assert len(trainer.replay) == 1 and sum(trainer.feeder.rejected.values()) == 1
+    assert "TINYVERSE_SECRET" in next(iter(trainer.feeder.rejected))
+    assert [blob == UNSIGNED for _, blob in ours.newest(5)] == [True, False]
 
 
 @pytest.mark.parametrize("secret", ["", "another secret, as long as that"])
@@ -85,28 +91,34 @@ def test_weights_without_the_secret_are_not_taken(redis_url: str, run: str, secr
     assert ours.get_weights(version=1) == (1, b"right")
 
 
-def test_what_was_sealed_for_one_epoch_run_or_version_is_no_good_elsewhere(redis_server: Server, redis_url: str, run: str) -> None:  # fmt: skip
-    ours, other = a_database(redis_url, run), a_database(redis_url, run + "-2")
+def test_what_was_signed_for_one_epoch_run_or_version_is_no_good_elsewhere() -> None:
+    stores = [MemoryDatabase(), MemoryDatabase()]
+    ours, other = (SignedDatabase(store, SECRET, name) for store, name in zip(stores, ("one", "two"), strict=True))
     for database in (ours, other):
         database.create({"spec": "s"})
         database.acquire_lease(ME)
         database.append([b"session"])
         database.put_weights(b"old", 1, holder=ME)
-    entry = ours._client.xrange(ours._keys.sessions)[0][1]
-    ours._client.xadd(other._keys.sessions, entry)
-    assert [blob for _, blob in other.read(BEGINNING, 9)[0]] == [b"session", UNSEALED]
+    taken = [blob for _, blob in stores[0].newest(1)]
+    assert len(taken[0]) == SIZE + len(b"session")
+    other.append([b"another"])
+    stores[1].append(taken)
+    assert [blob for _, blob in other.read(BEGINNING, 9)[0]] == [b"session", b"another", UNSIGNED]
     ours.clear()
     ours.create({"spec": "s"})
-    ours._client.xadd(ours._keys.sessions, entry)  # kept from an earlier epoch
-    assert [blob for _, blob in ours.read(BEGINNING, 9)[0]] == [UNSEALED]
-    current = other._client.hgetall(other._keys.current)
-    with connect(redis_server.admin_url) as admin:  # the old weights, called new ones
-        admin.set(other._keys.weights(2), b"old")
-        admin.hset(
-            other._keys.current, mapping={"version": 2, "xxh3:2": current[b"xxh3:1"], "seal:2": current[b"seal:1"]}
-        )
+    stores[0].append(taken)  # kept from an earlier epoch
+    assert [blob for _, blob in ours.read(BEGINNING, 9)[0]] == [UNSIGNED] == [blob for _, blob in ours.newest(9)]
+    found = stores[1].get_weights()
+    assert found is not None
+    stores[1].put_weights(found[1], 2, holder=ME)  # the old weights, called new ones
     with pytest.raises(CodecError, match="version 2"):
         other.get_weights()
+
+
+def test_a_signed_database_counts_no_signatures() -> None:
+    database = SignedDatabase(MemoryDatabase(), SECRET, "one")
+    database.append([b"12345"] * 2)
+    assert database.size() == {"sessions": 2, "bytes": 10}
 
 
 def test_a_secret_that_is_too_short(monkeypatch: pytest.MonkeyPatch, redis_url: str) -> None:

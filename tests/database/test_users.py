@@ -11,7 +11,6 @@ import pytest
 import redis
 
 from tests.database.test_redis import FORBIDDEN
-from tests.database.test_sharded_database import name_for
 from tests.helpers.database_contract import ME, DatabaseContract, read_all
 from tests.helpers.people import a_spec
 from tests.helpers.servers import name_of, servers_here
@@ -20,10 +19,10 @@ from tinyverse.core.run_config import run_config
 from tinyverse.database import server as redis_server
 from tinyverse.database import server_config
 from tinyverse.database.base import Worker
+from tinyverse.database.connection import connect
 from tinyverse.database.redis import RedisDatabase, list_runs
 from tinyverse.database.schema import Keys
-from tinyverse.database.server import connect, private_server
-from tinyverse.database.sharded_database import open_database
+from tinyverse.database.server import private_server
 from tinyverse.database.users import OLDEST, ROLES, make_users
 from tinyverse.monitoring.status import gather
 
@@ -88,21 +87,6 @@ def test_a_player_can_play(place: Place) -> None:
     assert place.viewer.workers() == [] and place.viewer.counters() == {"human": 2}
 
 
-def test_roles_on_shards(place: Place) -> None:
-    """The three of one run on two servers' URLs, which are one here, and two streams."""
-    urls = make_users("sharded", f"{place.admin},{place.admin}")
-    trainer, player, viewer = (open_database(urls[role], "sharded") for role in ("trainer", "player", "viewer"))
-    trainer.create({"spec": "s"})
-    trainer.report(capacity=4)
-    for stream in (0, 1, 0):
-        state = player.append([b"a", b"b"], worker=Worker(name_for(stream, 2), "play"))
-    assert state.inserted == 6 and len(read_all(trainer)) == 4 == len(read_all(viewer)) == viewer.size()["sessions"]
-    with denied():
-        player.read("0-0", 1)
-    with denied():
-        player.clear()
-
-
 def test_a_player_cannot_write_weights_nor_lead_the_run(place: Place) -> None:
     player, state = place.player, place.trainer.state()
     for attempt in (
@@ -142,8 +126,7 @@ def test_a_viewer_only_looks(place: Place) -> None:
     viewer = place.viewer
     assert viewer.meta()["spec"] == "s" and viewer.get_weights() == (3, b"weights") and read_all(viewer) == [b"session"]
     assert viewer.size()["sessions"] == 1 and viewer.episodes() == viewer.metrics() == viewer.errors() == []
-    with connect(place.urls["viewer"]) as client:
-        assert list_runs(client) == ["other", RUN]
+    assert list_runs(place.urls["viewer"]) == ["other", RUN]
     for attempt in (
         lambda: viewer.append([b"x"]), lambda: viewer.beat(Worker("w", "play")), lambda: viewer.put_weights(b"", 9, holder=ME),
         viewer.clear, viewer.ask_stop, lambda: viewer.count(rejected=1), lambda: viewer.leave("x"),
@@ -264,7 +247,7 @@ def test_sessions_far_too_large_do_not_stop_a_trainer(place: Place) -> None:
                     trainer.feed()
         finally:
             admin.config_set("client-output-buffer-limit", "normal 0 0 0")
-    assert sum(trainer.intake.rejected.values()) == 12 and len(trainer.replay) == 1
+    assert sum(trainer.feeder.rejected.values()) == 12 and len(trainer.replay) == 1
     database.clear()
     database.close()
 

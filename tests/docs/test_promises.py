@@ -1,4 +1,4 @@
-"""docs/promises.md and docs/faults.md name tests that exist; docs/faults.py fills in what they measured."""
+"""docs/promises.md and docs/faults.md name tests that exist; docs/_tools/faults.py fills in what they measured."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def rows(page: str) -> list[str]:
 def test_every_line_names_tests_that_exist(page: str, least: int) -> None:
     assert len(rows(page)) >= least
     for row in rows(page):
-        named = re.findall(r"`(tests/\w+\.py)::(\w+)`", row)
+        named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", row)
         assert named or "does not hold yet" in row, row
         for file, test in named:
             assert re.search(rf"^(def|class) {test}\(", (ROOT / file).read_text(), re.MULTILINE), f"{file}::{test}"
@@ -36,7 +36,7 @@ def test_the_faults_are_numbered_and_each_line_is_whole() -> None:
 
 
 def test_measured_seconds_go_into_the_lines_of_their_tests(tmp_path: Path) -> None:
-    report, script = tmp_path / "report.xml", runpy.run_path(str(DOCS / "faults.py"))
+    report, script = tmp_path / "report.xml", runpy.run_path(str(DOCS / "_tools" / "faults.py"))
     case = '<testcase name="test_{}"><properties><property name="goes on" value="{}"/></properties></testcase>'
     report.write_text(f"<s>{case.format('a[x]', 0.26)}{case.format('a[y]', 3)}{case.format('b', 1.04)}</s>")
     page = "| 1 | `tests/x.py::test_a` | – |\n| 2 | `tests/x.py::test_b` | 7 |\n| 3 | `tests/x.py::test_c` | – |\n"

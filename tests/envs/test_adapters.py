@@ -11,10 +11,10 @@ import pytest
 
 from tests.helpers.sources import is_modern, package
 from tinyverse import Experiment
-from tinyverse.cli.context import Asked
-from tinyverse.cli.eval import do_check
-from tinyverse.cli.run import do_local
-from tinyverse.cli.train import Learning
+from tinyverse.cli.check import check
+from tinyverse.cli.context import RunContext
+from tinyverse.cli.local import local
+from tinyverse.cli.options import TrainOptions
 from tinyverse.envs import Pool, pool_of
 from tinyverse.experiment import loader
 from tinyverse.player.evaluator import evaluate
@@ -153,9 +153,9 @@ def test_each_kind_is_checked_learned_from_and_evaluated(
     package(kind)
     monkeypatch.chdir(tmp_path)
     Path("mine.py").write_text(EXPERIMENT.replace("{body}", BODIES[kind]))
-    asked = Asked("mine.py", seed=1, quiet=True)
-    assert "an update" in dict(do_check(asked))
-    trainer = do_local(asked, Learning(updates=2))
+    context = RunContext("mine.py", seed=1, quiet=True)
+    assert "an update" in dict(check.callback(context))
+    trainer = local.callback(context, TrainOptions(updates=2))
     assert trainer.update == 2
-    evaluation = evaluate(loader.build(asked.module, {}), trainer.agent, games=3, at_once=2)
+    evaluation = evaluate(loader.build(context.module, {}), trainer.agent, games=3, at_once=2)
     assert len(evaluation.returns) == 3 and min(evaluation.lengths) > 0

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tinyverse.cli.context import Asked
-from tinyverse.cli.eval import do_check
-from tinyverse.cli.run import do_local
-from tinyverse.cli.train import Learning
+from tinyverse.cli.check import check
+from tinyverse.cli.context import RunContext
+from tinyverse.cli.local import local
+from tinyverse.cli.options import TrainOptions
 from tinyverse.core.errors import ExperimentError
 from tinyverse.envs import miniwob
 from tinyverse.envs.miniwob import FEATURES, MiniWobEnv
@@ -108,9 +108,9 @@ class TestInChromium:
             env.close()
 
     def test_check_passes(self) -> None:
-        assert "an update" in dict(do_check(Asked("miniwob_tasks", seed=1)))
+        assert "an update" in dict(check.callback(RunContext("miniwob_tasks", seed=1)))
 
     @pytest.mark.timeout(200)
     def test_the_task_is_learned_in_two_minutes(self) -> None:
-        trainer = do_local(Asked("miniwob_tasks", seed=1, quiet=True), Learning(minutes=2))
+        trainer = local.callback(RunContext("miniwob_tasks", seed=1, quiet=True), TrainOptions(minutes=2))
         assert trainer.row()["play/return"] > 0.6  # chance is 0

@@ -15,7 +15,7 @@ import pytest
 from tests.envs.test_restarts import rows
 from tests.helpers.counting import CountingEnv
 from tests.helpers.faulty import FaultyEnv, all_faulty, counting, one_faulty_process
-from tests.helpers.people import until
+from tests.helpers.waiting import until
 from tinyverse.core.errors import ExperimentError
 from tinyverse.envs import GamePool, Pool
 from tinyverse.envs.process_pool import ProcessPool

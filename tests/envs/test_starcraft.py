@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from tinyverse.agents.torch_agent import TorchAgent
-from tinyverse.cli.context import Asked
-from tinyverse.cli.eval import do_check
-from tinyverse.cli.run import do_local
-from tinyverse.cli.train import Learning
+from tinyverse.cli.check import check
+from tinyverse.cli.context import RunContext
+from tinyverse.cli.local import local
+from tinyverse.cli.options import TrainOptions
 from tinyverse.core.errors import ExperimentError
 from tinyverse.envs.starcraft import SCREEN_LAYERS, StarCraftEnv
 from tinyverse.experiment.loader import load_module
@@ -82,9 +82,9 @@ class TestTheMock:
 
     def test_it_plays_and_learns(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
-        asked = Asked("starcraft", seed=1, quiet=True, settings={"mock": "true"})
-        assert "an update" in dict(do_check(asked))
-        trainer = do_local(asked, Learning(updates=2))
+        context = RunContext("starcraft", seed=1, quiet=True, settings={"mock": "true"})
+        assert "an update" in dict(check.callback(context))
+        trainer = local.callback(context, TrainOptions(updates=2))
         assert trainer.update == 2
 
     @pytest.mark.parametrize(

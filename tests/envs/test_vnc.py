@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tinyverse.cli.context import Asked
-from tinyverse.cli.eval import do_check
-from tinyverse.cli.run import do_local
-from tinyverse.cli.train import Learning
+from tinyverse.cli.check import check
+from tinyverse.cli.context import RunContext
+from tinyverse.cli.local import local
+from tinyverse.cli.options import TrainOptions
 from tinyverse.core.errors import ExperimentError
 from tinyverse.envs import vnc
 from tinyverse.experiment import loader
@@ -154,13 +154,13 @@ class TestTheGame:
 
     def test_check_passes(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
-        assert "an update" in dict(do_check(Asked("vnc", seed=1)))
+        assert "an update" in dict(check.callback(RunContext("vnc", seed=1)))
 
     @pytest.mark.timeout(400)
     def test_it_is_learned_in_four_minutes(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
-        asked = Asked("vnc", seed=1, quiet=True)
-        trainer = do_local(asked, Learning(minutes=4))
-        evaluation = evaluate(loader.build(asked.module, asked.resolved({})), trainer.agent, games=5, greedy=True)
+        context = RunContext("vnc", seed=1, quiet=True)
+        trainer = local.callback(context, TrainOptions(minutes=4))
+        evaluation = evaluate(loader.build(context.module, context.resolved({})), trainer.agent, games=5, greedy=True)
         assert trainer.row()["play/return"] > 0 > RANDOM_RETURN
         assert evaluation.mean > 0 > RANDOM_RETURN, evaluation

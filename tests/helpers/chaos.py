@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyverse.database import server, server_config
-from tinyverse.database.server import connect
+from tinyverse.database.connection import connect
 
 AT_ONCE = 1 << 16  # bytes that the proxy takes from a socket at a time
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from tinyverse.core.errors import LeaseLost
-from tinyverse.database.base import BEGINNING, ERRORS_KEPT, LOG_KEPT, WEIGHTS_KEPT, Database, State, Worker, new_holder
+from tinyverse.core.errors import LeaseLost, RunConflict
+from tinyverse.database.base import BEGINNING, ERRORS_KEPT, LOG_KEPT, WEIGHTS_KEPT, Database, State, Worker
 
 HERE = socket.gethostname()
 ME = f"{HERE}:{os.getpid()}:me"
@@ -52,8 +52,9 @@ def together(*functions: Callable[[], object]) -> None:
 
 
 def patch(monkeypatch: pytest.MonkeyPatch, database: Database, name: str, number: float) -> None:
-    """Sets a constant in the module whose class of this database uses it."""
-    modules = (sys.modules[kind.__module__] for kind in type(database).__mro__)
+    """Sets a constant in the module whose class of this database, or of the one that it wraps, uses it."""
+    kind = type(getattr(database, "_database", database))
+    modules = (sys.modules[kind.__module__] for kind in kind.__mro__)
     monkeypatch.setattr(next(module for module in modules if hasattr(module, name)), name, number)
 
 
@@ -262,6 +263,25 @@ class DatabaseContract:
             database.put_weights(b"", 0, holder=OTHER)
         assert database.get_weights() is None
 
+    def test_weights_never_come_without_their_run(self, database: Database) -> None:
+        """Not after the run was removed, nor into one that was made anew, whoever has the lease."""
+        before = database.create({"spec": "a"})["epoch"]
+        database.acquire_lease(ME)
+        database.put_weights(b"right", 0, holder=ME, epoch=before)
+        assert database.get_weights() == (0, b"right")
+        database.clear()
+        database.acquire_lease(ME)
+        with pytest.raises(RunConflict, match="version 1 .*gone"):
+            database.put_weights(b"late", 1, holder=ME, epoch=before)
+        with pytest.raises(RunConflict, match="gone"):
+            database.put_weights(b"late", 1, holder=ME, epoch="")
+        after = database.create({"spec": "b"})["epoch"]
+        with pytest.raises(RunConflict, match="another"):
+            database.put_weights(b"late", 1, holder=ME, epoch=before)
+        assert database.get_weights() is None and database.state().version == -1
+        database.put_weights(b"new", 1, holder=ME, epoch=after)
+        assert database.get_weights() == (1, b"new")
+
     @pytest.mark.parametrize("version", [4, 5])
     def test_versions_only_grow(self, database: Database, version: int) -> None:
         database.acquire_lease(ME)
@@ -280,7 +300,7 @@ class DatabaseContract:
 
     def test_one_of_many_takes_the_lease(self, database: Database) -> None:
         took: list[bool] = []
-        together(*[lambda: took.append(database.acquire_lease(new_holder())) for _ in range(5)])
+        together(*[lambda name=name: took.append(database.acquire_lease(f"{ME}{name}")) for name in range(5)])
         assert sorted(took) == [False] * 4 + [True]
 
     def test_an_expired_lease_is_free_and_its_holder_fenced(

@@ -10,7 +10,6 @@ same command; between two lives everything that may never be wrong is checked. P
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 import json
@@ -26,16 +25,15 @@ import torch
 from redis.connection import AbstractConnection
 
 from tests.helpers.people import CountingLearner, a_player, a_spec, a_trainer
-from tinyverse.cli.context import Asked
-from tinyverse.cli.eval import Seen, _evaluate, _record, weights_for
-from tinyverse.core.errors import RunConflict
+from tinyverse.cli.context import RunContext
+from tinyverse.cli.eval import _evaluate, _record
+from tinyverse.cli.weights import Seen, weights_for
 from tinyverse.core.run_config import run_config
 from tinyverse.core.weights import WeightsFile, decode_weights
-from tinyverse.database import sharded_database
 from tinyverse.database.base import BEGINNING, new_worker
+from tinyverse.database.connection import open_database
 from tinyverse.database.memory import MemoryDatabase
-from tinyverse.database.sharded_database import open_database
-from tinyverse.replay.config import Flow
+from tinyverse.replay.config import ReplayConfig
 from tinyverse.trainer.run_folder import RunFolder
 from tinyverse.trainer.trainer import Trainer
 
@@ -115,7 +113,7 @@ def trainers_life(url: str, folder: Path, fatal: int) -> None:
     ledger = os.open(folder.parent / "ledger", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     doom = Doom(fatal, folder)
     trainer = a_trainer(
-        open_database(url, RUN), flow=Flow(batch=2, buffer_size=8), publish_every=1, folder=RunFolder(folder)
+        open_database(url, RUN), flow=ReplayConfig(batch=2, buffer_size=8), publish_every=1, folder=RunFolder(folder)
     )
     trainer.learner = Ledger(trainer.agent)
     trainer.learner.file = ledger
@@ -124,7 +122,7 @@ def trainers_life(url: str, folder: Path, fatal: int) -> None:
         trainer.feed()
         if trainer.step():
             trainer.publish(trainer.snapshot())
-        trainer.beat()
+        trainer.publisher.beat()
         trainer.save(wait=True)
     trainer.leave()
     os.write(doom.grave, b"old age")
@@ -145,14 +143,14 @@ def players_life(url: str, folder: Path, fatal: int) -> None:
 def evaluators_life(url: str, folder: Path, fatal: int) -> None:
     """What `eval --every` does with one version; its score is the update, so that each is the best."""
     doom = Doom(fatal, folder)
-    asked = Asked("judged.py", name=RUN, redis=url, seed=0, quiet=True)
+    context = RunContext("judged.py", name=RUN, redis=url, seed=0, quiet=True)
     seen, worker = Seen(), new_worker("eval", games=1)
-    with asked.connected(start=False) as database:
+    with context.connected(start=False) as database:
         database.beat(worker)
-        found = weights_for(asked, None, seen)
+        found = weights_for(context, None, seen)
         assert found is not None
-        played = _evaluate(asked, found, 1, 1, 1, False, False, False, "cpu", lambda: False)
-        _record(asked, found, dataclasses.replace(played, returns=[float(found.update)]), seen)
+        played = _evaluate(context, found, lambda: False)
+        _record(context, found, dataclasses.replace(played, returns=[float(found.update)]), seen)
         database.leave(worker.id)
     os.write(doom.grave, b"old age")
 
@@ -197,15 +195,15 @@ class Witness:
         assert len(learned) == len(set(learned)), "learned from twice"
 
 
-def two_players() -> Iterator[tuple[str, list[bytes]]]:
-    """(player, its next sessions), an even number; in two streams they do not lie in the same one."""
+def two_players() -> Iterator[list[bytes]]:
+    """The next sessions of one player, of the other, and so on."""
     pairs = [
         (name, a_player(MemoryDatabase(), games=1, seed=seed)[0]) for name, seed in (("play-1", 0), ("play-2", 99))
     ]
     for turn in itertools.count():
         for name, player in pairs:
             player.version = player.update = 0
-            yield name, [player.play().sessions(name, 2 * turn + n)[0].encode() for n in range(2)]
+            yield [player.play().sessions(name, 2 * turn + n)[0].encode() for n in range(2)]
 
 
 class Before:
@@ -217,14 +215,13 @@ class Before:
         if who == "trainer":
             return
         self.trainer = a_trainer(open_database(url, RUN))
-        self.trainer.meta = run_config("judged", {}, a_spec())
+        self.trainer.publisher.meta = run_config("judged", {}, a_spec())
         self.trainer.join()
 
     def __call__(self) -> None:
         if self.who == "trainer":
-            for name, blobs in itertools.islice(self.pushes, 4):
-                with contextlib.suppress(RunConflict):  # the trainer has not made the stream yet
-                    self.database.append_as(name, blobs)
+            for blobs in itertools.islice(self.pushes, 4):
+                self.database.append(blobs)
         elif self.who == "evaluator" and self.trainer:
             self.trainer.update += 1
             self.trainer.agent.weight = self.trainer.agent.weight + 1
@@ -233,7 +230,6 @@ class Before:
 
 def main(who: str, url: str, path: str) -> None:
     os.chdir(path)
-    sharded_database.PATIENCE = 0.2
     folder = Path("runs") / RUN
     folder.parent.mkdir()
     Path("judged.py").write_text(JUDGED)

@@ -28,7 +28,7 @@ from tinyverse.core import codec
 from tinyverse.core.errors import CodecError, SpecError
 from tinyverse.core.session import SessionSpec
 from tinyverse.core.weights import decode_weights
-from tinyverse.database.rows import decode_heartbeat, decode_row
+from tinyverse.database.schema import decode_heartbeat, decode_row
 
 CORPUS = Path(__file__).parent / "corpus"
 ROOM = 64 << 20  # bytes that reading may take; the largest session here has 16 kB

@@ -108,6 +108,7 @@ def test_a_player_plays_pushes_and_leaves(database: RedisDatabase, url: str) -> 
     assert facts["counters"].get("rejected", 0) == 0 and facts["errors"] == []
 
 
+@pytest.mark.slow
 def test_its_games_are_stepped_by_spawned_workers(database: RedisDatabase, url: str) -> None:
     words = ["catch", "play", "--workers", "2", "--step-timeout", "60", "-b", "4", "-n", "2", "--name", database.run]
     python("-m", "tinyverse", *words, url=url)

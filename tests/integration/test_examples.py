@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tinyverse.cli.context import Asked
-from tinyverse.cli.eval import do_check
-from tinyverse.cli.run import do_local
-from tinyverse.cli.train import Learning
+from tinyverse.cli.check import check
+from tinyverse.cli.context import RunContext
+from tinyverse.cli.local import local
+from tinyverse.cli.options import TrainOptions
 from tinyverse.experiment import loader
 from tinyverse.player.evaluator import evaluate
 from tinyverse.replay.samplers import Fresh
@@ -25,6 +25,9 @@ from tinyverse.replay.samplers import Fresh
 CHECKOUT = Path(__file__).parents[2]
 NEEDS = {
     "atari": "ale_py", "doom": "vizdoom", "jax": "jax", "lunarlander": "Box2D", "minigrid": "minigrid", "mujoco": "mujoco"
+}  # fmt: skip
+SHORT = {
+    "atari": {"unroll_length": "8"}, "atari_dqn": {"unroll_length": "4"}, "atari_r2d2": {"burn_in": "2", "length": "6"}
 }  # fmt: skip
 
 
@@ -40,7 +43,7 @@ def test_each_example_passes_check(name: str) -> None:
     for example, package in NEEDS.items():
         if name.startswith(example):
             pytest.importorskip(package)
-    rows = dict(do_check(Asked(name, seed=1)))
+    rows = dict(check.callback(RunContext(name, seed=1)))
     assert rows["experiment"].startswith("{") and "weights" in rows["agent"]
     assert {"games", "playing", "encoding", "decoding", "learner", "an update", "weights"} <= set(rows)
 
@@ -58,7 +61,7 @@ def test_a_seed_makes_local_repeatable(name: str) -> None:
         pytest.importorskip("jax")
 
     def weights(seed: int, run: str) -> Any:
-        trainer = do_local(Asked(name, name=run, seed=seed, quiet=True), Learning(updates=2))
+        trainer = local.callback(RunContext(name, name=run, seed=seed, quiet=True), TrainOptions(updates=2))
         assert trainer.row()["replay/lag"] == 0.0 or not isinstance(trainer.replay.sampler, Fresh)
         return trainer.agent.get_weights()
 
@@ -69,15 +72,16 @@ def test_a_seed_makes_local_repeatable(name: str) -> None:
 
 def test_catch_is_learned_in_half_a_minute() -> None:
     began = time.process_time()
-    trainer = do_local(Asked("catch", seed=1, quiet=True), Learning(updates=250))
+    trainer = local.callback(RunContext("catch", seed=1, quiet=True), TrainOptions(updates=250))
     assert trainer.row()["play/return"] >= 0.95
     assert time.process_time() - began < 30
 
 
+@pytest.mark.slow
 def test_tabular_is_learned() -> None:
-    asked = Asked("tabular", seed=1, quiet=True)
-    trainer = do_local(asked, Learning(updates=600))
-    experiment = loader.build(asked.module, asked.resolved({}))
+    context = RunContext("tabular", seed=1, quiet=True)
+    trainer = local.callback(context, TrainOptions(updates=600))
+    experiment = loader.build(context.module, context.resolved({}))
     assert evaluate(experiment, trainer.agent, games=20, greedy=True, seed=3).mean == 1.0
     assert trainer.row()["play/return"] >= 0.9  # of the last 100 episodes, with ε = 0.02
 

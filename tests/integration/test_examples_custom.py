@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from tinyverse.algorithms import A2C, PPO
-from tinyverse.cli import main
-from tinyverse.cli.context import Asked
-from tinyverse.cli.run import do_local
-from tinyverse.cli.train import Learning
+from tinyverse.cli.context import RunContext
+from tinyverse.cli.local import local
+from tinyverse.cli.main import main
+from tinyverse.cli.options import TrainOptions
 from tinyverse.core.errors import ExperimentError, SettingsError
 from tinyverse.experiment import loader
 from tinyverse.experiment.experiment import Experiment
@@ -26,14 +26,14 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(sys, "path", list(sys.path))
 
 
-def built(asked: Asked) -> Experiment:
-    return loader.build(asked.module, asked.resolved({}))
+def built(context: RunContext) -> Experiment:
+    return loader.build(context.module, context.resolved({}))
 
 
 def learned(name: str, updates: int, **settings: str) -> Evaluation:
-    asked = Asked(name, seed=1, quiet=True, settings=settings)
-    trainer = do_local(asked, Learning(updates=updates))
-    return evaluate(built(asked), trainer.agent, games=10, greedy=True, seed=3)
+    context = RunContext(name, seed=1, quiet=True, settings=settings)
+    trainer = local.callback(context, TrainOptions(updates=updates))
+    return evaluate(built(context), trainer.agent, games=10, greedy=True, seed=3)
 
 
 @pytest.mark.parametrize("name", [*OWN, "acrobot", "pendulum"])
@@ -53,10 +53,10 @@ def test_each_of_ones_own_is_a_page(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "updates", "enough"),
     [
-        ("custom_agent", 100, 60),
-        ("custom_algorithm", 100, 60),
         ("custom_environment", 40, 0.9),
-        ("custom_network", 80, 60),
+        pytest.param("custom_agent", 100, 60, marks=pytest.mark.slow),
+        pytest.param("custom_algorithm", 100, 60, marks=pytest.mark.slow),
+        pytest.param("custom_network", 80, 60, marks=pytest.mark.slow),
     ],
 )
 def test_each_of_ones_own_learns(name: str, updates: int, enough: float) -> None:
@@ -65,7 +65,7 @@ def test_each_of_ones_own_learns(name: str, updates: int, enough: float) -> None
 
 
 def test_the_hint_is_for_learning_only() -> None:
-    experiment = built(Asked("custom_environment"))
+    experiment = built(RunContext("custom_environment"))
     training, judging = experiment.env(), experiment.env(evaluation=True)
     for env in (training, judging):
         env.reset(seed=1)
@@ -90,15 +90,15 @@ def test_without_mujoco_it_says_what_to_install(missing: str, example: str, monk
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(ExperimentError, match=r"pip install .*gymnasium\[mujoco\]"):
-        built(Asked(example)).spaces()
+        built(RunContext(example)).spaces()
 
 
 def test_acrobot_knows_its_algorithms() -> None:
     for algorithm in (PPO, A2C):
-        experiment = built(Asked("acrobot", settings={"algorithm": algorithm.__name__.lower()}))
+        experiment = built(RunContext("acrobot", settings={"algorithm": algorithm.__name__.lower()}))
         assert isinstance(experiment.learner(experiment.agent()), algorithm)
     with pytest.raises(SettingsError, match="'dqn' is unknown. Use ppo or a2c"):
-        built(Asked("acrobot", settings={"algorithm": "dqn"}))
+        built(RunContext("acrobot", settings={"algorithm": "dqn"}))
 
 
 @pytest.mark.slow

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from tinyverse.algorithms import returns
-from tinyverse.cli import main
-from tinyverse.cli.context import Asked
-from tinyverse.cli.run import do_local
-from tinyverse.cli.train import Learning
+from tinyverse.cli.context import RunContext
+from tinyverse.cli.local import local
+from tinyverse.cli.main import main
+from tinyverse.cli.options import TrainOptions
 from tinyverse.core.batch import Batch
 from tinyverse.core.errors import ExperimentError, SettingsError
 from tinyverse.experiment import loader
@@ -32,13 +32,13 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def built(name: str, **settings: str) -> Experiment:
-    asked = Asked(name, seed=1, settings=settings)
-    return loader.build(asked.module, asked.resolved({}))
+    context = RunContext(name, seed=1, settings=settings)
+    return loader.build(context.module, context.resolved({}))
 
 
 def learned(name: str, updates: int, games: int = 20, greedy: bool = True, **settings: str) -> Evaluation:
-    asked = Asked(name, seed=1, quiet=True, settings=settings)
-    trainer = do_local(asked, Learning(updates=updates))
+    context = RunContext(name, seed=1, quiet=True, settings=settings)
+    trainer = local.callback(context, TrainOptions(updates=updates))
     return evaluate(built(name, **settings), trainer.agent, games=games, at_once=min(games, 10), greedy=greedy, seed=3)
 
 
@@ -119,7 +119,9 @@ def test_doom_scenarios_have_three_buttons_of_which_one_is_pressed() -> None:
 @pytest.mark.parametrize("scenario", ["defend_the_center", "health_gathering"])
 def test_doom_learns_from_other_scenarios(scenario: str) -> None:
     pytest.importorskip("vizdoom")
-    trainer = do_local(Asked("doom", seed=1, quiet=True, settings={"scenario": scenario}), Learning(updates=2))
+    trainer = local.callback(
+        RunContext("doom", seed=1, quiet=True, settings={"scenario": scenario}), TrainOptions(updates=2)
+    )
     assert trainer.update == 2 and np.isfinite(trainer.row()["loss/total"])
 
 

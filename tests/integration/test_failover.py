@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.database.test_redis_places import Servers, admin, cluster_node, free_port, make_cluster, owner, raw, until
+from tests.database.test_connection import Servers, admin, cluster_node, free_port, make_cluster, owner, raw, until
 from tests.integration.test_faults import Team
 
 AT_ONCE = "repl-diskless-sync-delay 0"  # who follows gets its copy without a wait for more followers

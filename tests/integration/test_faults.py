@@ -33,11 +33,11 @@ from tinyverse.core.run_config import run_config
 from tinyverse.database import server as redis_server
 from tinyverse.database import server_config
 from tinyverse.database.base import BEGINNING, Worker
+from tinyverse.database.connection import connect
 from tinyverse.database.redis import RedisDatabase
 from tinyverse.database.schema import Keys
-from tinyverse.database.server import connect
 from tinyverse.player.loop import play
-from tinyverse.replay.config import Flow
+from tinyverse.replay.config import ReplayConfig
 from tinyverse.trainer.loop import train
 from tinyverse.trainer.trainer import Trainer
 
@@ -67,7 +67,7 @@ class Team:
     def __init__(self, url: str, run: str = "team", **flow: Any) -> None:
         self.database = RedisDatabase(url, run, timeout=IMPATIENT)
         self.trainer: Trainer = a_trainer(
-            self.database, flow=Flow(**{"batch": 2, "buffer_size": 50, **flow}), publish_every=2
+            self.database, flow=ReplayConfig(**{"batch": 2, "buffer_size": 50, **flow}), publish_every=2
         )
         self.trainer.join()
         self.player, self.courier = a_player(RedisDatabase(url, run, timeout=IMPATIENT), games=2)
@@ -115,7 +115,7 @@ class Team:
                 assert tuple(row) not in opened, "learned from twice"
                 opened.add(tuple(row))
         assert opened
-        assert set(self.trainer.intake.rejected) <= {"it came twice"}, self.trainer.intake.rejected
+        assert set(self.trainer.feeder.rejected) <= {"it came twice"}, self.trainer.feeder.rejected
 
 
 # -- the server is lost ---------------------------------------------------------------------------------------------
@@ -131,7 +131,7 @@ def test_within_5_seconds_of_the_servers_return_all_goes_on(
             server.save()
             team.goes_on()
             team.goes_on()
-        epoch, version = team.trainer.meta["epoch"], team.trainer.state.version
+        epoch, version = team.trainer.publisher.meta["epoch"], team.trainer.state.version
         if comes_back == "as it was":
             server.save()
         server.kill()
@@ -175,7 +175,7 @@ def test_a_trainer_publishes_again_what_an_older_copy_of_the_server_has_not(
     trainer.join()
     server.save()
     with Beside(lambda should_stop: train(trainer, should_stop=should_stop)):
-        trainer.must_publish = True
+        trainer.publisher.must_publish = True
         until(lambda: trainer.state.version == 1)
         server.kill()
         server.start()
@@ -261,7 +261,7 @@ def test_everyone_starts_on_a_full_server(server: Breakable, record_property: Ca
     fill(server, Keys("team").sessions)
     with Team(server.url) as team:
         record_property("goes on", team.goes_on())
-        team.trainer.intake.rejected.clear()  # what filled it was no session
+        team.trainer.feeder.rejected.clear()  # what filled it was no session
 
 
 @pytest.mark.parametrize(
@@ -477,8 +477,8 @@ def test_a_pickle_in_every_key_is_never_executed_and_training_goes_on(
             with contextlib.suppress(TinyverseError):
                 read()
         record_property("goes on", team.goes_on())
-        assert sum(team.trainer.intake.rejected.values()) == 2
-        team.trainer.intake.rejected.clear()
+        assert sum(team.trainer.feeder.rejected.values()) == 2
+        team.trainer.feeder.rejected.clear()
     assert not (tmp_path / "executed").exists()
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tinyverse.cli.context import Asked
-from tinyverse.cli.run import do_local
-from tinyverse.cli.train import Learning
+from tinyverse.cli.context import RunContext
+from tinyverse.cli.local import local
+from tinyverse.cli.options import TrainOptions
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")]
 
@@ -19,6 +19,8 @@ def test_catch_learns_with_replay_and_learner_on_the_gpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    trainer = do_local(Asked("catch", quiet=True, seed=1), Learning(updates=300, device="cuda", precision=precision))
+    trainer = local.callback(
+        RunContext("catch", quiet=True, seed=1), TrainOptions(updates=300, device="cuda", precision=precision)
+    )
     assert trainer.replay.device.type == "cuda"
-    assert sum(trainer.intake.returns) / len(trainer.intake.returns) > 0.8
+    assert sum(trainer.feeder.returns) / len(trainer.feeder.returns) > 0.8

@@ -24,7 +24,7 @@ from tinyverse.player.loop import play
 from tinyverse.player.player import Player
 from tinyverse.player.uploader import Uploader
 from tinyverse.replay.buffer import Replay
-from tinyverse.replay.config import Flow
+from tinyverse.replay.config import ReplayConfig
 from tinyverse.replay.samplers import Fresh
 from tinyverse.trainer.trainer import Trainer
 
@@ -49,7 +49,7 @@ def through_the_pipe(database, trainer, player, courier, batches=BATCHES):
             trainer.feed()
             trainer.step()
             assert playing.error is None
-            return trainer.update * trainer.replay.flow.batch == wanted
+            return trainer.update * trainer.replay.config.batch == wanted
 
         until(all_learned, 30.0)
     courier.close()
@@ -156,7 +156,7 @@ def test_every_row_arrives_as_it_was_played_each_once(redis_url, source):
     games, nested, pool = sources.GAMES, source.startswith("nested"), sources.SOURCES[source]()
     spec = session_spec(pool.observation_space, pool.action_space, an_agent(nested), LENGTH)
     database = a_run(redis_url)
-    trainer = a_trainer(database, flow=Flow(batch=games, buffer_size=500), nested=nested, spec=spec)
+    trainer = a_trainer(database, flow=ReplayConfig(batch=games, buffer_size=500), nested=nested, spec=spec)
     player, courier = a_player(database, nested=nested, pool=pool)
     sessions = through_the_pipe(database, trainer, player, courier)
     player.close()
@@ -165,15 +165,15 @@ def test_every_row_arrives_as_it_was_played_each_once(redis_url, source):
     check_same(sessions, trainer.learner.batches)
     alive = sum(int(session.alive.sum()) for session in sessions)
     ended = [episode for session in sessions for episode in session.episodes]
-    assert (trainer.intake.steps, trainer.intake.episodes, player.rate.total) == (alive, len(ended), alive)
-    assert list(trainer.intake.returns) == [total for total, _ in ended][-100:]
+    assert (trainer.feeder.steps, trainer.feeder.episodes, player.rate.total) == (alive, len(ended), alive)
+    assert list(trainer.feeder.returns) == [total for total, _ in ended][-100:]
     stored = [(row["return"], row["length"]) for row in database.episodes(10_000)]
     assert stored == ended
 
 
 def test_two_players_do_not_mix(redis_url):
     database = a_run(redis_url)
-    trainer = a_trainer(database, flow=Flow(batch=2, buffer_size=500))
+    trainer = a_trainer(database, flow=ReplayConfig(batch=2, buffer_size=500))
     trainer.join()
     people = [a_player(a_run_again(redis_url, database), games=1, seed=seed) for seed in (1, 2)]
     for _, courier in people:
@@ -196,7 +196,7 @@ def test_two_players_do_not_mix(redis_url):
         own = [session for session in sessions if session.metadata["player"] == courier.worker.id]
         assert [int(session.metadata["sequence"]) for session in own] == list(range(20))
         walk(own, nested=False)
-    assert trainer.intake.rejected == {}
+    assert trainer.feeder.rejected == {}
 
 
 def a_run_again(url, database):
@@ -206,7 +206,7 @@ def a_run_again(url, database):
 
 def test_the_agents_unroll_over_a_batch_is_what_it_did_when_it_played(redis_url):
     database = a_run(redis_url)
-    trainer = a_trainer(database, flow=Flow(batch=GAMES, buffer_size=500))
+    trainer = a_trainer(database, flow=ReplayConfig(batch=GAMES, buffer_size=500))
     player, courier = a_player(database, games=GAMES)
     through_the_pipe(database, trainer, player, courier)
     agent, restarts = an_agent(), 0
@@ -273,7 +273,7 @@ def test_training_recomputes_the_log_probabilities_of_acting(redis_url, parts):
     database, learning = a_run(redis_url), a_torch_agent(parts)
     env = SmallNumbers()
     spec = session_spec(env.observation_space, env.action_space, learning, 7)
-    replay = Replay(spec, Flow(batch=GAMES, buffer_size=500), Fresh())
+    replay = Replay(spec, ReplayConfig(batch=GAMES, buffer_size=500), Fresh())
     trainer = Trainer(learning, Watching(learning), replay, database, run_config("small", {}, spec))
     pool = GamePool(SmallNumbers, GAMES)
     courier = Uploader(database, new_worker("play", games=GAMES), a_torch_agent(parts))
@@ -298,7 +298,7 @@ def test_vtrace_on_the_batches_of_the_pipe_is_on_policy(redis_url):
     database, learning = a_run(redis_url), a_torch_agent("both")
     env = SmallNumbers()
     spec = session_spec(env.observation_space, env.action_space, learning, 7)
-    replay = Replay(spec, Flow(batch=GAMES, buffer_size=500), Fresh())
+    replay = Replay(spec, ReplayConfig(batch=GAMES, buffer_size=500), Fresh())
     learner = VTrace(learning, learning_rate=0.0)
     trainer = Trainer(learning, learner, replay, database, run_config("small", {}, spec))
     courier = Uploader(database, new_worker("play", games=GAMES), a_torch_agent("both"))

@@ -3,14 +3,14 @@
 import torch
 
 from tinyverse import TorchAgent
+from tinyverse.database.connection import connect
 from tinyverse.database.redis import RedisDatabase
-from tinyverse.database.server import connect
 from tinyverse.envs.atari import atari_pool
 from tinyverse.experiment.experiment import session_spec
 from tinyverse.networks import ModularNetwork, NatureConv, Window
 from tinyverse.player.player import Player
 from tinyverse.replay.buffer import Replay
-from tinyverse.replay.config import Flow
+from tinyverse.replay.config import ReplayConfig
 from tinyverse.replay.samplers import Fresh
 
 torch.set_num_threads(1)
@@ -33,5 +33,5 @@ def test_a_million_steps_of_pong_fit_in_200_mb_of_redis_and_8_6_gb_of_device_mem
     each = (admin.info("memory")["used_memory"] - before) / (GAMES * BATCHES)
     pool.close()
     assert 1_000 < each < 200e6 / SESSIONS_OF_A_MILLION
-    replay = Replay(spec, Flow(batch=8, buffer_size=8), Fresh())
+    replay = Replay(spec, ReplayConfig(batch=8, buffer_size=8), Fresh())
     assert replay.nbytes / 8 < 8.6e9 / SESSIONS_OF_A_MILLION

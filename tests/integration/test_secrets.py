@@ -13,8 +13,9 @@ import psutil
 import pytest
 
 from tests.integration.test_commands import Place, place  # noqa: F401
+from tinyverse.database.connection import connect
 from tinyverse.database.redis import RedisDatabase
-from tinyverse.database.server import connect, private_server
+from tinyverse.database.server import private_server
 
 SECRET = "0f3a-the-shared-secret-of-this-run"
 
@@ -81,48 +82,12 @@ def test_they_are_nowhere_to_be_found(place: Place, server: tuple[str, str, str]
 
 
 @pytest.mark.slow
-def test_nor_are_those_of_a_runs_other_servers(place: Place) -> None:  # noqa: F811
-    from tests.database.test_server import free_port
-
-    places, seen, printed = [f"127.0.0.1:{free_port()}" for _ in range(2)], dict[str, bytes](), list[str]()
-
-    def do(servers: list[str], *words: str | int, code: int = 0) -> None:
-        place.env["TINYVERSE_REDIS_URL"] = ",".join(servers)
-        printed.append(place.do("catch", *words, "-vv", code=code))
-
-    with private_server(listen=places[0]) as first, private_server(listen=places[1]) as second:
-        urls = [first.tcp_url, second.tcp_url]
-        place.env["TINYVERSE_REDIS_URL"] = ",".join(urls)
-        running = place.start("catch", "run", "--players", 2, "-n", 100, "-b", 8, "--games", 4, "-v")
-        seen |= every_argv_until_the_end_of(running)
-        place.end(running)
-        for words in (["info", "--json"], ["sessions", "ls"], ["config"]):
-            do(urls, *words)
-        do([urls[0], urls[1].replace(places[1], "127.0.0.1:1")], "train", "--minutes", "0.05")  # a lost shard
-        do([urls[1], urls[0]], "train", "-n", 1, code=1)
-        do([urls[0], urls[1].replace("tv:", "nobody:")], "train", "-n", 1, code=1)
-        do([urls[0], urls[1].replace(places[1], "127.0.0.1:1x")], "play", "-n", 1, code=2)
-        do([urls[1]], "info", code=1)
-        do([urls[0]], "train", "--shards", 3, code=1)
-        for server in (first, second):
-            seen |= every_key(server.admin_url)
-        del place.env["TINYVERSE_REDIS_URL"]
-        printed.append(place.do("catch", "train", "--fresh", "--minutes", "0.02", "--redis", ",".join(urls)))
-    do(urls, "train", "-n", 1, code=1)  # nobody answers
-    seen |= everything_written(place.path) | {f"output {n}": text.encode() for n, text in enumerate(printed)}
-    passwords = [url.partition("tv:")[2].partition("@")[0].encode() for url in urls]
-    assert any(name.endswith("settings.json") for name in seen) and any("argv" in name for name in seen)
-    assert any(b"127.0.0.1" in text for text in seen.values())
-    assert {name for name, text in seen.items() for word in passwords if word in text} == set()
-
-
-@pytest.mark.slow
 def test_nor_is_that_of_the_fleets_server(tmp_path: Path) -> None:
     script, word = Path(__file__).parents[2] / "benchmarks" / "fleet.py", "the-password-of-the-fleets-server"
     code = f"""
 import runpy, sys
-from tinyverse.database import server as redis_server
-redis_server._secret = lambda path: {word!r} if path.name == "password" else "another"
+from tinyverse.database import server_config
+server_config._secret = lambda path: {word!r} if path.name == "password" else "another"
 sys.argv = [{str(script)!r}, "--smoke", "--json"]
 sys.path.insert(0, {str(script.parent)!r})
 runpy.run_path(sys.argv[0], run_name="__main__")

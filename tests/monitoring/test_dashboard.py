@@ -26,9 +26,8 @@ import pytest
 from tests.helpers.counting import CountingEnv
 from tests.helpers.people import LENGTH, a_run, a_spec, an_agent, until
 from tinyverse.cli import main as cli
-from tinyverse.cli import sessions_work
 from tinyverse.cli import watch as watching
-from tinyverse.cli.context import Asked
+from tinyverse.cli.context import RunContext
 from tinyverse.core.errors import DatabaseLost, ServerError, SettingsError
 from tinyverse.core.run_config import run_config
 from tinyverse.database.base import Database, Worker
@@ -115,8 +114,8 @@ class Page:
 
 
 @contextmanager
-def a_page(database: Any, films: Path, asked: Asked | None = None, **options: Any) -> Iterator[Page]:
-    games = Games(asked or Asked("counting.py"), database, values=asked is not None)
+def a_page(database: Any, films: Path, context: RunContext | None = None, **options: Any) -> Iterator[Page]:
+    games = Games(database, context and context.make_agent)
 
     def make(hosts: tuple[str, ...], closing: threading.Event) -> Any:
         return dashboard.application(
@@ -140,7 +139,7 @@ def test_events_say_what_info_says_and_where_the_film_is(tmp_path: Path) -> None
         play(database, 1)
         first, second = seen.events(2)
     assert first["run"] == "counting" and first["workers"][0]["id"] == "play-1" and "curve" not in first
-    assert first["film"] == {"seconds": 17, "version": 12, "name": "counting-v12.webm"}
+    assert first["video"] == {"seconds": 17, "version": 12, "name": "counting-v12.webm"}
     assert first["metrics"]["loss/policy"] is None and second["inserted"] == 2
 
 
@@ -210,7 +209,7 @@ def test_the_trainers_log_has_the_band() -> None:
 
     trainer = a_trainer(MemoryDatabase())
     assert trainer.row()["play/return_low"] is None
-    trainer.intake.returns.extend(range(101))
+    trainer.feeder.returns.extend(range(101))
     assert (trainer.row()["play/return_low"], trainer.row()["play/return_high"]) == pytest.approx((10.9, 90.1))
 
 
@@ -243,7 +242,7 @@ def test_a_strip_ends_where_a_session_is_missing() -> None:
     sessions = [player.play().sessions("play-1", number)[0] for number in range(5)]
     for number in (0, 1, 3, 4):  # 2 was dropped
         database.append([sessions[number].encode()], worker=worker(games=1))
-    strip = Games(Asked("counting.py"), database, values=False).strip("play-1")
+    strip = Games(database).strip("play-1")
     assert [step["reward"] for step in strip["steps"]] == np.concatenate(
         [sessions[3].rewards, sessions[4].rewards]
     ).tolist()
@@ -270,15 +269,15 @@ def test_values_are_those_of_the_newest_weights(
     from tinyverse.core.weights import encode_weights
     from tinyverse.experiment import loader
 
-    asked = Asked("catch", name=a_run(redis_url).run, redis=redis_url, quiet=True)
-    experiment = loader.build(asked.module, asked.resolved({}))
+    context = RunContext("catch", name=a_run(redis_url).run, redis=redis_url, quiet=True)
+    experiment = loader.build(context.module, context.resolved({}))
     agent = experiment.agent()
-    with asked.connected(start=False) as database:
-        database.create(run_config("catch", asked.resolved({}), experiment.spec(agent)))
+    with context.connected(start=False) as database:
+        database.create(run_config("catch", context.resolved({}), experiment.spec(agent)))
         player = Player(agent, experiment.pool(2), experiment.unroll_length, seed=1)
         player.version = 4
         database.append([session.encode() for session in player.play().sessions("play-1", 0)], worker=worker())
-        games = Games(asked, database)
+        games = Games(database, context.make_agent)
         before = games.strip("play-1")
         assert (
             before["values_of"] is None and before["steps"][0]["value"] is None and before["steps"][0]["probabilities"]
@@ -294,8 +293,7 @@ def test_values_are_those_of_the_newest_weights(
             with pytest.raises(DatabaseLost):
                 games.strip("play-1")
         assert games.strip("play-1")["values_of"] == 5
-        monkeypatch.setattr(sessions_work, "agent_of", lambda *_: 1 / 0)
-        broken = Games(asked, database)
+        broken = Games(database, lambda meta: 1 / 0)
         assert broken.strip("play-1")["note"] == "no values: division by zero" and broken.strip("play-1")["steps"]
         database.clear()
 
@@ -310,7 +308,7 @@ def test_every_answer_forbids_foreign_script(tmp_path: Path) -> None:
             assert answer.status == 200, path
             assert answer.headers["content-security-policy"].startswith("default-src 'none'; script-src 'self';")
             assert answer.headers["x-content-type-options"] == "nosniff"
-        for path in ("/nothing", "/../__init__.py", "/%2e%2e/__init__.py", "/film/..%2f__init__.py"):
+        for path in ("/nothing", "/../__init__.py", "/%2e%2e/__init__.py", "/video/..%2f__init__.py"):
             answer = seen.get(path)
             assert answer.status == 404 and "content-security-policy" in answer.headers, path
     html = seen_text("index.html")
@@ -357,7 +355,7 @@ def test_the_token_is_asked_for_everything(tmp_path: Path) -> None:
             "/page.js",
             "/history",
             "/events",
-            "/film/counting-v1.webm",
+            "/video/counting-v1.webm",
             "/?token=",
             "/?token=s3cre",
             "/?token=s3cretx",
@@ -382,10 +380,10 @@ def test_films_are_served_in_parts(tmp_path: Path) -> None:
     (tmp_path / "secret.txt").write_text("secret")
     whole = (tmp_path / "counting-v1.webm").read_bytes()
     with a_page(a_database(), tmp_path) as seen:
-        answer = seen.get("/film/counting-v1.webm", Range="bytes=10-19")
+        answer = seen.get("/video/counting-v1.webm", Range="bytes=10-19")
         assert (answer.status, answer.body, answer.headers["content-type"]) == (206, whole[10:20], "video/webm")
         for name in ("secret.txt", "counting-v2.webm", "other-v1.webm", "..", "counting-v1.webm/"):
-            assert seen.get(f"/film/{name}").status in (404, 307), name
+            assert seen.get(f"/video/{name}").status in (404, 307), name
 
 
 @pytest.mark.parametrize("listen", ["7080", "localhost", "localhost:x", "::1:80", "a:99999", "a:1\n", "", "u@h/x:1"])
@@ -452,12 +450,12 @@ def test_watch_says_where_and_ends_when_it_is_stopped(
 def test_watch_without_its_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watching, "find_spec", lambda name: None if name == "uvicorn" else name)
     with pytest.raises(SettingsError, match=r"watch needs uvicorn: pip install 'tinyverse\[page\]'"):
-        watching.do_watch(Asked("catch"))
+        watching.watch.callback(RunContext("catch"), watching.LISTEN, True)
 
 
 def test_options_reach_the_verb(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[dict[str, Any]] = []
-    monkeypatch.setattr(watching, "do_watch", lambda asked, on_url, **options: calls.append(options))
+    monkeypatch.setattr(watching.watch, "callback", lambda context, **options: calls.append(options))
     for words in ([], ["--listen", "0.0.0.0:80", "--no-values"]):
         with pytest.raises(SystemExit):
             cli.main(["catch", "watch", *words])
@@ -563,7 +561,7 @@ def test_the_page_lives_in_a_browser(chromium: Any, tmp_path: Path) -> None:
             chromium.switch_to.active_element.send_keys(keys.TAB)
             focused = chromium.switch_to.active_element
             reached.add(focused.get_attribute("id") or focused.text.partition(" ")[0])
-        assert {"player", "seat", "speed", "pause", "scrub", "film", "mean", "policy", "updates"} <= reached
+        assert {"player", "seat", "speed", "pause", "scrub", "video", "mean", "policy", "updates"} <= reached
         pause = chromium.find_element("id", "pause")
         pressed = pause.get_attribute("aria-pressed")
         pause.send_keys(keys.SPACE)

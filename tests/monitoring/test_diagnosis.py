@@ -1,17 +1,15 @@
-"""Explain: the sentences of `info` say what the numbers mean, and the errors of the dead can be read."""
+"""Diagnosis: the sentences of `info` say what the numbers mean."""
 
 from __future__ import annotations
 
-import io
-
 import pytest
-from rich.console import Console
 
-from tests.helpers.people import LENGTH, a_run, a_spec
+from tests.helpers.people import LENGTH, a_spec
+from tests.helpers.terminal import shown
 from tinyverse.core.run_config import run_config
-from tinyverse.database.base import Worker, log_error
+from tinyverse.database.base import Worker
 from tinyverse.database.memory import MemoryDatabase
-from tinyverse.monitoring import diagnosis, status
+from tinyverse.monitoring import diagnosis, status, terminal
 
 
 def a_database(*workers, metrics=None, **numbers):
@@ -22,12 +20,6 @@ def a_database(*workers, metrics=None, **numbers):
         database.beat(Worker(**{"id": f"{worker['role']}-{number}", "host": "here", **worker}))
     database.log_metrics({"step": 10, **(metrics or {})})
     return database
-
-
-def shown(renderable):
-    console = Console(width=120, file=io.StringIO(), force_terminal=False)
-    console.print(renderable)
-    return console.file.getvalue()
 
 
 PLAY, TRAIN = {"role": "play"}, {"role": "train"}
@@ -54,7 +46,7 @@ BUSY = {"time/sample": 0.1, "time/update": 0.85}
 )  # fmt: skip
 def test_the_bottleneck_is_named(workers, metrics, says):
     facts = status.gather(a_database(*workers, metrics=metrics), "x")
-    assert facts["bottleneck"].startswith(says) and says in shown(status.panel(facts))
+    assert facts["bottleneck"].startswith(says) and says in shown(terminal.panel(facts))
 
 
 def test_a_run_that_is_not_there_has_no_sentences():
@@ -72,7 +64,7 @@ def test_rates_compression_and_how_long_a_wait_will_last():
     assert facts["sessions_per_second"] == 11.0 and facts["reuse_wanted"] == 2.0
     assert facts["compression"] == pytest.approx(4, rel=0.05)
     assert facts["waits"] == {"train-0": "trainer waits: 312 of 500 sessions, since 12 s; about 17 s more at this rate"}
-    assert "about 17 s more" in shown(status.panel(facts)) and "of 2 wanted" in shown(status.panel(facts))
+    assert "about 17 s more" in shown(terminal.panel(facts)) and "of 2 wanted" in shown(terminal.panel(facts))
 
 
 @pytest.mark.parametrize(
@@ -100,33 +92,3 @@ def test_the_curve_is_the_logs():
     facts = status.gather(database, "x")
     assert facts["curve"][0] == [10, 10.0] and facts["curve"][-1] == [99, 99.0]
     assert "▁" in diagnosis.lines(facts)[0] and diagnosis.lines(facts)[0].endswith("█ 99")
-
-
-def test_a_sparkline_takes_any_numbers():
-    assert diagnosis.sparkline([3.0] * 5) == "▁" * 5
-    assert diagnosis.sparkline([float(number) for number in range(1000)], 8) == "▁▂▃▄▅▆▇█"
-    assert len(diagnosis.sparkline([-1.0, 5.0])) == 2
-
-
-@pytest.mark.parametrize("on_redis", [False, True])
-def test_what_ended_a_worker_can_be_read_with_its_traceback(redis_url, on_redis):
-    database = a_run(redis_url) if on_redis else MemoryDatabase()
-    database.create(run_config("counting", {}, a_spec()))
-    assert "no worker has ended" in shown(status.errors(status.gather(database, "x")))
-
-    def careless():
-        raise KeyError("[/red] left")
-
-    for number in range(12):
-        try:
-            careless()
-        except KeyError as error:
-            log_error(database, Worker("play-1", "play", "here", number), error)
-    log_error(database, Worker("play-1", "play"), KeyboardInterrupt())
-    facts = status.gather(database, "x")
-    assert [row["pid"] for row in facts["errors"]] == list(range(2, 12))
-    text = shown(status.errors(facts))
-    assert text.count("in careless") == 10 and "play on here (pid 11)" in text and "KeyError: '[/red] left'" in text
-    assert "10 errors; the last: KeyError" in shown(status.panel(facts))
-    database.clear()
-    assert database.errors() == []

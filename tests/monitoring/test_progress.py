@@ -32,7 +32,7 @@ def a_terminal(monkeypatch):
 def slow(monkeypatch):
     """Whatever takes more than a moment takes long."""
     monkeypatch.setattr(progress, "QUICK", 0.0)
-    monkeypatch.setattr(progress, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(progress, "REFRESH_SECONDS", 0.01)
 
 
 def until_it_says(what, capsys, seconds=10.0):

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from tinyverse.cli.context import Asked, without_secrets
-from tinyverse.cli.run import do_local
-from tinyverse.cli.train import Learning
+from tinyverse.cli.context import RunContext, without_secrets
+from tinyverse.cli.local import local
+from tinyverse.cli.options import TrainOptions
+from tinyverse.cli.report import report
 from tinyverse.core import system
 from tinyverse.core.errors import RunConflict, SettingsError
-from tinyverse.monitoring import report
 from tinyverse.monitoring.reference_scores import ATARI, published
+from tinyverse.monitoring.report import _result
 from tinyverse.trainer.run_folder import RunFolder
 
 START = {
@@ -43,9 +44,15 @@ def a_run(name, seed=7, rate=1e-3, words="<b>|"):
     return folder
 
 
+def a_report(context, others=()):
+    """The paths of what the command `report` writes."""
+    report.callback(context, others)
+    return context.folder.path / "report.html", context.folder.path / "report.md"
+
+
 def test_the_card_says_what_the_run_says():
     folder = a_run("pong")
-    page, text = report.do_report(Asked("atari.py", "pong"))
+    page, text = a_report(RunContext("atari.py", "pong"))
     assert (page, text) == (folder.path / "report.html", folder.path / "report.md")
     said = text.read_text()
     assert "| pong | 7 | 1,500 | 6,000 | 3 | 30s | 200 | 50 | -20.00 | -18.00 | 4.50 ± 0.25, 8 games |" in said
@@ -59,7 +66,7 @@ def test_the_page_is_one_file_in_which_words_stay_words():
     a_run("pong", words="</td><script>alert(1)</script>|")
     Path("records").mkdir()
     Path("records/pong-v3.webm").write_bytes(b"a film")
-    page, text = report.do_report(Asked("atari", "pong"))
+    page, text = a_report(RunContext("atari", "pong"))
     html = page.read_text()
     assert re.findall(r'(?:src|href)="(?!data:)', html) == []
     assert html.count('src="data:') == 2 and 'src="data:video/webm;base64,YSBmaWxt"' in html
@@ -69,19 +76,19 @@ def test_the_page_is_one_file_in_which_words_stay_words():
 
 def test_other_seeds_get_a_row_and_other_settings_are_refused():
     a_run("pong-s1", seed=1), a_run("pong-s2", seed=2), a_run("pong-s3", rate=0.5)
-    _, text = report.do_report(Asked("atari", "pong-s1"), ["pong-s2", "pong-s1"])
+    _, text = a_report(RunContext("atari", "pong-s1"), ["pong-s2", "pong-s1"])
     assert re.findall(r"\| (pong-s\d) \| (\d) \|", text.read_text()) == [("pong-s1", "1"), ("pong-s2", "2")]
     with pytest.raises(RunConflict, match=r"pong-s3 was made with rate=0\.5, this asks for rate=0\.001"):
-        report.do_report(Asked("atari", "pong-s1"), ["pong-s3"])
+        a_report(RunContext("atari", "pong-s1"), ["pong-s3"])
     with pytest.raises(SettingsError, match="there is no run nowhere"):
-        report.do_report(Asked("atari", "nowhere"))
+        a_report(RunContext("atari", "nowhere"))
 
 
 def test_a_young_run_has_a_card_too():
     folder = RunFolder(Path("runs/young"))
     folder.write_settings({"experiment": "atari", "settings": {}})
     folder.log({"seconds": 1.0, "step": 10, "frames": 10, "update": 0, "play/return": None})
-    page, _ = report.do_report(Asked("atari", "young"))
+    page, _ = a_report(RunContext("atari", "young"))
     assert "<img" not in page.read_text() and "No episode has ended after 10 steps" in page.read_text()
 
 
@@ -90,7 +97,7 @@ def test_training_records_who_started_it_without_the_password(monkeypatch):
         sys, "argv", ["tinyverse", "tabular", "local", "--password", "hunter2", "--redis=redis://:hunter2@x/0"]
     )
     for _ in range(2):
-        do_local(Asked("tabular", quiet=True, seed=5), Learning(updates=2))
+        local.callback(RunContext("tabular", quiet=True, seed=5), TrainOptions(updates=2))
     folder = RunFolder("runs/tabular")
     first, second = folder.starts()
     assert first["seed"] == second["seed"] == 5
@@ -118,7 +125,7 @@ def test_an_evaluation_by_itself_counts_if_none_had_more_games(single, best):
     folder = a_run("pong")
     for mean, games in single:
         folder.log_evaluation({"eval/return": mean, "eval/standard_error": None, "eval/games": games})
-    assert report._result(folder)["best evaluation"] == best
+    assert _result(folder)["best evaluation"] == best
 
 
 def test_published_scores():

@@ -69,8 +69,8 @@ def test_a_lost_database_loses_nothing_and_repeats_visibly(database, when, monke
     trainer.join()
     trainer.feed()
     assert len(trainer.replay) == 40
-    assert sum(trainer.intake.rejected.values()) == len(numbers) - 40
-    assert trainer.intake.steps == player.rate.total  # each step once
+    assert sum(trainer.feeder.rejected.values()) == len(numbers) - 40
+    assert trainer.feeder.steps == player.rate.total  # each step once
 
 
 def test_a_database_lost_at_the_end_is_tried_again(database, monkeypatch, caplog):

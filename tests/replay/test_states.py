@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import secrets
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,10 +27,10 @@ from hypothesis.stateful import (
 
 from tests.helpers.chaos import Breakable, Proxy
 from tinyverse.core.errors import DatabaseLost, LeaseLost
-from tinyverse.database.base import BEGINNING, State, new_holder
-from tinyverse.database.position import is_behind
+from tinyverse.database.base import BEGINNING, State
+from tinyverse.database.connection import connect
+from tinyverse.database.cursor import is_behind
 from tinyverse.database.redis import RedisDatabase
-from tinyverse.database.server import connect
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(240)]
 PARTS = some.integers(1, 5)  # sessions in a push
@@ -55,8 +56,7 @@ class Model:
 
 def a_dead_holder() -> str:
     """As of a trainer on this machine that was killed since."""
-    host, _, mark = new_holder().split(":")
-    return f"{host}:{2**31 - 1}:{mark}"
+    return f"{socket.gethostname()}:{2**31 - 1}:{secrets.token_hex(4)}"
 
 
 class Story(RuleBasedStateMachine):

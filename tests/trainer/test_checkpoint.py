@@ -12,8 +12,10 @@ from tests.helpers.people import LENGTH, a_player, a_spec, a_trainer
 from tinyverse.core import rng
 from tinyverse.core.errors import RunConflict, TinyverseError
 from tinyverse.database.memory import MemoryDatabase
-from tinyverse.replay.buffer import Replay, files
-from tinyverse.replay.config import Flow
+from tinyverse.replay import files
+from tinyverse.replay.buffer import Replay
+from tinyverse.replay.checkpoint import kept_slots, restore, sessions_of, state_of
+from tinyverse.replay.config import ReplayConfig
 from tinyverse.replay.samplers import Fresh, Mixed, Prioritized, Sampler, Uniform
 from tinyverse.trainer.run_folder import RunFolder
 from tinyverse.trainer.trainer import Trainer
@@ -33,7 +35,7 @@ def sessions():
 
 def a_learning(database, path, sampler, *, size=30, reuse=None, **options):
     """A trainer whose learner surprises itself, so that priorities change."""
-    flow = Flow(batch=2, buffer_size=size, reuse=reuse)
+    flow = ReplayConfig(batch=2, buffer_size=size, reuse=reuse)
     trainer = a_trainer(database, sampler=SAMPLERS[sampler](), flow=flow, folder=RunFolder(path), **options)
     learn = trainer.learner.train_step
 
@@ -63,11 +65,11 @@ def ended(trainer):
     """All that a trainer carries, as one comparable thing."""
     replay = trainer.replay
     of_this_database = ("series", "positions", "newest_delivered", "received", "_delivered")
-    books = {name: value for name, value in replay.state_dict().items() if name not in of_this_database}
-    owed = (replay.flow.reuse or 1.0) * replay.received - replay.delivered
+    books = {name: value for name, value in state_of(replay).items() if name not in of_this_database}
+    owed = (replay.config.reuse or 1.0) * replay.limiter.inserted - replay.limiter.sampled
     return (
-        trainer.update, trainer.intake.steps, trainer.intake.episodes, list(trainer.intake.returns), list(trainer.intake.lengths),
-        trainer.agent.weight.tolist(), owed, replay.random_state, str(books), str(rng.get_state()["torch"].tolist()),
+        trainer.update, trainer.feeder.steps, trainer.feeder.episodes, list(trainer.feeder.returns), list(trainer.feeder.lengths),
+        trainer.agent.weight.tolist(), owed, str(replay.random.bit_generator.state), str(books), str(rng.get_state()["torch"].tolist()),
         rng.get_state()["python"], rng.get_state()["numpy"],
     )  # fmt: skip
 
@@ -88,7 +90,7 @@ def test_twenty_updates_are_ten_and_ten(tmp_path, sessions, sampler, other_datab
             rng.seed(8)  # what is restored must win
             database = MemoryDatabase() if other_database else database
             trainer = a_learning(database, path, sampler)
-            trainer.replay._random = np.random.default_rng(99)
+            trainer.replay.random = np.random.default_rng(99)
             trainer.join()
             seen += go_on(trainer, sessions[20:40], 10)
         else:
@@ -115,8 +117,8 @@ def pair(path, sessions, sampler, *, then="uniform", size=30, reuse=None, **opti
 def openings(trainer):
     """(episode, step) that open the sessions in memory, oldest first."""
     replay = trainer.replay
-    slots = torch.from_numpy(replay._kept())
-    return replay._ring.take(slots)["observations"][:, 0, :2].tolist()
+    slots = torch.from_numpy(kept_slots(replay))
+    return replay.ring.take(slots)["observations"][:, 0, :2].tolist()
 
 
 @pytest.mark.parametrize("size", [4, 10, 100])
@@ -133,7 +135,7 @@ def test_a_memory_of_another_size_takes_the_newest(tmp_path, sessions, size):
 
 def test_for_another_sampler_what_was_delivered_is_not_fresh(tmp_path, sessions):
     first, second = pair(tmp_path, sessions, "uniform", then="fresh")
-    used = first.replay.state_dict()["counts"] > 0
+    used = state_of(first.replay)["counts"] > 0
     assert second.replay.sampler.pending() == (~used).sum() > 0
 
 
@@ -153,8 +155,8 @@ def test_only_what_may_still_be_drawn_is_kept(tmp_path, sessions, sampler):
     second.join()
     second.feed()
     assert second.replay.sampler.pending() == first.replay.sampler.pending()
-    assert second.intake.steps == first.intake.steps == steps(sessions[:7])
-    assert database.state().delivered == first.replay.delivered
+    assert second.feeder.steps == first.feeder.steps == steps(sessions[:7])
+    assert database.state().delivered == first.replay.limiter.sampled
 
 
 def test_what_lost_updates_had_learned_from_is_not_fresh_again(tmp_path, sessions):
@@ -167,14 +169,14 @@ def test_what_lost_updates_had_learned_from_is_not_fresh_again(tmp_path, session
     first.feed()
     first.save(wait=True)  # six wait
     assert first.step() and first.step()  # and then it is killed
-    database.release_lease(first.holder)
+    database.release_lease(first.publisher.holder)
     second = a_learning(database, tmp_path, "fresh")
     second.join()
     second.feed()
     assert second.update == 1
     assert go_on(second, [], 1) == [([list(s.observations[0, :2]) for s in sessions[6:8]], [1.0, 1.0])]
     assert not second.step()
-    assert second.intake.steps == steps(sessions[:8])  # each counted once
+    assert second.feeder.steps == steps(sessions[:8])  # each counted once
 
 
 def test_with_uniform_replay_what_was_owed_is_still_owed_and_no_more(tmp_path, sessions):
@@ -198,7 +200,7 @@ def test_with_uniform_replay_what_was_owed_is_still_owed_and_no_more(tmp_path, s
         made += 1
     assert made == (14 + 10) // 2
     assert database.state().debt == 0
-    assert second.intake.steps == steps(sessions[:15])
+    assert second.feeder.steps == steps(sessions[:15])
 
 
 def test_without_the_replay_stored_sessions_are_settled(tmp_path, sessions):
@@ -210,7 +212,7 @@ def test_without_the_replay_stored_sessions_are_settled(tmp_path, sessions):
 
 
 def test_a_large_replay_is_left_out_unless_wanted(tmp_path, sessions, monkeypatch, caplog):
-    monkeypatch.setattr("tinyverse.trainer.trainer.REPLAY_SAVED", 1000)
+    monkeypatch.setattr("tinyverse.trainer.checkpoint.REPLAY_SAVED", 1000)
     for wanted in (None, True):
         first, _ = pair(tmp_path / str(wanted), sessions, "uniform", save_replay=wanted)
         assert (first.folder.load()["replay"] is not None) == bool(wanted)
@@ -255,15 +257,15 @@ def test_a_sampler_of_the_users_own_is_told_again(tmp_path, sessions):
         def draw(self, batch, random):
             return np.array([slot for slot, *_ in self.told[-batch:]])
 
-    spec, flow = a_spec(), Flow(batch=2, buffer_size=8, reuse=None)
+    spec, flow = a_spec(), ReplayConfig(batch=2, buffer_size=8, reuse=None)
     first, second = Replay(spec, flow, Newest()), Replay(spec, flow, Newest())
     sessions[1].metadata["human"] = "1"
     for session in sessions[:5]:
         first.add(session)
     first.sample()
-    state = first.state_dict()
-    given = first.sessions(state)
-    second.load_state_dict(state, [(given.numbers, given.read(given.numbers)[0])])
+    state = state_of(first)
+    given = sessions_of(first, state)
+    restore(second, state, [(given.numbers, given.read(given.numbers)[0])])
     played = [(0, False, False), (1, False, True), (2, False, False), (3, True, False), (4, True, False)]
     assert second.sampler.told == played
     assert second.sample().human.tolist() == [False, False]
@@ -274,20 +276,20 @@ def test_a_sampler_of_the_users_own_is_told_again(tmp_path, sessions):
 
 def saved(replay, folder, update):
     """Saves, and returns how many sessions each file of the checkpoint holds."""
-    state = replay.state_dict()
-    folder.save(update, {"update": update, "replay": state}, replay.sessions(state))
+    state = state_of(replay)
+    folder.save(update, {"update": update, "replay": state}, sessions_of(replay, state))
     return [len(file["numbers"]) for file in folder.load()["sessions"]]
 
 
 def restored(folder, **flow):
     contents = folder.load()
-    replay = Replay(a_spec(), Flow(batch=2, buffer_size=8, reuse=None, **flow), Uniform())
-    replay.load_state_dict(contents["replay"], folder.stored.read(contents["sessions"]))
+    replay = Replay(a_spec(), ReplayConfig(batch=2, buffer_size=8, reuse=None, **flow), Uniform())
+    restore(replay, contents["replay"], folder.stored.read(contents["sessions"]))
     return replay
 
 
 def test_each_session_is_written_once_and_files_go_with_their_sessions(tmp_path, sessions):
-    folder, replay = RunFolder(tmp_path), Replay(a_spec(), Flow(batch=2, buffer_size=8, reuse=None), Uniform())
+    folder, replay = RunFolder(tmp_path), Replay(a_spec(), ReplayConfig(batch=2, buffer_size=8, reuse=None), Uniform())
     held = []
     for update in range(5):
         for session in sessions[3 * update : 3 * update + 3]:
@@ -295,13 +297,13 @@ def test_each_session_is_written_once_and_files_go_with_their_sessions(tmp_path,
         held.append(saved(replay, folder, update))
         assert len(list(folder.stored.path.iterdir())) == len(held[-1])
         again = restored(RunFolder(tmp_path))
-        assert again._ring.bytes[again._kept()].equal(replay._ring.bytes[replay._kept()])
+        assert again.ring.bytes[kept_slots(again)].equal(replay.ring.bytes[kept_slots(replay)])
     assert held == [[3], [3, 3], [3, 3, 3], [3, 3, 3], [3, 3, 3]]
     assert len(list(folder.checkpoints.iterdir())) == 3
 
 
 def test_a_resumed_trainer_writes_only_what_is_new(tmp_path, sessions):
-    folder, replay = RunFolder(tmp_path), Replay(a_spec(), Flow(batch=2, buffer_size=8, reuse=None), Uniform())
+    folder, replay = RunFolder(tmp_path), Replay(a_spec(), ReplayConfig(batch=2, buffer_size=8, reuse=None), Uniform())
     for session in sessions[:5]:
         replay.add(session)
     saved(replay, folder, 1)
@@ -312,21 +314,21 @@ def test_a_resumed_trainer_writes_only_what_is_new(tmp_path, sessions):
 
 
 def test_sessions_written_over_meanwhile_are_left_out(tmp_path, sessions):
-    folder, replay = RunFolder(tmp_path), Replay(a_spec(), Flow(batch=2, buffer_size=8, reuse=None), Uniform())
+    folder, replay = RunFolder(tmp_path), Replay(a_spec(), ReplayConfig(batch=2, buffer_size=8, reuse=None), Uniform())
     for session in sessions[:8]:
         replay.add(session)
-    state = replay.state_dict()
+    state = state_of(replay)
     for session in sessions[8:11]:
         replay.add(session)
-    folder.save(1, {"update": 1, "replay": state}, replay.sessions(state))
+    folder.save(1, {"update": 1, "replay": state}, sessions_of(replay, state))
     again = restored(folder)
-    assert again._numbers(again._kept()).tolist() == [3, 4, 5, 6, 7]
+    assert again.slots.numbers(kept_slots(again)).tolist() == [3, 4, 5, 6, 7]
     assert again.sampler._slots and set(again.sampler._slots) == {3, 4, 5, 6, 7}
 
 
 @pytest.mark.parametrize("damage", ["gone", "short", "changed"])
 def test_damaged_sessions_are_left_out_and_the_rest_is_taken(tmp_path, sessions, damage, caplog):
-    folder, replay = RunFolder(tmp_path), Replay(a_spec(), Flow(batch=2, buffer_size=8, reuse=None), Uniform())
+    folder, replay = RunFolder(tmp_path), Replay(a_spec(), ReplayConfig(batch=2, buffer_size=8, reuse=None), Uniform())
     for session in sessions[:3]:
         replay.add(session)
     saved(replay, folder, 1)
@@ -338,7 +340,7 @@ def test_damaged_sessions_are_left_out_and_the_rest_is_taken(tmp_path, sessions,
     data[100] ^= 1
     victim.unlink() if damage == "gone" else victim.write_bytes(data[:50] if damage == "short" else data)
     again = restored(RunFolder(tmp_path))
-    assert again._numbers(again._kept()).tolist() == [3, 4]
+    assert again.slots.numbers(kept_slots(again)).tolist() == [3, 4]
     assert "stored sessions are left out" in caplog.text
 
 
@@ -350,11 +352,11 @@ def test_a_kill_at_any_moment_of_a_save_leaves_the_one_before(tmp_path, sessions
     def die(*_, **__):
         raise Killed
 
-    folder, replay = RunFolder(tmp_path), Replay(a_spec(), Flow(batch=2, buffer_size=8, reuse=None), Uniform())
+    folder, replay = RunFolder(tmp_path), Replay(a_spec(), ReplayConfig(batch=2, buffer_size=8, reuse=None), Uniform())
     for session in sessions[:8]:
         replay.add(session)
     saved(replay, folder, 1)
-    before = replay._ring.bytes[replay._kept()]
+    before = replay.ring.bytes[kept_slots(replay)]
     for session in sessions[8:20]:
         replay.add(session)
     with monkeypatch.context() as patch:
@@ -369,8 +371,8 @@ def test_a_kill_at_any_moment_of_a_save_leaves_the_one_before(tmp_path, sessions
     again = RunFolder(tmp_path)
     kept = restored(again)
     if where == "checkpoint":
-        before = replay._ring.bytes[replay._kept()]
-    assert kept._ring.bytes[kept._kept()].equal(before)
+        before = replay.ring.bytes[kept_slots(replay)]
+    assert kept.ring.bytes[kept_slots(kept)].equal(before)
     saved(kept, again, 3)  # and what the killed one left behind goes
     assert {path.name for path in again.stored.path.iterdir()} == {file["name"] for file in again.load()["sessions"]}
 
@@ -435,12 +437,12 @@ def test_the_feeder_may_add_while_a_checkpoint_is_made(tmp_path, sessions):
 
     def feed():
         for position, blob in database.read("0-0", 100)[0]:
-            trainer.intake.take(position, blob)
+            trainer.feeder.take(position, blob)
 
     feeder = threading.Thread(target=feed)
     feeder.start()
     while feeder.is_alive():
-        contents = trainer._contents()
+        contents = trainer.checkpoints.contents()
         taken = int(contents["position"].split("-")[0])
         assert len(contents["replay"]["numbers"]) == taken
         assert contents["step"] == steps(sessions[:taken])

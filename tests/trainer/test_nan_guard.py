@@ -1,4 +1,4 @@
-"""Guard: what a trainer learned that is no number reaches neither players nor checkpoints, and what is done then."""
+"""NanGuard: NaN that a trainer learned reaches neither players nor checkpoints, and training stops."""
 
 from __future__ import annotations
 
@@ -11,14 +11,11 @@ import torch
 from tests.helpers.people import a_trainer
 from tests.trainer.test_trainer import network_sessions, push, some_sessions
 from tinyverse.core import codec
-from tinyverse.core.errors import NotANumber, SettingsError
-from tinyverse.core.session import Session
+from tinyverse.core.errors import NotANumber
 from tinyverse.core.weights import decode_weights
 from tinyverse.database.memory import MemoryDatabase
-from tinyverse.replay.config import Flow
-from tinyverse.replay.samplers import Uniform
 from tinyverse.trainer.loop import train
-from tinyverse.trainer.nan_guard import Guard
+from tinyverse.trainer.nan_guard import NanGuard
 from tinyverse.trainer.run_folder import RunFolder
 
 
@@ -77,60 +74,29 @@ def test_nan_in_the_last_update_is_seen_too(tmp_path):
     assert folder.load() is None and database.state().version < 3
 
 
-def test_a_rollback_takes_the_last_checkpoint_and_goes_on(tmp_path, caplog):
-    database, folder, trainer = a_run_with(tmp_path, on_nan="rollback", flow=Flow(batch=2, buffer_size=50))
-    fails_at(trainer, 4)
-    assert folder.load()["update"] == 0  # one to go back to, from the first moment on
-    assert train(trainer, updates=8) == 8
-    assert trainer.guard.rollbacks == 1 and "Going back to the checkpoint of update 0" in caplog.text
-    assert (trainer.update, float(np.max(trainer.agent.weight))) == (8, 4.0)  # 4 updates since the weights of update 0
-    assert database.state().update == 8 and folder.load()["update"] == 8
+def test_started_again_it_goes_on_from_the_last_checkpoint(tmp_path):
+    database, folder, trainer = a_run_with(tmp_path)
+    assert trainer.feed() and trainer.step() and trainer.step()
+    trainer.save(wait=True)
+    with pytest.raises(NotANumber):
+        train(fails_at(trainer, 4), updates=8)
+    assert folder.load()["update"] == 2
+    again = a_trainer(database, folder=folder, publish_every=1)
+    again.join()
+    assert train(again, updates=3) == 3
+    assert (again.update, again.agent.weight.tolist(), folder.load()["update"]) == (5, [5.0], 5)
     assert all(np.isfinite(array).all() for weights in published(database) for array in weights.values())
 
 
-def test_the_sessions_of_a_spoilt_batch_are_not_learned_from_again(tmp_path):
-    database, _, trainer = a_run_with(
-        tmp_path, sessions=6, on_nan="rollback", sampler=Uniform(), flow=Flow(batch=2, buffer_size=50, reuse=None)
-    )
-    push(database, some_sessions(6, start=6))
-    arrays = {**some_sessions(1)[0].arrays, "rewards": np.full(5, 7.0, np.float32)}
-    poison = Session(arrays, metadata={
-        "player": "faulty", "sequence": "0", "version": "0", "update": "0",
-    })  # fmt: skip
-    database.append([poison.encode()])
-    step = trainer.learner.train_step
-
-    def train_step(batch):
-        return {**step(batch), "loss/total": np.nan if (batch.rewards == 7).any() else 0.0}
-
-    trainer.learner.train_step = train_step
-    train(trainer, updates=60)
-    assert trainer.guard.rollbacks == 1
-    assert 11 <= len(trainer.replay) <= 12
-
-
-def test_rolling_back_again_and_again_ends(tmp_path):
-    _, _, trainer = a_run_with(tmp_path, on_nan="rollback")
-    with pytest.raises(NotANumber, match="after each of 3 rollbacks to update 0"):
-        train(fails_at(trainer, *range(2, 10)), updates=9)
-
-
 def test_infinity_is_no_number_either_and_other_metrics_may_say_nothing():
-    guard, batch = Guard(), None
+    guard, batch = NanGuard(), None
     guard.note(1, batch, {"value/explained_variance": np.nan, "loss/total": 1.0, "grad_norm": torch.tensor(2.0)})
-    assert not guard.is_spoilt(wait=True)
+    assert not guard.is_bad(wait=True)
     guard.note(2, batch, {"loss/total": 1.0, "grad_norm": torch.tensor(np.inf)})
-    assert guard.is_spoilt() and guard.spoilt.names == ("grad_norm",) and guard.spoilt.update == 2
-    guard.forget()
+    assert guard.is_bad() and guard.bad.names == ("grad_norm",) and guard.bad.update == 2
+    guard = NanGuard()
     assert guard.passes(3, {"a": np.zeros(2, np.float32), "n": np.array(3)})
     assert not guard.passes(3, {"a": np.array([np.inf], np.float32)})
-
-
-def test_what_cannot_be_rolled_back_is_refused():
-    with pytest.raises(SettingsError, match="folder with checkpoints"):
-        a_trainer(MemoryDatabase(), on_nan="rollback")
-    with pytest.raises(SettingsError, match="stop and rollback"):
-        a_trainer(MemoryDatabase(), on_nan="ignore")
 
 
 def test_a_real_loss_that_explodes(tmp_path):

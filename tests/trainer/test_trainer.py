@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import sys
 import threading
 
 import numpy as np
@@ -16,24 +15,27 @@ from tests.helpers.counting import CountingEnv
 from tests.helpers.people import LENGTH, Beside, CountingLearner, Flaky, a_player, a_run, a_trainer, until
 from tinyverse.agents.torch_agent import TorchAgent
 from tinyverse.algorithms.vtrace import VTrace
-from tinyverse.core import codec
+from tinyverse.core import codec, distributed
 from tinyverse.core.errors import DatabaseError, DatabaseLost, LeaseLost, SettingsError
 from tinyverse.core.run_config import run_config
 from tinyverse.core.weights import decode_weights
+from tinyverse.database.connection import connect
 from tinyverse.database.memory import MemoryDatabase
 from tinyverse.database.redis import RedisDatabase
-from tinyverse.database.server import connect
 from tinyverse.envs.pool import GamePool
 from tinyverse.experiment.experiment import session_spec
 from tinyverse.networks import MLP, ModularNetwork
 from tinyverse.player.loop import play
 from tinyverse.player.player import Player
 from tinyverse.replay.buffer import Replay
-from tinyverse.replay.config import Flow
+from tinyverse.replay.config import ReplayConfig
 from tinyverse.replay.samplers import Fresh, Uniform
-from tinyverse.trainer.loop import Herald, train
+from tinyverse.trainer import feeder as feeder_module
+from tinyverse.trainer.loop import publishing_thread, train
+from tinyverse.trainer.publisher import Snapshot
+from tinyverse.trainer.ranks import Ranks, SingleProcess
 from tinyverse.trainer.run_folder import RunFolder
-from tinyverse.trainer.trainer import Snapshot, Trainer
+from tinyverse.trainer.trainer import Trainer
 
 torch.set_num_threads(1)
 
@@ -79,12 +81,12 @@ def test_a_resumed_trainer_goes_on_where_its_checkpoint_is(database, tmp_path):
     trainer.leave()
     again = a_trainer(database, folder=folder)
     again.join()
-    assert (again.update, again.intake.steps, again.intake.episodes) == (
+    assert (again.update, again.feeder.steps, again.feeder.episodes) == (
         3,
-        trainer.intake.steps,
-        trainer.intake.episodes,
+        trainer.feeder.steps,
+        trainer.feeder.episodes,
     )
-    assert list(again.intake.returns) == list(trainer.intake.returns)
+    assert list(again.feeder.returns) == list(trainer.feeder.returns)
     assert again.agent.weight == 3
     assert again.version == trainer.version + 1
     again.feed()
@@ -100,7 +102,7 @@ def test_versions_only_grow_over_a_resume(database, tmp_path, ahead, expected):
     folder = RunFolder(tmp_path)
     first = a_trainer(database, folder=folder)
     first.join()
-    first.version = 40 if ahead == "checkpoint" else 2
+    first.publisher.version = 40 if ahead == "checkpoint" else 2
     first.update = 5
     first.save()
     if ahead == "database":
@@ -123,7 +125,7 @@ def test_without_a_folder_it_goes_on_from_what_was_published(database):
     first.leave()
     second = a_trainer(database)
     second.join()
-    assert (second.update, second.intake.steps, second.version) == (1, first.intake.steps, first.version + 1)
+    assert (second.update, second.feeder.steps, second.version) == (1, first.feeder.steps, first.version + 1)
     assert second.agent.weight == 1
 
 
@@ -144,7 +146,7 @@ def a_network_trainer(database, folder=None):
     agent = TorchAgent(ModularNetwork(env.observation_space, env.action_space, trunk=MLP(8)))
     spec = session_spec(env.observation_space, env.action_space, agent, LENGTH)
     learner = VTrace(agent, learning_rate=0.01, optimizer="adam", total_updates=30)
-    replay = Replay(spec, Flow(batch=2, buffer_size=50), Fresh())
+    replay = Replay(spec, ReplayConfig(batch=2, buffer_size=50), Fresh())
     return Trainer(agent, learner, replay, database, run_config("small", {}, spec), folder=folder)
 
 
@@ -200,7 +202,7 @@ def test_a_kill_between_report_and_update_loses_that_batch_and_repeats_none(data
     first.learner.train_step = die
     with pytest.raises(Killed):
         first.step()
-    database.release_lease(first.holder)  # what the server does when the process is gone
+    database.release_lease(first.publisher.holder)  # what the server does when the process is gone
     second = a_trainer(database)
     second.join()
     second.feed()
@@ -213,7 +215,7 @@ def test_a_kill_between_report_and_update_loses_that_batch_and_repeats_none(data
 
 
 def test_uniform_reads_everything_again_but_counts_steps_once(database):
-    flow = Flow(batch=2, buffer_size=50, reuse=1.0)
+    flow = ReplayConfig(batch=2, buffer_size=50, reuse=1.0)
     first = a_trainer(database, sampler=Uniform(), flow=flow)
     first.join()
     first.feed()  # what comes from here on is new
@@ -228,7 +230,7 @@ def test_uniform_reads_everything_again_but_counts_steps_once(database):
     second.join()
     second.feed()
     assert len(second.replay) == 10
-    assert (second.update, second.intake.steps) == (5, first.intake.steps)
+    assert (second.update, second.feeder.steps) == (5, first.feeder.steps)
     assert not second.step()  # reuse is reached already
     push(database, some_sessions(2, start=10))
     second.feed()
@@ -253,13 +255,13 @@ def test_duplicates_and_damaged_sessions_are_counted_and_training_goes_on(databa
     database.append([codec.compress(codec.encode({}, {}))])
     with caplog.at_level(logging.ERROR):
         trainer.feed()
-    assert trainer.intake.rejected["it came twice"] == 2
-    assert sum(trainer.intake.rejected.values()) == 2 + len(bad) + 1
+    assert trainer.feeder.rejected["it came twice"] == 2
+    assert sum(trainer.feeder.rejected.values()) == 2 + len(bad) + 1
     while trainer.step():
         pass
     assert saw(trainer.learner) == [opening(session) for session in good]
     assert trainer.row()["replay/rejected"] == 9
-    trainer.report()
+    trainer.publisher.report(trainer.update)
     state = database.state()
     assert state.inserted == 15
     assert state.debt == 0  # nobody waits for what was rejected
@@ -270,12 +272,12 @@ def test_the_same_numbers_of_another_player_are_no_duplicates(database):
     trainer.join()
     push(database, some_sessions(2, player="a") + some_sessions(2, player="b"))
     trainer.feed()
-    assert trainer.intake.rejected == {}
+    assert trainer.feeder.rejected == {}
     assert len(trainer.replay) == 4
 
 
 def test_players_are_told_how_far_they_may_go(database):
-    trainer = a_trainer(database, flow=Flow(batch=2, buffer_size=40, min_sessions=4))
+    trainer = a_trainer(database, flow=ReplayConfig(batch=2, buffer_size=40, min_sessions=4))
     trainer.join()
     state = database.state()
     assert (state.reuse, state.allowance, state.capacity, state.delivered) == (1.0, (4 + 2) * 1.0, 40, 0)
@@ -286,7 +288,7 @@ def test_players_are_told_how_far_they_may_go(database):
     push(database, some_sessions(1, start=3))
     trainer.feed()
     assert trainer.step()
-    trainer.report()
+    trainer.publisher.report(trainer.update)
     assert (database.state().delivered, database.state().update) == (2, 1)
 
 
@@ -308,12 +310,12 @@ def test_nothing_is_learned_before_the_stored_sessions_are_read(database):
 
 def another_place(trainer):
     """As if the trainer were on another machine, where nobody can see whether its process lives."""
-    trainer.holder = "elsewhere:1:" + trainer.worker.id
+    trainer.publisher.holder = "elsewhere:1:" + trainer.worker.id
     return trainer
 
 
 def test_a_second_trainer_waits_until_the_first_leaves(redis_url, monkeypatch):
-    monkeypatch.setattr("tinyverse.trainer.loop.HEARTBEAT_SECONDS", 0.02)
+    monkeypatch.setattr("tinyverse.trainer.publisher.HEARTBEAT_SECONDS", 0.02)
     database = a_run(redis_url)
     first, second = (another_place(a_trainer(database)) for _ in range(2))
     first.join()
@@ -328,7 +330,7 @@ def test_a_second_trainer_waits_until_the_first_leaves(redis_url, monkeypatch):
 
 @pytest.mark.parametrize("how", ["signal", "stop"])
 def test_a_waiting_trainer_can_be_stopped(database, monkeypatch, how):
-    monkeypatch.setattr("tinyverse.trainer.loop.HEARTBEAT_SECONDS", 0.02)
+    monkeypatch.setattr("tinyverse.trainer.publisher.HEARTBEAT_SECONDS", 0.02)
     first, second = a_trainer(database), a_trainer(database)
     first.join()
     joining = Beside(lambda should_stop: second.join(should_stop=should_stop))
@@ -341,7 +343,7 @@ def test_a_waiting_trainer_can_be_stopped(database, monkeypatch, how):
 
 
 def test_a_stolen_lease_ends_training_and_nothing_is_published_after(redis_url, monkeypatch):
-    monkeypatch.setattr("tinyverse.trainer.loop.HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr("tinyverse.trainer.publisher.HEARTBEAT_SECONDS", 0.05)
     database = a_run(redis_url)
     trainer = another_place(a_trainer(database))
     trainer.join()
@@ -374,7 +376,7 @@ def test_a_lease_lost_in_the_last_publication_is_raised(database, monkeypatch):
 # -- publishing -----------------------------------------------------------------------------------------------------
 
 
-def test_the_herald_publishes_the_newest_snapshot_and_versions_only_grow(database):
+def test_the_publisher_takes_the_newest_snapshot_and_versions_only_grow(database):
     trainer = a_trainer(database)
     trainer.join()
     published, gate, entered = [], threading.Event(), threading.Event()
@@ -387,16 +389,16 @@ def test_the_herald_publishes_the_newest_snapshot_and_versions_only_grow(databas
         put(blob, version, **numbers)
 
     database.put_weights = slow
-    herald = Herald(trainer)
-    herald.start()
-    herald.offer(trainer.snapshot())
+    publisher, thread = trainer.publisher, publishing_thread(trainer)
+    thread.start()
+    publisher.offer(trainer.snapshot())
     assert entered.wait(10)
     for _ in range(20):
-        herald.offer(trainer.snapshot())
+        publisher.offer(trainer.snapshot())
     gate.set()
-    until(lambda: herald.idle)
-    herald.close()
-    assert herald.failure is None
+    until(lambda: not publisher.unfinished)
+    thread.close()
+    assert thread.failure is None
     assert published == [1, 21]
     assert database.state().version == 21
 
@@ -405,17 +407,17 @@ def test_the_herald_publishes_the_newest_snapshot_and_versions_only_grow(databas
 def test_a_publication_survives_a_lost_database(database, monkeypatch, when):
     """Also where it had arrived and only the answer was lost: publishing it again is no lost lease."""
     monkeypatch.setattr("tinyverse.trainer.loop.RETRY_SECONDS", 0.01)
-    monkeypatch.setattr("tinyverse.trainer.loop.HEARTBEAT_SECONDS", 0.02)
+    monkeypatch.setattr("tinyverse.trainer.publisher.HEARTBEAT_SECONDS", 0.02)
     trainer = a_trainer(Flaky(database, "put_weights", **{when: {1, 2}}))
     trainer.join()
-    herald = Herald(trainer)
-    herald.start()
+    publisher, thread = trainer.publisher, publishing_thread(trainer)
+    thread.start()
     for version in (1, 2, 3):
-        herald.offer(trainer.snapshot())
-        until(lambda: herald.idle or herald.failure)
-        assert herald.failure is None
+        publisher.offer(trainer.snapshot())
+        until(lambda: not publisher.unfinished or thread.failure)
+        assert thread.failure is None
         assert database.state().version == version
-    herald.close()
+    thread.close()
 
 
 def test_a_reader_never_sees_weights_of_another_version(redis_url):
@@ -453,7 +455,7 @@ def test_a_reader_never_sees_weights_of_another_version(redis_url):
 
 
 def threads():
-    return {thread.name for thread in threading.enumerate() if thread.name in ("feeder", "herald", "uploader")}
+    return {thread.name for thread in threading.enumerate() if thread.name in ("feeder", "publisher", "uploader")}
 
 
 @pytest.mark.parametrize("end", ["updates", "signal", "stop", "error"])
@@ -529,7 +531,7 @@ def flush(server):
 def test_an_empty_server_is_filled_again_and_everyone_goes_on(redis_url, redis_server):
     database = a_run(redis_url)
     database.ask_stop()  # one of long ago
-    trainer = a_trainer(database, flow=Flow(batch=2, buffer_size=50))
+    trainer = a_trainer(database, flow=ReplayConfig(batch=2, buffer_size=50))
     trainer.join()
     player, courier = a_player(RedisDatabase(redis_url, database.run))
     courier.start()
@@ -550,28 +552,30 @@ def test_an_empty_server_is_filled_again_and_everyone_goes_on(redis_url, redis_s
     courier.close()
 
 
-@pytest.mark.parametrize("method", ["create", "acquire_lease", "report", "state"])
+@pytest.mark.parametrize("method", ["create", "acquire_lease", "report", "put_weights"])
 def test_a_database_lost_while_the_run_is_made_again_is_no_deadlock(database, method):
     flaky = Flaky(database, method)
     trainer = a_trainer(flaky)
     trainer.join()
     trainer.feed()
     database._reset(keep_weights=False)
+    trainer.feed()
+    assert trainer.publisher.must_publish
+    snapshot = trainer.snapshot()
     flaky.before, flaky.calls = {0}, 0
     with pytest.raises(DatabaseLost):
-        trainer.feed()
-    trainer.feed()
-    assert trainer.must_publish
-    trainer.publish(trainer.snapshot())
+        trainer.publish(snapshot)
+    trainer.publish(snapshot)
     assert database.state().version == trainer.version == 1
     push(database, some_sessions(2))
+    trainer.feed()
     trainer.feed()
     assert trainer.step()
 
 
-@pytest.mark.parametrize("thread", ["herald", "late herald", "drawing", "agreeing"])
+@pytest.mark.parametrize("thread", ["publisher", "late publisher", "drawing", "agreeing"])
 def test_no_position_is_carried_over_into_a_new_epoch(monkeypatch, thread):
-    """Whichever thread was at work with positions when the feeder found the run gone and made it anew."""
+    """Whichever thread was at work with positions when the feeder found the run gone and the publisher made it anew."""
     seen = []
 
     class Noting(MemoryDatabase):
@@ -579,37 +583,54 @@ def test_no_position_is_carried_over_into_a_new_epoch(monkeypatch, thread):
             super()._set(**numbers)
             seen.append((self._state.epoch, self._state.position))
 
-    trainer = a_trainer(database := Noting())
+    monkeypatch.setattr(CountingLearner, "distributed", True)
+    ranks = Ranks() if thread == "agreeing" else SingleProcess()
+    trainer = a_trainer(database := Noting(), ranks=ranks)
     trainer.join()
     push(database, some_sessions(4))
     trainer.feed()
     assert trainer.step() and seen[-1][1] == "2-0"
+    snapshot = trainer.snapshot()
+
+    def make_anew(should_stop):
+        trainer.feed()
+        trainer.publish(snapshot)
+        trainer.feed()
 
     def gone():
         database._reset(keep_weights=False)
         feeder.start()
         feeder.join(0.3)  # while it waits for a lock, it does nothing
 
+    called = []
+
     def before(function):
         """The function, called with what was known before the run was gone."""
-        return lambda *given, **named: (monkeypatch.undo(), gone(), function(*given, **named))[2]
 
-    feeder = Beside(lambda should_stop: trainer.feed())
-    if thread == "herald":
+        def late(*given, **named):
+            monkeypatch.undo()
+            called.append(function)
+            gone()
+            return function(*given, **named)
+
+        return late
+
+    feeder = Beside(make_anew)
+    if thread == "publisher":
         database._reset(keep_weights=False)
-        trainer.report()
+        trainer.publisher.report(trainer.update)
         feeder.start()
-    elif thread == "late herald":
+    elif thread == "late publisher":
         monkeypatch.setattr(database, "report", before(database.report))
-        trainer.report()
+        trainer.publisher.report(trainer.update)
     else:
-        module, name = {"drawing": ("trainer", "furthest"), "agreeing": ("towers", "exchange")}[thread]
-        place = sys.modules[f"tinyverse.{module}"]
+        place, name = {"drawing": (feeder_module, "furthest"), "agreeing": (distributed, "exchange")}[thread]
         monkeypatch.setattr(place, name, before(getattr(place, name)))
         trainer.step()
     feeder.finish()
-    trainer.report()
-    assert database.state().epoch == trainer.state.epoch
+    trainer.publisher.report(trainer.update)
+    assert bool(called) == (thread != "publisher")
+    assert database.state().epoch == trainer.state.epoch != ""
     assert {position for epoch, position in seen if epoch == database.state().epoch} == {"0-0"}
 
 
@@ -661,7 +682,7 @@ def test_priorities_go_back_to_the_sampler(database):
         def set_priorities(self, slots, priorities):
             given.append((slots.tolist(), priorities.tolist()))
 
-    trainer = a_trainer(database, sampler=Noting(), flow=Flow(batch=2, buffer_size=9, reuse=1.0))
+    trainer = a_trainer(database, sampler=Noting(), flow=ReplayConfig(batch=2, buffer_size=9, reuse=1.0))
     trainer.join()
     trainer.learner.metrics = {"priorities": torch.tensor([3.0, 5.0])}
     trainer.feed()
@@ -689,15 +710,31 @@ def test_bf16_runs_the_update_under_autocast(database):
     assert dtypes == [torch.float32, torch.bfloat16]
 
 
-def test_a_lease_that_is_lost_with_the_server_is_taken_again(redis_url):
+def test_a_server_that_was_emptied_gets_no_weights_without_a_run(redis_url):
     """The server was emptied after the lease was taken and before the weights came."""
     database = a_run(redis_url)
     trainer = a_trainer(database)
     trainer.join()
     database.clear()
     trainer.publish(trainer.snapshot())
+    assert database.get_weights() is None and not trainer.publisher.must_publish
+    trainer.feed()
+    assert trainer.publisher.must_publish
+    trainer.publish(trainer.snapshot())
+    assert database.state().version == trainer.version and database.meta()["experiment"] == "counting"
+    trainer.feed()
+    assert trainer.state.epoch == database.state().epoch != ""
+    database.clear()
+
+
+def test_a_lease_that_ran_out_is_taken_again_unless_another_has_it(redis_url):
+    database = a_run(redis_url)
+    trainer = a_trainer(database)
+    trainer.join()
+    database.release_lease(trainer.publisher.holder)
+    trainer.publish(trainer.snapshot())
     assert database.state().version == trainer.version
-    database.release_lease(trainer.holder)
+    database.release_lease(trainer.publisher.holder)
     assert database.acquire_lease("another:1:x")
     with pytest.raises(LeaseLost):
         trainer.publish(trainer.snapshot())

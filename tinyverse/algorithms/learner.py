@@ -27,13 +27,13 @@ class Learner:
         length: rows of the slices that it learns from, taken at random places of sessions; None: whole sessions.
         burn_in: rows before each slice that only update the recurrent state. With `length=None` they are a session's
             first.
-        towered: whether several ranks may train together. True if `train_step` runs the same code on every rank's share
+        distributed: whether several ranks may train together. True if `train_step` runs the same code on every rank's share
             of the batch and every gradient passes an `Optimizer`, which averages it.
     """
 
     length: int | None = None
     burn_in: int = 0
-    towered: bool = False
+    distributed: bool = False
 
     @property
     def device(self) -> torch.device:

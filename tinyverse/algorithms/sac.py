@@ -59,7 +59,7 @@ class SAC(Learner):
         SettingsError: the agent's network is no `SquashedActor`, or a number is out of its range.
     """
 
-    towered = True
+    distributed = True
 
     def __init__(
         self,

@@ -102,7 +102,7 @@ class TorchLearner(Learner):
     reward_clip: float | None = None
     return_scale: RewardNormalizer | None = None
 
-    towered = True
+    distributed = True
 
     def __init__(
         self,

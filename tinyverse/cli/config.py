@@ -1,122 +1,94 @@
-"""Configuring: TOML files for `--config`, and the verb `config`, which says of every value where it comes from.
-
-    learning_rate = 1e-3        # settings: the arguments of make_experiment
-    [train]                     # options of a verb, as on its command line
-    buffer-size = 2000
-
-What stands on the command line goes before the environment (TINYVERSE_TRAIN_BUFFER_SIZE), that before the file, that
-before the experiment.
-"""
+"""The command `config`: every setting and option that has a value, and where it comes from."""
 
 from __future__ import annotations
 
-import tomllib
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import click
 from click.core import ParameterSource
 
-from tinyverse.core.errors import SettingsError
-from tinyverse.core.text import did_you_mean
-
-if TYPE_CHECKING:
-    from tinyverse.cli.context import Asked
+from tinyverse.cli.config_file import read
+from tinyverse.cli.context import RunContext
+from tinyverse.cli.options import RunCommand
+from tinyverse.core.run_config import check_can_join
+from tinyverse.experiment import loader
 
 HIDDEN = ("config", "options", "password", "redis")  # where the values come from, and secrets
 
 
-def read(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """(settings, {verb: options}) of a TOML file.
+@click.command(cls=RunCommand)
+@click.option("--json", "as_json", is_flag=True, help="One JSON list.")
+@click.pass_context
+def config(ctx: click.Context, context: RunContext, as_json: bool) -> None:
+    """Every setting and option that has a value, and where it comes from: command line, environment, file, experiment.
 
-    Raises:
-        SettingsError: it cannot be read.
+    Example: tinyverse atari.py config --config fast.toml
     """
-    try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise SettingsError(f"--config {path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
-    tables = {name: value for name, value in found.items() if isinstance(value, dict)}
-    return {name: value for name, value in found.items() if name not in tables}, tables
-
-
-def adopt(context: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
-    """The callback of `--config`: the file's table of this verb becomes the defaults of its options.
-
-    Raises:
-        SettingsError: the file cannot be read, or has a table of no verb, or an option that the verb does not have.
-    """
-    if path is None:
-        return None
-    tables, group = read(path)[1], context.find_root().command
-    verbs = list(group.commands) if isinstance(group, click.Group) else []
-    if strange := [name for name in tables if name not in verbs]:
-        raise SettingsError(f"--config {path}: [{strange[0]}] is no verb.{did_you_mean(strange[0], verbs)}")
-    words = {
-        word.removeprefix("--"): option.name
-        for option in context.command.params
-        for word in (option.name or "", *option.opts)
-        if not word.startswith("-") or word.startswith("--")
-    }
-    context.default_map = {}
-    for word, value in tables.get(context.info_name or "", {}).items():
-        if word.replace("_", "-") not in words and word not in words:
-            raise SettingsError(
-                f"--config {path}: {context.info_name} has no option {word!r}.{did_you_mean(word, words)}"
-            )
-        context.default_map[words.get(word) or words[word.replace("_", "-")]] = value
-    return path
+    file, options = ctx.params["config"], dict(each.split("=", 1) for each in ctx.params["options"])
+    words, group = ["--config", str(file)] if file else [], ctx.find_root().command
+    assert isinstance(group, click.Group)
+    contexts = {}
+    for verb in ("play", "train", "eval"):
+        command = group.get_command(ctx, verb)
+        assert command is not None
+        contexts[verb] = command.make_context(verb, list(words), parent=ctx.parent)
+    values = list(_effective(context, file, options, contexts))
+    if as_json:
+        print(json.dumps([value._asdict() for value in values], default=str))
+        return
+    widths = [max(len(str(value[column])) for value in values) for column in range(3)]
+    for value in values:
+        print("  ".join(f"{word!s:<{width}}" for word, width in zip(value, [*widths, 0], strict=True)).rstrip())
 
 
 class Value(NamedTuple):
     """An effective value."""
 
-    part: str  # "settings", or the verb whose option it is
+    part: str  # "settings", or the command whose option it is
     name: str
     value: Any
     source: str
 
 
-def effective(
-    asked: Asked, config: Path | None, options: Mapping[str, str], contexts: Mapping[str, click.Context]
+def _effective(
+    context: RunContext, config: Path | None, options: Mapping[str, str], contexts: Mapping[str, click.Context]
 ) -> Iterator[Value]:
-    """Every setting, then every option of the verbs in `contexts` that has a value, and where it comes from.
+    """Every setting, then every option of the commands in `contexts` that has a value, and where it comes from.
 
     Args:
         config: the file of `--config`.
         options: what `-o` said.
-        contexts: verb -> its options as they would be without a word on the command line.
+        contexts: command -> its options as they would be without a word on the command line.
     """
-    from tinyverse.core.run_config import check_can_join
-    from tinyverse.experiment import loader
-
-    kept = asked.folder.settings()
-    check_can_join(asked.run, kept, asked.title, asked.given)
+    kept = context.folder.settings()
+    check_can_join(context.run, kept, context.title, context.given)
     in_file = read(config)[0] if config else {}
-    settings = asked.resolved(kept.get("settings", {}))
+    settings = context.resolved(kept.get("settings", {}))
     for name, value in settings.items():
         source = (
             "-o" if name in options
             else str(config) if name in in_file
-            else f"{asked.folder.path}/settings.json" if name in kept.get("settings", {})
+            else f"{context.folder.path}/settings.json" if name in kept.get("settings", {})
             else "make_experiment"
         )  # fmt: skip
         yield Value("settings", name, value, source)
-    experiment = loader.build(asked.module, settings)
-    for verb, context in contexts.items():
-        for option in context.command.params:
+    experiment = loader.build(context.module, settings)
+    for command, ctx in contexts.items():
+        for option in ctx.command.params:
             name = option.name or ""
-            value, source = context.params.get(name), _source(context, option, config)
+            value, source = ctx.params.get(name), _source(ctx, option, config)
             if value is None and hasattr(experiment, name):
                 value, source = getattr(experiment, name), "the experiment"
             if (value or source not in ("default", "the experiment")) and name not in HIDDEN:
                 words = [word.removeprefix("--") for word in option.opts if word.startswith("--")]
-                yield Value(verb, (words or [name])[-1], value, source)
+                yield Value(command, (words or [name])[-1], value, source)
 
 
-def _source(context: click.Context, option: click.Parameter, config: Path | None) -> str:
-    source = context.get_parameter_source(option.name or "")
+def _source(ctx: click.Context, option: click.Parameter, config: Path | None) -> str:
+    source = ctx.get_parameter_source(option.name or "")
     if source is ParameterSource.ENVIRONMENT:
-        return f"${option.envvar or f'{context.auto_envvar_prefix}_{str(option.name).upper()}'}"
-    return f"{config} [{context.info_name}]" if source is ParameterSource.DEFAULT_MAP else "default"
+        return f"${option.envvar or f'{ctx.auto_envvar_prefix}_{str(option.name).upper()}'}"
+    return f"{config} [{ctx.info_name}]" if source is ParameterSource.DEFAULT_MAP else "default"

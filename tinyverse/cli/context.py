@@ -1,7 +1,4 @@
-"""Asked: what every verb is told on the command line: which experiment, which run, which server. And how it is stopped.
-
-Signals ask a worker to finish; a second SIGINT ends it at once.
-"""
+"""RunContext: what every command about a run is told: which experiment, which run, which server."""
 
 from __future__ import annotations
 
@@ -16,23 +13,30 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tinyverse.core.errors import RunConflict, SettingsError, TinyverseError
+from tinyverse.core.run_config import check_can_join, experiment_and_settings
+from tinyverse.core.text import did_you_mean
 from tinyverse.database import server as redis_server
 from tinyverse.database import server_config
 from tinyverse.database.base import Database
+from tinyverse.database.redis import list_runs
+from tinyverse.database.schema import Keys
 from tinyverse.database.sharded_database import open_database
 from tinyverse.experiment import loader
 from tinyverse.monitoring.progress import Bar, Share
 from tinyverse.trainer.run_folder import RunFolder
 
+if TYPE_CHECKING:
+    from tinyverse.agents.torch_agent import TorchAgent
+
 RUNS, RECORDS = Path("runs"), Path("records")
 
 
 @dataclasses.dataclass
-class Asked:
-    """What every verb is told."""
+class RunContext:
+    """Which experiment, which run and which server a command is about, and where that is found."""
 
     experiment: str
     name: str = ""
@@ -42,7 +46,6 @@ class Asked:
     port: int | None = None
     password: str | None = None
     database: str | None = None
-    shards: int | None = None
     seed: int | None = None
     quiet: bool = False
     bars: bool = True  # whether it is shown how far something is
@@ -104,17 +107,64 @@ class Asked:
             )
         return loader.resolve(self.module, {**agreed, **self.given})
 
+    def make_agent(self, meta: Mapping[str, str]) -> TorchAgent:
+        """The experiment's agent, built here with the run's settings; its weights are not the run's.
+
+        Args:
+            meta: what the run's workers agreed on.
+        Raises:
+            SettingsError: the agent is no TorchAgent, so it has no values to show.
+        """
+        from tinyverse.agents.torch_agent import TorchAgent
+
+        agreed = experiment_and_settings(meta)
+        check_can_join(self.run, agreed, self.title, self.given)
+        agent = loader.build(self.module, self.resolved(agreed["settings"])).agent()
+        if not isinstance(agent, TorchAgent):
+            raise SettingsError(f"{type(agent).__name__} is no TorchAgent and has none.")
+        return agent
+
     def fresh_seed(self) -> int:
         return secrets.randbits(31) if self.seed is None else self.seed
 
     @contextlib.contextmanager
     def connected(self, start: bool = True) -> Iterator[Database]:
         """The run's database; starts this user's local server if there is no other."""
-        database = open_database(self.server(start), self.run, database=self.database, shards=self.shards)
+        database = open_database(self.server(start), self.run, database=self.database)
         try:
             yield database
         finally:
             database.close()
+
+    @contextlib.contextmanager
+    def known(self, force: bool = False) -> Iterator[Database]:
+        """The database of a run that is there, or that somebody waits for; by `force` also where it belongs elsewhere.
+
+        Raises:
+            RunConflict: nobody has heard of it; names the runs there are.
+        """
+        with self.connected(start=False) as database:
+            try:
+                found = bool(database.meta() or database.workers())
+            except RunConflict:
+                if not force:
+                    raise
+                found = True
+            if not found:
+                others = [] if self.database else self.runs()
+                there = f"there are {', '.join(others)}" if others else "there is none"
+                hint = did_you_mean(self.run, others)
+                raise RunConflict(f"there is no run {self.run} in the database; {there}.{hint} Choose one with --name.")
+            yield database
+
+    def runs(self) -> list[str]:
+        """The names of the runs on the server."""
+        address = redis_server.find_server(self.redis, self.host, self.port, self.password, start=False)
+        with (
+            redis_server.errors(address.url),
+            redis_server.connect(address.url, key=Keys.RUNS) as client,
+        ):
+            return list_runs(client)
 
     def server(self, start: bool) -> str:
         if self.database and not (self.redis or self.host or self.port):

@@ -1,4 +1,4 @@
-"""Doctor: the verb `doctor`: is everything here as it should be? A line for each thing, and what to do where it is not.
+"""The command `doctor`: is everything here as it should be? A line for each thing, and what to do where it is not.
 
 It builds the experiment if one is named, and pushes a few megabytes into a run of its own, which it removes again.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import platform
 import secrets
@@ -17,19 +18,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import redis
 
-from tinyverse.cli.context import RUNS, Asked
+from tinyverse.cli.context import RUNS, RunContext
+from tinyverse.cli.options import RunCommand
 from tinyverse.core import codec
 from tinyverse.core import system as machine
 from tinyverse.core.errors import DatabaseError, ServerError, TinyverseError
 from tinyverse.core.text import counted
-from tinyverse.database import server, server_config
+from tinyverse.database import schema, server, server_config
+from tinyverse.database.connection import connect, errors
 from tinyverse.database.redis import RedisDatabase
 from tinyverse.experiment import loader
-from tinyverse.monitoring import status
-from tinyverse.player.player import Player
+from tinyverse.monitoring import metrics
 
 MENDED = {(6, 2): 20, (7, 2): 11, (7, 4): 6, (8, 0): 4, (8, 1): 4, (8, 2): 2}  # patch release by major and minor
 HOLES = "CVE-2025-49844, 46817, 46818 and 46819: whoever may run scripts can take the server over"
@@ -37,6 +40,24 @@ SLOW = 20.0  # MB/s to the server below which pushing holds players up
 SKEW = 5.0  # seconds between the clocks
 MEMORY = 2 << 30  # bytes free for a trainer or player to begin with
 DISK = 1 << 30  # bytes free for checkpoints
+
+
+@click.command(cls=RunCommand)
+@click.option("--json", "as_json", is_flag=True, help="One JSON list.")
+def doctor(context: RunContext, as_json: bool) -> int:
+    """Looks at Python, torch, this machine, the server and, if one is named, the experiment. Exits 1 after a warning.
+
+    Example: tinyverse atari.py doctor
+    """
+    findings = []
+    for finding in examine(context):
+        findings.append(finding)
+        if not as_json:
+            print(finding, flush=True)
+    if as_json:
+        facts = [{"what": each.what, "ok": each.ok, "said": each.said, "advice": each.advice} for each in findings]
+        print(json.dumps(facts))
+    return 0 if all(finding.ok for finding in findings) else 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,14 +78,14 @@ class Finding:
         )
 
 
-def do_doctor(asked: Asked) -> Iterator[Finding]:
+def examine(context: RunContext) -> Iterator[Finding]:
     """Looks at one thing after the other; what fails in a way that nobody foresaw is a finding too."""
     looks: dict[str, Callable[[], Iterator[Finding]]] = {
         "software": _software, "processor": _processor, "gpu": _gpu, "memory": _memory, "codec": _codec,
-        "server": lambda: _server(asked),
+        "server": lambda: _server(context),
     }  # fmt: skip
-    if asked.experiment:
-        looks["experiment"] = lambda: _experiment(asked)
+    if context.experiment:
+        looks["experiment"] = lambda: _experiment(context)
     for what, look in looks.items():
         try:
             yield from look()
@@ -126,7 +147,7 @@ def _memory() -> Iterator[Finding]:
         if "MemAvailable:" in text:
             free = 1024 * int(text[text.index("MemAvailable:") + 1])
         advice = "End something, or lower --buffer-size and --games." if free < MEMORY else ""
-        yield Finding("memory", f"{status.size(free)} available", advice)
+        yield Finding("memory", f"{metrics.size(free)} available", advice)
     place = next(path for path in (RUNS, *RUNS.absolute().parents) if path.exists())
     disk = shutil.disk_usage(place).free
     if not os.access(place, os.W_OK):
@@ -135,7 +156,7 @@ def _memory() -> Iterator[Finding]:
         )
     else:
         advice = "Make room: checkpoints go to ./runs." if disk < DISK else ""
-        yield Finding("disk", f"{status.size(disk)} free at {place.absolute()}", advice)
+        yield Finding("disk", f"{metrics.size(disk)} free at {place.absolute()}", advice)
 
 
 def _codec() -> Iterator[Finding]:
@@ -154,11 +175,11 @@ def _codec() -> Iterator[Finding]:
     )
 
 
-def _server(asked: Asked) -> Iterator[Finding]:
+def _server(context: RunContext) -> Iterator[Finding]:
     try:
-        address = server.find_server(asked.redis, asked.host, asked.port, asked.password, start=False)
+        address = server.find_server(context.redis, context.host, context.port, context.password, start=False)
     except ServerError as error:
-        if asked.names_server:
+        if context.names_server:
             yield Finding("server", str(error), "Is it the right URL, and does the server run?")
             return
         path, numbers = server_config.find_binary()
@@ -168,7 +189,7 @@ def _server(asked: Asked) -> Iterator[Finding]:
         with server.private_server() as trial:
             yield _speed(trial.url)
         return
-    with server.errors(address.url), server.connect(address.url) as client:
+    with errors(address.url), connect(address.url) as client:
         local, version = server.status() if address.source == "running" else None, ""
         if local is not None:
             version = str(local["version"])
@@ -186,7 +207,7 @@ def _server(asked: Asked) -> Iterator[Finding]:
         yield _clock(client)
         if local is not None:
             full = local["memory"] > 0.9 * local["max_memory"] > 0
-            used = f"{status.size(local['memory'])} of {status.size(local['max_memory'])} used"
+            used = f"{metrics.size(local['memory'])} of {metrics.size(local['max_memory'])} used"
             yield Finding(
                 "room",
                 used,
@@ -219,7 +240,7 @@ def _rights(client: redis.Redis) -> Finding:
         return Finding("rights", "only what tinyverse needs, as it should be")
     except redis.ResponseError:
         return Finding("rights", "the server has no CONFIG; its provider looks after it")
-    advice = f"Make a user for tinyverse: ~{server.PREFIX}* -@all and +{' +'.join(server.COMMANDS[:3])} …"
+    advice = f"Make a user for tinyverse: ~{schema.PREFIX}* -@all and +{' +'.join(schema.COMMANDS[:3])} …"
     return Finding("rights", "our user may do everything, and so may whoever reads our URL", advice)
 
 
@@ -255,9 +276,11 @@ def _speed(url: str) -> Finding:
     return Finding("speed", said, advice if same else "Sessions get damaged on the way: look at the server's log.")
 
 
-def _experiment(asked: Asked) -> Iterator[Finding]:
+def _experiment(context: RunContext) -> Iterator[Finding]:
+    from tinyverse.player.player import Player
+
     try:
-        experiment = loader.build(asked.module, asked.resolved({}))
+        experiment = loader.build(context.module, context.resolved({}))
         player = Player(experiment.agent(), experiment.pool(experiment.games), experiment.unroll_length)
         began = time.perf_counter()
         rollout = player.play()
@@ -265,9 +288,11 @@ def _experiment(asked: Asked) -> Iterator[Finding]:
         player.close()
         experiment.spec(player.agent).decode(rollout.sessions("doctor", 0, version="0", update="0")[0].encode())
     except TinyverseError as error:
-        yield Finding("experiment", f"{asked.experiment}: {error}", f"tinyverse {asked.experiment} check shows more.")
+        yield Finding(
+            "experiment", f"{context.experiment}: {error}", f"tinyverse {context.experiment} check shows more."
+        )
         return
     rate = rollout.alive.size / seconds
     yield Finding(
-        "experiment", f"{asked.experiment}: {rollout.alive.size} steps at {rate:,.0f} steps/s, a session that fits"
+        "experiment", f"{context.experiment}: {rollout.alive.size} steps at {rate:,.0f} steps/s, a session that fits"
     )

@@ -1,116 +1,161 @@
-"""Options: what several verbs are told in the same words: which run and which server, how to learn, how to step games."""
+"""The options that several commands share, and the kinds of command that have them.
+
+RunCommand      is about a run: its function gets which run and which server as a RunContext
+TrainCommand    also learns: its function gets how to learn as TrainOptions
+"""
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import click
 from click.core import ParameterSource
 
-from tinyverse.cli.config import adopt, read
+from tinyverse.cli.config_file import adopt, read
 from tinyverse.core.errors import SettingsError
 
 if TYPE_CHECKING:
-    from tinyverse.cli.context import Asked
+    from tinyverse.cli.context import RunContext
 
-Command = Callable[..., Any]
-
-
-def common(function: Command) -> Command:
-    """The options of every verb, gathered into one `Asked`."""
-
-    @click.pass_obj
-    @functools.wraps(function)
-    def wrapped(
-        experiment: str, /, redis: str | None, host: str | None, port: int | None, password: str | None, database: str | None, shards: int | None,
-        name: str | None, seed: int | None, options: tuple[str, ...], config: Path | None, verbose: int, quiet: bool, **rest: Any,
-    ) -> Any:  # fmt: skip
-        from tinyverse.cli.context import Asked
-
-        logging.basicConfig(
-            level=logging.DEBUG if verbose > 1 else logging.INFO if verbose else logging.WARNING,
-            format="%(name)s: %(message)s",
-        )
-        from tinyverse.database.server import public
-
-        given = click.get_current_context().get_parameter_source("password") is ParameterSource.COMMANDLINE
-        if given or (redis and public(redis) != redis):
-            print(
-                "tinyverse: a password on the command line is seen by everyone on this machine; TINYVERSE_PASSWORD and TINYVERSE_REDIS_URL are not.",
-                file=sys.stderr,
-            )
-        asked = Asked(
-            experiment, name or "", _settings(config, options), redis=redis, host=host, port=port, password=password,
-            database=database, shards=shards, seed=seed, quiet=quiet,
-        )  # fmt: skip
-        return function(asked, **rest)
-
-    return _decorated(wrapped, [
-        click.option("--redis", metavar="URL", help="The server, e.g. redis://host:6379/0, rediss:// with TLS, unix://; several, with commas, share the sessions. [env: TINYVERSE_REDIS_URL, REDIS_URL]"),
-        click.option("--host", help="The server's host (as --redis redis://HOST:PORT/0)."),
-        click.option("--port", type=int, help="The server's port [6379]."),
-        click.option("--password", envvar="TINYVERSE_PASSWORD", help="The server's password; better in the URL's environment variable."),
-        click.option("--database", metavar="MODULE:CLASS", help="A Database class of your own instead of Redis."),
-        click.option("--shards", type=int, envvar="TINYVERSE_SHARDS", help="Streams over which sessions are spread, the same for all workers of a run [one for each URL]."),
-        click.option("--name", "--key-prefix", "name", help="The run's name [the experiment's name]."),
-        click.option("--seed", type=int, help="Makes a worker's random numbers repeatable."),
-        click.option("-o", "options", multiple=True, metavar="NAME=VALUE", help="A setting: an argument of make_experiment."),
-        click.option("--config", type=click.Path(path_type=Path), is_eager=True, callback=adopt, help="Settings from a TOML file, and options of the verb from its table [VERB]; the command line goes before it."),
-        click.option("-v", "--verbose", count=True, help="Say more; twice for everything."),
-        click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors."),
-    ])  # fmt: skip
+F = TypeVar("F", bound=Callable[..., Any])
 
 
-def learning(function: Command) -> Command:
-    """The options of `train`, `run` and `local`, gathered into one `Learning`."""
+@dataclasses.dataclass
+class TrainOptions:
+    """The options of `train`, `run` and `local`; None means: as the experiment says."""
 
-    @functools.wraps(function)
-    def wrapped(asked: Asked, **options: Any) -> Any:
-        from tinyverse.cli.train import Learning
-
-        fields = Learning.__dataclass_fields__
-        given = {name: options.pop(name) for name in list(options) if name in fields}
-        given["device"] = given["device"] or ("cuda" if given.get("gpus") else "cpu")
-        return function(asked, Learning(**given), **options)
-
-    return _decorated(wrapped, [
-        click.option("-b", "batch", type=int, help="Sessions per update [the experiment's]."),
-        click.option("-n", "updates", type=int, help="Updates to make [no end]."),
-        click.option("--minutes", type=float, help="Minutes after which to stop [no end]."),
-        click.option("-s", "publish_every", type=int, help="Updates between two publications of weights [the experiment's, else 10]."),
-        click.option("--buffer-size", type=int, help="Sessions kept for learning [the experiment's, else 5000]."),
-        click.option("--reuse", type=float, help="How often a session is learned from, on average; players wait for it."),
-        click.option("--max-lag", type=int, help="Drop sessions older than this many updates."),
-        click.option("--min-sessions", type=int, help="Sessions in memory before learning begins."),
-        click.option("--device", help="Where to learn: cpu, cuda, cuda:1 [cpu; with --gpus cuda]."),
-        click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), help="Of the arithmetic [the experiment's]."),
-        click.option("--threads", type=int, help="Threads of torch [the cores less the players]."),
-        click.option("--compile", is_flag=True, help="Compile the network (torch.compile): slow to start; for GPUs."),
-        click.option("--profile", is_flag=True, help="Write where the time went to runs/NAME/profile.txt."),
-        click.option("--resume/--fresh", default=None, help="Insist on an earlier run, or put it aside [go on if there is one]."),
-        click.option("--force", is_flag=True, help="Go on with other settings than the run was made with."),
-        click.option("--init-from", metavar="FILE", help="Begin a new run with weights of another: a checkpoint or an export."),
-        click.option("--save-replay/--no-save-replay", default=None, help="Keep stored sessions in checkpoints [while they take at most 1 GB]."),
-        click.option("--on-nan", type=click.Choice(["stop", "rollback"]), default="stop", show_default=True, help="After NaN: end, with the batch kept for inspection, or go on from the last checkpoint."),
-        click.option("--player-share", type=float, default=1.0, show_default=True, metavar="0…1", help="Keep no more of one player's sessions than this, while others play."),
-        click.option("--track", multiple=True, metavar="WHERE", help="Log to wandb or mlflow too; each is an extra. metrics.jsonl and TensorBoard are always written."),
-        click.option("--metrics-port", metavar="[HOST:]PORT", help="Serve the newest numbers to Prometheus; without HOST to this machine only."),
-        click.option("--save-every", type=float, default=60.0, show_default=True, metavar="SECONDS", help="Between two checkpoints."),
-    ])  # fmt: skip
+    batch: int | None = None
+    updates: int | None = None
+    publish_every: int | None = None
+    buffer_size: int | None = None
+    reuse: float | None = None
+    max_lag: int | None = None
+    min_sessions: int | None = None
+    device: str = "cpu"
+    precision: str | None = None
+    threads: int | None = None
+    compile: bool = False
+    profile: bool = False
+    minutes: float | None = None
+    gpus: int | None = None  # ranks on this machine; with device "cpu", on its cores
+    resume: bool | None = None  # True: --resume, False: --fresh, None: whatever there is
+    force: bool = False  # go on with other settings than the run was made with
+    init_from: str | None = None  # a file of weights to begin with
+    save_every: float = 60.0  # seconds
+    player_share: float = 1.0  # of the sessions kept, how much one player may have while others play
+    save_replay: bool | None = None  # whether checkpoints hold the replay; None: while it is small
+    track: tuple[str, ...] = ()  # writers beside metrics.jsonl and TensorBoard
+    metrics_port: str | None = None  # PORT or HOST:PORT, for Prometheus
 
 
-def stepping(function: Command) -> Command:
+RUN_OPTIONS = [
+    click.Option(["--redis"], metavar="URL", help="The server, e.g. redis://host:6379/0, rediss:// with TLS, unix://. [env: TINYVERSE_REDIS_URL, REDIS_URL]"),
+    click.Option(["--host"], help="The server's host (as --redis redis://HOST:PORT/0)."),
+    click.Option(["--port"], type=int, help="The server's port [6379]."),
+    click.Option(["--password"], envvar="TINYVERSE_PASSWORD", help="The server's password; better in the URL's environment variable."),
+    click.Option(["--database"], metavar="MODULE:CLASS", help="A Database class of your own instead of Redis."),
+    click.Option(["--name", "--key-prefix", "name"], help="The run's name [the experiment's name]."),
+    click.Option(["--seed"], type=int, help="Makes a worker's random numbers repeatable."),
+    click.Option(["-o", "options"], multiple=True, metavar="NAME=VALUE", help="A setting: an argument of make_experiment."),
+    click.Option(["--config"], type=click.Path(path_type=Path), is_eager=True, callback=adopt, help="Settings from a TOML file, and options of the verb from its table [VERB]; the command line goes before it."),
+    click.Option(["-v", "--verbose"], count=True, help="Say more; twice for everything."),
+    click.Option(["-q", "--quiet"], is_flag=True, help="Say nothing but errors."),
+]  # fmt: skip
+
+TRAIN_OPTIONS = [
+    click.Option(["-b", "batch"], type=int, help="Sessions per update [the experiment's]."),
+    click.Option(["-n", "updates"], type=int, help="Updates to make [no end]."),
+    click.Option(["--minutes"], type=float, help="Minutes after which to stop [no end]."),
+    click.Option(["-s", "publish_every"], type=int, help="Updates between two publications of weights [the experiment's, else 10]."),
+    click.Option(["--buffer-size"], type=int, help="Sessions kept for learning [the experiment's, else 5000]."),
+    click.Option(["--reuse"], type=float, help="How often a session is learned from, on average; players wait for it."),
+    click.Option(["--max-lag"], type=int, help="Drop sessions older than this many updates."),
+    click.Option(["--min-sessions"], type=int, help="Sessions in memory before learning begins."),
+    click.Option(["--device"], help="Where to learn: cpu, cuda, cuda:1 [cpu; with --gpus cuda]."),
+    click.Option(["--precision"], type=click.Choice(["auto", "fp32", "bf16"]), help="Of the arithmetic [the experiment's]."),
+    click.Option(["--threads"], type=int, help="Threads of torch [the cores less the players]."),
+    click.Option(["--compile"], is_flag=True, help="Compile the network (torch.compile): slow to start; for GPUs."),
+    click.Option(["--profile"], is_flag=True, help="Write where the time went to runs/NAME/profile.txt."),
+    click.Option(["--resume/--fresh"], default=None, help="Insist on an earlier run, or put it aside [go on if there is one]."),
+    click.Option(["--force"], is_flag=True, help="Go on with other settings than the run was made with."),
+    click.Option(["--init-from"], metavar="FILE", help="Begin a new run with weights of another: a checkpoint or an export."),
+    click.Option(["--save-replay/--no-save-replay"], default=None, help="Keep stored sessions in checkpoints [while they take at most 1 GB]."),
+    click.Option(["--player-share"], type=float, default=TrainOptions.player_share, show_default=True, metavar="0…1", help="Keep no more of one player's sessions than this, while others play."),
+    click.Option(["--track"], multiple=True, metavar="WHERE", help="Log to wandb or mlflow too; each is an extra. metrics.jsonl and TensorBoard are always written."),
+    click.Option(["--metrics-port"], metavar="[HOST:]PORT", help="Serve the newest numbers to Prometheus; without HOST to this machine only."),
+    click.Option(["--save-every"], type=float, default=TrainOptions.save_every, show_default=True, metavar="SECONDS", help="Between two checkpoints."),
+]  # fmt: skip
+
+weights_option = click.option(
+    "--weights",
+    metavar="VERSION|FILE|best",
+    help="A kept version, a checkpoint or an export, or the best evaluated [the newest].",
+)
+
+
+def stepping_options(function: F) -> F:
     """How a player's games are stepped."""
-    return _decorated(function, [
-        click.option("--workers", type=int, default=0, help="Processes that step a player's games, where stepping is heavy Python [none]."),
-        click.option("--step-timeout", type=float, metavar="SECONDS", help="Kill and replace a worker whose step takes longer."),
+    for decorate in (
         click.option("--worker-memory", type=int, metavar="MIB", help="Replace a worker that grows beyond."),
-    ])  # fmt: skip
+        click.option("--step-timeout", type=float, metavar="SECONDS", help="Kill and replace a worker whose step takes longer."),
+        click.option("--workers", type=int, default=0, help="Processes that step a player's games, where stepping is heavy Python [none]."),
+    ):  # fmt: skip
+        function = decorate(function)
+    return function
+
+
+class RunCommand(click.Command):
+    """A command about a run: its function gets a RunContext, then the command's own options by name."""
+
+    callback: Callable[..., Any]
+    shared: ClassVar[list[click.Option]] = RUN_OPTIONS
+
+    def __init__(self, name: str | None, *, params: list[click.Parameter] | None = None, **named: Any) -> None:
+        super().__init__(name, params=[*self.shared, *(params or [])], **named)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        given = dict(ctx.params)
+        first = self.gathered(ctx, given)
+        return ctx.invoke(self.callback, *first, **given)
+
+    def gathered(self, ctx: click.Context, given: dict[str, Any]) -> list[Any]:
+        """The first arguments of the function, made of options that are taken out of `given`."""
+        return [_run_context(ctx, **{option.name or "": given.pop(option.name or "") for option in RUN_OPTIONS})]
+
+
+class TrainCommand(RunCommand):
+    """A command that learns: its function gets a RunContext, TrainOptions, then the command's own options by name."""
+
+    shared = [*RUN_OPTIONS, *TRAIN_OPTIONS]
+
+    def gathered(self, ctx: click.Context, given: dict[str, Any]) -> list[Any]:
+        first = super().gathered(ctx, given)
+        options = {name: given.pop(name) for name in list(given) if name in TrainOptions.__dataclass_fields__}
+        options["device"] = options["device"] or ("cuda" if options.get("gpus") else "cpu")
+        return [*first, TrainOptions(**options)]
+
+
+def _run_context(
+    ctx: click.Context, *, redis: str | None, password: str | None, name: str | None, options: tuple[str, ...], config: Path | None,
+    verbose: int, **given: Any,
+) -> RunContext:  # fmt: skip
+    from tinyverse.cli.context import RunContext
+    from tinyverse.database.server import public
+
+    level = logging.DEBUG if verbose > 1 else logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(name)s: %(message)s")
+    typed = ctx.get_parameter_source("password") is ParameterSource.COMMANDLINE
+    if typed or (redis and public(redis) != redis):
+        print(
+            "tinyverse: a password on the command line is seen by everyone on this machine; TINYVERSE_PASSWORD and TINYVERSE_REDIS_URL are not.",
+            file=sys.stderr,
+        )
+    return RunContext(ctx.obj, name or "", _settings(config, options), redis=redis, password=password, **given)
 
 
 def _settings(config: Path | None, options: tuple[str, ...]) -> dict[str, Any]:
@@ -121,9 +166,3 @@ def _settings(config: Path | None, options: tuple[str, ...]) -> dict[str, Any]:
             raise SettingsError(f"-o {option}: write it as NAME=VALUE.")
         settings[name.strip()] = value
     return settings
-
-
-def _decorated(function: Command, decorators: list[Callable[[Command], Command]]) -> Command:
-    for decorate in reversed(decorators):
-        function = decorate(function)
-    return function

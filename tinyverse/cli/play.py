@@ -1,4 +1,4 @@
-"""Playing: the verb `play`. Joins a run, adopts its settings, and steps games until it is told to stop."""
+"""The command `play`: joins a run, adopts its settings, and steps games until it is told to stop."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tinyverse.agents.agent import Agent
-from tinyverse.cli.context import Asked, positive
+import click
+
+from tinyverse.cli.context import RunContext, positive
+from tinyverse.cli.devices import acting, check_device
+from tinyverse.cli.options import RunCommand, stepping_options
 from tinyverse.core import system
 from tinyverse.core.errors import DatabaseError, DatabaseLost, SettingsError, WindowClosed
 from tinyverse.core.run_config import check_can_join, check_spec, experiment_and_settings
@@ -18,41 +21,50 @@ from tinyverse.core.text import counted
 from tinyverse.core.timing import Waiting
 from tinyverse.database.base import HEARTBEAT_SECONDS, Database, log_error, new_worker
 from tinyverse.database.heartbeat import Heartbeat
-from tinyverse.envs.pool import Pool
-from tinyverse.envs.process_pool import ProcessPool, can_measure_memory
 from tinyverse.experiment import loader
-from tinyverse.experiment.experiment import Experiment
 from tinyverse.monitoring.progress import Progress, Share
-from tinyverse.player.human import HumanControls
-from tinyverse.player.loop import play
-from tinyverse.player.player import SEEDS_APART, Player
-from tinyverse.player.uploader import Uploader
+
+if TYPE_CHECKING:
+    from tinyverse.envs.pool import Pool
+    from tinyverse.experiment.experiment import Experiment
+    from tinyverse.player.player import Player
+    from tinyverse.player.uploader import Uploader
 
 
-def do_play(
-    asked: Asked,
-    *,
-    games: int | None = None,
-    batches: int | None = None,
-    sync_every: int = 1,
-    cores: int = 1,
-    workers: int = 0,
-    step_timeout: float | None = None,
-    worker_memory: int | None = None,
-    device: str = "cpu",
-    precision: str | None = None,
-    human: bool = False,
-    fps: float | None = None,
-) -> int:
-    """Steps games and pushes sessions; returns the batches pushed.
+@click.command(cls=RunCommand)
+@click.option("-b", "--games", "games", type=int, help="Games stepped at once [the experiment's, else 1].")
+@click.option("-n", "batches", type=int, help="Batches of sessions to play [no end].")
+@click.option(
+    "-s", "sync_every", type=int, default=1, show_default=True, help="Batches between two looks for new weights."
+)
+@click.option(
+    "--cores", type=int, default=1, show_default=True, help="With 2 or more, games are stepped while the agent acts."
+)
+@stepping_options
+@click.option("--device", default="cpu", show_default=True, help="Where to act.")
+@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), help="Of acting [the experiment's].")
+@click.option("--human", is_flag=True, help="You play, in a window; the experiment or its environment names the keys.")
+@click.option("--fps", type=float, help="Steps a second of --human [the environment's].")
+def play(
+    context: RunContext,
+    games: int | None,
+    batches: int | None,
+    sync_every: int,
+    cores: int,
+    workers: int,
+    step_timeout: float | None,
+    worker_memory: int | None,
+    device: str,
+    precision: str | None,
+    human: bool,
+    fps: float | None,
+) -> None:
+    """Steps a batch of games and pushes sessions.
 
-    Args:
-        workers: processes that step the games; 0: this one, or one more where a limit below needs it.
-        step_timeout: seconds that a step may take; a worker that takes longer is killed and replaced.
-        worker_memory: MiB that a worker may grow to.
-        human: a person plays one game in a window.
-        fps: steps a second then; None: the environment's own.
+    Example: tinyverse atari.py play -b 8
     """
+    from tinyverse.envs.process_pool import can_measure_memory
+
     positive(
         games=games, batches=batches, sync_every=sync_every, cores=cores, step_timeout=step_timeout,
         worker_memory=worker_memory,
@@ -70,23 +82,29 @@ def do_play(
     if fps is not None and not (human and 0 < fps <= 1000):
         raise SettingsError(f"--fps {fps:g} is for --human, and between 0 and 1000 steps a second.")
     check_device(device)
-    asked.load()
-    with asked.connected() as database, stop_on_signals() as should_stop:
-        meta = _await_run(asked, database, should_stop)
+    context.load()
+
+    from tinyverse.player.human import HumanControls
+    from tinyverse.player.loop import play as play_on
+    from tinyverse.player.player import Player
+    from tinyverse.player.uploader import Uploader
+
+    with context.connected() as database, stop_on_signals() as should_stop:
+        meta = _await_run(context, database, should_stop)
         if not meta:
-            return 0
+            return
         system.set_threads(1)
-        settings = asked.resolved(experiment_and_settings(meta)["settings"])
-        experiment = loader.build(asked.module, settings)
+        settings = context.resolved(experiment_and_settings(meta)["settings"])
+        experiment = loader.build(context.module, settings)
         agent, spare = (acting(experiment.agent(), device, precision or experiment.precision) for _ in range(2))
-        check_spec(asked.run, meta, experiment.spec(agent))
-        seed = asked.fresh_seed()
-        person = HumanControls(experiment, asked.run, fps) if human else None
+        check_spec(context.run, meta, experiment.spec(agent))
+        seed = context.fresh_seed()
+        person = HumanControls(experiment, context.run, fps) if human else None
         if person is not None:
             agent, spare = person.agent(agent), person.agent(spare)
             pools: list[Pool] = [person.pool]
         elif workers:
-            make = functools.partial(games_of, asked.experiment, settings)
+            make = functools.partial(games_of, context.experiment, settings)
             limits = {"step_timeout": step_timeout, "memory": worker_memory and worker_memory << 20}
             pools = _worker_pools(make, experiment, games or experiment.games, workers, cores, limits)
         else:
@@ -95,26 +113,25 @@ def do_play(
         worker = new_worker("human" if human else "play", games=player.num_games, frame_skip=experiment.frame_skip)
         uploader = Uploader(database, worker, spare)
         uploader.start()
-        asked.say(f"playing {counted(player.num_games, 'game')} of run {asked.run}")
+        context.say(f"playing {counted(player.num_games, 'game')} of run {context.run}")
         try:
 
             def share() -> Share | None:
                 return Share("batches", worker.sessions // worker.games, batches) if batches else None
 
-            with Progress(lambda: _player_line(player, uploader), share=share, quiet=asked.quiet) as progress:
+            with Progress(lambda: _player_line(player, uploader), share=share, quiet=context.quiet) as progress:
 
                 def on_batch() -> None:
                     progress.turn()
                     if person is not None:
                         person.window.look()
 
-                played = play(
+                play_on(
                     player, uploader, batches=batches, sync_every=sync_every, realtime=pools[0].realtime or experiment.realtime,
                     should_stop=lambda: should_stop() or (person is not None and person.window.closed), on_batch=on_batch,
                 )  # fmt: skip
         except WindowClosed:
-            played = worker.sessions
-            asked.say("the window was closed; what was not yet a whole session is not pushed")
+            context.say("the window was closed; what was not yet a whole session is not pushed")
         except BaseException as error:
             worker.error = f"{type(error).__name__}: {error}"  # stays in `info` until the heartbeat is stale
             log_error(database, worker, error)
@@ -128,11 +145,12 @@ def do_play(
         uploader.raise_failure()
         with contextlib.suppress(DatabaseError):
             database.leave(worker.id)
-        return played
 
 
 def _pools(experiment: Experiment, games: int, cores: int, seed: int) -> list[Pool]:
     """One pool; on several cores two halves, of which one is stepped while the agent acts in the other."""
+    from tinyverse.player.player import SEEDS_APART
+
     halves = enumerate(_halves(games, cores))
     return [experiment.pool(count, cores, seed=seed + SEEDS_APART * half, restart=True) for half, count in halves]
 
@@ -141,6 +159,8 @@ def _worker_pools(
     make: Callable[[int], Pool], experiment: Experiment, games: int, workers: int, cores: int, limits: Mapping[str, Any]
 ) -> list[Pool]:
     """As `_pools`, stepped by so many processes; of several, each half has its own."""
+    from tinyverse.envs.process_pool import ProcessPool
+
     counts = _halves(games, min(cores, workers))
     shares = [workers] if len(counts) == 1 else _halves(workers, 2)
     pools: list[Pool] = []
@@ -158,15 +178,15 @@ def games_of(name: str, settings: Mapping[str, Any], num_games: int) -> Pool:
     return loader.build(loader.load_module(name), settings).pool(num_games, restart=True)
 
 
-def _await_run(asked: Asked, database: Database, should_stop: Callable[[], bool]) -> dict[str, str]:
-    """The run's agreement, once a trainer has created it; {} if asked to stop before."""
-    meta = database.meta() or _await_trainer(asked, database, should_stop)
-    check_can_join(asked.run, experiment_and_settings(meta), asked.title, asked.given)
+def _await_run(context: RunContext, database: Database, should_stop: Callable[[], bool]) -> dict[str, str]:
+    """The run's config, once a trainer has created it; {} if asked to stop before."""
+    meta = database.meta() or _await_trainer(context, database, should_stop)
+    check_can_join(context.run, experiment_and_settings(meta), context.title, context.given)
     return meta
 
 
-def _await_trainer(asked: Asked, database: Database, should_stop: Callable[[], bool]) -> dict[str, str]:
-    asked.say(f"waiting for a trainer of run {asked.run} (tinyverse {asked.experiment} train)")
+def _await_trainer(context: RunContext, database: Database, should_stop: Callable[[], bool]) -> dict[str, str]:
+    context.say(f"waiting for a trainer of run {context.run} (tinyverse {context.experiment} train)")
     waiting = Waiting()
     waiting.set("a trainer to create the run")
     heartbeat, meta = Heartbeat(database, new_worker("play"), waiting), dict[str, str]()
@@ -187,34 +207,3 @@ def _player_line(player: Player, uploader: Uploader) -> str:
         f"play: {player.rate.per_second():,.0f} steps/s, {counted(player.rate.total, 'step')}, version {player.version}, "
         f"{counted(uploader.worker.sessions, 'session')} pushed{waits} ({shares})"
     )
-
-
-def acting(agent: Agent, device: str, precision: str) -> Agent:
-    """An agent for playing: on its device, in bfloat16 where that is wanted and fast."""
-    to = getattr(agent, "to", None)
-    if to is None:
-        return agent
-    import torch
-
-    return to(device=device, dtype=torch.bfloat16 if precision_of(precision, device) == "bf16" else None)
-
-
-def precision_of(wanted: str, device: str) -> str:
-    """ "fp32" or "bf16"; "auto" is bf16 where the device multiplies it itself."""
-    if wanted not in ("auto", "fp32", "bf16"):
-        raise SettingsError(f"precision is {wanted!r}; there are auto, fp32 and bf16.")
-    if wanted != "auto":
-        return wanted
-    return "bf16" if device.startswith("cuda") or system.has_bfloat16() else "fp32"
-
-
-def check_device(device: str) -> None:
-    """Raises SettingsError unless torch can use the device here."""
-    if device == "cpu":
-        return
-    import torch
-
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise SettingsError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}. Try cpu.") from None

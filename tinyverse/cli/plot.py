@@ -1,4 +1,4 @@
-"""Plotting: the verb `plot`. From the words on the command line to groups of runs, each of which becomes a curve."""
+"""The command `plot`: learning curves of runs. Words on the command line become groups of runs, each of them a curve."""
 
 from __future__ import annotations
 
@@ -6,20 +6,43 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import click
+
 from tinyverse.cli.context import RUNS
 from tinyverse.core.errors import SettingsError
 from tinyverse.core.text import did_you_mean
 from tinyverse.monitoring.plot import plot_curves
+from tinyverse.monitoring.progress import Bar
 from tinyverse.trainer.run_folder import RunFolder
 
 SEED = re.compile(r"[-_.]s(eed)?[-_]?\d+$")
 
 
-def do_plot(runs: Sequence[str], *, out: Path, x: str = "step", y: str = "play/return", title: str = "") -> Path:
-    """Draws the curves of these runs into the PNG `out`, and returns it.
+@click.command()
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("records/plot.png"),
+    show_default=True,
+    help="The PNG to write.",
+)
+@click.option(
+    "-x",
+    type=click.Choice(["step", "frames", "seconds", "minutes", "update"]),
+    default="step",
+    show_default=True,
+    help="Over what.",
+)
+@click.option(
+    "-y", default="play/return", show_default=True, metavar="METRIC", help="A name in metrics.jsonl, e.g. eval/return."
+)
+@click.option("--title", default="", help="Words above the curves.")
+def plot(runs: Sequence[str], out: Path, x: str, y: str, title: str) -> None:
+    """Draws learning curves. A RUN is a name in ./runs or a folder; names that differ only in -s1, -s2 … are seeds of one
+    curve, its mean with a band from the lowest to the highest. LABEL=RUN,RUN puts runs into one curve by hand.
 
-    Raises:
-        SettingsError: a run is not there, has no such curve, or runs of one curve have different settings.
+    Example: tinyverse plot pong-s1 pong-s2 before=old-pong -x minutes
     """
     if out.suffix != ".png":
         raise SettingsError(f"--out {out}: curves are written as a .png. Call it {out.with_suffix('.png')}.")
@@ -33,7 +56,9 @@ def do_plot(runs: Sequence[str], *, out: Path, x: str = "step", y: str = "play/r
                 members.append(folder)
     for label, folders in groups.items():
         _check_alike(label, folders)
-    return plot_curves(groups, out, x=x, y=y, title=title)
+    with Bar("drawing the curves"):
+        path = plot_curves(groups, out, x=x, y=y, title=title)
+    print(f"curve: {path}")
 
 
 def folder_of(run: str) -> Path:

@@ -1,4 +1,4 @@
-"""Together: players and trainer under one roof: `run` starts the processes of a whole run, `local` needs only its own."""
+"""The command `run`: server, players, trainer and dashboard of a whole run, on this machine."""
 
 from __future__ import annotations
 
@@ -8,149 +8,74 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
-import numpy as np
+import click
 
-from tinyverse.cli.context import Asked, positive
-from tinyverse.cli.train import (
-    Learning,
-    aim,
-    change_settings,
-    check_learning,
-    join,
-    make_trainer,
-    open_log,
-    or_after,
-    profiled,
-    start_fresh,
-    train_run,
-    trainer_line,
-)
+from tinyverse.cli.context import RunContext, positive
+from tinyverse.cli.options import TrainCommand, TrainOptions, stepping_options
 from tinyverse.core import system
-from tinyverse.core.errors import SettingsError, TinyverseError
+from tinyverse.core.errors import TinyverseError
 from tinyverse.core.files import atomic_write
 from tinyverse.core.signals import stop_on_signals
 from tinyverse.core.text import counted
-from tinyverse.core.timing import Ticker
 from tinyverse.database import server as redis_server
 from tinyverse.database import server_config
-from tinyverse.database.memory import MemoryDatabase
-from tinyverse.monitoring import status
-from tinyverse.monitoring.progress import Progress
-from tinyverse.player.player import Player
-from tinyverse.replay.samplers import Fresh
+from tinyverse.monitoring import terminal
 from tinyverse.trainer.run_folder import RunFolder
-from tinyverse.trainer.trainer import Trainer
+
+if TYPE_CHECKING:
+    from tinyverse.trainer.trainer import Trainer
 
 
-def do_local(asked: Asked, learning: Learning, *, games: int | None = None) -> Trainer:
-    """Plays and trains in one process, in lockstep, without a server: lag is exactly 0 for the Fresh sampler."""
-    check_learning(learning)
-    positive(games=games)
-    asked.load()
-    database = MemoryDatabase()
-    with asked.folder.alone(), stop_on_signals() as should_stop:
-        system.set_threads(learning.threads or 1)
-        began, should_stop = time.monotonic(), or_after(learning.minutes, should_stop)
-        learning = dataclasses.replace(learning, precision=learning.precision or "fp32")
-        trainer, experiment = make_trainer(asked, learning, database)
-        batch = trainer.replay.flow.batch
-        count = games or min(batch, experiment.games)
-        if isinstance(trainer.replay.sampler, Fresh) and batch % count:
-            raise SettingsError(
-                f"local with {count} games and batches of {batch} would learn from stale sessions; make -b a multiple of --games."
-            )
-        log = open_log(asked, learning, database, trainer)
-        join(asked, trainer)
-        seed = seed_after(asked.fresh_seed(), trainer.update)
-        player = Player(trainer.agent, experiment.pool(count), experiment.unroll_length, seed=seed)
-        saving, made, sequence = Ticker(learning.save_every, later=True), 0, 0
-        with (
-            profiled(asked, learning.profile),
-            Progress(lambda: trainer_line(trainer), share=aim(trainer, learning, began), quiet=asked.quiet) as progress,
-        ):
-            try:
-                while not should_stop() and (learning.updates is None or made < learning.updates):
-                    player.version, player.update = trainer.version, trainer.update
-                    sessions = player.play().sessions("local", sequence)
-                    sequence += len(sessions)
-                    database.append([session.encode() for session in sessions])
-                    while trainer.feed():
-                        pass
-                    made += _learn_what_there_is(trainer, learning.updates, made)
-                    log.turn()
-                    progress.turn()
-                    if saving.due():
-                        trainer.save()
-                trainer.check()
-            finally:
-                player.close()
-                trainer.leave()
-                log.close()
-    return trainer
-
-
-def seed_after(seed: int, update: int) -> int:
-    """The players' seed of a run that goes on: other games than those it began with, and always the same ones."""
-    return seed if update == 0 else int(np.random.SeedSequence([seed, update]).generate_state(1)[0] >> 1)
-
-
-def _learn_what_there_is(trainer: Trainer, updates: int | None, made: int) -> int:
-    """Updates until data or `updates` run out; of a replay that nothing else bounds (`reuse=None`) only one."""
-    before = made
-    while (updates is None or made < updates) and trainer.step():
-        made += 1
-        trainer.version += 1  # in lockstep each update is a version, though nobody fetches it
-        if trainer.replay.flow.reuse is None:
-            break
-    return made - before
-
-
-def do_run(
-    asked: Asked, learning: Learning, *, players: int = 1, games: int | None = None, **stepping: float | None
+@click.command(cls=TrainCommand)
+@click.option("--players", type=int, default=1, show_default=True, help="Player processes.")
+@click.option("--games", type=int, help="Games per player [the experiment's].")
+@stepping_options
+def run(
+    context: RunContext, options: TrainOptions, players: int = 1, games: int | None = None, **stepping: float | None
 ) -> Trainer:
-    """Server, players, trainer and dashboard on this machine; whatever it started ends with it, however it ends.
+    """Server, players, trainer and dashboard here, with one command. Ctrl-C ends them all.
 
-    Args:
-        stepping: more options of `play`, for every player.
+    Example: tinyverse cartpole.py run --players 2
     """
-    check_learning(learning)
+    from tinyverse.cli.trainer import change_settings, check_options, start_fresh, train_run
+
+    check_options(options)
     positive(players=players, games=games, step_timeout=stepping.get("step_timeout"))
-    asked.load()
-    learning = dataclasses.replace(learning, threads=learning.threads or max(1, system.cores() - players))
+    context.load()
+    options = dataclasses.replace(options, threads=options.threads or max(1, system.cores() - players))
     with contextlib.ExitStack() as stack:
         should_stop = stack.enter_context(stop_on_signals())
-        own = not (asked.database or asked.names_server)
+        own = not (context.database or context.names_server)
         if own:
-            stack.enter_context(asked.folder.alone())
-            asked = dataclasses.replace(asked, redis=stack.enter_context(redis_server.private_server()).url)
-        database = stack.enter_context(asked.connected())
-        if learning.resume is False:
-            start_fresh(asked, database)
-            learning = dataclasses.replace(learning, resume=None)
-        if learning.force:
-            change_settings(asked, database)  # before players agree to the old ones
+            stack.enter_context(context.folder.alone())
+            context = dataclasses.replace(context, redis=stack.enter_context(redis_server.private_server()).url)
+        database = stack.enter_context(context.connected())
+        if options.resume is False:
+            start_fresh(context, database)
+            options = dataclasses.replace(options, resume=None)
+        if options.force:
+            change_settings(context, database)  # before players agree to the old ones
         if own:
-            stack.enter_context(_announced(asked.folder, asked.redis or ""))
-        crew = stack.enter_context(_Players(asked, players, {"games": games, **stepping}))
-        return train_run(asked, learning, database, lambda: should_stop() or crew.is_gone(), show=status.panel)
+            stack.enter_context(_announced(context.folder, context.redis or ""))
+        crew = stack.enter_context(_Players(context, players, {"games": games, **stepping}))
+        return train_run(context, options, database, lambda: should_stop() or crew.is_gone(), show=terminal.panel)
 
 
 class _Players:
     """Player processes of `run`. They end when it ends, also when it is killed."""
 
-    def __init__(self, asked: Asked, count: int, options: Mapping[str, float | None]) -> None:
-        words = [sys.executable, "-m", "tinyverse", asked.experiment, "play", "--name", asked.run, "--quiet"]
+    def __init__(self, context: RunContext, count: int, options: Mapping[str, float | None]) -> None:
+        words = [sys.executable, "-m", "tinyverse", context.experiment, "play", "--name", context.run, "--quiet"]
         words += [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if value]
-        words += ["--database", asked.database] if asked.database else []
-        seeds = [[] if asked.seed is None else ["--seed", str(asked.seed + 1 + index)] for index in range(count)]
+        words += ["--database", context.database] if context.database else []
+        seeds = [[] if context.seed is None else ["--seed", str(context.seed + 1 + index)] for index in range(count)]
         # the server's password goes through the environment: everyone can read the words of a command
         place = {
-            "TINYVERSE_REDIS_URL": asked.server(start=True),
+            "TINYVERSE_REDIS_URL": context.server(start=True),
             "TINYVERSE_PARENT": str(os.getpid()),
-            **({"TINYVERSE_SHARDS": str(asked.shards)} if asked.shards else {}),
             **system.python_path(),
         }
         self._processes = [

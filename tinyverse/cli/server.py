@@ -1,4 +1,4 @@
-"""Cli of the server: the words behind `server`; redis_server.py and users.py do what they say."""
+"""The commands `server start`, `users`, `stop` and `status`: this user's local database server."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import json
 import click
 
 from tinyverse.core.text import counted
+from tinyverse.database import server as redis_server
+from tinyverse.database import users
 
 
 @click.group()
@@ -31,8 +33,6 @@ def server_start(listen: str | None, max_memory: int | None) -> None:
 
     Example: tinyverse server start --listen 10.0.0.5:7070
     """
-    from tinyverse.database import server as redis_server
-
     started = redis_server.start(listen, max_memory * 1_000_000 if max_memory else None)
     print(f"server {started.version} runs in {started.folder} (pid {started.pid})")
     if started.tcp_url:
@@ -52,8 +52,6 @@ def server_users(run: str, redis: str | None) -> None:
 
     Example: tinyverse server users pong
     """
-    from tinyverse.database import users
-
     for role, url in users.make_users(run, redis).items():
         print(f"{role:<8} TINYVERSE_REDIS_URL={url}")
 
@@ -61,8 +59,6 @@ def server_users(run: str, redis: str | None) -> None:
 @server.command(name="stop")
 def server_stop() -> None:
     """Stops it; what it holds is gone."""
-    from tinyverse.database import server as redis_server
-
     print("stopped" if redis_server.stop() else "no local server was running")
 
 
@@ -70,8 +66,6 @@ def server_stop() -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def server_status(as_json: bool) -> int:
     """Whether it runs, where, and how much it holds."""
-    from tinyverse.database import server as redis_server
-
     facts = redis_server.status()
     if as_json:
         print(json.dumps(facts))

@@ -1,49 +1,75 @@
-"""Words: which experiment and which verb a command's first words name, and what was meant where they name none."""
+"""The commands there are, and which experiment and which command the first words of a command line name.
+
+VERBS want an experiment before them, GLOBALS stand alone, and ALONE are verbs that say something without one too.
+"""
 
 from __future__ import annotations
 
 import sys
 from difflib import get_close_matches
+from typing import NamedTuple
 
 import click
 
 from tinyverse import __version__
 from tinyverse.core.text import did_you_mean
 
-VERBS = (
-    "play", "train", "eval", "export", "run", "local", "info", "watch", "check", "sessions", "report", "config", "doctor",
-    "stop", "clear",
-)  # fmt: skip
-GLOBALS = ("server", "plot", "new", "completion")
-ALONE = ("info", "doctor")  # verbs that say something without an experiment too
 
-USAGE = """\
+class Listed(NamedTuple):
+    """A command, before its module is imported."""
+
+    where: str  # module:attribute
+    example: str
+    help: str
+
+
+_LEARNING = {
+    "run": Listed("tinyverse.cli.run:run", "cartpole run --players 1", "plays and trains on this machine, with one command"),
+    "local": Listed("tinyverse.cli.local:local", "catch.py local", "plays and trains in one process, without a server"),
+    "play": Listed("tinyverse.cli.play:play", "atari.py play -b 8", "steps 8 games; as often as you like, on as many machines as you like"),
+    "train": Listed("tinyverse.cli.train:train", "atari.py train -b 16", "learns from what players push"),
+    "eval": Listed("tinyverse.cli.eval:evaluate", "atari.py eval -n 5", "whole games: mean ± standard error, and a video in ./records"),
+}  # fmt: skip
+
+_LOOKING = {
+    "info": Listed("tinyverse.cli.info:info", "atari.py info", "who does what, and what each waits for; without EXPERIMENT: the runs there are"),
+    "watch": Listed("tinyverse.cli.watch:watch", "atari.py watch", "the run as a page in a browser: curves, workers, films, any player's game"),
+    "report": Listed("tinyverse.cli.report:report", "atari.py report", "a page to pass on: curve, film, settings, machine, commands"),
+    "sessions": Listed("tinyverse.cli.sessions:sessions", "atari.py sessions ls", "what was played: show ID, video ID, export FILE, import FILE"),
+    "export": Listed("tinyverse.cli.export:export", "atari.py export FILE", "the weights as plain safetensors, or as ONNX"),
+    "config": Listed("tinyverse.cli.config:config", "atari.py config", "every setting and option, and where its value comes from"),
+    "check": Listed("tinyverse.cli.check:check", "atari.py check", "builds everything once, and shows it"),
+    "doctor": Listed("tinyverse.cli.doctor:doctor", "atari.py doctor", "is everything here as it should be? Also without EXPERIMENT"),
+    "stop": Listed("tinyverse.cli.stop:stop", "atari.py stop", "asks every worker of the run to finish and leave"),
+    "clear": Listed("tinyverse.cli.clear:clear", "atari.py clear", "removes the run from the database"),
+}  # fmt: skip
+
+GLOBALS = {
+    "plot": Listed("tinyverse.cli.plot:plot", "plot pong-s1 pong-s2", "learning curves of these runs, as a PNG"),
+    "new": Listed("tinyverse.cli.new:new", "new my_game.py", "an experiment of your own to begin with, and a test for it"),
+    "server": Listed("tinyverse.cli.server:server", "server start", "or stop, status, users: the server on this machine"),
+    "completion": Listed("tinyverse.cli.completion:completion", "completion bash", "Tab completes experiments, verbs and options"),
+}  # fmt: skip
+
+VERBS = _LEARNING | _LOOKING
+ALONE = ("info", "doctor")
+
+
+def _lines(commands: dict[str, Listed]) -> str:
+    return "".join(f"  tinyverse {command.example:<26}  {command.help}\n" for command in commands.values())
+
+
+USAGE = f"""\
 tinyverse EXPERIMENT VERB [options]
 
 EXPERIMENT is a file (atari.py), a module (my.games.pong), or a packaged example (atari, cartpole, catch, tabular).
 
 \b
-  tinyverse cartpole run --players 1    play and train on this machine, with one command
-  tinyverse catch.py local              play and train in one process, without a server
-  tinyverse atari.py play -b 8          step 8 games; as often as you like, on as many machines as you like
-  tinyverse atari.py train -b 16        learn from what players push
-  tinyverse atari.py eval -n 5          whole games: mean ± standard error, and a video in ./records
-
-  tinyverse atari.py info               who does what, and what each waits for
-  tinyverse atari.py watch              the run as a page in a browser: curves, workers, films, any player's game
-  tinyverse atari.py report             a page to pass on: curve, film, settings, machine, commands
-  tinyverse atari.py sessions ls        what was played: show ID, video ID, export FILE, import FILE
-  tinyverse atari.py export FILE        the weights as plain safetensors, or as ONNX
-  tinyverse atari.py config             every setting and option, and where its value comes from
-  tinyverse atari.py check              builds everything once; stop and clear end a run and remove it
-
-  tinyverse plot pong-s1 pong-s2        learning curves of these runs, as a PNG
-  tinyverse new my_game.py              an experiment of your own to begin with, and a test for it
-  tinyverse server start                or stop, status, users: the server on this machine
-  tinyverse info                        the runs on the server
-  tinyverse doctor                      is everything here as it should be?
-  tinyverse completion bash             Tab completes experiments, verbs and options
-
+{_lines(_LEARNING)}
+\b
+{_lines(_LOOKING)}
+\b
+{_lines(GLOBALS)}
 Add --help after a verb for its options.
 """
 

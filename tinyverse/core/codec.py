@@ -29,8 +29,6 @@ MAX_DIMENSIONS = 8
 MAX_BYTES = 1 << 30
 SAMPLE_BYTES = 4096  # bytes that `compress` tries first of a large blob
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-UNSEALED = b"unsealed"  # what a database returns in place of a blob with a wrong seal
-WRONG_SEAL = "its seal is missing or made with another secret. Set the same TINYVERSE_SECRET everywhere."
 
 _DTYPES = {
     "BOOL": np.dtype("?"), "U8": np.dtype("u1"), "I8": np.dtype("i1"), "U16": np.dtype("<u2"), "I16": np.dtype("<i2"),
@@ -81,8 +79,6 @@ def decode(blob: bytes, *, max_bytes: int = MAX_BYTES) -> tuple[dict[str, np.nda
         raise CodecError(f"{len(blob)} bytes is more than the {max_bytes} allowed here.")
     if len(blob) < 8:
         raise CodecError(f"{len(blob)} bytes is too short to be a blob.")
-    if blob == UNSEALED:
-        raise CodecError(WRONG_SEAL)
     (length,) = struct.unpack_from("<Q", blob)
     if length > MAX_HEADER or length > len(blob) - 8:
         raise CodecError(f"the header claims {length} bytes; {min(MAX_HEADER, len(blob) - 8)} are possible.")

@@ -1,16 +1,16 @@
-"""Towers: several trainer processes, the ranks, that learn as one; all of torch.distributed is in this file.
+"""Distributed training: several trainer processes, the ranks, learn as one. All of torch.distributed is in this file.
 
 Every rank has the same weights and takes the same steps, each from its own share of the sessions. A process that no
-launcher started is alone: then every function here is the identity and costs nothing.
+launcher started is alone. Every function here is then the identity and costs nothing.
 
     launch(words, 4)         starts this command four times here, and again from the checkpoint when one of them dies
     with joined("cuda"):     in each of them (also under `torchrun`, on several machines)
-        exchange(ready, …)   once a turn: step together, or wait together
+        exchange(ready, …)   once a turn: all ranks step, or all wait
         total(rows)          sums over all ranks, where a loss needs them
         average_gradients    before every step of an optimizer
 
-Control numbers go over gloo and host memory, so they wait for no GPU; gradients on GPUs go over NCCL. Collectives are
-called by the training thread only, by all ranks in the same order.
+Control numbers travel over gloo and host memory, so they wait for no GPU. Gradients on GPUs travel over NCCL. Only the
+training thread calls collectives, in the same order on all ranks.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import io
 import os
 import signal
 import socket
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -61,7 +60,7 @@ def neighbours() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if _together() else 1
 
 
-def leads() -> bool:
+def is_rank_zero() -> bool:
     """Whether this is rank 0, which alone holds the lease, publishes, and writes files."""
     return rank() == 0
 
@@ -92,17 +91,17 @@ def joined(device: str) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def leader_first() -> Iterator[None]:
+def rank_zero_first() -> Iterator[None]:
     """Rank 0 passes through the block before the others enter it."""
-    if not leads():
-        anywhere(False)
+    if not is_rank_zero():
+        any_rank(False)
     yield
-    if leads():
-        anywhere(False)
+    if is_rank_zero():
+        any_rank(False)
 
 
 def exchange(*numbers: float) -> list[tuple[float, ...]]:
-    """The numbers (as float64) of every rank, by rank. One at least: for an empty message nobody waits."""
+    """The numbers (as float64) of every rank, by rank. At least one number: no rank waits for an empty message."""
     if not _together():
         return [numbers]
     mine = torch.tensor(numbers, dtype=torch.float64)
@@ -112,20 +111,24 @@ def exchange(*numbers: float) -> list[tuple[float, ...]]:
     return [tuple(row.tolist()) for row in all_ranks]
 
 
-def anywhere(true: bool) -> bool:
+def any_rank(true: bool) -> bool:
     """Whether it is true on any rank."""
-    return any(said for (said,) in exchange(true))
+    return any(value for (value,) in exchange(true))
 
 
-def from_leader(contents: Any) -> Any:
-    """What rank 0 gave: tensors, numbers and strings in dicts and lists, which is all that is read."""
+def broadcast(contents: Any) -> Any:
+    """What rank 0 gave: dicts and lists of tensors, numbers and strings. Nothing else is read."""
     if not _together():
         return contents
     mine = io.BytesIO()
-    if leads():
+    if is_rank_zero():
         torch.save(contents, mine)
     size = int(exchange(len(mine.getbuffer()))[0][0])
-    buffer = torch.frombuffer(mine.getbuffer(), dtype=torch.uint8) if leads() else torch.empty(size, dtype=torch.uint8)
+    buffer = (
+        torch.frombuffer(mine.getbuffer(), dtype=torch.uint8)
+        if is_rank_zero()
+        else torch.empty(size, dtype=torch.uint8)
+    )
     with _among_peers():
         dist.broadcast(buffer, 0)
     return torch.load(io.BytesIO(buffer.numpy().tobytes()), map_location="cpu", weights_only=True)
@@ -165,22 +168,22 @@ def is_mine(player: str, sequence: int) -> bool:
     """Whether a session falls into this rank's share.
 
     A player's sessions go round the ranks, so that shares are equal to one session for each player; where the round
-    begins is a hash of its name. Who pushed a session twice gets it to the same rank, which knows it then.
+    begins is a hash of its name. A session that was pushed twice reaches the same rank twice, which then knows it.
     """
     return (xxhash.xxh3_64_intdigest(player.encode(errors="surrogatepass")) + sequence) % size() == rank()
 
 
 def launch(words: Iterable[str], ranks: int) -> None:
-    """Runs `tinyverse WORDS` in so many processes of this machine under torch's elastic launcher, until they are done.
+    """Runs `tinyverse WORDS` in so many processes of this machine under `torchrun`, until they are done.
 
-    When one dies, all are started again, and go on from the checkpoint. A signal is passed on to all.
+    When one dies, torchrun starts all again, and they go on from the checkpoint. It passes a signal on to all.
 
     Raises:
         TinyverseError: a rank ended with an error for a person, or they died too often.
     """
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "lo")
     for library in ("GLOO", "NCCL"):  # a machine's own name need not be one that it can look up
@@ -188,14 +191,14 @@ def launch(words: Iterable[str], ranks: int) -> None:
     # else ranks that start again find the addresses of those before them in the launcher's store, and wait for the dead
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     os.environ["TINYVERSE_PARENT"] = str(os.getpid())  # the ranks end when this process is gone
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun warns otherwise; a trainer sets its threads itself
     with tempfile.TemporaryDirectory(prefix="tinyverse-") as logs:
-        config = LaunchConfig(
-            min_nodes=1, max_nodes=1, nproc_per_node=ranks, run_id=f"tinyverse-{os.getpid()}", rdzv_backend="c10d",
-            rdzv_endpoint="127.0.0.1:0", local_addr="127.0.0.1", max_restarts=RESTARTS,
-            logs_specs=DefaultLogsSpecs(log_dir=logs),
-        )  # fmt: skip
+        options = (
+            f"--nproc-per-node={ranks} --max-restarts={RESTARTS} --rdzv-backend=c10d --rdzv-endpoint=127.0.0.1:0 "
+            "--local-addr=127.0.0.1"
+        ).split()
         try:
-            elastic_launch(config, sys.executable)("-m", "tinyverse", *words)
+            run.run(run.parse_args([*options, f"--log-dir={logs}", "-m", "tinyverse", *words]))
         except SignalException as end:
             if end.sigval == signal.SIGQUIT:
                 raise TinyverseError(f"the {ranks} ranks have ended; what one of them said above is why.") from None
@@ -223,7 +226,7 @@ def _together() -> bool:
 
 @contextlib.contextmanager
 def _among_peers() -> Iterator[None]:
-    """What torch says when a peer is gone, as an error of ours."""
+    """Raises RankLost where torch says that a peer is gone."""
     try:
         yield
     except RuntimeError as error:

@@ -25,9 +25,9 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from tinyverse.core.errors import DatabaseError, LeaseLost
+from tinyverse.core.errors import DatabaseError, LeaseLost, RunConflict
 from tinyverse.core.system import is_gone
-from tinyverse.database.position import BEGINNING
+from tinyverse.database.cursor import BEGINNING
 
 WEIGHTS_KEPT = 3
 LOG_KEPT = 10_000  # rows of each of the two short logs: episodes and metrics
@@ -36,6 +36,8 @@ HEARTBEAT_SECONDS = 1.0  # between two heartbeats of a worker
 RETRY_SECONDS = 0.5  # before a worker tries a lost database again
 STALE_AFTER = 15.0  # seconds without a heartbeat after which a worker counts as gone
 LEASE_SECONDS = 10.0
+UNSIGNED = b"unsigned"  # in place of a session whose signature is wrong; no session looks like this
+WRONG_SIGNATURE = "its signature is missing or made with another secret. Set the same TINYVERSE_SECRET everywhere."
 REPORTED = ("update", "step", "delivered", "reuse", "allowance", "capacity", "position")  # of State, by the trainer
 KEPT_BY_CLEAR = ("update", "step", "capacity", "stop")  # of State, when the weights are kept
 
@@ -96,12 +98,7 @@ class Database(abc.ABC):
     """The meeting place of one run. Methods are safe to call from several threads.
 
     Raises `DatabaseLost` when it cannot be reached (the caller may retry), `DatabaseError` when it says no.
-
-    Attributes:
-        streams: in how many streams its sessions lie; each has an order of its own, see `position`.
     """
-
-    streams: int = 1
 
     # -- the run ------------------------------------------------------------------------------------------------
 
@@ -138,11 +135,6 @@ class Database(abc.ABC):
         Never retried here: an append that failed half-way may have arrived, so sessions carry (player, sequence).
         """
 
-    def append_as(self, player: str, blobs: Sequence[bytes]) -> State:
-        """Appends sessions of a player who is not here, from a file. A database of several streams puts one player's into
-        one, because a trainer takes a session that comes before its predecessor for one that came twice."""
-        return self.append(blobs)
-
     @abc.abstractmethod
     def read(self, after: str, limit: int, wait: float = 0.0) -> tuple[list[tuple[str, bytes]], State]:
         """Up to `limit` (position, session) after position `after`, oldest first, and the State at that very instant.
@@ -164,10 +156,17 @@ class Database(abc.ABC):
     # -- weights ------------------------------------------------------------------------------------------------
 
     @abc.abstractmethod
-    def put_weights(self, blob: bytes, version: int, *, holder: str, update: int = 0, step: int = 0) -> None:
+    def put_weights(
+        self, blob: bytes, version: int, *, holder: str, update: int = 0, step: int = 0, epoch: str | None = None
+    ) -> None:
         """Publishes weights; version, blob, update and step change together. Keeps the newest 3 versions.
 
+        Args:
+            epoch: of the incarnation of the run that the weights belong to; None: whichever there is.
+
         Raises:
+            RunConflict: the run is gone, or another incarnation of it is there. So a trainer never leaves weights without a
+                run, nor in a run that began after them.
             LeaseLost: `holder` does not hold the lease, or `version` is not above the newest.
         """
 
@@ -252,15 +251,17 @@ def log_error(database: Database, worker: Worker, error: BaseException) -> None:
         database.log_error(row)
 
 
-def new_holder() -> str:
-    """A name to hold a lease by: "host:pid:random", so that a dead holder can be told from this machine."""
-    return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
-
-
 def holder_is_dead(holder: str) -> bool:
     """Whether the holder was a process of this host that is gone; False when that cannot be known."""
     host, _, rest = holder.rpartition(":")[0].rpartition(":")
     return host == socket.gethostname() and rest.isdigit() and is_gone(int(rest))
+
+
+def check_epoch(wanted: str | None, found: str, version: int) -> None:
+    """Raises RunConflict unless weights of the epoch `wanted` may go into the run of the epoch `found`, "" if it is gone."""
+    if wanted is not None and (wanted != found or not found):
+        there = "another has taken its place" if found else "it is gone from the database"
+        raise RunConflict(f"weights version {version} belong to a run that is no more: {there}.")
 
 
 def check_fence(holder: str, version: int, held_by: str, newest: int) -> None:

@@ -20,6 +20,7 @@ from tinyverse.database.base import (
     Database,
     State,
     Worker,
+    check_epoch,
     check_fence,
     check_report,
 )
@@ -90,8 +91,11 @@ class MemoryDatabase(Database):
             new = [(f"{key}-0", blob) for key, blob in self._sessions if key > last]
             return new[:limit], self._state
 
-    def put_weights(self, blob: bytes, version: int, *, holder: str, update: int = 0, step: int = 0) -> None:
+    def put_weights(
+        self, blob: bytes, version: int, *, holder: str, update: int = 0, step: int = 0, epoch: str | None = None
+    ) -> None:
         with self._changed:
+            check_epoch(epoch, self._state.epoch, version)
             check_fence(holder, version, self._held_by(), self._state.version)
             self._weights[version] = bytes(blob)
             for old in sorted(self._weights)[:-WEIGHTS_KEPT]:

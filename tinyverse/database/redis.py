@@ -1,6 +1,6 @@
 """RedisDatabase: the meeting place on a Redis or Valkey server, so that players and trainers may be anywhere.
 
-Every key is spelled in `redis_keys`. Sessions are one stream: their order, ids that only grow and a bounded length
+Every key is spelled in `schema`. Sessions are one stream: their order, ids that only grow and a bounded length
 come with it. What must agree is written in one MULTI, what must be checked first is WATCHed, and nothing is scripted.
 Time is the server's: a client knows how far its own steady clock is from it, because every reply brings the server's
 along.
@@ -9,19 +9,17 @@ along.
 from __future__ import annotations
 
 import contextlib
-import json
+import functools
 import logging
-import re
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import redis
 import xxhash
 
-from tinyverse.core.codec import UNSEALED, WRONG_SEAL
-from tinyverse.core.errors import CodecError, DatabaseError, RunConflict, SettingsError
+from tinyverse.core.errors import DatabaseError, DatabaseLost, SettingsError
 from tinyverse.database.base import (
     ERRORS_KEPT,
     KEPT_BY_CLEAR,
@@ -32,15 +30,13 @@ from tinyverse.database.base import (
     Database,
     State,
     Worker,
+    check_epoch,
     check_fence,
     check_report,
     holder_is_dead,
 )
-from tinyverse.database.redis_places import is_one_of_several
-from tinyverse.database.rows import decode_heartbeat, decode_row, encode_heartbeat, encode_row
-from tinyverse.database.schema import COUNTER, PLACES, SHARD, STREAMS, Keys
-from tinyverse.database.server import connect, errors
-from tinyverse.database.signing import Seal
+from tinyverse.database.connection import connect, errors
+from tinyverse.database.schema import COUNTER, Keys, decode_heartbeat, decode_row, encode_heartbeat, encode_row
 
 log = logging.getLogger(__name__)
 
@@ -62,30 +58,19 @@ class RedisDatabase(Database):
         run: the run's name.
         name: how the server's list of clients calls us.
         timeout: seconds without an answer after which the server counts as lost.
-        seal: makes and checks the seals of sessions and weights; None: nobody asks for any.
-        stream: which of the run's `streams` this is, each with its share of the capacity; "" for all the rest of a run,
-            and where there is only one.
     """
 
-    def __init__(
-        self, url: str, run: str, *, name: str = "tinyverse", timeout: float = 5.0, seal: Seal | None = None,
-        stream: str = "", streams: int = 1,
-    ) -> None:  # fmt: skip
+    def __init__(self, url: str, run: str, *, name: str = "tinyverse", timeout: float = 5.0) -> None:
         if timeout <= BLOCK:
             raise SettingsError(
                 f"A timeout of {timeout} s must be above the {BLOCK} s that a read waits on the server."
             )
-        self.run, self.streams = run, streams
+        self.run = run
         self._url = url
-        self._keys = Keys(run, stream)
-        self._listed = not stream  # among the server's runs
-        self._client: Any = connect(url, name=name, timeout=timeout, key=self._keys.meta)
-        self._runs: Any = self._client  # of the list of runs, which on a cluster lies elsewhere
-        if is_one_of_several(url):
-            self._runs = connect(url, name=name, timeout=timeout, key=Keys.RUNS)
-        self._capacity = self._share(State.capacity)  # as of the last State
-        self._epoch = State.epoch  # likewise
-        self._seal = seal
+        self._keys = Keys(run)
+        self._connect = functools.partial(connect, url, name=name, timeout=timeout)
+        self._client: Any = None  # as long as the server is not lost
+        self._capacity = State.capacity  # as of the last State
         self._clock: float | None = None  # the server's time minus ours, seconds
 
     def __repr__(self) -> str:
@@ -95,31 +80,20 @@ class RedisDatabase(Database):
         keys = self._keys
 
         def write(pipe: Any) -> None:
-            there = pipe.hmget(keys.meta, "epoch", SHARD)
+            there = pipe.hget(keys.meta, "epoch")
             pipe.multi()
-            if there == [None, None]:
-                pipe.hset(keys.meta, mapping={**meta, "epoch": secrets.token_hex(8), STREAMS: self.streams})
+            if there is None:
+                pipe.hset(keys.meta, mapping={**meta, "epoch": secrets.token_hex(8)})
 
         self._change(write, keys.meta)
-        if self._listed:
-            with errors(self._url):
-                self._runs.sadd(keys.RUNS, self.run)
+        with errors(self._url), self._connect(key=Keys.RUNS) as client:  # of a cluster, another node may have the list
+            client.sadd(Keys.RUNS, self.run)
         return self.meta()
 
     def meta(self) -> dict[str, str]:
-        with errors(self._url):
-            stored = self._client.hgetall(self._keys.meta)
-            meta = {name.decode(): text.decode() for name, text in stored.items()}
-            streams = int(meta.pop(STREAMS, 1))
-            places = json.loads(meta.pop(PLACES, "[]"))
-        if SHARD in meta:
-            raise misplaced(self.run, places, [self._url])
-        if meta and streams != self.streams:
-            raise RunConflict(
-                f"the sessions of run {self.run} lie on {streams} shard{'s' * (streams > 1)}, not on {self.streams}. Give "
-                f"--shards {streams}, or the URLs of all its servers in the trainer's order."
-            )
-        return meta
+        with self._server() as client:
+            stored = client.hgetall(self._keys.meta)
+            return {name.decode(): text.decode() for name, text in stored.items()}
 
     def state(self) -> State:
         return self._ask(lambda pipe: None)[1]
@@ -142,19 +116,17 @@ class RedisDatabase(Database):
                 pipe.hdel(keys.stat, *gone)
 
         self._change(remove, keys.current)
-        if not keep_weights and self._listed:
-            with errors(self._url):
-                self._runs.srem(keys.RUNS, self.run)
+        if not keep_weights:
+            with errors(self._url), self._connect(key=Keys.RUNS) as client:
+                client.srem(Keys.RUNS, self.run)
 
     def close(self) -> None:
-        self._client.close()
-        self._runs.close()
+        if self._client is not None:
+            self._client.close()
 
     def append(
-        self, blobs: Sequence[bytes], *, worker: Worker | None = None, episodes: Iterable[Mapping[str, Any]] = (),
-        elsewhere: int = 0,
-    ) -> State:  # fmt: skip
-        """As of Database; `elsewhere` counts sessions of this run that lie in other streams."""
+        self, blobs: Sequence[bytes], *, worker: Worker | None = None, episodes: Iterable[Mapping[str, Any]] = ()
+    ) -> State:
         keys, rows, size = self._keys, [encode_row(row) for row in episodes], sum(map(len, blobs))
         _check_size(size, "These sessions")
         if self._clock is None:
@@ -162,14 +134,11 @@ class RedisDatabase(Database):
 
         def write(pipe: Any) -> None:
             for blob in blobs:
-                pipe.execute_command(
-                    "XADD", keys.sessions, "MAXLEN", self._capacity, "*", "s", blob, *self._sealed(blob)
-                )
+                pipe.execute_command("XADD", keys.sessions, "MAXLEN", self._capacity, "*", "s", blob)
             for row in rows:
                 pipe.xadd(keys.episodes, {"row": row}, maxlen=LOG_KEPT, approximate=False)
-            if blobs or elsewhere:
-                pipe.hincrby(keys.tally, "inserted", len(blobs) + elsewhere)
             if blobs:
+                pipe.hincrby(keys.tally, "inserted", len(blobs))
                 pipe.hincrby(keys.tally, "bytes", size)
             if worker:
                 pipe.hset(keys.heartbeats, worker.id, encode_heartbeat(worker, self._now()))
@@ -182,48 +151,47 @@ class RedisDatabase(Database):
             (entries,), state = self._ask(lambda pipe: pipe.xrange(sessions, min=f"({after}", count=limit))
             left = ends - time.monotonic()
             if entries or left <= 0:
-                return self._blobs(entries, state.epoch), state
-            with errors(self._url):
-                self._client.xread({sessions: after}, count=1, block=max(1, int(1000 * min(left, BLOCK))))
+                return _blobs(entries), state
+            with self._server() as client:
+                client.xread({sessions: after}, count=1, block=max(1, int(1000 * min(left, BLOCK))))
 
     def newest(self, limit: int) -> list[tuple[str, bytes]]:
-        (entries,), state = self._ask(lambda pipe: pipe.xrevrange(self._keys.sessions, count=limit))
-        return self._blobs(entries[::-1], state.epoch)
+        with self._server() as client:
+            return _blobs(client.xrevrange(self._keys.sessions, count=limit)[::-1])
 
-    def put_weights(self, blob: bytes, version: int, *, holder: str, update: int = 0, step: int = 0) -> None:
+    def put_weights(
+        self, blob: bytes, version: int, *, holder: str, update: int = 0, step: int = 0, epoch: str | None = None
+    ) -> None:
         _check_size(len(blob), f"Weights version {version}")
         keys, checksum = self._keys, xxhash.xxh3_64_hexdigest(blob)
 
         def publish(pipe: Any) -> None:
             lease, current = pipe.get(keys.lease), pipe.hgetall(keys.current)
-            epoch = _text(pipe.hget(keys.meta, "epoch"))
+            check_epoch(epoch, _text(pipe.hget(keys.meta, "epoch")), version)
             check_fence(holder, version, _text(lease), int(current.get(b"version", -1)))
             old = sorted(_checksums(current))[: -(WEIGHTS_KEPT - 1)]
             pipe.multi()
             pipe.set(keys.weights(version), blob)
             numbers = {"update": int(update), "step": int(step)}
-            if self._seal:
-                pipe.hset(keys.current, f"seal:{version}", self._seal.make(epoch, f"weights {version}", blob))
             pipe.hset(keys.current, mapping={"version": version, f"xxh3:{version}": checksum, **numbers})
             pipe.hset(keys.stat, mapping=numbers)
             if old:
-                pipe.hdel(keys.current, *(f"{mark}:{number}" for number in old for mark in ("xxh3", "seal")))
+                pipe.hdel(keys.current, *(f"xxh3:{number}" for number in old))
                 pipe.unlink(*map(keys.weights, old))
 
-        self._change(publish, keys.lease, keys.current)
+        self._change(publish, keys.meta, keys.lease, keys.current)
 
     def get_weights(self, newer_than: int = -1, version: int | None = None) -> tuple[int, bytes] | None:
         keys = self._keys
-        with errors(self._url):
+        with self._server() as client:
             for _ in range(WEIGHTS_TRIES):  # again when newer weights pushed these out between the two requests
-                current = self._client.hgetall(keys.current)
+                current = client.hgetall(keys.current)
                 wanted = int(current.get(b"version", -1)) if version is None else version
                 checksum = _checksums(current).get(wanted)
                 if checksum is None or (version is None and wanted <= newer_than):
                     return None
-                blob = self._client.get(keys.weights(wanted))
+                blob = client.get(keys.weights(wanted))
                 if blob is not None and xxhash.xxh3_64_hexdigest(blob) == checksum:
-                    self._check_seal(current.get(b"seal:%d" % wanted), wanted, blob)
                     return wanted, blob
         raise DatabaseError(
             f"Weights version {wanted} of run {self.run} are missing or damaged; the next publication replaces them."
@@ -258,8 +226,8 @@ class RedisDatabase(Database):
         return self.append([], worker=worker)
 
     def leave(self, worker_id: str) -> None:
-        with errors(self._url):
-            self._client.hdel(self._keys.heartbeats, worker_id)
+        with self._server() as client:
+            client.hdel(self._keys.heartbeats, worker_id)
 
     def workers(self) -> list[Worker]:
         """Everyone heard of within `STALE_AFTER` seconds; who was not is removed (and back with the next heartbeat)."""
@@ -267,8 +235,8 @@ class RedisDatabase(Database):
         everyone = {key: decode_heartbeat(text, self._now()) for key, text in beats.items()}
         stale = [key for key, worker in everyone.items() if worker is None or worker.seen >= STALE_AFTER]
         if stale:
-            with contextlib.suppress(DatabaseError), errors(self._url):  # who may only look leaves them there
-                self._client.hdel(self._keys.heartbeats, *stale)
+            with contextlib.suppress(DatabaseError), self._server() as client:  # who may only look leaves them there
+                client.hdel(self._keys.heartbeats, *stale)
         return [worker for key, worker in everyone.items() if worker is not None and key not in stale]
 
     def report(self, **numbers: Any) -> None:
@@ -279,11 +247,11 @@ class RedisDatabase(Database):
             if texts:
                 pipe.hset(self._keys.stat, mapping=texts)
             if "capacity" in numbers:
-                pipe.xtrim(self._keys.sessions, maxlen=self._share(numbers["capacity"]), approximate=False)
+                pipe.xtrim(self._keys.sessions, maxlen=int(numbers["capacity"]), approximate=False)
 
         self._write(write)
         if "capacity" in numbers:
-            self._capacity = self._share(numbers["capacity"])
+            self._capacity = int(numbers["capacity"])
 
     def count(self, **numbers: int) -> None:
         def write(pipe: Any) -> None:
@@ -293,8 +261,8 @@ class RedisDatabase(Database):
         self._write(write)
 
     def counters(self) -> dict[str, int]:
-        with errors(self._url):
-            tally = self._client.hgetall(self._keys.tally)
+        with self._server() as client:
+            tally = client.hgetall(self._keys.tally)
         named = {_text(name): int(number) for name, number in tally.items() if name.startswith(COUNTER.encode())}
         return {name.removeprefix(COUNTER): number for name, number in named.items()}
 
@@ -315,18 +283,29 @@ class RedisDatabase(Database):
 
     def size(self) -> dict[str, int]:
         """`sessions` kept, and `bytes`: as many times the mean size of all sessions so far."""
-        with errors(self._url), self._client.pipeline(transaction=False) as pipe:
+        with self._server() as client, client.pipeline(transaction=False) as pipe:
             pipe.xlen(self._keys.sessions)
             pipe.hmget(self._keys.tally, "inserted", "bytes")
             kept, (inserted, size) = pipe.execute()
         return {"sessions": kept, "bytes": round(kept * int(size or 0) / max(1, int(inserted or 0)))}
+
+    @contextlib.contextmanager
+    def _server(self) -> Iterator[Any]:
+        """The server's client, its errors translated. Who was lost is looked for again: a run may move in a cluster."""
+        try:
+            with errors(self._url):
+                self._client = client = self._client or self._connect(key=self._keys.meta)
+                yield client
+        except DatabaseLost:
+            self._client = None
+            raise
 
     def _ask(self, add: Callable[[Any], object]) -> tuple[list[Any], State]:
         """Runs what `add` queues and reads the State, at one instant (MULTI); (replies to what was added, State)."""
         keys = self._keys
 
         def ask() -> Any:
-            with errors(self._url), self._client.pipeline() as pipe:
+            with self._server() as client, client.pipeline() as pipe:
                 add(pipe)
                 pipe.hget(keys.meta, "epoch").hget(keys.current, "version").hmget(keys.stat, list(_STAT))
                 pipe.hget(keys.tally, "inserted").time()
@@ -342,15 +321,15 @@ class RedisDatabase(Database):
             known |= {"epoch": (epoch or b"").decode(), "inserted": int(inserted or 0)}
             state = State(version=-1 if version is None else int(version), **known)
         self._clock = seconds + microseconds * 1e-6 - time.monotonic()
-        self._capacity, self._epoch = self._share(state.capacity), state.epoch
+        self._capacity = state.capacity
         return replies, state
 
     def _change(self, function: Callable[[Any], None], *watched: str) -> None:
         """Reads, then `pipe.multi()`, then writes; from the start again when a watched key changed in between."""
 
         def change() -> None:
-            with errors(self._url):
-                self._client.transaction(function, *watched)
+            with self._server() as client:
+                client.transaction(function, *watched)
 
         self._with_room(change)
 
@@ -358,7 +337,7 @@ class RedisDatabase(Database):
         """Runs what `add` queues, all or nothing."""
 
         def write() -> None:
-            with errors(self._url), self._client.pipeline() as pipe:
+            with self._server() as client, client.pipeline() as pipe:
                 add(pipe)
                 pipe.execute()
 
@@ -381,41 +360,16 @@ class RedisDatabase(Database):
 
     def make_room(self) -> None:
         """Drops the oldest quarter of the sessions."""
-        with errors(self._url):
-            kept = self._client.xlen(self._keys.sessions) * 3 // 4
+        with self._server() as client:
+            kept = client.xlen(self._keys.sessions) * 3 // 4
             log.warning("The server is full; run %s keeps its newest %d sessions only.", self.run, kept)
-            self._client.xtrim(self._keys.sessions, maxlen=kept, approximate=False)
-
-    def _share(self, capacity: int) -> int:
-        """Of the run's capacity, what this stream keeps."""
-        return -(-int(capacity) // self.streams)
-
-    def _sealed(self, blob: bytes) -> tuple[Any, ...]:
-        """What an entry of the stream has more, where seals are made."""
-        return ("m", self._seal.make(self._epoch, "session", blob)) if self._seal else ()
-
-    def _blobs(self, entries: Any, epoch: str) -> list[tuple[str, bytes]]:
-        """(id, session) of entries of the stream; UNSEALED, which no session can be, where the seal does not fit."""
-        seal, found = self._seal, []
-        for key, fields in entries:
-            blob = fields.get(b"s", b"")
-            fits = seal is None or seal.fits(fields.get(b"m"), epoch, "session", blob)
-            found.append((key.decode(), blob if fits else UNSEALED))
-        return found
-
-    def _check_seal(self, seal: bytes | None, version: int, blob: bytes) -> None:
-        if self._seal is None:
-            return
-        with errors(self._url):
-            epoch = _text(self._client.hget(self._keys.meta, "epoch"))
-        if not self._seal.fits(seal, epoch, f"weights {version}", blob):
-            raise CodecError(f"weights version {version} of run {self.run}: {WRONG_SEAL}")
+            client.xtrim(self._keys.sessions, maxlen=kept, approximate=False)
 
     def _newest(self, stream: str, limit: int) -> list[dict[str, Any]]:
         if limit <= 0:
             return []
-        with errors(self._url):
-            entries = self._client.xrevrange(stream, count=limit)
+        with self._server() as client:
+            entries = client.xrevrange(stream, count=limit)
         rows = (decode_row(fields.get(b"row", b"")) for _, fields in reversed(entries))
         return [row for row in rows if row is not None]
 
@@ -424,27 +378,16 @@ class RedisDatabase(Database):
         return time.monotonic() + (self._clock or 0.0)
 
 
-def list_runs(client: redis.Redis) -> list[str]:
-    """The names of the runs on a server, sorted. `client` comes from `redis_server.connect(url, key=Keys.RUNS)`."""
-    names: Any = client.smembers(Keys.RUNS)
-    return sorted(name.decode() for name in names)
+def list_runs(url: str) -> list[str]:
+    """The names of the runs on a server, sorted."""
+    with errors(url), connect(url, key=Keys.RUNS) as client:
+        names: Any = client.smembers(Keys.RUNS)
+        return sorted(name.decode() for name in names)
 
 
-def place_of(url: str) -> str:
-    """Where a server is, without who asks and how.
-
-    >>> place_of("rediss://player:secret@a:6379/0?ssl_certfile=me.crt"), place_of("unix:///s.sock")
-    ('a:6379/0', '/s.sock')
-    """
-    return re.sub(r"^[a-z+]+://(.*@)?|\?.*", "", url)
-
-
-def misplaced(run: str, places: Sequence[str], urls: Sequence[str]) -> RunConflict:
-    """The error of a command that names other servers than a run's own, or these in another order."""
-    return RunConflict(
-        f"the servers of run {run} are {', '.join(places) or 'others'}, in this order; this command names "
-        f"{', '.join(map(place_of, urls))}. Name those, or remove what is left of the run on these: clear --force"
-    )
+def _blobs(entries: Any) -> list[tuple[str, bytes]]:
+    """(id, session) of entries of the stream."""
+    return [(key.decode(), fields.get(b"s", b"")) for key, fields in entries]
 
 
 def _check_size(size: int, what: str) -> None:

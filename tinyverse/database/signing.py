@@ -1,22 +1,26 @@
-"""Seal: HMAC-SHA256 beside sessions and weights, so that only who knows TINYVERSE_SECRET can have written them.
+"""Signing: HMAC-SHA256 before sessions and weights, so that only who knows TINYVERSE_SECRET can have written them.
 
-A seal is bound to the run, its epoch, the kind of thing, the version of weights, and every byte of the blob; a session's
-player, number and version stand in the blob. It hides nothing, and whoever has the secret can seal anything: players
-need it too. What it keeps out is who can write to the server without knowing it.
+A signature is bound to the run, its epoch, the kind of thing, the version of weights, and every byte of the blob. A session's
+player, number and version stand in the blob. A signature hides nothing, and whoever has the secret can sign anything:
+players need it too. It keeps out who can write to the server without knowing the secret.
 """
 
 from __future__ import annotations
 
 import hmac
 import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
-from tinyverse.core.errors import SettingsError
+from tinyverse.core.errors import CodecError, SettingsError
+from tinyverse.database.base import UNSIGNED, WRONG_SIGNATURE, Database, State, Worker
 
 SHORTEST = 16  # characters of a secret
+SIZE = 32  # bytes of a signature
 
 
-class Seal:
-    """Seals and checks what belongs to one run.
+class Signer:
+    """Signs and verifies what belongs to one run.
 
     Raises:
         SettingsError: the secret is too short.
@@ -29,16 +33,97 @@ class Seal:
             )
         self._key, self._run = secret.encode(), run
 
-    def make(self, epoch: str, kind: str, blob: bytes) -> bytes:
-        """32 bytes. `kind` is "session", or "weights 7" of version 7."""
+    def sign(self, epoch: str, kind: str, blob: bytes) -> bytes:
+        """The signature of a blob, 32 bytes. `kind` is "session", or "weights 7" of version 7."""
         context = "\0".join(("tinyverse", self._run, epoch, kind)).encode()  # none of them can hold a zero
         return hmac.digest(hmac.digest(self._key, context, "sha256"), blob, "sha256")
 
-    def fits(self, seal: bytes | None, epoch: str, kind: str, blob: bytes) -> bool:
-        return seal is not None and hmac.compare_digest(seal, self.make(epoch, kind, blob))
+    def verify(self, signature: bytes, epoch: str, kind: str, blob: bytes) -> bool:
+        return hmac.compare_digest(signature, self.sign(epoch, kind, blob))
 
 
-def seal_of(run: str) -> Seal | None:
-    """By TINYVERSE_SECRET; None where that is not set."""
+def _of_the_wrapped(name: str) -> Callable[..., Any]:
+    return lambda self, *given, **named: getattr(self._database, name)(*given, **named)
+
+
+class SignedDatabase(Database):
+    """Signs what goes into another database, and verifies what comes out.
+
+    A session with a wrong signature comes out as UNSIGNED, so its place is known and its reader rejects it.
+
+    Raises:
+        SettingsError: the secret is too short.
+    """
+
+    def __init__(self, database: Database, secret: str, run: str) -> None:
+        self._database, self._signer, self.run = database, Signer(secret, run), run
+        self._epoch: str | None = None  # as of the last State
+
+    def append(
+        self, blobs: Sequence[bytes], *, worker: Worker | None = None, episodes: Iterable[Mapping[str, Any]] = ()
+    ) -> State:
+        epoch = self.state().epoch if self._epoch is None else self._epoch
+        signed = [self._signer.sign(epoch, "session", blob) + blob for blob in blobs]
+        return self._noted(self._database.append(signed, worker=worker, episodes=episodes))
+
+    def read(self, after: str, limit: int, wait: float = 0.0) -> tuple[list[tuple[str, bytes]], State]:
+        entries, state = self._database.read(after, limit, wait)
+        return self._verified(entries, state.epoch), self._noted(state)
+
+    def newest(self, limit: int) -> list[tuple[str, bytes]]:
+        return self._verified(self._database.newest(limit), self.state().epoch)
+
+    def put_weights(
+        self, blob: bytes, version: int, *, holder: str, update: int = 0, step: int = 0, epoch: str | None = None
+    ) -> None:
+        epoch = epoch if epoch is not None else self.state().epoch or None
+        signed = self._signer.sign(epoch or "", f"weights {version}", blob) + blob
+        self._database.put_weights(signed, version, holder=holder, update=update, step=step, epoch=epoch)
+
+    def get_weights(self, newer_than: int = -1, version: int | None = None) -> tuple[int, bytes] | None:
+        """As of Database.
+
+        Raises:
+            CodecError: their signature is wrong.
+        """
+        found = self._database.get_weights(newer_than, version)
+        if found is None:
+            return None
+        number, blob = found[0], found[1][SIZE:]
+        if not self._signer.verify(found[1][:SIZE], self.state().epoch, f"weights {number}", blob):
+            raise CodecError(f"weights version {number} of run {self.run}: {WRONG_SIGNATURE}")
+        return number, blob
+
+    def state(self) -> State:
+        return self._noted(self._database.state())
+
+    def beat(self, worker: Worker) -> State:
+        return self._noted(self._database.beat(worker))
+
+    def size(self) -> dict[str, int]:
+        size = self._database.size()
+        return {**size, "bytes": max(0, size["bytes"] - SIZE * size["sessions"])}
+
+    create, meta, ask_stop, clear, close = map(_of_the_wrapped, ("create", "meta", "ask_stop", "clear", "close"))
+    acquire_lease, release_lease = map(_of_the_wrapped, ("acquire_lease", "release_lease"))
+    leave, workers, report = map(_of_the_wrapped, ("leave", "workers", "report"))
+    count, counters, episodes = map(_of_the_wrapped, ("count", "counters", "episodes"))
+    log_metrics, metrics = map(_of_the_wrapped, ("log_metrics", "metrics"))
+    log_error, errors = map(_of_the_wrapped, ("log_error", "errors"))
+
+    def _noted(self, state: State) -> State:
+        self._epoch = state.epoch
+        return state
+
+    def _verified(self, entries: list[tuple[str, bytes]], epoch: str) -> list[tuple[str, bytes]]:
+        verify = self._signer.verify
+        split = ((key, signed[:SIZE], signed[SIZE:]) for key, signed in entries)
+        return [
+            (key, blob if verify(signature, epoch, "session", blob) else UNSIGNED) for key, signature, blob in split
+        ]
+
+
+def signed(database: Database, run: str) -> Database:
+    """The database itself, or signing as well where TINYVERSE_SECRET is set."""
     secret = os.environ.get("TINYVERSE_SECRET")
-    return Seal(secret, run) if secret else None
+    return SignedDatabase(database, secret, run) if secret else database

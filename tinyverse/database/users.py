@@ -1,4 +1,4 @@
-"""Access: three users for a run, so that who only plays or looks can do no more than that.
+"""Users: three of them for a run, so that who only plays or looks can do no more than that.
 
     player    appends sessions, heartbeats and finished episodes; reads the run's weights and agreement
     trainer   everything in this run, nothing in others
@@ -10,7 +10,6 @@ The server enforces it. Key permissions apart for reading and writing exist from
 from __future__ import annotations
 
 import hashlib
-import itertools
 import os
 import secrets
 import urllib.parse
@@ -18,44 +17,44 @@ import urllib.parse
 import redis
 
 from tinyverse.core.errors import DatabaseError, ServerError
-from tinyverse.database.redis_places import keepers
-from tinyverse.database.schema import Keys
-from tinyverse.database.server import (
-    COMMANDS,
-    Server,
-    connect,
-    errors,
-    find_server,
-    for_others,
-    public,
-    several,
-    start,
-)
+from tinyverse.database.connection import connect, errors, public, servers
+from tinyverse.database.schema import CLUSTER_COMMANDS, COMMANDS, Keys
+from tinyverse.database.server import Server, find_server, for_others, start
 from tinyverse.database.server_config import keep_users
 
 ROLES = ("player", "trainer", "viewer")
 OLDEST = (7, 0)
-_ALL = ("ping", "time", "client|setname", "multi", "exec", "get", "hget", "hmget", "hgetall")  # of every role
+_ALL = (
+    "ping",
+    "time",
+    "client|setname",
+    "multi",
+    "exec",
+    "get",
+    "hget",
+    "hmget",
+    "hgetall",
+    *CLUSTER_COMMANDS,
+)  # of every role
 _READING = ("xrange", "xrevrange", "xread", "xlen", "smembers")
 
 
 def rules(role: str, run: str) -> list[str]:
     """What an ACL says of a role. Brackets keep a command to its own keys: who may count sessions may not set State."""
-    keys, streams = Keys(run), Keys(run, "*")  # of a run without shards the latter are nobody's
-    everything = [each.weights(0).removesuffix("w:0") + "*" for each in (keys, streams)]
+    keys = Keys(run)
+    everything = keys.weights(0).removesuffix("w:0") + "*"
     shared = ["resetchannels", "-@all"]
     if role == "trainer":
-        return [*shared, *_grant(*COMMANDS), *(f"~{key}" for key in everything), f"~{Keys.RUNS}"]
+        return [*shared, *_grant(*COMMANDS, *CLUSTER_COMMANDS), f"~{everything}", f"~{Keys.RUNS}"]
     if role == "viewer":
-        return [*shared, *_grant(*_ALL, *_READING), *(f"%R~{key}" for key in everything), f"%R~{Keys.RUNS}"]
-    readable = [key for each in (keys, streams) for key in (each.meta, each.stat, each.tally, each.current)]
-    readable.append(keys.weights(0).removesuffix("0") + "*")
+        return [*shared, *_grant(*_ALL, *_READING), f"%R~{everything}", f"%R~{Keys.RUNS}"]
+    readable = [keys.meta, keys.stat, keys.tally, keys.current, keys.weights(0).removesuffix("0") + "*"]
     return [
         *shared, *_grant(*_ALL), *(f"%R~{key}" for key in readable),
-        f"(+xadd %W~{keys.sessions} %W~{streams.sessions} %W~{keys.episodes} %W~{keys.errors})",
-        f"(+xtrim +xlen ~{keys.sessions} ~{streams.sessions})",  # a full server: the oldest make room
+        f"(+xadd %W~{keys.sessions} %W~{keys.episodes} %W~{keys.errors})",
+        f"(+xtrim +xlen ~{keys.sessions})",  # a full server: the oldest make room
         f"(+hset +hdel %W~{keys.heartbeats})",
-        f"(+hincrby ~{keys.tally} ~{streams.tally})",
+        f"(+hincrby ~{keys.tally})",
     ]  # fmt: skip
 
 
@@ -63,8 +62,8 @@ def make_users(run: str, url: str | None = None) -> dict[str, str]:
     """Makes the three users with new passwords; who had the old ones is shut out. Returns each role's URL.
 
     Args:
-        url: of a server, or of several, with a user who may run ACL; of a cluster, with all its nodes. None: as the
-            environment says, else this user's local server.
+        url: of a server or a cluster, with a user who may run ACL. None: as the environment says, else this user's local
+            server.
     Raises:
         ServerError: the server is too old, or does not let us.
     """
@@ -77,7 +76,9 @@ def make_users(run: str, url: str | None = None) -> dict[str, str]:
         role: [f"{role}.{run}", "reset", "on", f"#{_sha256(passwords[role])}", *rules(role, run)] for role in ROLES
     }
     try:
-        for node in itertools.chain(*map(keepers, several(admin))):
+        with errors(admin):
+            nodes = servers(admin)
+        for node in nodes:
             _set_users(node, list(lines.values()))
     except DatabaseError as error:
         if isinstance(error.__cause__, redis.exceptions.NoPermissionError):
@@ -88,9 +89,7 @@ def make_users(run: str, url: str | None = None) -> dict[str, str]:
         raise
     if local:
         keep_users(local, {line[0]: " ".join(line) for line in lines.values()})
-    return {
-        role: ",".join(_with_user(one, f"{role}.{run}", passwords[role]) for one in several(base)) for role in ROLES
-    }
+    return {role: _with_user(base, f"{role}.{run}", passwords[role]) for role in ROLES}
 
 
 def _set_users(url: str, lines: list[list[str]]) -> None:

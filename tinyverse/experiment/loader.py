@@ -63,11 +63,11 @@ def is_experiment(name: str) -> bool:
 
 
 def examples() -> dict[str, Path]:
-    """The packaged examples: name -> file."""
+    """The packaged examples: name -> file. What defines no make_experiment is no experiment."""
     spec = importlib.util.find_spec("tinyverse_examples")
     folders = spec.submodule_search_locations if spec else [str(Path(__file__).parents[2] / "examples")]
     files = [file for folder in folders or [] for file in sorted(Path(folder).glob("*.py"))]
-    return {file.stem: file for file in files if file.stem != "__init__"}
+    return {file.stem: file for file in files if "def make_experiment(" in file.read_text(encoding="utf-8")}
 
 
 def defaults(module: ModuleType) -> dict[str, Any]:

@@ -1,8 +1,7 @@
-"""Explain: what a run's numbers mean, in sentences: how long a wait will last, how learning goes, what holds all up."""
+"""Diagnosis: what a run's numbers mean, in sentences: how long a wait will last, how learning goes, who is the bottleneck."""
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,10 +9,9 @@ from typing import Any
 from tinyverse.core.errors import TinyverseError
 from tinyverse.core.session import SessionSpec
 from tinyverse.database.base import State
+from tinyverse.monitoring.metrics import Row, sparkline
 
 PLAYS = ("play", "human")
-BARS = "▁▂▃▄▅▆▇█"
-CURVE = 40  # points of the sparkline, at most
 IDLE = 0.2  # share of its time from which on a side counts as waiting
 ADVICE = {
     "environment": "the environment takes {share:.0%} of a step; add players",
@@ -21,19 +19,15 @@ ADVICE = {
 }
 
 
-def more(
-    facts: Mapping[str, Any], state: State, meta: Mapping[str, str], metrics: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
-    """What `monitor.gather` adds to its plain facts."""
+def more(facts: Mapping[str, Any], state: State, meta: Mapping[str, str], rows: Sequence[Row]) -> dict[str, Any]:
+    """What `status.gather` adds to its plain facts."""
     workers = facts["workers"]
     players = [worker for worker in workers if worker["role"] in PLAYS]
     steps = sum(worker["steps_per_second"] for worker in players)
     spec = _spec(meta)
     per_second = steps / spec.length if spec else None
     compression = spec.nbytes * facts["sessions"] / facts["bytes"] if spec and facts["bytes"] else None
-    curve = [
-        [row["step"], row["play/return"]] for row in metrics if row.get("play/return") is not None and "step" in row
-    ]
+    curve = [[row["step"], row["play/return"]] for row in rows if row.get("play/return") is not None and "step" in row]
     return {
         "reuse_wanted": None if state.allowance is None else state.reuse,
         "compression": compression,
@@ -47,18 +41,18 @@ def more(
 
 
 def lines(facts: Mapping[str, Any]) -> list[str]:
-    """The same for people; nothing of a run that does not exist."""
+    """The same as sentences; none of a run that does not exist."""
     if not facts["epoch"]:
         return []
-    said = [f"{facts['steps_per_second']:,.0f} steps/s, {facts['frames_per_second']:,.0f} frames/s"]
+    messages = [f"{facts['steps_per_second']:,.0f} steps/s, {facts['frames_per_second']:,.0f} frames/s"]
     if len(facts["curve"]) > 1:
         returns = [value for _, value in facts["curve"]]
-        said[0] += f"; return {sparkline(returns)} {returns[-1]:.4g}"
-    return [*said, *sorted(set(facts["waits"].values())), facts["bottleneck"]]
+        messages[0] += f"; return {sparkline(returns)} {returns[-1]:.4g}"
+    return [*messages, *sorted(set(facts["waits"].values())), facts["bottleneck"]]
 
 
 def wait(worker: Mapping[str, Any], sessions_per_second: float | None) -> str:
-    """What a worker waits for and how long that will take, as a sentence; "" when it does not.
+    """What a worker waits for and how long that will take, as a sentence; "" when it does not wait.
 
     >>> wait({"role": "train", "waits_for": "312 of 500 sessions", "waits_seconds": 60}, 4.7)
     'trainer waits: 312 of 500 sessions, since 60 s; about 40 s more at this rate'
@@ -68,14 +62,14 @@ def wait(worker: Mapping[str, Any], sessions_per_second: float | None) -> str:
     who = {"train": "trainer", "play": "player", "human": "person", "eval": "evaluator"}.get(
         worker["role"], worker["role"]
     )
-    said = f"{who} waits: {worker['waits_for']}, since {worker['waits_seconds']:.0f} s"
+    message = f"{who} waits: {worker['waits_for']}, since {worker['waits_seconds']:.0f} s"
     found = re.match(r"(\d+) of (\d+) sessions", worker["waits_for"]) or re.match(
         r"()([\d,]+) more (new )?session", worker["waits_for"]
     )
     if found is None or not sessions_per_second:
-        return said
+        return message
     missing = int(found[2].replace(",", "")) - int(found[1] or 0)
-    return f"{said}; about {missing / sessions_per_second:.0f} s more at this rate"
+    return f"{message}; about {missing / sessions_per_second:.0f} s more at this rate"
 
 
 def bottleneck(facts: Mapping[str, Any]) -> str:
@@ -110,21 +104,8 @@ def bottleneck(facts: Mapping[str, Any]) -> str:
     if not stages:
         return "players: the trainer waits for them; add players"
     name = max(stages, key=stages.__getitem__)
-    said = ADVICE.get(name, name + " takes {share:.0%} of a step; add players")
-    return "players: " + said.format(share=stages[name] / sum(stages.values()))
-
-
-def sparkline(values: Sequence[float], width: int = CURVE) -> str:
-    """A curve in one line; of many values, means of neighbours.
-
-    >>> sparkline([0, 1, 2, 3])
-    '▁▃▆█'
-    """
-    count = min(width, len(values))
-    cuts = [round(number * len(values) / count) for number in range(count + 1)]
-    means = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(cuts)]
-    least, span = min(means), max(means) - min(means)
-    return "".join(BARS[round((mean - least) / span * (len(BARS) - 1)) if span else 0] for mean in means)
+    advice = ADVICE.get(name, name + " takes {share:.0%} of a step; add players")
+    return "players: " + advice.format(share=stages[name] / sum(stages.values()))
 
 
 def _idle(worker: Mapping[str, Any]) -> float:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from tinyverse.core.errors import SettingsError
+from tinyverse.monitoring.metrics import growing
 from tinyverse.trainer.run_folder import RunFolder
 
 POINTS = 200
@@ -16,7 +17,7 @@ POINTS = 200
 def curve(folder: Path, x: str = "step", y: str = "play/return") -> tuple[np.ndarray, np.ndarray]:
     """The points of a run's metrics where both names have a value, x ascending.
 
-    What a trainer logged after its last checkpoint and before it was killed is left out: those steps were made again.
+    What a trainer logged after its last checkpoint and before a kill is left out (see `metrics.growing`).
 
     Args:
         x: the name of a metric, or "minutes" for its `seconds` in minutes.
@@ -25,17 +26,14 @@ def curve(folder: Path, x: str = "step", y: str = "play/return") -> tuple[np.nda
     """
     name, unit = ("seconds", 60.0) if x == "minutes" else (x, 1.0)
     rows = RunFolder(folder).metrics()
-    points: list[tuple[float, float]] = []
-    for row in reversed(rows):
-        if row.get(name) is not None and row.get(y) is not None and (not points or row[name] / unit <= points[-1][0]):
-            points.append((row[name] / unit, row[y]))
+    points = growing([row for row in rows if row.get(name) is not None and row.get(y) is not None], name)
     if not points:
         there = sorted({key for row in rows for key, value in row.items() if value is not None})
         known = f"It has {', '.join(there)}." if there else "Train it first."
         if there and y == "play/return" and y not in there:
             known = "No episode has ended in it yet. Train on."
         raise SettingsError(f"{folder} has no curve of {y} over {x}. {known}")
-    xs, ys = np.array(points[::-1], float).T
+    xs, ys = np.array([(row[name] / unit, row[y]) for row in points], float).T
     return xs, ys
 
 

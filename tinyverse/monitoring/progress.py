@@ -1,7 +1,7 @@
-"""Progress: how far something is, on stderr: live on a terminal, plain lines now and then in a log.
+"""Progress on stderr: live on a terminal, by rich; elsewhere plain lines now and then, for a log.
 
-Progress    for a loop without an end, or with one far away: shows where it is told to
-Bar         for what has an end: shows by itself, and only if that is not reached in 2 seconds
+Progress    for a loop without an end, or with one far away: shows where it is called
+Bar         for what has an end: a thread shows it, and only if the end is not reached in 2 seconds
 """
 
 from __future__ import annotations
@@ -19,12 +19,37 @@ from rich.table import Table
 from rich.text import Text
 
 from tinyverse.core.timing import Ticker
-from tinyverse.monitoring.status import duration
+from tinyverse.monitoring.metrics import duration
 
-QUICK = 2.0  # seconds; of what takes less nothing is shown
-LOOK_SECONDS = 0.1
+QUICK = 2.0  # seconds; a Bar shows nothing of what takes less
+REFRESH_SECONDS = 0.1
 
 T = TypeVar("T")
+
+
+class Share(NamedTuple):
+    """How much of what is done."""
+
+    what: str  # "games"
+    done: float = 0
+    total: float | None = None  # None: nobody knows
+    left: str = ""  # how long the rest will take, in words
+
+    def __str__(self) -> str:
+        """In words.
+
+        >>> print(Share("games", 1200, 2000, "3m20s"))
+        games: 1,200 of 2,000, 3m20s left
+        """
+        done = f": {self.done:,}" if self.done or self.total is not None else ""
+        of = "" if self.total is None else f" of {self.total:,}"
+        return f"{self.what}{done}{of}{self.left and f', {self.left} left'}"
+
+    def picture(self) -> RenderableType:
+        """As a bar and in words."""
+        grid = Table.grid(padding=(0, 1))
+        grid.add_row(ProgressBar(self.total, self.done, width=30, pulse=not self.done), Text(str(self)))
+        return grid
 
 
 class Progress:
@@ -46,23 +71,25 @@ class Progress:
         lasting: bool = True,
     ) -> None:
         self._line, self._render, self._share = line, render or (lambda: Text(line())), share
-        self._quiet, self._lasting = quiet, lasting
-        console = Console(stderr=True)
-        out = sys.stdout.isatty()  # what goes to a file must not turn up on the terminal
-        live = Live(console=console, auto_refresh=False, transient=not lasting, redirect_stdout=out)
-        self._live = live if console.is_terminal else None
+        self._quiet, self._lasting, console = quiet, lasting, Console(stderr=True)
+        self._live: Live | None = None
+        if console.is_terminal and not quiet:
+            out = sys.stdout.isatty()  # what goes to a file must not turn up on the terminal
+            self._live = Live(
+                console=console, auto_refresh=False, transient=not lasting, redirect_stdout=out, get_renderable=self._picture
+            )  # fmt: skip
         self._ticker = Ticker(0.5 if self._live else seconds)
 
     def __enter__(self) -> Progress:
-        if self._live and not self._quiet:
+        if self._live:
             self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._lasting:
+        if self._live:
+            self._live.stop()  # shows once more
+        elif self._lasting:
             self.show()
-        if self._live and not self._quiet:
-            self._live.stop()
 
     def turn(self) -> None:
         """Shows, if it is time to."""
@@ -70,55 +97,31 @@ class Progress:
             self.show()
 
     def show(self) -> None:
-        if self._quiet:
-            return
         if self._live:
-            parts, share = [self._render()], self._share()
-            self._live.update(Group(*parts, share.picture()) if share else parts[0], refresh=True)
-        else:
+            self._live.refresh()
+        elif not self._quiet:
             print(f"{time.strftime('%H:%M:%S')} {self._line()}", file=sys.stderr, flush=True)
 
-
-class Share(NamedTuple):
-    """How much of what is done."""
-
-    what: str  # "games"
-    done: float = 0
-    total: float | None = None  # None: nobody knows
-
-    def __str__(self) -> str:
-        """In words.
-
-        >>> print(Share("games", 1200, 2000))
-        games: 1,200 of 2,000
-        """
-        if self.total is None:
-            return f"{self.what}: {self.done:,}" if self.done else self.what
-        return f"{self.what}: {self.done:,} of {self.total:,}"
-
-    def picture(self, more: str = "") -> RenderableType:
-        """As a bar and in words."""
-        grid = Table.grid(padding=(0, 1))
-        bar = ProgressBar(total=self.total, completed=self.done, pulse=not self.done, width=30)
-        grid.add_row(bar, Text(f"{self}{more}"))
-        return grid
+    def _picture(self) -> RenderableType:
+        share = self._share()
+        return Group(self._render(), share.picture()) if share else self._render()
 
 
 class Bar:
-    """How much is done, and how long the rest will take. A thread shows it, so the work need not stop for it.
+    """Shows how much is done, and how long the rest will take. A thread shows it, so the work need not stop for it.
 
         with Bar("games", 20) as bar:
             for game in bar.over(games): ...
 
     Args:
-        look: called before each look, instead of counting in `share`.
+        look: called before each refresh, instead of counting in `share`.
     """
 
     def __init__(
         self, what: str, total: float | None = None, *, quiet: bool = False, look: Callable[[], Share] | None = None
     ) -> None:
         self.share = Share(what, 0, total)
-        self._look, self._quiet, self._began = look, quiet, time.monotonic()
+        self._look, self._quiet, self._began = look or (lambda: self.share), quiet, time.monotonic()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
 
@@ -145,21 +148,14 @@ class Bar:
     def _run(self) -> None:
         if self._closing.wait(QUICK):
             return
-        with Progress(lambda: f"{self._now()}{self._left()}", self._picture, lasting=False) as progress:
-            while not self._closing.wait(LOOK_SECONDS):
+        with Progress(lambda: str(self._now()), Group, share=self._now, lasting=False) as progress:
+            while not self._closing.wait(REFRESH_SECONDS):
                 progress.turn()
 
     def _now(self) -> Share:
-        if self._look is not None:
-            self.share = self._look()
-        return self.share
-
-    def _picture(self) -> RenderableType:
-        return self._now().picture(self._left())
-
-    def _left(self) -> str:
-        """How long the rest takes if it goes on like that."""
-        _, done, total = self.share
-        if not done or total is None:
-            return ""
-        return f", {duration((time.monotonic() - self._began) * (total - done) / done)} left"
+        """The share, and how long the rest takes if it goes on like that."""
+        share = self._look()
+        if not share.done or share.total is None:
+            return share
+        seconds = (time.monotonic() - self._began) * (share.total - share.done) / share.done
+        return share._replace(left=duration(seconds))

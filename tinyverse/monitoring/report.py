@@ -1,4 +1,4 @@
-"""Reporting: the verb `report`. A run as one page to pass on: what came out, with what, on what, and how to repeat it.
+"""A report: a run as one page to pass on: what came out, with what, on what, and how to repeat it.
 
 report.html is one file with curve and film inside; report.md, for a repository, names the files beside it.
 """
@@ -15,13 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tinyverse.cli.context import RECORDS, Asked
-from tinyverse.cli.plot import folder_of
 from tinyverse.core.errors import SettingsError
 from tinyverse.core.files import atomic_write
-from tinyverse.core.run_config import check_can_join
 from tinyverse.core.text import counted
-from tinyverse.monitoring import status
+from tinyverse.monitoring import metrics
 from tinyverse.monitoring.plot import curve, plot_curves
 from tinyverse.monitoring.reference_scores import published
 from tinyverse.trainer.run_folder import RunFolder
@@ -31,7 +28,7 @@ Table = list[list[str]]  # the first row is the head
 
 
 @dataclasses.dataclass
-class Card:
+class Report:
     """What both pages say."""
 
     title: str
@@ -43,37 +40,31 @@ class Card:
     commands: list[str]
 
 
-def do_report(asked: Asked, others: Sequence[str] = ()) -> tuple[Path, Path]:
-    """Writes report.html and report.md into the run's folder and returns their paths.
+def write_report(folders: Sequence[RunFolder], *, title: str, experiment: str, films: Path) -> tuple[Path, Path]:
+    """Writes report.html and report.md into the first of the folders and returns their paths.
 
     Args:
-        others: further runs with the same settings, by name or folder: other seeds, with a row each and in the curve.
-    Raises:
-        SettingsError: a run is not there.
-        RunConflict: it is of another experiment, or was made with other settings than those of the first.
+        folders: runs with the same settings but other seeds: each has a row and is in the curve.
+        title: the experiment's name.
+        experiment: how a command line names it.
+        films: the folder with the films that `eval` makes.
     """
-    folders = [RunFolder(folder_of(name)) for name in dict.fromkeys([asked.run, *others])]
-    first = folders[0].settings()
-    for folder in folders:
-        check_can_join(
-            folder.path.name, folder.settings(), asked.title, {**first.get("settings", {}), **asked.settings}
-        )
-    with asked.bar("drawing the report"):
-        card = _card(asked, folders)
+    report = _report(folders, title, experiment, films)
     page, text = folders[0].path / "report.html", folders[0].path / "report.md"
-    atomic_write(page, _html(card).encode())
-    atomic_write(text, _markdown(card, text.parent).encode())
+    atomic_write(page, _html(report).encode())
+    atomic_write(text, _markdown(report, text.parent).encode())
     return page, text
 
 
-def _card(asked: Asked, folders: Sequence[RunFolder]) -> Card:
+def _report(folders: Sequence[RunFolder], title: str, experiment: str, place: Path) -> Report:
+    run = folders[0].path.name
     settings = folders[0].settings().get("settings", {})
     starts = [start for folder in folders for start in folder.starts()]
     known = published(settings)
     results = [_result(folder) for folder in folders]
     picture = folders[0].path / "report.png"
     has_curve = [folder.path for folder in folders if _has_curve(folder.path)]
-    films = sorted(RECORDS.glob(f"{asked.run}-v*.webm"), key=lambda film: film.stat().st_mtime)
+    films = sorted(place.glob(f"{run}-v*.webm"), key=lambda film: film.stat().st_mtime)
     sections = {
         "Results": [list(results[0]), *(list(result.values()) for result in results)],
         "Published": [["who", "return"], *([who, f"{score:g}"] for who, score in known.scores.items())],
@@ -83,12 +74,12 @@ def _card(asked: Asked, folders: Sequence[RunFolder]) -> Card:
     }
     if known.source:
         sections["Published"].append(["source", known.source])
-    return Card(
-        title=f"{asked.run} ({asked.title})",
+    return Report(
+        title=f"{run} ({title})",
         sentence=_sentence(results[0]),
-        curve=plot_curves({asked.run: has_curve}, picture, levels=known.scores) if has_curve else None,
+        curve=plot_curves({run: has_curve}, picture, levels=known.scores) if has_curve else None,
         film=films[-1] if films else None,
-        note=f"There is no film yet: tinyverse {shlex.quote(asked.experiment)} eval makes one.",
+        note=f"There is no film yet: tinyverse {shlex.quote(experiment)} eval makes one.",
         sections={name: table for name, table in sections.items() if len(table) > 1},
         commands=[command for folder in folders for command in _commands(folder)],
     )
@@ -103,7 +94,7 @@ def _sentence(result: dict[str, str]) -> str:
 
 def _result(folder: RunFolder) -> dict[str, str]:
     """A run's numbers in words; frames per second are those of all its players."""
-    rows = [row for row in folder.metrics() if "eval/return" not in row]
+    rows, _ = metrics.split(folder.metrics())
     best = _best(folder)
     last = rows[-1] if rows else {}
     seconds, starts = last.get("seconds"), folder.starts()
@@ -117,7 +108,7 @@ def _result(folder: RunFolder) -> dict[str, str]:
         "steps": f"{last.get('step', 0):,}",
         "frames": f"{last.get('frames', 0):,}",
         "updates": f"{last.get('update', 0):,}",
-        "wall time": status.duration(seconds or 0),
+        "wall time": metrics.duration(seconds or 0),
         "frames/s": "–" if rate is None else f"{rate:,.0f}",
         "frames/s per core of the trainer's machine": "–" if rate is None or not cores else f"{rate / cores:,.0f}",
         "return": f"{returns[-1]:.2f}" if returns else "–",
@@ -130,7 +121,7 @@ def _result(folder: RunFolder) -> dict[str, str]:
 
 def _best(folder: RunFolder) -> dict[str, Any] | None:
     """The evaluation of the highest mean return. One by itself counts if none had more games: a few are easily lucky."""
-    series, single = [row for row in folder.metrics() if "eval/return" in row], folder.evaluations()
+    (_, series), single = metrics.split(folder.metrics()), folder.evaluations()
     most = max((row["eval/games"] for row in [*series, *single]), default=0)
     judged = [*series, *(row for row in single if row["eval/games"] >= most)]
     return max(judged, key=lambda row: row["eval/return"], default=None)
@@ -150,7 +141,7 @@ def _machine(starts: Sequence[dict[str, Any]]) -> Table:
     for start in starts:
         there = start["machine"]
         words = {
-            "processor": f"{there['cpu']}, {counted(there['cores'], 'core')}", "memory": status.size(there["memory"]),
+            "processor": f"{there['cpu']}, {counted(there['cores'], 'core')}", "memory": metrics.size(there["memory"]),
             "GPU": ", ".join(there["gpus"]) or "none", "learned on": start["device"], "system": there["system"],
         }  # fmt: skip
         for name, word in words.items():
@@ -177,25 +168,25 @@ th { border-bottom: 1px solid; font-weight: 600 } img, video { max-width: 100%; 
 """
 
 
-def _html(card: Card) -> str:
+def _html(report: Report) -> str:
     """One file: it asks nothing of a network."""
     say = html.escape
-    parts = [f"<h1>{say(card.title)}</h1><p>{say(card.sentence)}</p>"]
-    if card.curve is not None:
-        parts.append(f'<p><img alt="learning curve" src="{_inside(card.curve, "image/png")}"></p>')
-    if card.film is not None and card.film.stat().st_size <= LARGEST_FILM:
-        parts.append(f'<p><video controls loop src="{_inside(card.film, "video/webm")}"></video></p>')
+    parts = [f"<h1>{say(report.title)}</h1><p>{say(report.sentence)}</p>"]
+    if report.curve is not None:
+        parts.append(f'<p><img alt="learning curve" src="{_inside(report.curve, "image/png")}"></p>')
+    if report.film is not None and report.film.stat().st_size <= LARGEST_FILM:
+        parts.append(f'<p><video controls loop src="{_inside(report.film, "video/webm")}"></video></p>')
     else:
         parts.append(
-            f"<p>{say(card.note if card.film is None else f'The film is too large to be put here: {card.film}')}</p>"
+            f"<p>{say(report.note if report.film is None else f'The film is too large to be put here: {report.film}')}</p>"
         )
-    for name, (head, *rows) in card.sections.items():
+    for name, (head, *rows) in report.sections.items():
         cells = "".join(f"<th>{say(word)}</th>" for word in head)
         body = "".join("<tr>" + "".join(f"<td>{say(word)}</td>" for word in row) + "</tr>" for row in rows)
         parts.append(f"<h2>{say(name)}</h2><table><tr>{cells}</tr>{body}</table>")
-    if card.commands:
-        parts.append(f"<h2>Again</h2><pre>{say(chr(10).join(card.commands))}</pre>")
-    about = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{say(card.title)}</title><style>{_STYLE}</style>'
+    if report.commands:
+        parts.append(f"<h2>Again</h2><pre>{say(chr(10).join(report.commands))}</pre>")
+    about = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{say(report.title)}</title><style>{_STYLE}</style>'
     return f'<!doctype html><html lang="en"><head>{about}</head><body>{"".join(parts)}</body></html>\n'
 
 
@@ -203,16 +194,16 @@ def _inside(file: Path, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"
 
 
-def _markdown(card: Card, folder: Path) -> str:
+def _markdown(report: Report, folder: Path) -> str:
     def say(word: str) -> str:
         return html.escape(word, quote=False).replace("|", "\\|").replace("\n", " ")
 
-    parts = [f"# {say(card.title)}", say(card.sentence)]
-    parts += [f"![learning curve]({card.curve.name})"] if card.curve is not None else []
-    parts += [f"[Film]({os.path.relpath(card.film, folder)})"] if card.film else [card.note]
-    for name, (head, *rows) in card.sections.items():
+    parts = [f"# {say(report.title)}", say(report.sentence)]
+    parts += [f"![learning curve]({report.curve.name})"] if report.curve is not None else []
+    parts += [f"[Film]({os.path.relpath(report.film, folder)})"] if report.film else [report.note]
+    for name, (head, *rows) in report.sections.items():
         lines = [head, ["---"] * len(head), *([say(word) for word in row] for row in rows)]
         parts.append(f"## {name}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
-    if card.commands:
-        parts.append("## Again\n\n```\n" + "\n".join(card.commands) + "\n```")
+    if report.commands:
+        parts.append("## Again\n\n```\n" + "\n".join(report.commands) + "\n```")
     return "\n\n".join(parts) + "\n"

@@ -1,44 +1,49 @@
-"""Writers: where a trainer's rows go beside metrics.jsonl: TensorBoard, Weights & Biases, MLflow, all with three methods.
+"""Writers: places for a trainer's rows beside metrics.jsonl: TensorBoard, Weights & Biases, MLflow, Prometheus.
 
-    write(row)          numbers by name, `step` among them; arrays become histograms where the place has them
-    film(name, path)    a .webm
+    write(row)                 numbers by name, `step` among them; arrays become histograms where the place has them
+    video(name, path, step)    a .webm
     close()
 
-What is not installed is said when training starts, not after the first interval.
+`TrainLog` writes a row to all of them each interval. `open_writer` refuses what is not installed before training starts.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import logging
 import math
+import re
 import secrets
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from tinyverse.core.errors import SettingsError
+from tinyverse.core.errors import DatabaseError, SettingsError
+from tinyverse.core.timing import Ticker
+from tinyverse.database.base import Database
 from tinyverse.trainer.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
-FILM_FRAMES = 300  # of a film shown by TensorBoard, as a GIF
+VIDEO_FRAMES = 300  # of a video shown by TensorBoard, as a GIF
 
 
 class Writer(Protocol):
-    """A place for rows and films. Losing it must not end training: callers catch what it raises."""
+    """A place for rows and videos. A lost place must not end training: callers catch what it raises."""
 
     def write(self, row: Mapping[str, Any]) -> None: ...
 
-    def film(self, name: str, path: Path, step: int) -> None: ...
+    def video(self, name: str, path: Path, step: int) -> None: ...
 
     def close(self) -> None: ...
 
 
 class TensorBoard:
-    """Curves, histograms and films in the run's folder: `tensorboard --logdir runs`."""
+    """Curves, histograms and videos in the run's folder: `tensorboard --logdir runs`."""
 
     def __init__(self, folder: RunFolder, part: str = "") -> None:
         from torch.utils.tensorboard import SummaryWriter  # half a second, for trainers only
@@ -46,14 +51,13 @@ class TensorBoard:
         self._events = SummaryWriter(str(folder.path / "tensorboard" / part))
 
     def write(self, row: Mapping[str, Any]) -> None:
+        for name, value in _arrays(row).items():
+            self._events.add_histogram(name, value, row["step"])
         for name, value in row.items():
-            if isinstance(value, np.ndarray):
-                if value.size:
-                    self._events.add_histogram(name, value, row["step"])
-            elif value is not None:
+            if value is not None and not isinstance(value, np.ndarray):
                 self._events.add_scalar(name, value, row["step"])
 
-    def film(self, name: str, path: Path, step: int) -> None:
+    def video(self, name: str, path: Path, step: int) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         gif, (height, width) = _gif(path)
@@ -68,7 +72,7 @@ class TensorBoard:
 
 
 class WandB:
-    """Weights & Biases; a run that goes on here goes on there. WANDB_MODE=offline writes to runs/NAME/wandb only."""
+    """Weights & Biases. A run that goes on here goes on there. WANDB_MODE=offline writes to runs/NAME/wandb only."""
 
     def __init__(self, folder: RunFolder) -> None:
         import wandb
@@ -84,14 +88,10 @@ class WandB:
         )  # fmt: skip
 
     def write(self, row: Mapping[str, Any]) -> None:
-        histograms = {
-            name: self._wandb.Histogram(value)
-            for name, value in row.items()
-            if isinstance(value, np.ndarray) and value.size
-        }
+        histograms = {name: self._wandb.Histogram(value) for name, value in _arrays(row).items()}
         self._run.log(_numbers(row) | histograms, step=int(row["step"]))
 
-    def film(self, name: str, path: Path, step: int) -> None:
+    def video(self, name: str, path: Path, step: int) -> None:
         self._run.log({name: self._wandb.Video(str(path), format="webm")}, step=step)
 
     def close(self) -> None:
@@ -99,7 +99,7 @@ class WandB:
 
 
 class MLflow:
-    """MLflow, at MLFLOW_TRACKING_URI; a run that goes on here goes on there. It has no histograms: the mean is logged."""
+    """MLflow, at MLFLOW_TRACKING_URI. A run that goes on here goes on there. It has no histograms: it gets their means."""
 
     def __init__(self, folder: RunFolder) -> None:
         from mlflow import MlflowClient
@@ -118,17 +118,61 @@ class MLflow:
         self._client.update_run(self._run, status="RUNNING")
 
     def write(self, row: Mapping[str, Any]) -> None:
-        means = {
-            name: float(value.mean()) for name, value in row.items() if isinstance(value, np.ndarray) and value.size
-        }
+        means = {name: float(value.mean()) for name, value in _arrays(row).items()}
         for name, value in (_numbers(row) | means).items():
             self._client.log_metric(self._run, name, value, step=int(row["step"]))
 
-    def film(self, name: str, path: Path, step: int) -> None:
+    def video(self, name: str, path: Path, step: int) -> None:
         self._client.log_artifact(self._run, str(path), name)
 
     def close(self) -> None:
         self._client.set_terminated(self._run)
+
+
+class Prometheus:
+    """Serves the newest row's numbers as gauges on `/metrics`, until it is closed: `train --metrics-port 9100`.
+
+    Args:
+        place: "9100", which only this machine reaches, or "HOST:PORT".
+    Raises:
+        SettingsError: that is no port, or it cannot be listened on.
+    """
+
+    def __init__(self, place: str, labels: Mapping[str, str]) -> None:
+        from prometheus_client import CollectorRegistry, start_http_server
+
+        host, _, port = place.rpartition(":")
+        if not port.isdecimal() or int(port) > 65535:
+            raise SettingsError(f"--metrics-port {place}: give a port, or HOST:PORT for other machines to reach it.")
+        self._labels = dict(labels)
+        self._row: Mapping[str, Any] = {}
+        registry = CollectorRegistry()
+        registry.register(self)
+        try:
+            self._server, _ = start_http_server(int(port), host.strip("[]") or "127.0.0.1", registry)
+        except OSError as error:
+            raise SettingsError(f"--metrics-port {place} cannot be listened on: {error.strerror}.") from None
+        self.port = self._server.server_port
+
+    def collect(self) -> Iterator[Any]:
+        """A gauge for each of the newest row's numbers. The registry calls this for every request."""
+        from prometheus_client.core import GaugeMetricFamily
+
+        for name, value in _numbers(self._row).items():
+            metric = "tinyverse_" + re.sub(r"[^a-zA-Z0-9_]", "_", name)
+            gauge = GaugeMetricFamily(metric, name, labels=list(self._labels))
+            gauge.add_metric(list(self._labels.values()), value)
+            yield gauge
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        self._row = row
+
+    def video(self, name: str, path: Path, step: int) -> None:
+        """Prometheus has no videos."""
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
 
 
 WRITERS: dict[str, Callable[[RunFolder], Writer]] = {"wandb": WandB, "mlflow": MLflow}
@@ -157,25 +201,86 @@ def open_writer(name: str, folder: RunFolder) -> Writer:
         ) from error
 
 
+class TrainLog:
+    """Writes a row of the trainer's numbers each interval: to metrics.jsonl, the database and the writers.
+
+    Args:
+        row: makes the row; `latest` is the newest one.
+        arrays: makes what writers get beside the row.
+    """
+
+    def __init__(
+        self,
+        row: Callable[[], dict[str, Any]],
+        folder: RunFolder,
+        database: Database,
+        *,
+        seconds: float = 10.0,
+        writers: Sequence[Writer] = (),
+        arrays: Callable[[], Mapping[str, Any]] = dict,
+    ) -> None:
+        self.latest: dict[str, Any] = {}
+        self._row, self._folder, self._database = row, folder, database
+        self._ticker = Ticker(seconds, later=True)
+        self._began = time.monotonic()
+        self._seconds_before = max((row.get("seconds", 0.0) for row in folder.metrics()), default=0.0)
+        self._writers, self._arrays = list(writers), arrays
+
+    def turn(self) -> None:
+        """Writes if the interval has passed."""
+        if self._ticker.due():
+            self.write()
+
+    def write(self) -> None:
+        self.latest = {"seconds": round(self._seconds_before + time.monotonic() - self._began, 1), **self._row()}
+        try:
+            self._to_disk()
+        except OSError as error:
+            logger.warning("%s/ cannot be written to (%s). Training goes on.", self._folder.path, error)
+        with contextlib.suppress(DatabaseError):  # the files have it
+            self._database.log_metrics(self.latest)
+
+    def close(self) -> None:
+        self.write()
+        for writer in self._writers:
+            with contextlib.suppress(OSError):
+                writer.close()
+
+    def _to_disk(self) -> None:
+        self._folder.log(self.latest)
+        if not any(isinstance(writer, TensorBoard) for writer in self._writers):
+            self._writers.append(TensorBoard(self._folder))
+        whole = {**self.latest, **self._arrays()}
+        for writer in self._writers:
+            try:
+                writer.write(whole)
+            except Exception as error:  # theirs, of any kind; the files have the row
+                logger.warning("%s took no row (%s). Training goes on.", type(writer).__name__, error)
+
+
 def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in row.items() if isinstance(value, (int, float)) and math.isfinite(value)}
 
 
+def _arrays(row: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    return {name: value for name, value in row.items() if isinstance(value, np.ndarray) and value.size}
+
+
 def _gif(path: Path) -> tuple[bytes, tuple[int, int]]:
-    """The film's first frames as a GIF, and their (height, width)."""
+    """The video's first frames as a GIF, and their (height, width)."""
     import io
 
     import cv2
     from PIL import Image
 
-    film = cv2.VideoCapture(str(path))
+    video = cv2.VideoCapture(str(path))
     frames: list[Any] = []
-    while len(frames) < FILM_FRAMES and (read := film.read())[0]:
+    while len(frames) < VIDEO_FRAMES and (read := video.read())[0]:
         frames.append(Image.fromarray(cv2.cvtColor(read[1], cv2.COLOR_BGR2RGB)))
-    milliseconds = 1000 / (film.get(cv2.CAP_PROP_FPS) or 30)
-    film.release()
+    milliseconds = 1000 / (video.get(cv2.CAP_PROP_FPS) or 30)
+    video.release()
     if not frames:
-        raise SettingsError(f"{path} is no film that can be read.")
+        raise SettingsError(f"{path} is no video that can be read.")
     made = io.BytesIO()
     frames[0].save(made, "GIF", save_all=True, append_images=frames[1:], duration=milliseconds, loop=0)
     return made.getvalue(), (frames[0].height, frames[0].width)

@@ -1,4 +1,4 @@
-"""Config: how data is used, checked."""
+"""Config: how the trainer uses sessions, checked."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from tinyverse.core.text import counted
 
 
 @dataclasses.dataclass(frozen=True)
-class Flow:
-    """How data is used, checked: what would deadlock is refused here.
+class ReplayConfig:
+    """How the trainer uses sessions. Settings that would deadlock are refused here.
 
     Attributes:
         batch: slices per update.
         buffer_size: sessions kept.
-        reuse: deliveries per session on average; None: as fast as the trainer can.
-        max_lag: sessions older than this many updates are dropped; None: never.
+        reuse: samples per session on average (Reverb: samples per insert; elsewhere: replay ratio); None: as fast as the
+            trainer can.
+        max_lag: updates; older sessions are dropped; None: never.
         min_sessions: sessions in memory before learning begins.
     """
 
@@ -46,14 +47,17 @@ class Flow:
             raise SettingsError(f"max_lag is {self.max_lag}; give a number of updates, 0 or more.")
 
     @property
-    def allowance(self) -> float | None:
-        """How far players may run ahead, in deliveries; never less than a batch, or both sides would wait."""
+    def max_ahead(self) -> float | None:
+        """Samples; how far players may run ahead of the trainer. Never less than a batch, or both sides would wait.
+
+        None: nobody waits.
+        """
         if self.reuse is None:
             return None
         return max((max(self.min_sessions, self.batch) + self.batch) * self.reuse, self.batch)
 
-    def shared(self, ranks: int) -> Flow:
-        """What each of so many ranks does of this.
+    def shared(self, ranks: int) -> ReplayConfig:
+        """The part of this that each of so many ranks does.
 
         Raises:
             SettingsError: the batch cannot be shared evenly.

@@ -1,11 +1,14 @@
-"""Intake: takes every session of a run once into the trainer's replay, and counts what was played.
+"""Feeder: reads every session of a run once, checks it, stores it in the replay and counts what was played.
 
-A session may come damaged, of another shape, for the second time, or from a player that sends too many. It is then
-rejected: counted, named, owed to nobody; training goes on.
+    database ──▶ read ──▶ check ──▶ Replay
+
+A session may come damaged, of another shape, for the second time, or from a player that sends too many. The feeder then
+rejects it: it counts it, names the reason, and nobody owes it anything. Training goes on.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 from collections import deque
@@ -14,79 +17,126 @@ from typing import Any
 
 import numpy as np
 
-from tinyverse.core import distributed
-from tinyverse.core.errors import CodecError, SpecError
+from tinyverse.core.errors import CodecError, DatabaseLost, SpecError
 from tinyverse.core.session import Session
 from tinyverse.core.timing import Rate
-from tinyverse.database.position import BEGINNING, is_behind
+from tinyverse.database.base import UNSIGNED, WRONG_SIGNATURE, Database, State, Worker
+from tinyverse.database.cursor import BEGINNING, furthest, is_behind
 from tinyverse.replay.buffer import Replay
 from tinyverse.replay.samplers import Fresh
-from tinyverse.trainer.player_quota import Shares
+from tinyverse.trainer.player_quota import PlayerQuota
+from tinyverse.trainer.ranks import SingleProcess
 
 logger = logging.getLogger(__name__)
 
+READ_AT_ONCE = 256  # sessions, fewer if they take more than
+READ_BYTES = 256 << 20
 RECENT = 100  # episodes in the mean return
-PLAYERS_KNOWN = 10_000  # whose sequence numbers are remembered, against duplicates
+PLAYERS_KNOWN = 10_000  # players whose sequence numbers are remembered, against duplicates
 
 
-class Intake:
+@dataclasses.dataclass
+class Cursor:
+    """How far the trainer has come in the run's sessions, as ids of the database.
+
+    Attributes:
+        read: the newest session that came.
+        counted: sessions up to here are in the counters, though the feeder reads them again after a restart.
+        learned: the newest session that this rank learned from. After a restart, sessions up to here are replayed again,
+            but they are not fresh.
+    """
+
+    read: str = BEGINNING
+    counted: str = BEGINNING
+    learned: str = BEGINNING
+
+
+class Feeder:
     """The way of a run's sessions into a replay.
 
     Args:
         replay: of this rank's share. Every rank takes every session, so that all count alike; each stores its own.
-        player_share: of the sessions kept, how much one player may have while others play; see `Shares`.
-
+        player_share: see `PlayerQuota`.
     Attributes:
-        position: how far the run's streams were read.
-        counted: up to here, steps and episodes are in the counters, though sessions are read again after a restart.
-        learned: up to here, sessions had been learned from before the restart: replayed again, but not fresh.
-        caught_up: whether all sessions that lay in the database at the start have been read.
-        lock: who holds it finds a session and its place in the stream taken, or neither.
+        caught_up: whether the feeder has read all sessions that lay in the database at the start.
+        lock: guards the cursor and the state: a cursor of an earlier incarnation of the run must never be reported.
+        storing: whoever holds it finds a session stored and the cursor behind it, or neither.
     """
 
-    def __init__(self, replay: Replay, player_share: float = 1.0) -> None:
-        self.replay, self.shares = replay, Shares(player_share)
-        self.position = self.counted = self.learned = BEGINNING
+    def __init__(
+        self, replay: Replay, database: Database, worker: Worker, ranks: SingleProcess, *, player_share: float = 1.0
+    ) -> None:
+        self.replay, self.database, self.worker, self.ranks = replay, database, worker, ranks
+        self.quota = PlayerQuota(player_share)
+        self.cursor, self.state = Cursor(), State()
         self.caught_up = False
         self.newest_of: dict[str, int] = {}  # player -> its newest sequence number
         self.rejected: dict[str, int] = {}  # reason -> sessions
-        self.steps = self.episodes = 0  # agent steps received, episodes that ended in them
+        self.steps = self.episodes = 0  # agent steps that came, episodes that ended in them
         self.step_rate = Rate()
         self.returns: deque[float] = deque(maxlen=RECENT)
         self.lengths: deque[int] = deque(maxlen=RECENT)
-        self.lock = threading.RLock()
+        self.lock, self.storing = threading.RLock(), threading.RLock()
+        self._limit = READ_AT_ONCE  # sessions asked for
+
+    def feed(self, update: int = 0, wait: float = 0.0) -> int:
+        """Reads new sessions into the replay; returns how many there were.
+
+        Args:
+            update: the trainer's now, against which lag is measured.
+            wait: seconds at most for the first session.
+        Raises:
+            DatabaseLost: the caller may try again.
+        """
+        limit = min(self._limit, max(1, READ_BYTES // self.replay.spec.nbytes))
+        try:
+            entries, state = self.database.read(self.cursor.read, limit, wait)
+        except DatabaseLost:
+            self._limit = max(1, limit // 4)  # what is larger than a session can be may be too large for one answer
+            raise
+        self._limit = min(READ_AT_ONCE, 2 * self._limit)
+        if not state.epoch or state.epoch != self.state.epoch:
+            self._begin_anew(state)
+            return 0
+        for position, blob in entries:
+            if reason := self.take(position, blob, update):
+                self.worker.error = f"a session was rejected: {reason}"
+        if len(entries) < limit:
+            self.at_the_end(state.inserted)
+        self.state = state
+        return len(entries)
 
     def take(self, position: str, blob: bytes, update: int = 0) -> str:
         """Stores one session; returns why it was rejected, or "".
 
         Args:
-            position: where it lies in the database, behind all that were taken before.
-            update: the trainer's now, against which lag is measured.
+            position: its id in the database, behind all that were taken before.
         """
-        with self.lock:
-            self.position = position
+        with self.storing:
+            self.cursor.read = position
             try:
                 session = self.replay.spec.decode(blob)
             except (CodecError, SpecError) as error:
-                return self._reject(str(error))
+                return self._reject(WRONG_SIGNATURE if blob == UNSIGNED else str(error))
             player, sequence = session.metadata.get("player", ""), int(session.metadata["sequence"])
             if sequence <= self.newest_of.get(player, -1):
                 return self._reject("it came twice")
             self.newest_of[player] = sequence
             while len(self.newest_of) > PLAYERS_KNOWN:
                 del self.newest_of[next(iter(self.newest_of))]
-            if not self.shares.admit(player):
+            if not self.quota.admit(player):
                 return self._reject("its player sends more than its share")
-            if distributed.is_mine(player, sequence):
-                self.replay.add(session, position=position, update=update, seen=is_behind(position, self.learned))
+            if self.ranks.is_mine(player, sequence):
+                seen = is_behind(position, self.cursor.learned)
+                self.replay.add(session, position=position, update=update, seen=seen)
             else:
-                self.replay.forget(1)  # another rank's
-            if not is_behind(position, self.counted):
+                self.replay.write_off()
+            if not is_behind(position, self.cursor.counted):
                 self._count(session)
         return ""
 
     def _count(self, session: Session) -> None:
-        steps = int(session.alive.sum())
+        steps = int(session.arrays["alive"].sum())
         self.steps += steps
         self.step_rate.add(steps)
         for total, length in () if session.human else session.episodes:  # the curve is the agent's
@@ -99,36 +149,42 @@ class Intake:
         if reason not in self.rejected:
             logger.warning("a session was rejected: %s", reason)
         self.rejected[reason] = self.rejected.get(reason, 0) + 1
-        self.replay.forget(1)
+        self.replay.write_off()
         return reason
 
     def at_the_end(self, inserted: int) -> None:
         """Nothing is left to be read: of the sessions inserted so far, those that did not come are lost."""
-        if not self.caught_up or inserted < self.replay.received:
-            self.replay.restart_books(inserted)
+        if not self.caught_up or inserted < self.replay.limiter.inserted:
+            self.replay.catch_up(inserted)
             self.caught_up = True
         else:
-            self.replay.forget(inserted - self.replay.received)
+            self.replay.write_off(inserted - self.replay.limiter.inserted)
+
+    def note_learned(self) -> None:
+        """Moves the cursor up to the newest session that the replay has drawn."""
+        with self.lock:
+            self.cursor.learned = furthest(self.cursor.learned, self.replay.newest_sampled)
 
     # -- over a restart -----------------------------------------------------------------------------------------
 
-    def go_on_from(self, position: str) -> None:
-        """What lies up to this position was counted and learned from before the restart."""
-        self.counted = self.learned = position
+    def go_on_from(self, learned: str) -> None:
+        """Sessions up to here were counted and learned from before the restart."""
+        self.cursor.counted = self.cursor.learned = learned
         if isinstance(self.replay.sampler, Fresh):
-            self.position = position  # at most once: what was learned from is not even read
+            self.cursor.read = learned  # each session once: the feeder need not even read those again
 
-    def begin_anew(self) -> None:
-        """The run's streams are new and empty: no place in those before means anything. The counters go on."""
-        with self.lock:
-            self.position = self.counted = self.learned = BEGINNING
+    def _begin_anew(self, state: State) -> None:
+        """The run is gone, or another incarnation of it is there: no cursor means anything any more. The counters go on."""
+        with self.lock, self.storing:
+            self.cursor = Cursor()
             self.replay.forget_positions()
             self.newest_of.clear()
             self.caught_up = False
+            self.state = state
 
     def state_dict(self) -> dict[str, Any]:
-        """The counters, and the place in the streams that belongs to the replay's sessions."""
-        return {**self.counters(), "position": self.position, "newest_of": dict(self.newest_of)}
+        """The counters, and the cursor that belongs to the replay's sessions."""
+        return {**self.counters(), "position": self.cursor.read, "newest_of": dict(self.newest_of)}
 
     def counters(self) -> dict[str, Any]:
         return {
@@ -136,13 +192,13 @@ class Intake:
         }  # fmt: skip
 
     def load_counters(self, state: Mapping[str, Any]) -> None:
-        """Takes what `counters` gave; of the first checkpoints there were, which have no lengths, too."""
+        """Takes what `counters` gave. The first checkpoints there were have no lengths."""
         self.steps, self.episodes = state["step"], state["episodes"]
         self.returns, self.lengths = (deque(state.get(name, []), RECENT) for name in ("returns", "lengths"))
 
-    def load_place(self, state: Mapping[str, Any]) -> None:
-        """Reads on from there; for where the replay has been restored, too."""
-        self.position, self.newest_of = state["position"], dict(state["newest_of"])
+    def load_cursor(self, state: Mapping[str, Any]) -> None:
+        """Reads on from there; for a replay that has been restored, too."""
+        self.cursor.read, self.newest_of = state["position"], dict(state["newest_of"])
 
     # -- numbers ------------------------------------------------------------------------------------------------
 

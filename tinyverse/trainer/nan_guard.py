@@ -1,42 +1,35 @@
-"""Guard: sees to it that a trainer which learned NaN neither publishes nor saves it, but stops or goes back.
+"""NanGuard: keeps a trainer that learned NaN from publishing or saving it.
 
-To ask a GPU whether a loss is finite would make it stand still, so the answer is fetched beside the updates that follow.
+Asking a GPU whether a loss is finite makes it wait, so the guard fetches the answers beside the updates that follow.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import logging
 import math
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 
-from tinyverse.algorithms.learner import Learner
-from tinyverse.core import codec, distributed, nest
+from tinyverse.core import codec, nest
 from tinyverse.core.batch import Batch
-from tinyverse.core.errors import CodecError, NotANumber, SettingsError
+from tinyverse.core.errors import CodecError, NotANumber
 from tinyverse.core.weights import Weights
-from tinyverse.replay.buffer import Replay
-from tinyverse.trainer.run_folder import RunFolder
 
-logger = logging.getLogger(__name__)
-
-JUDGED = ("loss/", "grad_norm")  # what metrics begin with that must be finite; others may have nothing to say
-UNANSWERED = 3  # updates at most whose answers are on their way
-ROLLBACKS = 3  # to one and the same checkpoint; then training stops
+CHECKED = ("loss/", "grad_norm")  # beginnings of the metrics that must be finite
+UNANSWERED = 3  # updates; for an older one's answer the guard waits
 
 
 @dataclasses.dataclass(frozen=True)
-class Spoilt:
-    """An update that gave something else than numbers."""
+class BadUpdate:
+    """An update that gave NaN or infinity."""
 
     update: int
-    batch: Batch | None  # None: it was seen in the weights only, nobody knows since when
+    batch: Batch | None  # None: only the weights show it, so the update that did it is unknown
     names: tuple[str, ...]  # of the metrics, or "weights"
 
     def write(self, folder: Path) -> Path:
@@ -47,30 +40,23 @@ class Spoilt:
         return path
 
 
-class Guard:
-    """Judges updates by their losses and gradients, and weights by themselves.
+class NanGuard:
+    """Checks updates by their losses and gradients, and weights by themselves.
 
     Args:
-        on_nan: "stop", or "rollback" to the last good checkpoint.
-        folder: that holds it, and is to keep the batch; None: there is none, as on all ranks but 0.
+        folder: keeps the bad batch; None: nothing does, as on all ranks but 0.
     """
 
-    def __init__(self, on_nan: str = "stop", folder: RunFolder | None = None) -> None:
-        if on_nan not in ("stop", "rollback"):
-            raise SettingsError(f"on_nan is {on_nan!r}; there are stop and rollback.")
-        if on_nan == "rollback" and folder is None and distributed.leads():
-            raise SettingsError("on_nan='rollback' wants a folder with checkpoints to go back to.")
-        self.on_nan, self.folder = on_nan, folder
-        self.spoilt: Spoilt | None = None
-        self.rollbacks = 0
-        self._rolled_back = (-1, 0)  # to which update's checkpoint, how often
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder
+        self.bad: BadUpdate | None = None
         self._asked: deque[tuple[int, Batch, Mapping[str, Any], torch.Tensor, Any]] = deque()
 
     def note(self, update: int, batch: Batch, metrics: Mapping[str, Any]) -> None:
         """Asks whether an update was sound."""
-        judged = {name: value for name, value in metrics.items() if name.startswith(JUDGED)}
-        tensors = [value.detach() for value in judged.values() if isinstance(value, torch.Tensor)]
-        sound = torch.tensor(all(math.isfinite(v) for v in judged.values() if not isinstance(v, torch.Tensor)))
+        checked = {name: value for name, value in metrics.items() if name.startswith(CHECKED)}
+        tensors = [value.detach() for value in checked.values() if isinstance(value, torch.Tensor)]
+        sound = torch.tensor(all(math.isfinite(v) for v in checked.values() if not isinstance(v, torch.Tensor)))
         done = None
         if tensors:
             flags = torch.stack([tensor.isfinite().all().to(tensors[0].device) for tensor in tensors])
@@ -78,11 +64,11 @@ class Guard:
             if flags.is_cuda:
                 done = torch.cuda.Event()
                 done.record()
-        self._asked.append((update, batch, judged, sound, done))
+        self._asked.append((update, batch, checked, sound, done))
 
-    def is_spoilt(self, wait: bool = False) -> bool:
-        """Whether any update so far was; with `wait`, the newest ones too. CPU–GPU sync then."""
-        while self._asked and self.spoilt is None:
+    def is_bad(self, wait: bool = False) -> bool:
+        """Whether any update so far was bad; with `wait`, the newest ones too. CPU–GPU sync then."""
+        while self._asked and self.bad is None:
             update, batch, metrics, sound, done = self._asked[0]
             if done is not None and not done.query():
                 if not wait and len(self._asked) <= UNANSWERED:
@@ -91,58 +77,36 @@ class Guard:
             self._asked.popleft()
             if not bool(sound):
                 names = tuple(name for name, value in metrics.items() if not math.isfinite(float(value)))
-                self.spoilt = Spoilt(update, batch, names)
-        return self.spoilt is not None
+                self.bad = BadUpdate(update, batch, names)
+        return self.bad is not None
 
     def passes(self, update: int, weights: Weights) -> bool:
-        """Whether these weights, a copy in this machine's memory, may be shown to others."""
-        if self.is_spoilt(wait=True):
+        """Whether these weights, a copy in this machine's memory, may be published or saved."""
+        if self.is_bad(wait=True):
             return False
         if all(array.dtype.kind != "f" or np.isfinite(array).all() for array in weights.values()):
             return True
-        self.spoilt = Spoilt(update, None, ("weights",))
+        self.bad = BadUpdate(update, None, ("weights",))
         return False
 
-    def recover(self, update: int, learner: Learner, replay: Replay) -> None:
-        """Takes back what was learned since the last checkpoint, and drops the sessions of the batch that spoilt it.
-        Collective: whichever rank is spoilt, all go back.
+    def stop(self, update: int) -> NoReturn:
+        """Keeps the batch of the bad update and raises NotANumber.
 
         Args:
-            update: the newest, for where only another rank knows which was wrong.
-        Raises:
-            NotANumber: it is not to be rolled back, there is no checkpoint, or going back did not help.
+            update: the newest, for where only another rank knows which was bad.
         """
-        spoilt, kept = self.spoilt, ""
-        names = ", ".join(spoilt.names) if spoilt else "another rank"
-        if spoilt and self.folder and spoilt.batch:
+        bad, kept = self.bad, ""
+        if bad and self.folder and bad.batch:
             try:
-                kept = f" The batch is kept in {spoilt.write(self.folder.path)}."
+                kept = f" The batch is kept in {bad.write(self.folder)}."
             except (OSError, CodecError) as error:
                 kept = f" The batch cannot be kept ({error})."
-        what = f"update {spoilt.update if spoilt else update} learned what is no number ({names}).{kept}"
-        last = None
-        if self.folder and self.on_nan == "rollback":
-            self.folder.finish()
-            last = self.folder.load()
-        to, (before, times) = distributed.from_leader(last["update"] if last else -1), self._rolled_back
-        self._rolled_back = (to, times + 1 if to == before else 1)
-        if to < 0 or self._rolled_back[1] > ROLLBACKS:
-            tried = f" It did so after each of {ROLLBACKS} rollbacks to update {to}." if to >= 0 else ""
-            raise NotANumber(
-                f"{what}{tried} Nothing of it was published or saved. Lower the learning rate, clip rewards or gradients, "
-                "and start again: training goes on from the last checkpoint."
-            )
-        logger.warning("%s Going back to the checkpoint of update %d.", what, to)
-        learner.load_state_dict(distributed.from_leader(last["learner"] if last else None))
-        if spoilt and spoilt.batch:
-            replay.discard(spoilt.batch.slots)
-        self.forget()
-        self.rollbacks += 1
-
-    def forget(self) -> None:
-        """What was learned has been taken back."""
-        self.spoilt = None
-        self._asked.clear()
+        names = ", ".join(bad.names) if bad else "another rank"
+        raise NotANumber(
+            f"update {bad.update if bad else update} learned what is no number ({names}).{kept} Nothing of it was published "
+            "or saved. Lower the learning rate, clip rewards or gradients, and start again: training goes on from the last "
+            "checkpoint."
+        )
 
 
 def _plain(batch: Batch) -> dict[str, nest.Tree]:

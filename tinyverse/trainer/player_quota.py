@@ -1,7 +1,7 @@
-"""Shares: how much of what is learned from may come from one player while others play.
+"""PlayerQuota: how much of what is learned from may come from one player while others play.
 
-A player that went wild floods the replay with its own sessions. Counted are the newest that came, refused ones too: so
-whoever is alone, or alone again, is free. It helps against mistakes, not malice: a player says itself who it is.
+A player that went wild floods the replay with its own sessions. The quota counts the newest arrivals, refused ones too: so
+a player that is alone, or alone again, is free. It helps against mistakes, not malice: a player says itself who it is.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from collections import Counter, deque
 
 from tinyverse.core.errors import SettingsError
 
-WINDOW = 1000  # sessions looked back on
+WINDOW = 1000  # sessions
 
 
-class Shares:
+class PlayerQuota:
     """Admits sessions, player by player.
 
     Args:
-        most: the share (0 … 1) of the admitted that one player may have; 1: any.
-        window: sessions looked back on.
+        most: the share (0 … 1) of the admitted sessions that one player may have; 1: any.
+        window: newest sessions that are counted.
     """
 
     def __init__(self, most: float = 1.0, window: int = WINDOW) -> None:
@@ -30,7 +30,7 @@ class Shares:
         self._admitted: Counter[str] = Counter()
 
     def admit(self, player: str) -> bool:
-        """Whether the next session of this player is to be kept."""
+        """Whether the trainer keeps the next session of this player."""
         if self.most >= 1:
             return True
         if len(self._came) == self._came.maxlen:

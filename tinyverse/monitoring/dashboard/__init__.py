@@ -1,13 +1,12 @@
-"""Page: one page that shows a run while it trains. It reads the database, runs/NAME and
-./records, and changes nothing.
+"""Dashboard: one page that shows a run while it trains. It reads the database, runs/NAME and ./records, and changes nothing.
 
     /                 the page: static/index.html, its style and script, and uPlot 1.6.32 (MIT) to draw curves with
     /history          the trainer's log so far, thinned, as columns
     /events           what `info --json` says, as server-sent events, once a second
-    /game?player=ID   the newest steps of one of a player's games, with what its agent thought (page.games)
-    /film/NAME        a film of an evaluation
+    /game?player=ID   the newest steps of one of a player's games, with what its agent thought (see `games`)
+    /video/NAME        a video of an evaluation
 
-Nothing is asked of a player: all of this has been in the database before. Needs the extra `page`.
+It asks nothing of a player: all of this is in the database already. Needs the extra `page`.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ import asyncio
 import contextlib
 import hmac
 import ipaddress
-import itertools
 import json
 import math
 import re
@@ -29,8 +27,8 @@ from typing import Any
 
 from tinyverse.core.errors import ServerError, SettingsError, TinyverseError
 from tinyverse.database.base import LOG_KEPT, Database
-from tinyverse.database.position import BEGINNING, is_position
-from tinyverse.monitoring import status
+from tinyverse.database.cursor import BEGINNING, is_position
+from tinyverse.monitoring import metrics, status
 from tinyverse.monitoring.dashboard.games import Games
 from tinyverse.trainer.run_folder import RunFolder
 
@@ -39,7 +37,7 @@ POINTS = 1000  # of a curve; more are not seen
 DRAWN = re.compile(
     r"seconds|step|play/return(_low|_high)?|play/steps_per_second|train/updates_per_second|replay/lag|loss/.+"
 )
-SECONDS = 1.0  # between two looks at the database, however many people look at the page
+SECONDS = 1.0  # between two reads of the database, however many people see the page
 VIEWERS = 64  # connections at once
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; media-src 'self'; "
@@ -52,30 +50,29 @@ HEADERS = {
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
-def facts(database: Database, run: str, films: Path) -> dict[str, Any]:
-    """What `info --json` says, less the curve, which /history has; and the newest film of an evaluation."""
+def facts(database: Database, run: str, videos: Path) -> dict[str, Any]:
+    """What `info --json` says, less the curve, which /history has; and the newest video of an evaluation."""
     known = status.gather(database, run)
     del known["curve"]
-    return known | {"film": _newest_film(run, films)}
+    return known | {"video": _newest_video(run, videos)}
 
 
 def history(database: Database, folder: RunFolder) -> dict[str, Any]:
     """{"columns": a list per name that is drawn, None where a row has no number; "evaluations": rows}, oldest first.
 
-    What the database no longer knows, as its server came back empty, the run's folder does, where it is here. Steps only
-    grow: what was logged after the last checkpoint and before a kill is left out, for those steps were made again.
+    Where the server came back empty, older rows come from the run's folder, if it is on this machine. Steps only grow (see
+    `metrics.growing`).
     """
     rows = database.metrics(LOG_KEPT)
     begins = min((row["step"] for row in rows if "step" in row), default=math.inf)
     rows = [row for row in folder.metrics() if row.get("step", begins) < begins] + rows
-    log = [row for row in rows if "eval/return" not in row and row.get("step") is not None]
-    fewest = list(itertools.accumulate((row["step"] for row in reversed(log)), min))[::-1]  # of a row and all after it
-    log = [row for row, least in zip(log, fewest, strict=True) if row["step"] <= least]
+    log, evaluations = metrics.split(rows)
+    log = metrics.growing([row for row in log if row.get("step") is not None])
     log = log[(len(log) - 1) % -(-len(log) // POINTS) :: -(-len(log) // POINTS)] if log else []  # ends with the newest
     names = sorted({name for row in log for name in row if DRAWN.fullmatch(name)})
     return {
         "columns": {name: [row.get(name) for row in log] for name in names},
-        "evaluations": [row for row in rows if "eval/return" in row][-POINTS:],
+        "evaluations": evaluations[-POINTS:],
     }
 
 
@@ -83,7 +80,7 @@ def application(
     database: Database,
     folder: RunFolder,
     games: Games,
-    films: Path,
+    videos: Path,
     *,
     token: str = "",
     hosts: tuple[str, ...] = LOOPBACK,
@@ -92,9 +89,9 @@ def application(
     """The page as an ASGI application.
 
     Args:
-        token: whoever does not show it is refused; "": nobody is asked, but the request must be meant for `hosts`.
-        hosts: names this machine is called by. Another name in the Host header is a web page elsewhere whose own name
-            was made to point here (DNS rebinding).
+        token: requests without it are refused; "": none is needed, but the request must be meant for `hosts`.
+        hosts: names of this machine. Another name in the Host header means a web page elsewhere whose own name was made
+            to point here (DNS rebinding).
         closing: once it is set, streams of events end.
     """
     from starlette.applications import Starlette
@@ -106,31 +103,30 @@ def application(
     from starlette.staticfiles import StaticFiles
 
     run = folder.path.name
-    newest = _Once(lambda: facts(database, run, films))
+    newest = _Once(lambda: facts(database, run, videos))
 
-    async def answer(ask: Callable[[], Any]) -> Response:
-        return Response(await run_in_threadpool(_said, ask), media_type="application/json")
+    def answer(ask: Callable[[], Any]) -> Response:
+        return Response(_json(ask), media_type="application/json")
 
-    async def get_history(request: Request) -> Response:
-        return await answer(lambda: history(database, folder))
+    def get_history(request: Request) -> Response:  # starlette calls what is not async in a thread
+        return answer(lambda: history(database, folder))
 
-    async def get_game(request: Request) -> Response:
-        asked = request.query_params
-        seat = asked.get("game", "0")
-        if not re.fullmatch(r"\d{1,9}", seat) or not is_position(asked.get("after") or BEGINNING):
+    def get_game(request: Request) -> Response:
+        player, seat, after = (request.query_params.get(name, "") for name in ("player", "game", "after"))
+        if not re.fullmatch(r"\d{0,9}", seat) or not is_position(after or BEGINNING):
             raise HTTPException(400, "game is a number from 0 on, after is the id of a session.")
-        return await answer(lambda: games.strip(asked.get("player", ""), int(seat), asked.get("after", "")))
+        return answer(lambda: games.strip(player, int(seat or 0), after))
 
-    async def get_film(request: Request) -> Response:
+    def get_video(request: Request) -> Response:
         name = request.path_params["name"]
-        if not _film_of(run).fullmatch(name) or not (films / name).is_file():
-            raise HTTPException(404, f"there is no film {name}.")
-        return FileResponse(films / name, media_type="video/webm")
+        if not _video_of(run).fullmatch(name) or not (videos / name).is_file():
+            raise HTTPException(404, f"there is no video {name}.")
+        return FileResponse(videos / name, media_type="video/webm")
 
     async def get_events(request: Request) -> Response:
         async def events() -> AsyncIterator[str]:
             while closing is None or not closing.is_set():
-                yield f"data: {await run_in_threadpool(_said, newest)}\n\n"
+                yield f"data: {await run_in_threadpool(_json, newest)}\n\n"
                 await asyncio.sleep(SECONDS)
 
         return StreamingResponse(events(), media_type="text/event-stream")
@@ -139,7 +135,7 @@ def application(
         Route("/history", get_history),
         Route("/events", get_events),
         Route("/game", get_game),
-        Route("/film/{name}", get_film),
+        Route("/video/{name}", get_video),
         Mount("/", StaticFiles(directory=STATIC, html=True)),
     ]
     return _guarded(Starlette(routes=routes), token, hosts)
@@ -209,8 +205,8 @@ class _Once:
             return self._answer
 
 
-def _said(ask: Callable[[], Any]) -> str:
-    """The answer as JSON; what a person can mend as {"problem": a sentence}."""
+def _json(ask: Callable[[], Any]) -> str:
+    """The answer as JSON, or {"problem": a sentence} where a person can mend it."""
     try:
         return json.dumps(_plain(ask()), allow_nan=False)
     except TinyverseError as error:
@@ -218,7 +214,7 @@ def _said(ask: Callable[[], Any]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """The same with None for what is no finite number: JSON has no words for it."""
+    """The same with None for what is no finite number, which JSON cannot write."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -226,21 +222,21 @@ def _plain(value: Any) -> Any:
     return [_plain(part) for part in value] if isinstance(value, (list, tuple)) else value
 
 
-def _film_of(run: str) -> re.Pattern[str]:
+def _video_of(run: str) -> re.Pattern[str]:
     return re.compile(rf"{re.escape(run)}-v(\d+)\.webm")
 
 
-def _newest_film(run: str, films: Path) -> dict[str, Any] | None:
+def _newest_video(run: str, videos: Path) -> dict[str, Any] | None:
     found = []
-    for path in films.glob("*.webm"):
-        if match := _film_of(run).fullmatch(path.name):
-            with contextlib.suppress(OSError):  # somebody tidies up
+    for path in videos.glob("*.webm"):
+        if match := _video_of(run).fullmatch(path.name):
+            with contextlib.suppress(OSError):  # somebody has removed it
                 found.append((path.stat().st_mtime, int(match[1]), path.name))
     return dict(zip(("seconds", "version", "name"), max(found), strict=True)) if found else None
 
 
 def _guarded(app: Callable[..., Any], token: str, hosts: tuple[str, ...]) -> Callable[..., Any]:
-    """The application behind its door: reads only, known hosts or the token only, HEADERS on every answer."""
+    """The application, but only for GET and HEAD, and only for known hosts or with the token; HEADERS on every answer."""
     from starlette.datastructures import MutableHeaders
     from starlette.requests import Request
     from starlette.responses import PlainTextResponse, RedirectResponse, Response

@@ -10,20 +10,19 @@ from __future__ import annotations
 import base64
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import cv2
 import numpy as np
 
-from tinyverse.cli import sessions_work
-from tinyverse.cli.context import Asked
 from tinyverse.core import nest, system
 from tinyverse.core.errors import CodecError, DatabaseLost, SpecError
 from tinyverse.core.session import Session, SessionSpec, rows_beyond
 from tinyverse.core.weights import decode_weights
 from tinyverse.database.base import Database
 from tinyverse.database.position import BEGINNING, is_behind
+from tinyverse.monitoring.sessions import evaluate_states, frames_of, steps_of
 
 logger = logging.getLogger(__name__)
 
@@ -34,14 +33,18 @@ SHEET = 16  # frames in a row of the picture that holds them all
 
 
 class Games:
-    """Whose games, and what the agent thinks of them. Safe to call from several threads."""
+    """The games of the run's players, and what the agent computes for them. Safe to call from several threads.
 
-    def __init__(self, asked: Asked, database: Database, *, values: bool = True) -> None:
-        self._asked, self._database = asked, database
+    Args:
+        make_agent: makes the run's agent of what its workers agreed on (`Database.meta`); None: no values are drawn.
+    """
+
+    def __init__(self, database: Database, make_agent: Callable[[Mapping[str, str]], Any] | None = None) -> None:
+        self._database, self._make_agent = database, make_agent
         self._lock = threading.Lock()
         self._agent: Any = None
         self._epoch, self._version = "", -1
-        self._note = "" if values else "no values, as asked"
+        self._note = "" if make_agent else "no values, as asked"
 
     def strip(self, player: str, seat: int = 0, after: str = "") -> dict[str, Any]:
         """The newest steps of game `seat` of `player` that came after the session `after`: sessions that follow on
@@ -49,7 +52,7 @@ class Games:
 
         Returns:
             {"id": the last session, "" if there is none; "version": of the weights that played it; "steps": a row each,
-            as `sessions_work.steps_of` has them, with "probabilities" or "q", a number per action, or None;
+            as `sessions.steps_of` has them, with "probabilities" or "q", a number per action, or None;
             "sheet": {"picture": a data URL, "columns", "width", "height"} of the T + 1 frames; "values_of": a version or None,
             "note": why there are no values}
         """
@@ -61,7 +64,7 @@ class Games:
             said = self._judged(session)
             value = said.get("value", session.extras.get("behaviour_value"))
             logits = session.extras.get("behaviour_logits", said.get("logits"))
-            rows = sessions_work.steps_of(session, value=value)
+            rows = steps_of(session, value=value)
             for t, row in enumerate(rows):
                 row["probabilities"] = None if logits is None or "q" in said else _softmax(logits[t]).tolist()
                 row["q"] = said["q"][t].tolist() if "q" in said else None
@@ -98,18 +101,18 @@ class Games:
 
     def _judged(self, session: Session) -> dict[str, np.ndarray]:
         """What the agent with the newest weights thinks; {} where there is none, and `_note` says why."""
-        if self._note:
+        if self._note or self._make_agent is None:
             return {}
         try:
             if self._agent is None or self._epoch != self._database.state().epoch:  # a new run counts versions anew
                 system.set_threads(1)
                 self._epoch, self._version = self._database.state().epoch, -1
-                self._agent = sessions_work.agent_of(self._asked, self._database.meta())
+                self._agent = self._make_agent(self._database.meta())
             newer = self._database.get_weights(newer_than=self._version)
             if newer is not None:
                 self._agent.set_weights(decode_weights(newer[1])[0])
                 self._version = newer[0]
-            return sessions_work.judge(self._agent, session) if self._version >= 0 else {}
+            return evaluate_states(self._agent, session) if self._version >= 0 else {}
         except DatabaseLost:  # it may come back
             raise
         except Exception as error:  # whatever the experiment lacks here, the game is still seen
@@ -145,7 +148,7 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
 
 def _sheet(session: Session) -> dict[str, Any]:
     """All frames in one PNG, SHEET to a row."""
-    frames = [_small(frame) for frame in sessions_work.frames_of(session)]
+    frames = [_small(frame) for frame in frames_of(session)]
     height, width = frames[0].shape[:2]
     whole = np.zeros((-(-len(frames) // SHEET) * height, SHEET * width, 3), np.uint8)
     for number, frame in enumerate(frames):

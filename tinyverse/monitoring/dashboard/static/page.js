@@ -1,4 +1,4 @@
-// The page: asks for the log once, then listens; draws curves, the workers, the newest film, and a game step by step.
+// The page: asks for the log once, then listens; draws curves, the workers, the newest video, and a game step by step.
 // Everything shown as text goes through textContent: names in a database are anybody's.
 "use strict";
 
@@ -96,14 +96,14 @@ class Chart {
     const steps = log.columns.step;
     const at = this.plot.cursor.idx ?? steps.length - 1;
     const last = (values) => values.findLast((value) => value != null);
-    const said = [];
+    const parts = [];
     for (const button of this.legend.children) {
       const one = this.series()[button.dataset.at];
       const value = this.plot.cursor.idx == null ? last(one.values) : one.values[at];
       button.textContent = `${one.label} ${number(value)}`;
-      said.push(button.textContent);
+      parts.push(button.textContent);
     }
-    this.canvas.setAttribute("aria-label", `${said.join(", ")} at step ${number(steps[at])}; ${steps.length} points`);
+    this.canvas.setAttribute("aria-label", `${parts.join(", ")} at step ${number(steps[at])}; ${steps.length} points`);
     this.canvas.dataset.points = steps.length;
   }
 }
@@ -145,9 +145,9 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
 async function fetchJson(address) {
   const answer = await fetch(address);
   if (!answer.ok) throw new Error(await answer.text());
-  const said = await answer.json();
-  if (said.problem) throw new Error(said.problem);
-  return said;
+  const message = await answer.json();
+  if (message.problem) throw new Error(message.problem);
+  return message;
 }
 
 async function readHistory(epoch) {
@@ -165,9 +165,9 @@ async function readHistory(epoch) {
 /** Appends the newest row and the newest evaluation, where they are new; whether one was. */
 function append(row, evaluation) {
   const steps = log.columns.step, last = log.evaluations.at(-1), length = steps.length;
-  const judged = evaluation.step != null && (evaluation.step !== last?.step || evaluation["eval/return"] !== last["eval/return"]);
-  if (judged) log.evaluations.push(evaluation);
-  if (row.step == null || row.step <= (steps.at(-1) ?? -1)) return judged;
+  const evaluated = evaluation.step != null && (evaluation.step !== last?.step || evaluation["eval/return"] !== last["eval/return"]);
+  if (evaluated) log.evaluations.push(evaluation);
+  if (row.step == null || row.step <= (steps.at(-1) ?? -1)) return evaluated;
   for (const name of Object.keys(row)) {
     if (!log.columns[name] && (name.startsWith("loss/") || name.startsWith("play/return") || name === "replay/lag" || name === "play/steps_per_second"))
       log.columns[name] = Array(length).fill(null);
@@ -176,7 +176,7 @@ function append(row, evaluation) {
   return true;
 }
 
-// -- numbers, workers, films -----------------------------------------------------------------------------------------
+// -- numbers, workers, videos ----------------------------------------------------------------------------------------
 
 function duration(seconds) {
   const minutes = Math.floor(seconds / 60);
@@ -228,20 +228,20 @@ function showNumbers(facts) {
   }));
 }
 
-function showFilm(film, evaluation) {
-  const video = $("film");
+function showVideo(newest, evaluation) {
+  const video = $("video");
   if (evaluation["eval/return"] != null) {
     const error = evaluation["eval/standard_error"];
     $("evaluated").textContent = `Mean return ${number(evaluation["eval/return"])}${error == null ? "" : ` ± ${number(error, 2)}`}` +
       ` over ${evaluation["eval/games"]} game${evaluation["eval/games"] === 1 ? "" : "s"} (version ${evaluation.version}); best ${number(evaluation["eval/best"])}.`;
-  } else if (film) $("evaluated").textContent = `Version ${film.version}.`;
-  const key = film && `${film.name} ${film.seconds}`;
-  const watched = !video.paused && !video.ended && !video.hidden; // nobody likes a film that is changed while it runs
-  if (!film || video.dataset.key === key || watched) return;
+  } else if (newest) $("evaluated").textContent = `Version ${newest.version}.`;
+  const key = newest && `${newest.name} ${newest.seconds}`;
+  const watched = !video.paused && !video.ended && !video.hidden; // nobody likes a video that is changed while it runs
+  if (!newest || video.dataset.key === key || watched) return;
   video.dataset.key = key;
   video.hidden = false;
-  video.setAttribute("aria-label", `Film of version ${film.version}`);
-  video.src = `film/${encodeURIComponent(film.name)}?at=${film.seconds}`;
+  video.setAttribute("aria-label", `Video of version ${newest.version}`);
+  video.src = `video/${encodeURIComponent(newest.name)}?at=${newest.seconds}`;
 }
 
 function complain(text) {
@@ -252,7 +252,7 @@ function complain(text) {
 // -- a game ----------------------------------------------------------------------------------------------------------
 
 const game = {
-  strip: null, sheet: new Image(), at: 0, due: 0, asking: false, asksAt: 0, bars: [],
+  frames: null, sheet: new Image(), at: 0, due: 0, asking: false, asksAt: 0, bars: [],
   paused: matchMedia("(prefers-reduced-motion: reduce)").matches,
 
   choose(workers) {
@@ -269,11 +269,11 @@ const game = {
       $("seat").replaceChildren(...Array.from({ length: games }, (_, at) => element("option", at + 1, { value: at })));
       this.reset();
     }
-    if (!players.length) $("about").textContent = this.strip ? "The player has left; these were its last steps." : "Nobody plays.";
+    if (!players.length) $("about").textContent = this.frames ? "The player has left; these were its last steps." : "Nobody plays.";
   },
 
   reset() {
-    if ($("player").value) this.strip = null;
+    if ($("player").value) this.frames = null;
     this.asksAt = 0;
   },
 
@@ -283,20 +283,20 @@ const game = {
     this.asking = true;
     this.asksAt = now + 1000;
     try {
-      const after = this.strip?.id ?? "";
-      const strip = await fetchJson(`game?${new URLSearchParams({ player, game: seat, after })}`);
+      const after = this.frames?.id ?? "";
+      const frames = await fetchJson(`game?${new URLSearchParams({ player, game: seat, after })}`);
       if (player !== $("player").value || seat !== $("seat").value) return;
-      if (!strip.id) {
-        if (!this.strip) $("about").textContent = "No steps of this game are stored yet.";
+      if (!frames.id) {
+        if (!this.frames) $("about").textContent = "No steps of this game are stored yet.";
         return;
       }
       const sheet = new Image();
-      sheet.src = strip.sheet.picture;
+      sheet.src = frames.sheet.picture;
       await sheet.decode();
-      Object.assign(this, { strip, sheet, at: 0 });
-      const values = strip.values_of == null ? strip.note : `values by version ${strip.values_of}`;
-      $("about").textContent = [strip.human ? "a person plays" : `played by version ${strip.version}`, values].filter(Boolean).join("; ");
-      $("scrub").max = strip.steps.length - 1;
+      Object.assign(this, { frames, sheet, at: 0 });
+      const values = frames.values_of == null ? frames.note : `values by version ${frames.values_of}`;
+      $("about").textContent = [frames.human ? "a person plays" : `played by version ${frames.version}`, values].filter(Boolean).join("; ");
+      $("scrub").max = frames.steps.length - 1;
       $("stage").hidden = false;
       this.show();
     } catch (error) {
@@ -309,8 +309,8 @@ const game = {
   tick(now) {
     requestAnimationFrame((later) => this.tick(later));
     if (document.hidden) return;
-    const over = !this.strip || this.at >= this.strip.steps.length - 1;
-    if (over && !(this.paused && this.strip)) this.ask(now);
+    const over = !this.frames || this.at >= this.frames.steps.length - 1;
+    if (over && !(this.paused && this.frames)) this.ask(now);
     if (this.paused || over || now < this.due) return;
     this.due = Math.max(this.due + 1000 / $("speed").value, now - 100);
     this.at += 1;
@@ -318,8 +318,8 @@ const game = {
   },
 
   show() {
-    if (!this.strip) return;
-    const { sheet, steps } = this.strip, row = steps[this.at], screen = $("screen");
+    if (!this.frames) return;
+    const { sheet, steps } = this.frames, row = steps[this.at], screen = $("screen");
     if (screen.width !== sheet.width || screen.height !== sheet.height) Object.assign(screen, { width: sheet.width, height: sheet.height });
     const left = (this.at % sheet.columns) * sheet.width, top = Math.floor(this.at / sheet.columns) * sheet.height;
     screen.getContext("2d").drawImage(this.sheet, left, top, sheet.width, sheet.height, 0, 0, sheet.width, sheet.height);
@@ -410,7 +410,7 @@ async function hear(facts) {
   if (append(facts.metrics, facts.evaluation)) drawAll();
   showNumbers(facts);
   showWorkers(facts.workers);
-  showFilm(facts.film, log.evaluations.at(-1) ?? {});
+  showVideo(facts.video, log.evaluations.at(-1) ?? {});
   game.choose(facts.workers);
 }
 

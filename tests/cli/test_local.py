@@ -1,0 +1,25 @@
+"""Playing and training in one process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.command_line import Tinyverse, one_sentence
+
+
+def test_reuse_is_how_often_a_session_is_learned_from(tinyverse: Tinyverse) -> None:
+    for reuse in (1, 3):
+        assert tinyverse("tabular", "local", "-n", 60, "-q", "--name", f"r{reuse}", "--reuse", reuse).code == 0
+        row = json.loads(Path(f"runs/r{reuse}/metrics.jsonl").read_text().splitlines()[-1])
+        assert row["replay/reuse"] == pytest.approx(reuse, rel=0.2)
+
+
+def test_games_of_local(tinyverse: Tinyverse, monkeypatch: pytest.MonkeyPatch) -> None:
+    for games, sessions in ((2, 2), (4, 4)):
+        said = tinyverse("catch", "local", "-n", 1, "-b", 4, "--games", games, "--name", f"g{games}")
+        assert said.code == 0
+        assert f" {4 * 9 - (4 - sessions)} steps" in said.err  # a second session of a game begins with its reset
+    one_sentence(tinyverse("catch", "local", "-b", 3, "--games", 2), 2, "make -b a multiple of --games")

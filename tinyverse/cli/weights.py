@@ -1,0 +1,134 @@
+"""Finds the weights that were asked for: of a file, the best evaluated, a version, or the newest there are."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tinyverse.cli.context import RunContext
+from tinyverse.core.errors import NoWeights, ServerError, SettingsError
+from tinyverse.core.run_config import check_can_join, experiment_and_settings
+from tinyverse.core.weights import WeightsFile, decode_weights
+from tinyverse.database.heartbeat import StopSignal
+from tinyverse.experiment import loader
+
+if TYPE_CHECKING:
+    from tinyverse.experiment.experiment import Experiment
+    from tinyverse.monitoring.writers import TensorBoard
+
+
+@dataclasses.dataclass
+class Seen:
+    """What a look for weights saw the last time."""
+
+    version: int | None = None
+    stop: StopSignal | None = None  # of the run; None before the first look
+    complaint: str = ""
+    place: str = ""  # where they were newest, as was said
+    checkpoint: tuple[Any, ...] = ()  # the folder's newest, and when it was written
+    kept: WeightsFile | None = None  # its weights
+    events: TensorBoard | None = None  # where evaluations show, once there is one
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the run was asked to stop since the first look."""
+        return self.stop is not None and self.stop.is_set
+
+
+def rebuild(experiment: str, settings: Mapping[str, Any]) -> Experiment:
+    """The experiment with these settings, in this process or another."""
+    return loader.build(loader.load_module(experiment), settings)
+
+
+def weights_for(context: RunContext, weights: str | None, seen: Seen) -> WeightsFile | None:
+    """The weights asked for, with all settings resolved: of a file, the best, a version, else the newest. Versions are
+    looked for in the database and in the folder. None where they are what was seen last.
+
+    Raises:
+        NoWeights: there are none at all.
+        SettingsError: not those that were asked for.
+    """
+    found = _find(context, weights, seen)
+    if found is None or found.version == seen.version:
+        return None
+    check_can_join(context.run, found.agreed, context.title, context.given)
+    settings = context.resolved(found.agreed.get("settings", {}))
+    return found._replace(agreed={"experiment": context.title, "settings": settings})
+
+
+def _find(context: RunContext, weights: str | None, seen: Seen) -> WeightsFile | None:
+    folder = context.folder
+    agreed = folder.settings()
+    check_can_join(context.run, agreed, context.title, context.given)
+    if weights == "best" and not folder.best.exists():
+        raise SettingsError(
+            f"run {context.run} has no best weights in {folder.path}/ yet: tinyverse {context.experiment} eval --every keeps them."
+        )
+    if weights is not None and not weights.isdigit():
+        path = folder.best if weights == "best" else Path(weights)
+        if not path.is_file():
+            raise SettingsError(
+                f"--weights {weights} is neither a file here nor 'best' nor the number of a version. Checkpoints lie in {folder.checkpoints}/."
+            )
+        found = WeightsFile.read(path)
+        if found.agreed.get("experiment", context.title) != context.title:
+            its = found.agreed["experiment"]
+            raise SettingsError(
+                f"--weights {weights} is of the experiment {its}, this is {context.title}: tinyverse {its} eval --weights {weights}"
+            )
+        return _agreed(found, agreed)
+    return _version(context, None if weights is None else int(weights), seen)
+
+
+def _version(context: RunContext, wanted: int | None, seen: Seen) -> WeightsFile | None:
+    """A version of the database or of the folder; where none is wanted, the newer of what both have."""
+    folder, newest = context.folder, _newest_kept(context, seen)
+    kept = newest if newest is not None and wanted in (None, newest.version) else None
+    needless = () if context.names_server or (wanted is not None and kept is None) else (ServerError,)
+    with contextlib.suppress(*needless), context.connected(start=False) as database:
+        state, meta = database.state(), database.meta()
+        seen.stop = seen.stop or StopSignal(state)
+        seen.stop.hear(state)
+        ahead = kept is not None and kept.version > state.version  # `local` went on, or the server lost some
+        if seen.stopped or (wanted is None and meta and not ahead and state.version == seen.version):
+            return None
+        if wanted is None and kept is not None and state.version >= 0:
+            _say_which(context, seen, (kept.version, f"{folder.path}/"), (state.version, "the server"))
+        blob = None if ahead else database.get_weights(version=wanted)
+        if blob is not None and meta:
+            arrays, numbers = decode_weights(blob[1])
+            return WeightsFile(arrays, blob[0], numbers["update"], numbers["step"], experiment_and_settings(meta))
+        if wanted is not None and kept is None and (meta or newest):
+            there = max(state.version, newest.version if newest else -1)
+            raise SettingsError(f"run {context.run} has no version {wanted}; the newest is {there}, and 3 are kept.")
+    if kept is not None:
+        return _agreed(kept, folder.settings())
+    raise NoWeights(
+        f"run {context.run} has no weights yet, neither on a server nor in {folder.path}/. Train it first: tinyverse {context.experiment} train"
+    )
+
+
+def _newest_kept(context: RunContext, seen: Seen) -> WeightsFile | None:
+    """The weights of the folder's newest checkpoint that can be read; each is read once."""
+    newest = context.folder.newest()
+    checkpoint = (newest, newest.stat().st_mtime_ns) if newest else ()
+    if checkpoint != seen.checkpoint:
+        contents = context.folder.load()
+        seen.kept, seen.checkpoint = WeightsFile.of_checkpoint(contents) if contents else None, checkpoint
+    return seen.kept
+
+
+def _say_which(context: RunContext, seen: Seen, *there: tuple[int, str]) -> None:
+    """Says which of two versions is taken and from where, if they differ; again only if it is the other place's."""
+    (version, place), (older, other) = sorted(there, reverse=True)
+    if version != older and place != seen.place:
+        context.say(f"taking version {version}, from {place}; {other} has {older} (--weights {older} takes that)")
+        seen.place = place
+
+
+def _agreed(found: WeightsFile, folder: Mapping[str, Any]) -> WeightsFile:
+    """With the folder's settings, where an old checkpoint does not say its own."""
+    return found if found.agreed else found._replace(agreed=folder)

@@ -1,0 +1,71 @@
+"""Metrics: the rows that trainers and evaluators log, and numbers in words.
+
+A row is a dict of numbers by name, as metrics.jsonl, the database and the writers have it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+Row = dict[str, Any]
+
+BARS = "▁▂▃▄▅▆▇█"
+CURVE = 40  # points of the sparkline, at most
+
+
+def split(rows: Iterable[Row]) -> tuple[list[Row], list[Row]]:
+    """The rows of trainers and those of evaluations, both in their order."""
+    rows = list(rows)
+    return [row for row in rows if "eval/return" not in row], [row for row in rows if "eval/return" in row]
+
+
+def growing(rows: Sequence[Row], name: str = "step") -> list[Row]:
+    """The rows without those that were logged after the last checkpoint and before a kill: those steps are made again.
+
+    Every row has the number `name`, which only grows in the rows that stay.
+    """
+    kept: list[Row] = []
+    for row in reversed(rows):
+        if not kept or row[name] <= kept[-1][name]:
+            kept.append(row)
+    return kept[::-1]
+
+
+def sparkline(values: Sequence[float], width: int = CURVE) -> str:
+    """A curve in one line; of many values, means of neighbours.
+
+    >>> sparkline([0, 1, 2, 3])
+    '▁▃▆█'
+    """
+    count = min(width, len(values))
+    cuts = [round(number * len(values) / count) for number in range(count + 1)]
+    means = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(cuts)]
+    least, span = min(means), max(means) - min(means)
+    return "".join(BARS[round((mean - least) / span * (len(BARS) - 1)) if span else 0] for mean in means)
+
+
+def size(count: float) -> str:
+    """Bytes in words.
+
+    >>> size(2_345_678)
+    '2.3 MB'
+    """
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words.
+
+    >>> duration(3725)
+    '1h02m'
+    """
+    if seconds < 60:
+        return f"{seconds:.0f}s"
+    minutes = int(seconds // 60)
+    return f"{minutes}m{int(seconds % 60):02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"

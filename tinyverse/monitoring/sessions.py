@@ -1,0 +1,216 @@
+"""Stored sessions as tables, pictures and files: what the command `sessions` and the dashboard show.
+
+Imports torch only to ask an agent. Reads the database; only `push` writes to it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tinyverse.core import nest
+from tinyverse.core.errors import CodecError, DatabaseError, SettingsError, SpecError
+from tinyverse.core.run_config import experiment_and_settings
+from tinyverse.core.session import Session, SessionSpec
+from tinyverse.database.base import Database, State
+from tinyverse.database.position import BEGINNING, is_behind, is_position, just_before
+from tinyverse.envs.video import picture
+
+if TYPE_CHECKING:
+    from tinyverse.agents.torch_agent import TorchAgent
+
+AT_ONCE = 64  # sessions in one read or push
+PUSH_BYTES = 16 << 20  # in one push
+CELL = 24  # pixels of a number in the picture of an observation without images
+
+
+def spec_of(database: Database, run: str) -> tuple[dict[str, str], SessionSpec]:
+    """What the run's workers agreed on, and the spec of its sessions.
+
+    Raises:
+        DatabaseError: there is no such run.
+    """
+    meta = database.meta()
+    if not meta:
+        raise DatabaseError(f"there is no run {run} on this server. `tinyverse info` names those there are.")
+    experiment_and_settings(meta)
+    return meta, SessionSpec.from_json(meta["spec"])
+
+
+def every(database: Database) -> Iterator[tuple[str, bytes]]:
+    """(id, bytes) of every stored session, oldest first."""
+    after = BEGINNING
+    while entries := database.read(after, AT_ONCE)[0]:
+        yield from entries
+        after = entries[-1][0]
+
+
+def decoded(
+    entries: Iterable[tuple[str, bytes]],
+    spec: SessionSpec,
+    *,
+    human: bool = False,
+    on_damaged: Callable[[str, Exception], object],
+) -> Iterator[tuple[str, Session]]:
+    """(id, session) of the entries that can be read; with `human`, only of those that people played.
+
+    Args:
+        on_damaged: called with the id of an entry that cannot be read, and the reason.
+    """
+    for key, blob in entries:
+        try:
+            session = spec.decode(blob)
+        except (CodecError, SpecError) as error:
+            on_damaged(key, error)
+            continue
+        if not human or session.human:
+            yield key, session
+
+
+def find(database: Database, spec: SessionSpec, run: str, key: str | None) -> tuple[str, Session]:
+    """The session with this id, or the newest.
+
+    Raises:
+        SettingsError: `key` is no id, or there is no such session.
+    """
+    if key is None:
+        entries = database.newest(1)
+    else:
+        if not is_position(key):
+            raise SettingsError(
+                f"{key!r} is no session's id; they look like 1700000000000-0, as `sessions ls` prints them."
+            )
+        entries = [(key, blob) for found, blob in database.read(just_before(key), 1)[0] if is_behind(found, key)]
+    if not entries:
+        raise SettingsError(
+            f"run {run} has no session {key or 'yet'}; `sessions ls` names the newest. Old ones make room."
+        )
+    return entries[0][0], spec.decode(entries[0][1])
+
+
+def push(
+    database: Database, sessions: Iterable[Session], should_stop: Callable[[], bool], on_pushed: Callable[[int], object]
+) -> int:
+    """Pushes sessions under the names of their players, and waits for the trainer as players do; returns how many."""
+    pushed = 0
+    for part in _bounded(sessions):
+        while not database.state().may_play and any(worker.role == "train" for worker in database.workers()):
+            if should_stop():
+                return pushed
+            time.sleep(0.1)
+        database.append([session.encode() for session in part])
+        pushed += len(part)
+        on_pushed(len(part))
+    return pushed
+
+
+def _bounded(sessions: Iterable[Session]) -> Iterator[list[Session]]:
+    """Parts of at most AT_ONCE sessions, and of hardly more than PUSH_BYTES."""
+    part, size = list[Session](), 0
+    for session in sessions:
+        part.append(session)
+        size += sum(array.nbytes for array in session.arrays.values())
+        if len(part) == AT_ONCE or size >= PUSH_BYTES:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
+
+
+def summary(key: str, session: Session, state: State) -> dict[str, Any]:
+    """A session in a few plain values."""
+    metadata = session.metadata
+    return {
+        "id": key, "player": metadata.get("player", ""), "human": session.human, "sequence": int(metadata["sequence"]),
+        "version": int(metadata["version"]), "lag": max(0, state.update - int(metadata["update"])),
+        "steps": int(session.alive.sum()), "reward": float(session.rewards[session.alive].sum()),
+        "episodes": [total for total, _ in session.episodes],
+    }  # fmt: skip
+
+
+def steps_of(
+    session: Session, value: np.ndarray | None = None, entropy: np.ndarray | None = None
+) -> list[dict[str, Any]]:
+    """A row per step with plain values; None where the session does not know.
+
+    Args:
+        value, entropy: [T] of an agent that was asked; else what the player's agent noted when it played.
+    """
+    extras, rows = session.extras, []
+    value = extras.get("behaviour_value") if value is None else value
+    if entropy is None and "behaviour_logits" in extras:
+        entropy = _entropy(extras["behaviour_logits"])
+    log_prob = extras.get("behaviour_log_prob")
+    for t in range(len(session.rewards)):
+        end = ("terminated" * bool(session.terminated[t])) or ("truncated" * bool(session.truncated[t]))
+        rows.append({
+            "step": t, "action": nest.map(lambda leaf, t=t: leaf[t].tolist(), session.actions), "reward": float(session.rewards[t]),
+            "value": _at(value, t), "entropy": _at(entropy, t), "log_prob": _at(log_prob, t),
+            "terminated": bool(session.terminated[t]), "truncated": bool(session.truncated[t]), "alive": bool(session.alive[t]),
+            "end": end if session.alive[t] else "reset",
+        })  # fmt: skip
+    return rows
+
+
+def frames_of(session: Session) -> Iterator[np.ndarray]:
+    """[H, W] or [H, W, 3] uint8 of each observation: the image in it, or else its numbers as grey cells.
+
+    A number is black at its least and white at its most within the session.
+    """
+    if picture(nest.map(lambda leaf: leaf[:1], session.observations)) is not None:
+        for t in range(len(session.rewards) + 1):
+            frame = picture(nest.map(lambda leaf, t=t: leaf[t : t + 1], session.observations))
+            assert frame is not None
+            yield frame
+        return
+    rows = [leaf.reshape(len(leaf), -1).astype(np.float64) for leaf in nest.leaves(session.observations)]
+    table = np.nan_to_num(np.concatenate(rows, axis=1), posinf=0.0, neginf=0.0)
+    least, most = table.min(0), table.max(0)
+    grey = (255 * (table - least) / np.where(most > least, most - least, 1)).astype(np.uint8)
+    side = int(np.ceil(np.sqrt(grey.shape[1])))
+    grey = np.pad(grey, ((0, 0), (0, side * -(-grey.shape[1] // side) - grey.shape[1])))
+    for row in grey:
+        yield row.reshape(-1, side).repeat(CELL, 0).repeat(CELL, 1)
+
+
+def evaluate_states(agent: TorchAgent, session: Session) -> dict[str, np.ndarray]:
+    """What the agent computes for the session's observations.
+
+    Returns:
+        {"value", "entropy"}: [T] each; "logits" [T, A] where one Discrete action is chosen; "q" [T, A] of a QAgent.
+    """
+    import torch
+
+    from tinyverse.agents.q_agent import QAgent
+    from tinyverse.networks import Categorical
+
+    def tensor(array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.array(array))
+
+    rows = nest.map(lambda leaf: tensor(leaf)[:, None], session.observations)
+    memory = nest.map(lambda leaf: tensor(leaf)[None], session.initial_memory)
+    first = torch.cat([torch.zeros(1, dtype=torch.bool), ~tensor(session.alive)])[:, None]
+    with torch.inference_mode():
+        outputs, _ = agent.network(rows, memory, first)
+        policy = agent.network.distribution(outputs.policy)
+        computed = {"value": outputs.values, "entropy": policy.entropy()}
+        if isinstance(policy, Categorical):
+            computed["logits"] = policy.logits
+        if isinstance(agent, QAgent):
+            computed["q"] = agent.q_values(outputs)
+    return {name: rows[:-1, 0].float().numpy() for name, rows in computed.items()}
+
+
+def _entropy(logits: np.ndarray) -> np.ndarray:
+    """[T] −Σ p log p of logits [T, A]."""
+    shifted = logits - logits.max(-1, keepdims=True)
+    weights = np.exp(shifted)
+    total = weights.sum(-1)
+    return np.maximum(np.log(total) - (weights * shifted).sum(-1) / total, 0.0)
+
+
+def _at(column: np.ndarray | None, t: int) -> float | None:
+    return None if column is None or column.ndim != 1 else float(column[t])
