@@ -21,9 +21,9 @@ from tinyverse.core.text import did_you_mean
 from tinyverse.database import server as redis_server
 from tinyverse.database import server_config
 from tinyverse.database.base import Database
+from tinyverse.database.connection import open_database
 from tinyverse.database.redis import list_runs
 from tinyverse.database.schema import Keys
-from tinyverse.database.sharded_database import open_database
 from tinyverse.experiment import loader
 from tinyverse.monitoring.progress import Bar, Share
 from tinyverse.trainer.run_folder import RunFolder

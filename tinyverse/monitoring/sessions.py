@@ -16,7 +16,7 @@ from tinyverse.core.errors import CodecError, DatabaseError, SettingsError, Spec
 from tinyverse.core.run_config import experiment_and_settings
 from tinyverse.core.session import Session, SessionSpec
 from tinyverse.database.base import Database, State
-from tinyverse.database.position import BEGINNING, is_behind, is_position, just_before
+from tinyverse.database.cursor import BEGINNING, is_behind, is_position, just_before
 from tinyverse.envs.video import picture
 
 if TYPE_CHECKING:
