@@ -21,7 +21,7 @@ from tests.helpers.command_line import CHECKOUT, Tinyverse, created, info, one_s
 from tinyverse.cli import eval as evaluating
 from tinyverse.cli import weights as finding
 from tinyverse.core.weights import WeightsFile
-from tinyverse.player import evaluator, player
+from tinyverse.player import evaluator
 from tinyverse.player.evaluator import Evaluation
 from tinyverse.trainer.run_folder import RunFolder
 
@@ -123,7 +123,7 @@ def test_eval_every_goes_on_until_it_is_stopped(
             os.kill(os.getpid(), signal.SIGINT)
         return WeightsFile({}, version) if version else None
 
-    monkeypatch.setattr(player, "HEARTBEAT_SECONDS", 0.01)
+    monkeypatch.setattr(evaluating, "HEARTBEAT_SECONDS", 0.01)
     monkeypatch.setattr(evaluating, "weights_for", weights)
     monkeypatch.setattr(evaluating, "_evaluate", lambda _, found, *__, **___: Evaluation([1.0], [5], found.version))
     said = tinyverse("tabular", "eval", "--every", "--json")
@@ -149,7 +149,7 @@ def test_the_best_is_kept_across_evaluations(
     best = Path(f"runs/{run.name}/best.safetensors")  # type: ignore[attr-defined]
     one_sentence(tinyverse("catch", "eval", "--name", run.name, "--weights", "best"), 2, "eval --every keeps them")  # type: ignore[attr-defined]
     with monkeypatch.context() as patch:
-        patch.setattr(player, "HEARTBEAT_SECONDS", 0.01)
+        patch.setattr(evaluating, "HEARTBEAT_SECONDS", 0.01)
         patch.setattr(evaluating, "_evaluate", play)
         run("eval", "--every", 0.01)
     assert len(set(versions)) == 3
@@ -172,7 +172,7 @@ def test_eval_every_waits_for_weights_and_leaves_with_the_others(
     from tinyverse.database.redis import RedisDatabase
 
     database = RedisDatabase(redis_url, run.name)  # type: ignore[attr-defined]
-    monkeypatch.setattr(player, "HEARTBEAT_SECONDS", 0.01)
+    monkeypatch.setattr(evaluating, "HEARTBEAT_SECONDS", 0.01)
     looks = itertools.count()
     look = finding._find
 
@@ -194,7 +194,7 @@ def test_eval_every_is_at_work_and_leaves_in_the_midst_of_a_game(
 
     created(run)
     database, heard = RedisDatabase(redis_url, run.name), []  # type: ignore[attr-defined]
-    monkeypatch.setattr(player, "HEARTBEAT_SECONDS", 0.01)
+    monkeypatch.setattr(evaluating, "HEARTBEAT_SECONDS", 0.01)
 
     def endless(*_: Any, should_stop: Callable[[], bool], **__: Any) -> Evaluation:
         ends = time.monotonic() + 20

@@ -455,9 +455,7 @@ def test_a_reader_never_sees_weights_of_another_version(redis_url):
 
 
 def threads():
-    return {
-        thread.name for thread in threading.enumerate() if thread.name in ("feeder", "publisher", "courier", "uploader")
-    }
+    return {thread.name for thread in threading.enumerate() if thread.name in ("feeder", "publisher", "uploader")}
 
 
 @pytest.mark.parametrize("end", ["updates", "signal", "stop", "error"])
