@@ -61,6 +61,17 @@ def test_help_names_every_verb_and_example(tinyverse: Tinyverse) -> None:
     assert tinyverse("server", "--help").code == 0
 
 
+def test_naming_a_command_imports_no_torch(folder: Path) -> None:
+    look = (
+        "import click, sys\nfrom tinyverse.cli.main import verbs\nctx = click.Context(verbs)\n"
+        "print(len([verbs.get_command(ctx, name) for name in verbs.list_commands(ctx)]))\n"
+        "print({'torch', 'gymnasium'} & set(sys.modules))"
+    )
+    env = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+    said = subprocess.run([sys.executable, "-c", look], env=env, capture_output=True, text=True, timeout=60, check=True)
+    assert said.stdout.split() == [str(len(cli.VERBS) + len(cli.GLOBALS)), "set()"]
+
+
 def test_help_is_quick_and_imports_no_torch(folder: Path) -> None:
     look = "import sys\nfrom tinyverse.cli import main as cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass\nprint('torch' in sys.modules, 'gymnasium' in sys.modules)"
     env = {**os.environ, "PYTHONPATH": str(CHECKOUT)}

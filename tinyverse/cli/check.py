@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from tinyverse.core.errors import TinyverseError
 from tinyverse.core.text import counted
 from tinyverse.core.weights import encode_weights
 from tinyverse.experiment import loader
+from tinyverse.monitoring import metrics
 
 
 @click.command(cls=RunCommand)
@@ -41,52 +43,53 @@ def check(context: RunContext) -> list[tuple[str, str]]:
         return made
 
     settings = context.resolved({})
-    experiment = timed(
-        "experiment", lambda: loader.build(context.module, settings), lambda _: json.dumps(settings, default=str)
-    )
+    shown = json.dumps(settings, default=str)
+    experiment = timed("experiment", lambda: loader.build(context.module, settings), lambda _: shown)
     pool = timed("games", lambda: experiment.pool(experiment.games))
-    agent = timed(
-        "agent",
-        experiment.agent,
-        lambda made: f"{type(made).__name__}, {sum(a.size for a in made.get_weights().values()):,} weights",
-    )
-    spec = timed(
-        "spec",
-        lambda: experiment.spec(agent),
-        lambda made: f"{len(made.fields)} arrays, {metrics.size(made.nbytes)} a session",
-    )
+
+    def show_agent(agent: Any) -> str:
+        return f"{type(agent).__name__}, {sum(array.size for array in agent.get_weights().values()):,} weights"
+
+    agent = timed("agent", experiment.agent, show_agent)
+
+    def show_spec(spec: Any) -> str:
+        return f"{len(spec.fields)} arrays, {metrics.size(spec.nbytes)} a session"
+
+    spec = timed("spec", lambda: experiment.spec(agent), show_spec)
     rows += [(f"  {name}", f"{dtype} {list(shape)}") for name, (shape, dtype) in spec.fields.items()]
     player = Player(agent, pool, experiment.unroll_length, seed=context.fresh_seed())
     player.version, player.update = 0, 0
-    rollout = timed(
-        "playing", player.play, lambda made: f"{counted(made.alive.size, 'step')} of {counted(made.num_games, 'game')}"
-    )
+
+    def show_rollout(rollout: Any) -> str:
+        return f"{counted(rollout.alive.size, 'step')} of {counted(rollout.num_games, 'game')}"
+
+    rollout = timed("playing", player.play, show_rollout)
     session = rollout.sessions("check", 0)[0]
-    blob = timed(
-        "encoding",
-        session.encode,
-        lambda made: f"{metrics.size(len(made))}, {spec.nbytes / len(made):.1f} times smaller",
-    )
+
+    def show_blob(blob: bytes) -> str:
+        return f"{metrics.size(len(blob))}, {spec.nbytes / len(blob):.1f} times smaller"
+
+    blob = timed("encoding", session.encode, show_blob)
     timed("decoding", lambda: spec.decode(blob), lambda _: "the same")
     learner = timed("learner", lambda: experiment.learner(agent), lambda made: type(made).__name__)
-    flow = ReplayConfig(batch=experiment.batch, buffer_size=experiment.batch + experiment.games, reuse=None)
-    replay = Replay(spec, flow, sampler_of(experiment.sampler))
+    config = ReplayConfig(batch=experiment.batch, buffer_size=experiment.batch + experiment.games, reuse=None)
+    replay = Replay(spec, config, sampler_of(experiment.sampler))
     while (batch := replay.sample(length=learner.length, burn_in=learner.burn_in)) is None:
         for each in rollout.sessions("check", 0):
             replay.add(spec.decode(each.encode()))
-        if len(replay) < flow.batch:
+        if len(replay) < config.batch:
             rollout = player.play()
-    metrics = timed(
-        "an update",
-        lambda: learner.train_step(batch),
-        lambda made: ", ".join(f"{k} {float(v):.3g}" for k, v in made.items() if k != "priorities"),
-    )
-    bad = [name for name, value in metrics.items() if name != "priorities" and not np.isfinite(float(value))]
-    timed(
-        "weights",
-        lambda: encode_weights(learner.get_weights(), version=0, update=0, step=0),
-        lambda made: metrics.size(len(made)),
-    )
+
+    def numbers(row: Any) -> dict[str, float]:
+        return {name: float(value) for name, value in row.items() if name != "priorities"}
+
+    def show_numbers(row: Any) -> str:
+        return ", ".join(f"{name} {value:.3g}" for name, value in numbers(row).items())
+
+    row = timed("an update", lambda: learner.train_step(batch), show_numbers)
+    bad = [name for name, value in numbers(row).items() if not np.isfinite(value)]
+    weights = functools.partial(encode_weights, learner.get_weights(), version=0, update=0, step=0)
+    timed("weights", weights, lambda made: metrics.size(len(made)))
     pool.close()
     if bad:
         raise TinyverseError(

@@ -73,9 +73,8 @@ class Finding:
         return not self.advice
 
     def __str__(self) -> str:
-        return f"{'ok     ' if self.ok else 'warning'}  {self.what:<12}  {self.said}" + (
-            f". {self.advice}" if self.advice else ""
-        )
+        advice = f". {self.advice}" if self.advice else ""
+        return f"{'ok     ' if self.ok else 'warning'}  {self.what:<12}  {self.said}{advice}"
 
 
 def examine(context: RunContext) -> Iterator[Finding]:
@@ -107,24 +106,15 @@ def _processor() -> Iterator[Finding]:
     import torch
 
     spins = os.environ.get("OMP_WAIT_POLICY", "").upper() != "PASSIVE" and os.environ.get("GOMP_SPINCOUNT") != "0"
-    advice = (
-        "Set OMP_WAIT_POLICY=PASSIVE: threads that spin while they wait take the cores from each other."
-        if spins
-        else ""
-    )
-    yield Finding(
-        "threads",
-        f"{counted(machine.cores(), 'core')} for this process, torch takes {counted(torch.get_num_threads(), 'thread')}",
-        advice,
-    )
+    advice = "Set OMP_WAIT_POLICY=PASSIVE: threads that spin while they wait take the cores from each other."
+    cores, threads = counted(machine.cores(), "core"), counted(torch.get_num_threads(), "thread")
+    yield Finding("threads", f"{cores} for this process, torch takes {threads}", advice if spins else "")
     capability = torch.backends.cpu.get_cpu_capability()
-    bfloat16 = (
-        "multiplies bfloat16 itself" if machine.has_bfloat16() else "has no bfloat16; --precision auto stays fp32"
-    )
+    with_bfloat16 = "multiplies bfloat16 itself"
+    bfloat16 = with_bfloat16 if machine.has_bfloat16() else "has no bfloat16; --precision auto stays fp32"
     plain = capability == "DEFAULT" and platform.machine() in ("x86_64", "AMD64")
-    yield Finding(
-        "cpu", f"{capability}, {bfloat16}", "This processor has no AVX2; expect a tenth of the speed." if plain else ""
-    )
+    advice = "This processor has no AVX2; expect a tenth of the speed." if plain else ""
+    yield Finding("cpu", f"{capability}, {bfloat16}", advice)
 
 
 def _gpu() -> Iterator[Finding]:
@@ -151,9 +141,8 @@ def _memory() -> Iterator[Finding]:
     place = next(path for path in (RUNS, *RUNS.absolute().parents) if path.exists())
     disk = shutil.disk_usage(place).free
     if not os.access(place, os.W_OK):
-        yield Finding(
-            "disk", f"{place.absolute()} cannot be written", "Train in a folder of yours: checkpoints go to ./runs."
-        )
+        advice = "Train in a folder of yours: checkpoints go to ./runs."
+        yield Finding("disk", f"{place.absolute()} cannot be written", advice)
     else:
         advice = "Make room: checkpoints go to ./runs." if disk < DISK else ""
         yield Finding("disk", f"{metrics.size(disk)} free at {place.absolute()}", advice)
@@ -170,9 +159,8 @@ def _codec() -> Iterator[Finding]:
     milliseconds = 1000 * (time.perf_counter() - began)
     same = metadata == {"who": "doctor"} and all(np.array_equal(back[name], array) for name, array in arrays.items())
     advice = "" if same else "Something is wrong with NumPy or zstandard here: install them anew."
-    yield Finding(
-        "codec", f"a session there and back in {milliseconds:.1f} ms, {'the same' if same else 'NOT the same'}", advice
-    )
+    said = f"a session there and back in {milliseconds:.1f} ms, {'the same' if same else 'NOT the same'}"
+    yield Finding("codec", said, advice)
 
 
 def _server(context: RunContext) -> Iterator[Finding]:
@@ -198,9 +186,8 @@ def _server(context: RunContext) -> Iterator[Finding]:
             version = str(info.get("valkey_version") or info["redis_version"])
         yield Finding("server", f"{address} ({address.source}), version {version or 'hidden from us'}")
         yield from _holes(version)
-        if address.url.startswith("redis://") and not any(
-            word in str(address) for word in ("localhost", "127.0.0.1", "[::1]")
-        ):
+        here = any(word in str(address) for word in ("localhost", "127.0.0.1", "[::1]"))
+        if address.url.startswith("redis://") and not here:
             advice = "Use it in a network you trust, through a tunnel (ssh, WireGuard), or with TLS (rediss://)."
             yield Finding("encryption", "none between here and the server", advice)
         yield _rights(client)
@@ -208,11 +195,8 @@ def _server(context: RunContext) -> Iterator[Finding]:
         if local is not None:
             full = local["memory"] > 0.9 * local["max_memory"] > 0
             used = f"{metrics.size(local['memory'])} of {metrics.size(local['max_memory'])} used"
-            yield Finding(
-                "room",
-                used,
-                "Clear old runs (tinyverse RUN clear), or start it with more --max-memory." if full else "",
-            )
+            advice = "Clear old runs (tinyverse RUN clear), or start it with more --max-memory." if full else ""
+            yield Finding("room", used, advice)
     yield _speed(address.url)
 
 
@@ -226,10 +210,8 @@ def _holes(version: str, path: str = "") -> Iterator[Finding]:
     elif mended is not None and numbers[2] < mended:
         system = path.startswith(("/usr/bin/", "/usr/sbin/"))
         advice = "A distribution may have mended it all the same; else install" if system else "Install"
-        release = f"{numbers[0]}.{numbers[1]}.{mended}"
-        yield Finding(
-            "holes", f"{version} has {HOLES}", f"{advice} {release} or newer; our own user may run no scripts."
-        )
+        advice += f" {numbers[0]}.{numbers[1]}.{mended} or newer; our own user may run no scripts."
+        yield Finding("holes", f"{version} has {HOLES}", advice)
 
 
 def _rights(client: redis.Redis) -> Finding:
@@ -250,9 +232,8 @@ def _clock(client: redis.Redis) -> Finding:
     now = time.time()
     skew = seconds + 1e-6 * microseconds - (began + now) / 2
     advice = "Nothing in a run depends on it, but dates in logs differ: set both by NTP." if abs(skew) > SKEW else ""
-    return Finding(
-        "clock", f"{abs(skew):.2f} s from the server's; an answer takes {1000 * (now - began):.1f} ms", advice
-    )
+    said = f"{abs(skew):.2f} s from the server's; an answer takes {1000 * (now - began):.1f} ms"
+    return Finding("clock", said, advice)
 
 
 def _speed(url: str) -> Finding:
@@ -288,11 +269,9 @@ def _experiment(context: RunContext) -> Iterator[Finding]:
         player.close()
         experiment.spec(player.agent).decode(rollout.sessions("doctor", 0, version="0", update="0")[0].encode())
     except TinyverseError as error:
-        yield Finding(
-            "experiment", f"{context.experiment}: {error}", f"tinyverse {context.experiment} check shows more."
-        )
+        advice = f"tinyverse {context.experiment} check shows more."
+        yield Finding("experiment", f"{context.experiment}: {error}", advice)
         return
-    rate = rollout.alive.size / seconds
-    yield Finding(
-        "experiment", f"{context.experiment}: {rollout.alive.size} steps at {rate:,.0f} steps/s, a session that fits"
-    )
+    steps = rollout.alive.size
+    said = f"{context.experiment}: {steps} steps at {steps / seconds:,.0f} steps/s, a session that fits"
+    yield Finding("experiment", said)

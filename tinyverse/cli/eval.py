@@ -51,18 +51,9 @@ if TYPE_CHECKING:
 @click.option("--device", default="cpu", show_default=True, help="Where to act.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per evaluation.")
 def evaluate(
-    context: RunContext,
-    games: int,
-    at_once: int,
-    jobs: int,
-    greedy: bool,
-    render: bool,
-    weights: str | None,
-    video: bool,
-    every: float | None,
-    device: str,
-    as_json: bool,
-) -> None:
+    context: RunContext, *, games: int, at_once: int, jobs: int, greedy: bool, render: bool, weights: str | None, video: bool,
+    every: float | None, device: str, as_json: bool,
+) -> None:  # fmt: skip
     """Plays whole games: mean ± standard error, and a video.
 
     Example: tinyverse atari.py eval -n 5
@@ -79,7 +70,7 @@ def evaluate(
     options: dict[str, Any] = {"at_once": at_once, "greedy": greedy, "render": render, "video": video}
     with contextlib.ExitStack() as stack:
         asked_to_stop = stack.enter_context(stop_on_signals())
-        worker, waiting = new_worker("eval", games=at_once or 1), Waiting()
+        worker, waiting = new_worker("eval", games=at_once), Waiting()
         heartbeat = BackgroundHeartbeat(functools.partial(context.connected, start=False), worker, waiting)
         if every is not None:
             waiting.set("weights")
@@ -147,13 +138,8 @@ def _evaluate(
     from tinyverse.player.evaluator import evaluate, evaluate_in_processes
 
     file = RECORDS / f"{context.run}-v{found.version}.webm" if video and not render else None
-    options: dict[str, Any] = {
-        "at_once": at_once,
-        "greedy": greedy,
-        "seed": context.fresh_seed(),
-        "video": file,
-        "render": render,
-    }
+    seed = context.fresh_seed()
+    options: dict[str, Any] = {"at_once": at_once, "greedy": greedy, "seed": seed, "video": file, "render": render}
     make = functools.partial(rebuild, context.experiment, found.agreed["settings"])
     with context.bar("games", games) as bar:
 

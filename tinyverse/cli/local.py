@@ -29,16 +29,7 @@ def local(context: RunContext, options: TrainOptions, games: int | None = None) 
 
     Example: tinyverse catch.py local
     """
-    from tinyverse.cli.trainer import (
-        aim,
-        check_options,
-        join,
-        make_trainer,
-        open_log,
-        or_after,
-        profiled,
-        trainer_line,
-    )  # fmt: skip
+    from tinyverse.cli.trainer import aim, check_options, join, make_trainer, open_log, or_after, profiled, trainer_line
     from tinyverse.player.player import Player
     from tinyverse.replay.samplers import Fresh
 

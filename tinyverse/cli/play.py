@@ -46,19 +46,9 @@ if TYPE_CHECKING:
 @click.option("--human", is_flag=True, help="You play, in a window; the experiment or its environment names the keys.")
 @click.option("--fps", type=float, help="Steps a second of --human [the environment's].")
 def play(
-    context: RunContext,
-    games: int | None,
-    batches: int | None,
-    sync_every: int,
-    cores: int,
-    workers: int,
-    step_timeout: float | None,
-    worker_memory: int | None,
-    device: str,
-    precision: str | None,
-    human: bool,
-    fps: float | None,
-) -> None:
+    context: RunContext, *, games: int | None, batches: int | None, sync_every: int, cores: int, workers: int, step_timeout: float | None,
+    worker_memory: int | None, device: str, precision: str | None, human: bool, fps: float | None,
+) -> None:  # fmt: skip
     """Steps a batch of games and pushes sessions.
 
     Example: tinyverse atari.py play -b 8

@@ -8,7 +8,6 @@ from tinyverse.cli.context import RECORDS, RunContext
 from tinyverse.cli.options import RunCommand
 from tinyverse.cli.plot import folder_of
 from tinyverse.core.run_config import check_can_join
-from tinyverse.monitoring.report import write_report
 from tinyverse.trainer.run_folder import RunFolder
 
 
@@ -20,6 +19,8 @@ def report(context: RunContext, others: tuple[str, ...] = ()) -> None:
 
     Example: tinyverse atari.py report --name pong-s1 pong-s2 pong-s3
     """
+    from tinyverse.monitoring.report import write_report
+
     folders = [RunFolder(folder_of(name)) for name in dict.fromkeys([context.run, *others])]
     settings = {**folders[0].settings().get("settings", {}), **context.settings}
     for folder in folders:

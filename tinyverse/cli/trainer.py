@@ -66,9 +66,8 @@ def train_run(
     with distributed.rank_zero_first():
         trainer, _ = make_trainer(context, options, database)
         if distributed.is_rank_zero():
-            log = open_log(
-                context, options, database, trainer
-            )  # what is wrong with it is said before the run is joined
+            # before the run is joined, so that what is wrong with the log is said first
+            log = open_log(context, options, database, trainer)
         join(context, trainer, should_stop)
     trainer.checkpoints.level()
     context.say(f"training run {context.run} from update {trainer.update:,}, into {context.folder.path}/")
