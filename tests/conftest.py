@@ -31,9 +31,8 @@ pytest.register_assert_rewrite("tests.helpers.database_contract", "tests.helpers
 
 from tests.helpers.command_line import Said, Tinyverse
 
-settings.load_profile(
-    "ci"
-)  # the same examples each time, and no time limit; --hypothesis-profile=default looks for new ones
+# The same examples each time, however slow the machine is; --hypothesis-profile=default looks for new ones.
+settings.load_profile("ci")
 
 numbers = itertools.count()  # of runs
 

@@ -29,8 +29,8 @@ def test_clear(run: Tinyverse, tinyverse: Tinyverse, monkeypatch: pytest.MonkeyP
 
 
 def test_clear_refuses_while_workers_live(run: Tinyverse, tinyverse: Tinyverse, redis_url: str) -> None:
-    from tinyverse.database.redis import RedisDatabase
     from tinyverse.database.base import new_worker
+    from tinyverse.database.redis import RedisDatabase
 
     created(run)
     database = RedisDatabase(redis_url, run.name)  # type: ignore[attr-defined]

@@ -14,8 +14,8 @@ from tinyverse.cli import info as showing
 
 
 def test_info(run: Tinyverse, tinyverse: Tinyverse, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tinyverse.database.redis import RedisDatabase
     from tinyverse.database.base import new_worker
+    from tinyverse.database.redis import RedisDatabase
 
     database = RedisDatabase(redis_url, run.name)  # type: ignore[attr-defined]
     waiting = new_worker("play")

@@ -170,7 +170,7 @@ def test_hdf5_holds_every_field(redis_url, tmp_path):
     context, _ = a_stored_run(redis_url, played)
     sessions.export.callback(context, tmp_path / "all.h5")
     with h5py.File(tmp_path / "all.h5") as file:
-        for name, array in played[2].arrays().items():
+        for name, array in played[2].arrays.items():
             np.testing.assert_array_equal(file[name][2], array)
             assert file[name].dtype == array.dtype
         assert [json.loads(text) for text in file["metadata"].asstr()] == [each.metadata for each in played]

@@ -12,8 +12,8 @@ from gymnasium.vector import SyncVectorEnv
 
 from tests.helpers.counting import CountingAgent, CountingEnv, clock, counting_vector
 from tests.helpers.faulty import FaultyEnv, all_faulty, one_faulty
-from tests.helpers.people import LENGTH, until
 from tests.helpers.sources import World
+from tests.helpers.waiting import until
 from tinyverse.core.errors import ExperimentError, SpecError
 from tinyverse.core.run_config import run_config
 from tinyverse.database.base import new_worker
@@ -248,7 +248,7 @@ def test_a_pool_of_ones_own_that_always_fails_raises() -> None:
 
 
 def test_a_player_says_what_failed_and_goes_on(caplog: Any) -> None:
-    from tests.helpers.people import HOLDER, a_spec, publish, sessions_of
+    from tests.helpers.people import HOLDER, LENGTH, a_spec, publish, sessions_of
 
     database = MemoryDatabase()
     database.create(run_config("counting", {}, a_spec()))

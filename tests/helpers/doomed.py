@@ -26,11 +26,11 @@ from redis.connection import AbstractConnection
 
 from tests.helpers.people import CountingLearner, a_player, a_spec, a_trainer
 from tinyverse.cli.context import RunContext
-from tinyverse.cli.eval import Presence, _evaluate, _record
+from tinyverse.cli.eval import _evaluate, _record
 from tinyverse.cli.weights import Seen, weights_for
 from tinyverse.core.run_config import run_config
 from tinyverse.core.weights import WeightsFile, decode_weights
-from tinyverse.database.base import BEGINNING
+from tinyverse.database.base import BEGINNING, new_worker
 from tinyverse.database.connection import open_database
 from tinyverse.database.memory import MemoryDatabase
 from tinyverse.replay.config import ReplayConfig
@@ -144,7 +144,7 @@ def evaluators_life(url: str, folder: Path, fatal: int) -> None:
     """What `eval --every` does with one version; its score is the update, so that each is the best."""
     doom = Doom(fatal, folder)
     context = RunContext("judged.py", name=RUN, redis=url, seed=0, quiet=True)
-    seen, worker = Seen(), Presence(context, 1).worker
+    seen, worker = Seen(), new_worker("eval", games=1)
     with context.connected(start=False) as database:
         database.beat(worker)
         found = weights_for(context, None, seen)

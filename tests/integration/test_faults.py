@@ -503,7 +503,7 @@ def test_no_clock_but_the_servers_counts(server: Breakable, monkeypatch: pytest.
 
     def skewed() -> float:
         name = threading.current_thread().name
-        return real() + (days["play"] if name == "courier" else days["trainer"])
+        return real() + (days["play"] if name == "uploader" else days["trainer"])
 
     monkeypatch.setattr(time, "time", skewed)
     with Team(server.url) as team:

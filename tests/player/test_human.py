@@ -199,7 +199,7 @@ def test_info_counts_people_apart_and_the_curve_is_the_agents(redis_url):
     assert facts["mean_return"] == pytest.approx(np.mean([row["return"] for row in rows if not row.get("human")]))
     trainer.feed()
     assert trainer.feeder.episodes == facts["episodes"] == len(rows) - len(people)
-    assert trainer.replay._human.sum() == 8
+    assert trainer.replay.slots.human.sum() == 8
 
 
 def filled_replay(sampler, **flow):
@@ -214,7 +214,7 @@ def test_a_share_of_the_memory_is_the_peoples():
     replay, other = filled_replay(Mixed(fresh=0.5, human=0.25))
     for _ in range(40):
         replay.add(other)
-    assert replay._human.sum() == 2 and len(replay) == 8
+    assert replay.slots.human.sum() == 2 and len(replay) == 8
     batches = [replay.sample() for _ in range(3)]
     assert [batch.human.sum().item() for batch in batches[:1]] >= [1]
     assert all(batch.human.sum() >= 1 and len(batch.slots) == 4 for batch in batches)
@@ -227,7 +227,7 @@ def test_more_than_the_share_is_written_over():
         replay.add(session)
     for _ in range(40):
         replay.add(other)
-    assert replay._human.sum() == 2
+    assert replay.slots.human.sum() == 2
 
 
 def test_without_people_the_others_take_their_place_and_without_a_share_they_are_fresh_as_any():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 
 import numpy as np
@@ -361,7 +362,7 @@ def test_a_kill_at_any_moment_of_a_save_leaves_the_one_before(tmp_path, sessions
         replay.add(session)
     with monkeypatch.context() as patch:
         if where == "rows":
-            patch.setattr(files.os, "fsync", die)
+            patch.setattr(os, "fsync", die)
         else:
             patch.setattr(torch, "save", die) if where == "sessions written" else patch.setattr(
                 files.StoredSessions, "keep_only", die

@@ -21,9 +21,8 @@ from tinyverse.core.text import did_you_mean
 from tinyverse.database import server as redis_server
 from tinyverse.database import server_config
 from tinyverse.database.base import Database
-from tinyverse.database.connection import connect, errors, open_database
+from tinyverse.database.connection import open_database
 from tinyverse.database.redis import list_runs
-from tinyverse.database.schema import Keys
 from tinyverse.experiment import loader
 from tinyverse.monitoring.progress import Bar, Share
 from tinyverse.trainer.run_folder import RunFolder
@@ -160,8 +159,7 @@ class RunContext:
     def runs(self) -> list[str]:
         """The names of the runs on the server."""
         address = redis_server.find_server(self.redis, self.host, self.port, self.password, start=False)
-        with errors(address.url), connect(address.url, key=Keys.RUNS) as client:
-            return list_runs(client)
+        return list_runs(address.url)
 
     def server(self, start: bool) -> str:
         if self.database and not (self.redis or self.host or self.port):

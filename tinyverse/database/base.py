@@ -1,6 +1,6 @@
 """Database: where players and trainers meet. Bytes in, bytes out; it knows nothing of arrays.
 
-Two implementations pass one contract suite: MemoryDatabase here (one process) and RedisDatabase. A user's own class
+MemoryDatabase (one process), RedisDatabase and SignedDatabase (around either) pass one contract suite. A user's own class
 works too (`--database module:Class`). Losing a database loses the replay, never the run: the trainer's checkpoint is
 the truth.
 
@@ -8,7 +8,7 @@ the truth.
       append(blobs) -> State                  create(meta), acquire_lease(holder)
       get_weights(newer_than)                 read(after, limit) -> blobs, State
                                               report(delivered=…, position=…) before each update
-                                              put_weights(blob, version, holder=…)
+                                              put_weights(blob, version, holder=…, epoch=…)
 """
 
 from __future__ import annotations

@@ -82,11 +82,14 @@ def publishing_thread(trainer: Trainer) -> BackgroundThread:
     def note(error: DatabaseLost) -> None:
         trainer.worker.error = str(error)
 
+    def turn() -> None:
+        publisher.wait()
+        publisher.step(trainer.update)
+
     publisher = trainer.publisher
     return BackgroundThread(
-        "publisher", lambda: publisher.step(trainer.update), pause=RETRY_SECONDS, on_lost=note,
-        unfinished=lambda: publisher.unfinished,
-    )  # fmt: skip
+        "publisher", turn, pause=RETRY_SECONDS, on_lost=note, unfinished=lambda: publisher.unfinished
+    )
 
 
 def _feeding(trainer: Trainer, fed: threading.Event) -> BackgroundThread:

@@ -185,14 +185,17 @@ class Publisher:
         """Whether a snapshot waits."""
         return bool(self._snapshots)
 
+    def wait(self) -> None:
+        """Waits for a second, or until a snapshot comes."""
+        self._turn.wait(HEARTBEAT_SECONDS)
+        self._turn.clear()
+
     def step(self, update: int) -> None:
-        """Once a second, or when a snapshot came: publishes, reports, sends a heartbeat.
+        """Publishes, reports, sends a heartbeat.
 
         Raises:
             LeaseLost: another trainer publishes now.
         """
-        self._turn.wait(HEARTBEAT_SECONDS)
-        self._turn.clear()
         if self.ranks.is_rank_zero:
             if not self.database.acquire_lease(self.holder):
                 raise LeaseLost("another trainer has taken over this run, so this one ends. Its checkpoint is kept.")
