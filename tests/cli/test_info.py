@@ -36,7 +36,7 @@ def test_info(run: Tinyverse, tinyverse: Tinyverse, redis_url: str, monkeypatch:
             os.kill(os.getpid(), signal.SIGINT)
         return ""
 
-    monkeypatch.setattr(showing.status, "panel", panel)
+    monkeypatch.setattr(showing.terminal, "panel", panel)
     run("info", "--watch")
     assert len(drawn) == 2
 

@@ -8,12 +8,12 @@ import pytest
 
 from tests.helpers.command_line import Tinyverse, created, info, swap_with_spy
 from tinyverse.envs import process_pool
-from tinyverse.player import player
+from tinyverse.player import loop
 
 
 def test_play_s_looks_for_weights_that_often(run: Tinyverse, monkeypatch: pytest.MonkeyPatch) -> None:
     created(run)
-    calls = swap_with_spy(monkeypatch, player, "play", 0)
+    calls = swap_with_spy(monkeypatch, loop, "play", 0)
     run("play", "-s", 5)
     run("play")
     assert [named["sync_every"] for _, named in calls] == [5, 1]
