@@ -59,10 +59,10 @@ class Alone:
         experiment = loader.build(module, settings)
         self.precision = precision
         player = acting(experiment.agent(), "cpu", precision)
-        self.player = Player(player, experiment.pool(experiment.games), experiment.unroll_length)
+        self.player = Player(player, experiment.pool(experiment.num_envs), experiment.unroll_length)
         agent = experiment.agent()
         self.learner = experiment.learner(agent)
-        flow = ReplayConfig(batch=experiment.batch, buffer_size=experiment.batch + experiment.games)
+        flow = ReplayConfig(batch=experiment.batch, buffer_size=experiment.batch + experiment.num_envs)
         self.batch = self._batch(Replay(experiment.spec(agent), flow, Fresh()))
         self.learn()  # the first time is slower
 

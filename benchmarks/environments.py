@@ -139,7 +139,7 @@ class Drawn(Agent):
 
 def drawn(pool: Pool) -> list[nest.Tree]:
     """Actions of all games, [B, …] per leaf."""
-    samples = ([pool.action_space.sample() for _ in range(pool.num_games)] for _ in range(64))
+    samples = ([pool.action_space.sample() for _ in range(pool.num_envs)] for _ in range(64))
     return [nest.map(lambda *leaves: np.stack(leaves), *actions) for actions in samples]
 
 
@@ -180,7 +180,7 @@ def played(url: str, run: str, pool: Pool, seconds: float) -> measure.Way:
     player.version = 0
 
     def way() -> float:
-        courier = Uploader(database, new_worker("play", games=pool.num_games), agents[1])
+        courier = Uploader(database, new_worker("play", num_envs=pool.num_envs), agents[1])
         courier.start()
 
         def some() -> int:
@@ -203,11 +203,11 @@ def raw(make: Callable[[], Any], pool: Pool, seconds: float) -> measure.Way:
     if vector:
         choices = itertools.cycle(drawn(pool))
         first.reset()
-        ended = np.zeros(pool.num_games, bool)
+        ended = np.zeros(pool.num_envs, bool)
 
         def step() -> float:
             nonlocal ended
-            alive = pool.num_games - ended.sum()
+            alive = pool.num_envs - ended.sum()
             _, _, terminated, truncated, *_ = first.step(next(choices))
             ended = terminated | truncated
             return alive

@@ -162,7 +162,7 @@ def written(server: Server, smoke: bool) -> dict[str, Script]:
     """Makes the run, and writes down what a player of it sends: a push of its sessions, or a heartbeat alone."""
     experiment = loader.build(loader.load_module("atari"), {"unroll_length": STEPS})
     pool, agent = experiment.pool(2 if smoke else GAMES), experiment.agent()  # a game takes a while to load
-    player, worker = Player(agent, pool, STEPS), new_worker("play", games=GAMES)
+    player, worker = Player(agent, pool, STEPS), new_worker("play", num_envs=GAMES)
     for _ in range(1 if smoke else 10):  # past the first frames, which are all alike
         sessions = player.play().sessions(worker.id, 0)
     pool.close()

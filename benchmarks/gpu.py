@@ -166,9 +166,9 @@ def measure_run(bench: measure.Bench, device: str) -> None:
     """The whole of it once: frames per second from the second half of the run's metrics."""
     cores, minutes = system.cores(), 1.5
     players = max(1, cores - 2)
-    size = ["--games", "64", "-b", "128", "--buffer-size", "1024", "-s", "5", "--minutes", str(minutes)]
+    size = ["--num-envs", "64", "-b", "128", "--buffer-size", "1024", "-s", "5", "--minutes", str(minutes)]
     if bench.smoke:
-        players, size = 1, ["--games", "4", "-b", "2", "--buffer-size", "8", "-n", "2", "-o", "unroll_length=8"]
+        players, size = 1, ["--num-envs", "4", "-b", "2", "--buffer-size", "8", "-n", "2", "-o", "unroll_length=8"]
     with private_server() as server, tempfile.TemporaryDirectory() as folder:
         words = [
             "atari",

@@ -113,7 +113,7 @@ def grow_players(bench: measure.Bench, url: str) -> dict[str, Curve]:
 def play_some(url: str, count: int, seconds: float) -> tuple[float, list[float]]:
     """Plays with some players in threads; (steps/s that arrived, seconds of each push) after a time of settling."""
     databases = [Timed(url, "players") for _ in range(count)]
-    couriers = [Uploader(database, new_worker("play", games=GAMES), Cheap()) for database in databases]
+    couriers = [Uploader(database, new_worker("play", num_envs=GAMES), Cheap()) for database in databases]
     ends = time.monotonic() + 1.5 * seconds
     with ThreadPoolExecutor(count) as threads:
         playing = [threads.submit(play_until, courier, ends) for courier in couriers]
@@ -155,7 +155,7 @@ class Timed(RedisDatabase):
 class Drift(Pool):
     """Points that drift where they are pushed; an episode is 100 steps."""
 
-    num_games = GAMES
+    num_envs = GAMES
     observation_space, action_space = spaces.Box(-np.inf, np.inf, (4,), np.float32), spaces.Discrete(2)
 
     def reset(self, seed: int | None = None) -> np.ndarray:

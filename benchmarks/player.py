@@ -86,11 +86,11 @@ def ours(url: str, dtype: torch.dtype, cores: int, seconds: float) -> measure.Wa
     player.version = 0
 
     def way() -> float:
-        courier = Uploader(database, new_worker("play", games=player.num_games), agents[1])
+        courier = Uploader(database, new_worker("play", num_envs=player.num_envs), agents[1])
         courier.start()
 
         def work() -> float:
-            return play(player, courier, batches=2) * player.num_games * STEPS
+            return play(player, courier, batches=2) * player.num_envs * STEPS
 
         rate = measure.rate_of(work, seconds)
         courier.close()
@@ -99,9 +99,9 @@ def ours(url: str, dtype: torch.dtype, cores: int, seconds: float) -> measure.Wa
     return way
 
 
-def limit_of(dtype: torch.dtype, games: int, seconds: float) -> measure.Way:
+def limit_of(dtype: torch.dtype, num_envs: int, seconds: float) -> measure.Way:
     """1 / (1/env + 1/net), each measured alone on the first core."""
-    env, act = bare_env(games), bare_net(dtype, games)
+    env, act = bare_env(num_envs), bare_net(dtype, num_envs)
 
     def way() -> float:
         with measure.on_core(0):
@@ -114,30 +114,32 @@ def twice(way: measure.Way) -> measure.Way:
     return lambda: 2 * way()
 
 
-def bare_env(games: int) -> Callable[[], float]:
+def bare_env(num_envs: int) -> Callable[[], float]:
     with measure.on_core(0):  # its thread stays there
-        pool = atari_pool("pong", games)
+        pool = atari_pool("pong", num_envs)
         pool.reset(0)
-    actions = np.random.default_rng(0).integers(0, 6, (1024, games))
+    actions = np.random.default_rng(0).integers(0, 6, (1024, num_envs))
     choices = itertools.cycle(actions)
 
     def step() -> float:
         pool.step(next(choices))
-        return games
+        return num_envs
 
     return step
 
 
-def bare_net(dtype: torch.dtype, games: int) -> Callable[[], float]:
+def bare_net(dtype: torch.dtype, num_envs: int) -> Callable[[], float]:
     """A forward pass over frames that lie stacked already, as its layers like them, and a draw."""
     network = plain_network().to(dtype=dtype, memory_format=torch.channels_last)
-    frames = torch.randint(0, 255, (games, 4, 84, 84), dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
+    frames = torch.randint(0, 255, (num_envs, 4, 84, 84), dtype=torch.uint8).contiguous(
+        memory_format=torch.channels_last
+    )
 
     @torch.inference_mode()
     def act() -> float:
         outputs = network(frames.to(dtype)).float()
         outputs[:, :6].softmax(-1).multinomial(1).numpy()
-        return games
+        return num_envs
 
     return act
 
@@ -150,13 +152,13 @@ def plain_network() -> nn.Module:
     return nn.Sequential(*parts, nn.Flatten(), nn.Linear(3136, 512), nn.ReLU(), nn.Linear(512, 7))
 
 
-def naive(url: str, games: int, seconds: float) -> measure.Way:
+def naive(url: str, num_envs: int, seconds: float) -> measure.Way:
     """The first tinyverse's loop."""
     import ale_py
 
     gymnasium.register_envs(ale_py)
     client, network = connect(url, name="naive", timeout=5.0), plain_network()
-    envs = [gymnasium.wrappers.FrameStackObservation(_preprocessed(), 4) for _ in range(games)]
+    envs = [gymnasium.wrappers.FrameStackObservation(_preprocessed(), 4) for _ in range(num_envs)]
     observations = [env.reset(seed=game)[0] for game, env in enumerate(envs)]
 
     def work() -> float:
@@ -171,7 +173,7 @@ def naive(url: str, games: int, seconds: float) -> measure.Way:
                 observations[game] = env.reset()[0] if terminated or truncated else after
         for session in sessions:
             _record(client, session)
-        return STEPS * games
+        return STEPS * num_envs
 
     return lambda: measure.rate_of(work, seconds)
 

@@ -37,7 +37,7 @@ from tinyverse.core.weights import encode_weights  # noqa: E402
 from tinyverse.database.base import new_worker  # noqa: E402
 from tinyverse.database.redis import RedisDatabase  # noqa: E402
 from tinyverse.database.server import private_server  # noqa: E402
-from tinyverse.envs import GamePool  # noqa: E402
+from tinyverse.envs import SerialPool  # noqa: E402
 from tinyverse.networks import ModularNetwork, NatureConv, Window  # noqa: E402
 from tinyverse.player.loop import play  # noqa: E402
 from tinyverse.player.player import Player  # noqa: E402
@@ -114,14 +114,14 @@ def way_of(url: str | None, seconds: float, frozen: int = 0, counts: Counter[str
 
     def way() -> float:
         clock = Clock()
-        player = Player(agents[0], GamePool(lambda: clock, 1, realtime=True), STEPS)
+        player = Player(agents[0], SerialPool(lambda: clock, 1, realtime=True), STEPS)
         if url is None:
             ends = time.monotonic() + seconds
             while time.monotonic() < ends:
                 player.play()
         else:
             database = RedisDatabase(url, "realtime")
-            courier = Uploader(database, new_worker("play", games=1), agents[1])
+            courier = Uploader(database, new_worker("play", num_envs=1), agents[1])
             courier.start()
             while courier.state.version < 0:
                 time.sleep(0.1)

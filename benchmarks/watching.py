@@ -63,11 +63,11 @@ def main() -> None:
         seen = list[int]()
 
         def played() -> float:
-            courier = Uploader(database, new_worker("play", games=player.num_games), agents[1])
+            courier = Uploader(database, new_worker("play", num_envs=player.num_envs), agents[1])
             courier.start()
             with measure.on_core(0):
                 rate = measure.rate_of(
-                    lambda: play(player, courier, batches=1) * player.num_games * experiment.unroll_length,
+                    lambda: play(player, courier, batches=1) * player.num_envs * experiment.unroll_length,
                     bench.seconds(15.0),
                 )
             courier.close()

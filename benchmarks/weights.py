@@ -110,21 +110,21 @@ def compare(bench: measure.Bench, agent: Agent, url: str, by: str) -> None:
 
 def pauses(bench: measure.Bench, url: str, publishing: Event) -> None:
     """Three rows: the time of a step with and without weights being loaded, its 99th percentile first."""
-    seconds, games = (0.3, 4) if bench.smoke else (8.0, 16)
+    seconds, num_envs = (0.3, 4) if bench.smoke else (8.0, 16)
     measures = {"99th percentile": lambda times: np.quantile(times, 0.99), "median": np.median, "average": np.mean}
     rows = {
         name: measure.Row(f"Pong, a step, {name}", "steps/s", {"ours": [], "no loading": []}, {}) for name in measures
     }
     rows["99th percentile"].at_least["no loading"] = 1 / 1.2
     versions = {"ours": 0, "no loading": 0}
-    with stepping(url, atari(bench.smoke), games, seconds, publishing) as steps:
+    with stepping(url, atari(bench.smoke), num_envs, seconds, publishing) as steps:
         for turn in range(bench.repeats):
             for way in list(versions)[:: 1 if turn % 2 == 0 else -1]:
                 (publishing.set if way == "ours" else publishing.clear)()
                 times, loaded = steps()
                 versions[way] += loaded
                 for name, row in rows.items():
-                    row.rates[way].append(games / float(measures[name](times)))
+                    row.rates[way].append(num_envs / float(measures[name](times)))
     rows["99th percentile"].note = "{ours} versions loaded, and {no loading}.".format(**versions)
     for row in rows.values():
         bench.keep(row)
@@ -132,16 +132,16 @@ def pauses(bench: measure.Bench, url: str, publishing: Event) -> None:
 
 @contextlib.contextmanager
 def stepping(
-    url: str, experiment: Experiment, games: int, seconds: float, publishing: Event
+    url: str, experiment: Experiment, num_envs: int, seconds: float, publishing: Event
 ) -> Iterator[Callable[[], tuple[np.ndarray, int]]]:
     """A player at work whenever the function is called, which gives its steps' seconds and the versions it loaded."""
     acts: list[float] = []
     agents = [acting(experiment.agent(), "cpu", experiment.precision) for _ in range(2)]
-    pool = experiment.pool(games)
+    pool = experiment.pool(num_envs)
     for agent in agents:
         agent.act = stamped(agent.act, acts)  # type: ignore[method-assign]
     player = Player(agents[0], pool, experiment.unroll_length)
-    courier = Uploader(RedisDatabase(url, RUN), new_worker("play", games=games), agents[1])
+    courier = Uploader(RedisDatabase(url, RUN), new_worker("play", num_envs=num_envs), agents[1])
     courier.start()
     publishing.set()
     play(player, courier, batches=2)

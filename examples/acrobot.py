@@ -22,7 +22,7 @@ from tinyverse.networks import MLP, ModularNetwork
 
 
 def make_experiment(
-    env_id="Acrobot-v1", algorithm="ppo", learning_rate=1e-3, entropy_cost=0.02, unroll_length=128, games=16
+    env_id="Acrobot-v1", algorithm="ppo", learning_rate=1e-3, entropy_cost=0.02, unroll_length=128, num_envs=16
 ):
     if algorithm not in ("ppo", "a2c"):
         raise SettingsError(f"algorithm={algorithm!r} is unknown. Use ppo or a2c.")
@@ -45,7 +45,7 @@ def make_experiment(
         make_agent=make_agent,
         make_learner=make_learner,
         unroll_length=unroll_length,
-        games=games,
-        batch=games,
+        num_envs=num_envs,
+        batch=num_envs,
         publish_every=1,
     )

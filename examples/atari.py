@@ -36,8 +36,8 @@ def make_experiment(
     discount=0.99,
     unroll_length=64,
 ):
-    def make_pool(num_games, num_threads=1):
-        return atari_pool(env_id, num_games, num_threads=num_threads, episodic_life=True)
+    def make_pool(num_envs, num_threads=1):
+        return atari_pool(env_id, num_envs, num_threads=num_threads, episodic_life=True)
 
     def make_env(evaluation=False, render_mode=None):
         return atari_env(env_id, evaluation=evaluation, render_mode=render_mode)
@@ -66,7 +66,7 @@ def make_experiment(
         make_agent=make_agent,
         make_learner=make_learner,
         unroll_length=unroll_length,
-        games=16,
+        num_envs=16,
         batch=4,
         sampler="uniform",
         reuse=3,

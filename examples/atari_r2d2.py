@@ -33,8 +33,8 @@ def make_experiment(
     burn_in=10,
     length=30,
 ):
-    def make_pool(num_games, num_threads=1):
-        return atari_pool(env_id, num_games, num_threads=num_threads)
+    def make_pool(num_envs, num_threads=1):
+        return atari_pool(env_id, num_envs, num_threads=num_threads)
 
     def make_env(evaluation=False, render_mode=None):
         return atari_env(env_id, evaluation=evaluation, render_mode=render_mode)
@@ -53,7 +53,7 @@ def make_experiment(
         make_agent=make_agent,
         make_learner=make_learner,
         unroll_length=burn_in + length,
-        games=16,
+        num_envs=16,
         batch=8,
         sampler=Prioritized(alpha=0.9, beta=0.6),
         reuse=reuse,

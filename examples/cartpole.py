@@ -16,7 +16,7 @@ from tinyverse.algorithms import PPO
 from tinyverse.networks import MLP, ModularNetwork
 
 
-def make_experiment(env_id="CartPole-v1", learning_rate=6e-3, total_updates=500, unroll_length=32, games=16):
+def make_experiment(env_id="CartPole-v1", learning_rate=6e-3, total_updates=500, unroll_length=32, num_envs=16):
     def make_env(evaluation=False, render_mode=None):
         return gym.make(env_id, render_mode=render_mode)
 
@@ -43,7 +43,7 @@ def make_experiment(env_id="CartPole-v1", learning_rate=6e-3, total_updates=500,
         make_agent=make_agent,
         make_learner=make_learner,
         unroll_length=unroll_length,
-        games=games,
-        batch=games,
+        num_envs=num_envs,
+        batch=num_envs,
         publish_every=1,
     )

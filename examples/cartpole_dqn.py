@@ -22,7 +22,9 @@ from tinyverse.algorithms import DQN
 from tinyverse.networks import ModularNetwork
 
 
-def make_experiment(env_id="CartPole-v1", learning_rate=1e-3, total_updates=12000, epsilon=0.4, reuse=16.0, games=16):
+def make_experiment(
+    env_id="CartPole-v1", learning_rate=1e-3, total_updates=12000, epsilon=0.4, reuse=16.0, num_envs=16
+):
     def make_env(evaluation=False, render_mode=None):
         return gym.make(env_id, render_mode=render_mode)
 
@@ -40,7 +42,7 @@ def make_experiment(env_id="CartPole-v1", learning_rate=1e-3, total_updates=1200
         make_agent=make_agent,
         make_learner=make_learner,
         unroll_length=10,
-        games=games,
+        num_envs=num_envs,
         batch=16,
         sampler="prioritized",
         reuse=reuse,

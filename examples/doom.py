@@ -92,7 +92,7 @@ def make_experiment(
         make_agent=make_agent,
         make_learner=make_learner,
         unroll_length=unroll_length,
-        games=8,
+        num_envs=8,
         batch=16,
         sampler="uniform",
         reuse=3,

@@ -149,7 +149,7 @@ class JaxPPO(Learner):
 
 
 def make_experiment(
-    env_id="CartPole-v1", learning_rate=2.5e-3, epochs=8, discount=0.98, clip=0.2, entropy_cost=0.0, games=16
+    env_id="CartPole-v1", learning_rate=2.5e-3, epochs=8, discount=0.98, clip=0.2, entropy_cost=0.0, num_envs=16
 ):
     def make_env(evaluation=False, render_mode=None):
         return gym.make(env_id, render_mode=render_mode)
@@ -161,5 +161,5 @@ def make_experiment(
 
     return Experiment(
         make_env=make_env, make_agent=JaxAgent, make_learner=make_learner,
-        unroll_length=32, games=games, batch=games, publish_every=1,
+        unroll_length=32, num_envs=num_envs, batch=num_envs, publish_every=1,
     )  # fmt: skip

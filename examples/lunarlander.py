@@ -24,7 +24,7 @@ def make_experiment(
     entropy_cost=0.01,
     discount=0.999,
     unroll_length=128,
-    games=16,
+    num_envs=16,
 ):
     def make_env(evaluation=False, render_mode=None):
         return gym.make(env_id, render_mode=render_mode)
@@ -48,7 +48,7 @@ def make_experiment(
         make_agent=make_agent,
         make_learner=make_learner,
         unroll_length=unroll_length,
-        games=games,
-        batch=games,
+        num_envs=num_envs,
+        batch=num_envs,
         publish_every=1,
     )

@@ -68,7 +68,7 @@ def make_experiment(
     entropy_cost=0.03,
     discount=0.997,
     unroll_length=32,
-    games=64,
+    num_envs=64,
 ):
     if memory not in BODIES:
         raise SettingsError(f"memory={memory!r} is unknown. Use one of {', '.join(BODIES)}.")
@@ -104,7 +104,7 @@ def make_experiment(
         make_agent=make_agent,
         make_learner=make_learner,
         unroll_length=unroll_length,
-        games=games,
-        batch=games,
+        num_envs=num_envs,
+        batch=num_envs,
         publish_every=1,
     )

@@ -17,7 +17,7 @@ from tinyverse.envs.miniwob import MiniWobEnv
 from tinyverse.networks import ModularNetwork
 
 
-def make_experiment(task="click-test-2", by="elements", learning_rate=2e-3, entropy_cost=0.02, games=2):
+def make_experiment(task="click-test-2", by="elements", learning_rate=2e-3, entropy_cost=0.02, num_envs=2):
     def make_env(evaluation=False):
         return MiniWobEnv(task, by=by)
 
@@ -34,7 +34,7 @@ def make_experiment(task="click-test-2", by="elements", learning_rate=2e-3, entr
         make_agent=make_agent,
         make_learner=make_learner,
         unroll_length=8,
-        games=games,
+        num_envs=num_envs,
         batch=8,
         sampler="uniform",
         reuse=4,

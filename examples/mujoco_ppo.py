@@ -35,7 +35,7 @@ def make_experiment(
     epochs=10,
     entropy_cost=0.0,
     unroll_length=128,
-    games=16,
+    num_envs=16,
 ):
     def make_env(evaluation=False, render_mode=None):
         camera = {"camera_name": "track"} if render_mode and env_id.startswith(RUNNERS) else {}  # else it stands still
@@ -58,7 +58,7 @@ def make_experiment(
             learning_rate=learning_rate,
             total_updates=total_updates,
             epochs=epochs,
-            minibatches=games,
+            minibatches=num_envs,
             entropy_cost=entropy_cost,
             discount=discount,
             return_scale=True,
@@ -69,7 +69,7 @@ def make_experiment(
         make_agent=make_agent,
         make_learner=make_learner,
         unroll_length=unroll_length,
-        games=games,
-        batch=games,
+        num_envs=num_envs,
+        batch=num_envs,
         publish_every=1,
     )

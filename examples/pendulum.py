@@ -32,7 +32,7 @@ def make_experiment(env_id="Pendulum-v1", learning_rate=1e-3, discount=0.98, upd
         make_agent=make_agent,
         make_learner=make_learner,
         unroll_length=unroll_length,
-        games=4,
+        num_envs=4,
         batch=batch,
         sampler="uniform",
         reuse=updates_per_step * unroll_length * batch,

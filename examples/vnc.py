@@ -57,15 +57,15 @@ def over(screen):
     return cells is None or cells[0]
 
 
-def make_experiment(rate=20.0, games=4, learning_rate=1e-3, epsilon=0.3, reuse=16.0):
+def make_experiment(rate=20.0, num_envs=4, learning_rate=1e-3, epsilon=0.3, reuse=16.0):
     def make_env(evaluation=False, render_mode=None):
         return VncEnv(
             start, ["", "left", "right"], score=score, over=over, start="space", rate=rate,
             size=(20, 20), region=(0, STRIP, SIDE, SIDE), render_mode=render_mode,
         )  # fmt: skip
 
-    def make_pool(num_games):
-        return VncPool([make_env() for _ in range(num_games)])
+    def make_pool(num_envs):
+        return VncPool([make_env() for _ in range(num_envs)])
 
     def make_agent(observation_space, action_space):
         trunk = nn.Sequential(Identity(), nn.Linear(400, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU())
@@ -81,7 +81,7 @@ def make_experiment(rate=20.0, games=4, learning_rate=1e-3, epsilon=0.3, reuse=1
         make_agent=make_agent,
         make_learner=make_learner,
         unroll_length=10,
-        games=games,
+        num_envs=num_envs,
         batch=16,
         sampler="prioritized",
         reuse=reuse,

@@ -62,7 +62,7 @@ def make_experiment(width=8):  # in no file that a player could import
         make_env=lambda evaluation=False: gymnasium.make(GAME),
         make_agent=lambda see, act: tinyverse.TorchAgent(ModularNetwork(see, act, trunk=MLP(width))),
         make_learner=lambda agent: A2C(agent, learning_rate=1e-3, optimizer="adam"),
-        games=4, batch=8, publish_every=1,
+        num_envs=4, batch=8, publish_every=1,
     )
 
 curve = tinyverse.run(make_experiment, players=PLAYERS, updates=5, seed=1, quiet=True, name="here", width=9)
@@ -78,15 +78,15 @@ def test_a_function_of_a_script_reaches_the_players(players):
 
 def test_a_setting_may_be_called_as_a_keyword_of_run():
     Path("clash.py").write_text(
-        "import catch\ndef make_experiment(seed=0, games=4):\n    return catch.make_experiment(games=games)\n"
+        "import catch\ndef make_experiment(seed=0, num_envs=4):\n    return catch.make_experiment(num_envs=episodes)\n"
     )
     sys.path.insert(0, str(CHECKOUT / "examples"))
     options = {"players": 0, "updates": 1, "quiet": True}
     with pytest.raises(SettingsError, match=r"seed is a keyword .* setting of clash: .* settings=\{'seed': …\}"):
         tinyverse.run("clash.py", seed=3, **options)
-    folder = tinyverse.run("clash.py", seed=3, settings={"seed": 7}, games=8, **options).folder
+    folder = tinyverse.run("clash.py", seed=3, settings={"seed": 7}, num_envs=8, **options).folder
     told = RunFolder(folder).settings()
-    assert (told["seed"], told["settings"]) == (3, {"seed": 7, "games": 8})
+    assert (told["seed"], told["settings"]) == (3, {"seed": 7, "episodes": 8})
     assert RunFolder(tinyverse.run("clash.py", name="other", **options).folder).settings()["settings"]["seed"] == 0
 
 

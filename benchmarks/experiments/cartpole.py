@@ -66,10 +66,10 @@ SETTINGS = {
 
 def make_experiment(settings="same", result="result.json"):
     chosen = dict(SETTINGS[settings])
-    games, layers = chosen.pop("games"), chosen.pop("layers")
+    num_envs, layers = chosen.pop("games"), chosen.pop("layers")
 
-    def make_pool(num_games):
-        pool = gymnasium.make_vec("CartPole-v1", num_envs=num_games, vectorization_mode="vector_entry_point")
+    def make_pool(num_envs):
+        pool = gymnasium.make_vec("CartPole-v1", num_envs=num_envs, vectorization_mode="vector_entry_point")
         return StopWatch(pool, result)
 
     def make_agent(observation_space, action_space):
@@ -86,7 +86,7 @@ def make_experiment(settings="same", result="result.json"):
         make_agent=make_agent,
         make_learner=make_learner,
         unroll_length=32,
-        games=games,
-        batch=games,
+        num_envs=num_envs,
+        batch=num_envs,
         publish_every=1,
     )

@@ -8,9 +8,9 @@ from tinyverse.networks import ModularNetwork, NatureConv, Window
 ALGORITHMS = {"vtrace": VTrace, "ppo": PPO}
 
 
-def make_experiment(algorithm="vtrace", precision="fp32", unroll_length=20, batch=32, games=32, publish_every=10):
-    def make_pool(num_games):
-        return atari_pool("pong", num_games)
+def make_experiment(algorithm="vtrace", precision="fp32", unroll_length=20, batch=32, num_envs=32, publish_every=10):
+    def make_pool(num_envs):
+        return atari_pool("pong", num_envs)
 
     def make_agent(observation_space, action_space):
         return TorchAgent(ModularNetwork(observation_space, action_space, trunk=Window(4, NatureConv())))
@@ -24,7 +24,7 @@ def make_experiment(algorithm="vtrace", precision="fp32", unroll_length=20, batc
         make_learner=make_learner,
         unroll_length=unroll_length,
         batch=batch,
-        games=games,
+        num_envs=num_envs,
         sampler="fresh",
         publish_every=publish_every,
         precision=precision,

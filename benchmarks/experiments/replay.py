@@ -33,8 +33,8 @@ def make_experiment(env_id="ALE/Breakout-v5", fresh=1.0, learning_rate=3e-4, ent
         )
 
     return Experiment(
-        make_pool=lambda num_games, num_threads=1: atari_pool(
-            env_id, num_games, num_threads=num_threads, episodic_life=True
+        make_pool=lambda num_envs, num_threads=1: atari_pool(
+            env_id, num_envs, num_threads=num_threads, episodic_life=True
         ),
         make_env=lambda evaluation=False, render_mode=None: atari_env(
             env_id, evaluation=evaluation, render_mode=render_mode
@@ -42,7 +42,7 @@ def make_experiment(env_id="ALE/Breakout-v5", fresh=1.0, learning_rate=3e-4, ent
         make_agent=make_agent,
         make_learner=make_learner,
         unroll_length=unroll_length,
-        games=8,
+        num_envs=8,
         batch=8,
         sampler="fresh" if fresh == 1 else Mixed(fresh=fresh),
         buffer_size=2000,

@@ -1,4 +1,4 @@
-"""PettingZoo: several agents in one world, each a game; the counting ones pass through test_pool's sources too."""
+"""PettingZoo: several agents in one world, each an environment; the counting ones pass through test_pool's sources too."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tinyverse.player.player import Player
 
 
 def test_as_many_worlds_as_fill_the_batch() -> None:
-    assert [pool_of(World, games).num_games for games in (1, 5, 6, 11)] == [5, 5, 10, 15]
+    assert [pool_of(World, num_envs).num_envs for num_envs in (1, 5, 6, 11)] == [5, 5, 10, 15]
 
 
 def test_sessions_of_agents_hold_whole_episodes_and_rows_that_do_not_count() -> None:
@@ -63,4 +63,4 @@ def test_a_real_world() -> None:
     pool = pool_of(rps.parallel_env, 4)
     pool.reset(0)
     step = pool.step(np.array([0, 2, 1, 1]))
-    assert pool.num_games == 4 and step.rewards.tolist() == [1, -1, 0, 0]
+    assert pool.num_envs == 4 and step.rewards.tolist() == [1, -1, 0, 0]

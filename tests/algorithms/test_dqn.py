@@ -48,23 +48,23 @@ def agent():
 
 @pytest.fixture
 def batch(agent):
-    return play(agent, games=8, steps=10)
+    return play(agent, num_envs=8, steps=10)
 
 
 # -- targets ------------------------------------------------------------------------------------------------------------
 
 
-def rows_of(seed, steps=15, games=4, actions=3):
+def rows_of(seed, steps=15, num_envs=4, actions=3):
     """Random rows as NEXT_STEP gives them, with every kind of end, and Q of all of them."""
     random = np.random.default_rng(seed)
-    terminated, truncated = random.random((2, steps, games)) < 0.15
-    alive, resetting = np.ones((steps, games), bool), random.random(games) < 0.2
+    terminated, truncated = random.random((2, steps, num_envs)) < 0.15
+    alive, resetting = np.ones((steps, num_envs), bool), random.random(num_envs) < 0.2
     for t in range(steps):
         alive[t] = ~resetting
         terminated[t] &= alive[t]
         truncated[t] &= alive[t] & ~terminated[t]
         resetting = terminated[t] | truncated[t]
-    rewards, q = random.normal(size=(steps, games)) * 20, random.normal(size=(2, steps + 1, games, actions)) * 5
+    rewards, q = random.normal(size=(steps, num_envs)) * 20, random.normal(size=(2, steps + 1, num_envs, actions)) * 5
     return rewards, terminated, truncated, alive, *q
 
 
@@ -231,7 +231,7 @@ def test_settings_change_the_update(agent, batch):
 
 
 def test_actions_that_do_not_begin_at_zero():
-    """Discrete(2, start=5): the same game by other names teaches the same."""
+    """Discrete(2, start=5): the same environment by other names teaches the same."""
     shifted, plain = (
         agent_of(action_space=space, parts={"trunk": MLP(16)}, epsilon=1.0)
         for space in (spaces.Discrete(2, start=5), spaces.Discrete(2))
@@ -287,11 +287,13 @@ def test_greedy_takes_the_best_and_else_epsilon_is_the_chance_of_any():
     assert len(set(agent.act(observations, memory, ALIVE, greedy=True)[0])) == 4
 
 
-@pytest.mark.parametrize("games", [[1000], [4, 60], [1] * 64], ids=["one player", "two", "64 of one game"])
-def test_however_games_are_shared_among_players_they_cover_the_range(games):
+@pytest.mark.parametrize(
+    "environments", [[1000], [4, 60], [1] * 64], ids=["one player", "two", "64 of one environment"]
+)
+def test_however_games_are_shared_among_players_they_cover_the_range(num_envs):
     """As Ape-X: log ε is spread evenly between log 0.4 and 8 log 0.4."""
     epsilons = []
-    for seed, n in enumerate(games):
+    for seed, n in enumerate(num_envs):
         agent = agent_of(epsilon=0.4, alpha=7.0)
         agent.seed(seed)
         epsilons += agent.initial_memory(n)[1].tolist()
@@ -299,7 +301,7 @@ def test_however_games_are_shared_among_players_they_cover_the_range(games):
     even = (np.arange(len(places)) + 0.5) / len(places)
     assert places[0] >= 0 and places[-1] <= 1
     assert np.abs(places - even).max() < 1.95 / np.sqrt(len(places))  # Kolmogorov–Smirnov, p = 0.001
-    if len(games) == 1:
+    if len(num_envs) == 1:
         assert np.abs(places - even).max() < 1e-3
 
 

@@ -160,7 +160,7 @@ def test_a_learner_says_what_it_lacks():
 @pytest.mark.parametrize("algorithm", [PPO, VTrace])
 def test_an_agent_that_does_not_tell_how_likely_its_actions_were_is_refused(algorithm):
     agent = agent_of()
-    batch = play(agent, games=4, steps=5)
+    batch = play(agent, num_envs=4, steps=5)
     batch.extras = {}
     with pytest.raises(
         SettingsError, match=rf"{algorithm.__name__} weighs .*TorchAgent does not tell.*DQN for a QAgent"

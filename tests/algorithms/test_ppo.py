@@ -20,7 +20,7 @@ def agent():
 
 @pytest.fixture
 def batch(agent):
-    batch = play(agent, games=8, steps=10)
+    batch = play(agent, num_envs=8, steps=10)
     batch.extras["behaviour_log_prob"] += 0.4 * torch.randn(10, 8, generator=torch.Generator().manual_seed(0))
     return batch
 

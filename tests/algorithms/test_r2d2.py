@@ -47,9 +47,9 @@ def sessions_of(batch):
 class Loop:
     """Player, replay and trainer in one."""
 
-    def __init__(self, agent, games=16, steps=10, batch=16, sampler=None, reuse=2.0):
-        self.agent, self.chains, self.steps = agent, Chains(games), steps
-        self.memory, self.first = agent.initial_memory(games), np.zeros(games, bool)
+    def __init__(self, agent, num_envs=16, steps=10, batch=16, sampler=None, reuse=2.0):
+        self.agent, self.chains, self.steps = agent, Chains(num_envs), steps
+        self.memory, self.first = agent.initial_memory(num_envs), np.zeros(num_envs, bool)
         spec = session_spec(OBSERVED, DISCRETE, agent, steps)
         flow = ReplayConfig(batch=batch, buffer_size=200, reuse=reuse)
         self.replay = Replay(spec, flow, sampler or Prioritized(alpha=0.9, beta=0.6))
@@ -92,7 +92,7 @@ def test_it_learns_to_walk_the_chain_from_prioritised_replay(agent, length, burn
 
 
 def test_a_slice_from_the_beginning_is_valued_as_it_was_in_play(agent):
-    """The third session of every game begins in mid-episode: stored memory makes its values those of the whole game."""
+    """The third session of every environment begins in mid-episode: stored memory makes its values those of the whole episode."""
     loop, parts = Loop(agent, steps=7), []
     memory = loop.agent.initial_memory(16)[0]
     for _ in range(3):
@@ -127,7 +127,7 @@ def test_no_gradient_flows_into_the_burn_in_and_no_loss_comes_of_it(agent):
 
 
 def test_priorities_go_to_the_sessions_they_are_of_and_not_to_those_that_overwrote_them(agent):
-    loop = Loop(agent, games=8, batch=8)
+    loop = Loop(agent, num_envs=8, batch=8)
     loop.replay = Replay(
         loop.replay.spec, ReplayConfig(batch=8, buffer_size=8, reuse=None), Prioritized(alpha=1.0, beta=1.0)
     )

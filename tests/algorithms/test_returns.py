@@ -35,7 +35,7 @@ class Segment(NamedTuple):
 
 
 class Episode(NamedTuple):
-    """One episode's rows in one game: `values` has one more entry than `rewards`, 0 after a death."""
+    """One episode's rows in one environment: `values` has one more entry than `rewards`, 0 after a death."""
 
     rows: list
     game: int
@@ -44,24 +44,26 @@ class Episode(NamedTuple):
     rhos: list
 
 
-def segment(seed, steps=17, games=5, p_end=0.15):
+def segment(seed, steps=17, num_envs=5, p_end=0.15):
     """Random rows as NEXT_STEP gives them: after an end comes one reset row of reward 0."""
     rng = np.random.default_rng(seed)
-    terminated, truncated = rng.random((2, steps, games)) < p_end
-    alive = np.ones((steps, games), bool)
-    resetting = rng.random(games) < 0.2
+    terminated, truncated = rng.random((2, steps, num_envs)) < p_end
+    alive = np.ones((steps, num_envs), bool)
+    resetting = rng.random(num_envs) < 0.2
     for t in range(steps):
         alive[t] = ~resetting
         terminated[t] &= alive[t]
         truncated[t] &= alive[t]
         resetting = terminated[t] | truncated[t]
-    arrays = rng.normal(size=(steps, games)) * alive, terminated, truncated, alive
-    return Segment(*map(torch.tensor, (*arrays, rng.normal(size=(steps + 1, games)), rng.normal(size=(steps, games)))))
+    arrays = rng.normal(size=(steps, num_envs)) * alive, terminated, truncated, alive
+    return Segment(
+        *map(torch.tensor, (*arrays, rng.normal(size=(steps + 1, num_envs)), rng.normal(size=(steps, num_envs))))
+    )
 
 
 def episodes(given):
-    steps, games = given.rewards.shape
-    for game in range(games):
+    steps, num_envs = given.rewards.shape
+    for game in range(num_envs):
         rows = []
         for t in range(steps):
             if given.alive[t, game]:
@@ -163,7 +165,7 @@ every_function = pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUN
 @every_function
 def test_the_mistakes_would_show(function):
     """So that the tests above have teeth: not cutting, and a time limit taken for a death, err by a lot."""
-    given = segment(1, steps=40, games=20)
+    given = segment(1, steps=40, num_envs=20)
     right = function(given, given.discounts, given.traces, given.values)
     uncut = function(given, given.discounts, torch.ones_like(given.traces), given.values)
     dead = function(given, given.discounts * given.traces, given.traces, given.values)

@@ -382,16 +382,16 @@ def test_it_learns_where_to_push():
     space = spaces.Box(-2, 2, (1,))
     agent = agent_of(spaces.Box(-1, 1, (1,)), space, body=MLP(32))
     learner = SAC(agent, learning_rate=3e-3, temperature=0.1)
-    steps, games = 1, 64
+    steps, num_envs = 1, 64
     for _ in range(400):
-        seen = torch.rand(steps + 1, games, 1) * 2 - 1
-        actions, _, _ = agent.act(seen[0].numpy(), (), np.ones(games, bool))
+        seen = torch.rand(steps + 1, num_envs, 1) * 2 - 1
+        actions, _, _ = agent.act(seen[0].numpy(), (), np.ones(num_envs, bool))
         actions = torch.from_numpy(actions)[None]
-        over = torch.ones(steps, games, dtype=torch.bool)
+        over = torch.ones(steps, num_envs, dtype=torch.bool)
         learner.train_step(Batch(
             observations=seen, actions=actions, rewards=-(actions - seen[:1]).square()[..., 0], terminated=over,
-            truncated=~over, alive=over, initial_memory=(), extras={}, weights=torch.ones(games), lag=torch.zeros(games),
-            slots=torch.arange(games),
+            truncated=~over, alive=over, initial_memory=(), extras={}, weights=torch.ones(num_envs), lag=torch.zeros(num_envs),
+            slots=torch.arange(num_envs),
         ))  # fmt: skip
     seen = np.linspace(-0.9, 0.9, 7, dtype=np.float32)[:, None]
     greedy, _, _ = agent.act(seen, (), np.ones(7, bool), greedy=True)

@@ -25,7 +25,7 @@ def agent():
 @pytest.fixture
 def batch(agent):
     """With lag: another agent's log-probabilities."""
-    batch = play(agent, games=8, steps=10)
+    batch = play(agent, num_envs=8, steps=10)
     batch.extras["behaviour_log_prob"] += 0.7 * torch.randn(10, 8, generator=torch.Generator().manual_seed(0))
     return batch
 
@@ -161,8 +161,8 @@ def test_a_joint_action_is_clipped_as_a_whole():
     torch.manual_seed(0)
     space = spaces.Tuple([spaces.Discrete(2), spaces.Discrete(2)])
     agent = TorchAgent(ModularNetwork(OBSERVED, space))
-    steps, games = 4, 3
-    batch = play(agent_of(), games, steps)
+    steps, num_envs = 4, 3
+    batch = play(agent_of(), num_envs, steps)
     batch.actions = (batch.actions, 1 - batch.actions)
     outputs, _ = agent.network(batch.observations, (), batch.first)
     parts = agent.network.distribution(tuple(leaf[:-1] for leaf in outputs.policy)).parts

@@ -72,10 +72,16 @@ def test_options_that_reach_the_evaluator(tinyverse: Tinyverse, trained: Path, m
     tinyverse("tabular", "eval", "--greedy", "--render", "-b", 3, "-n", 4, "--seed", 9)
     tinyverse("tabular", "eval")
     named = calls[0][1]
-    assert (named["greedy"], named["render"], named["at_once"], named["games"], named["seed"]) == (True, True, 3, 4, 9)
+    assert (named["greedy"], named["render"], named["at_once"], named["episodes"], named["seed"]) == (
+        True,
+        True,
+        3,
+        4,
+        9,
+    )
     assert named["video"] is None
     named = calls[1][1]
-    assert (named["greedy"], named["render"], named["at_once"], named["games"]) == (False, False, 1, 1)
+    assert (named["greedy"], named["render"], named["at_once"], named["episodes"]) == (False, False, 1, 1)
     assert named["video"] == Path("records/tabular-v3.webm")
 
 
@@ -107,7 +113,7 @@ def test_what_a_single_evaluation_found_is_kept_for_the_report(tinyverse, traine
     for words in ([], ["--weights", 3], ["--weights", trained]):
         assert tinyverse("tabular", "eval", "-n", 2, "--no-video", *words).code == 0
     folder = RunFolder("runs/tabular")
-    kept = [(row["version"], row["eval/return"], row["eval/games"]) for row in folder.evaluations()]
+    kept = [(row["version"], row["eval/return"], row["eval/episodes"]) for row in folder.evaluations()]
     assert kept == [(3, 2.0, 2), (3, 2.0, 2)]  # a file's may be another run's
     assert not any("eval/return" in row for row in folder.metrics())
 
@@ -154,7 +160,7 @@ def test_the_best_is_kept_across_evaluations(
         run("eval", "--every", 0.01)
     assert len(set(versions)) == 3
     kept = WeightsFile.read(best)
-    assert (kept.score, kept.version) == ({"mean": 3.0, "standard_error": 0.0, "games": 2}, versions[1])
+    assert (kept.score, kept.version) == ({"mean": 3.0, "standard_error": 0.0, "episodes": 2}, versions[1])
     rows = [json.loads(line) for line in best.with_name("metrics.jsonl").read_text().splitlines()]
     rows = [row for row in rows if "eval/return" in row]
     assert [(row["eval/return"], row["eval/best"]) for row in rows] == [(1, 1), (3, 3), (2, 3)]
@@ -207,7 +213,7 @@ def test_eval_every_is_at_work_and_leaves_in_the_midst_of_a_game(
 
     monkeypatch.setattr(evaluator, "evaluate", endless)
     assert run("eval", "--every", "--no-video", "-b", 3).out == ""
-    assert [(worker.role, worker.games, worker.waits_for) for worker in heard] == [("eval", 3, "")]
+    assert [(worker.role, worker.episodes, worker.waits_for) for worker in heard] == [("eval", 3, "")]
     assert database.workers() == []
     database.close()
 

@@ -18,8 +18,10 @@ def test_reuse_is_how_often_a_session_is_learned_from(tinyverse: Tinyverse) -> N
 
 
 def test_games_of_local(tinyverse: Tinyverse, monkeypatch: pytest.MonkeyPatch) -> None:
-    for games, sessions in ((2, 2), (4, 4)):
-        said = tinyverse("catch", "local", "-n", 1, "-b", 4, "--games", games, "--name", f"g{games}")
+    for num_envs, sessions in ((2, 2), (4, 4)):
+        said = tinyverse("catch", "local", "-n", 1, "-b", 4, "--num-envs", num_envs, "--name", f"g{num_envs}")
         assert said.code == 0
-        assert f" {4 * 9 - (4 - sessions)} steps" in said.err  # a second session of a game begins with its reset
-    one_sentence(tinyverse("catch", "local", "-b", 3, "--games", 2), 2, "make -b a multiple of --games")
+        assert (
+            f" {4 * 9 - (4 - sessions)} steps" in said.err
+        )  # a second session of an environment begins with its reset
+    one_sentence(tinyverse("catch", "local", "-b", 3, "--num-envs", 2), 2, "make -b a multiple of --num-envs")

@@ -64,8 +64,8 @@ def an_export(monkeypatch, observation_space, action_space, agent):
 
     experiment = Experiment(make_env=Game, make_agent=lambda *_: agent)
     monkeypatch.setattr(onnx_export, "rebuild", lambda *_: experiment)
-    found = WeightsFile(agent.get_weights(), 7, 5, 100, {"experiment": "game", "settings": {"size": 8}})
-    return onnx_export.to_onnx("game", found)
+    found = WeightsFile(agent.get_weights(), 7, 5, 100, {"experiment": "environment", "settings": {"size": 8}})
+    return onnx_export.to_onnx("environment", found)
 
 
 @pytest.mark.parametrize("name", AGENTS)
@@ -80,15 +80,15 @@ def test_the_model_acts_as_the_agent(name, monkeypatch):
     assert json.loads(meta["agreed"])["settings"] == {"size": 8} and meta["version"] == "7"
     wanted = {entry.name for entry in session.get_inputs()}
     names = [entry.name for entry in session.get_outputs()]
-    games = 3  # not the number it was traced with
-    memory = agent.initial_memory(games)
-    own = nest.flatten(nest.map(lambda leaf: leaf.numpy() + 1, agent.network.initial_memory(games)), "memory")
+    num_envs = 3  # not the number it was traced with
+    memory = agent.initial_memory(num_envs)
+    own = nest.flatten(nest.map(lambda leaf: leaf.numpy() + 1, agent.network.initial_memory(num_envs)), "memory")
     observation_space.seed(1)
     random = np.random.default_rng(0)
     for step in range(8):
-        rows = [observation_space.sample() for _ in range(games)]
+        rows = [observation_space.sample() for _ in range(num_envs)]
         observations = nest.map(lambda *parts: np.stack(parts), *rows)
-        first = np.ones(games, bool) if step == 0 else random.random(games) < 0.3
+        first = np.ones(num_envs, bool) if step == 0 else random.random(num_envs) < 0.3
         actions, memory, _ = agent.act(observations, memory, first, greedy=True)
         given = {"first": first, **nest.flatten(observations, "observations"), **own}
         results = dict(zip(names, session.run(None, {k: v for k, v in given.items() if k in wanted}), strict=True))

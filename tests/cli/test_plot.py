@@ -25,7 +25,7 @@ def a_run(name, rows, settings=None):
     folder.mkdir(parents=True)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     if settings is not None:
-        (folder / "settings.json").write_text(json.dumps({"experiment": "game", "settings": settings}))
+        (folder / "settings.json").write_text(json.dumps({"experiment": "environment", "settings": settings}))
     return folder
 
 
@@ -65,22 +65,25 @@ def test_a_label_puts_runs_together(monkeypatch):
 
 
 def test_runs_with_other_settings_are_no_seeds_of_each_other():
-    a_run("game-s1", rising(1), {"learning_rate": 1e-3, "depth": 2})
-    a_run("game-s2", rising(1), {"learning_rate": 1e-4, "depth": 2})
-    with pytest.raises(SettingsError, match=r"game-s1 and game-s2 .* differ in learning_rate\. .*a=game-s1 b=game-s2"):
-        plot("game-s1", "game-s2")
-    plot("a=game-s1", "b=game-s2")
+    a_run("environment-s1", rising(1), {"learning_rate": 1e-3, "depth": 2})
+    a_run("environment-s2", rising(1), {"learning_rate": 1e-4, "depth": 2})
+    with pytest.raises(
+        SettingsError,
+        match=r"environment-s1 and environment-s2 .* differ in learning_rate\. .*a=environment-s1 b=environment-s2",
+    ):
+        plot("environment-s1", "environment-s2")
+    plot("a=environment-s1", "b=environment-s2")
     assert Path("a.png").exists()
 
 
 def test_minutes_are_seconds_by_sixty():
-    folder = a_run("game", rising(2))
+    folder = a_run("environment", rising(2))
     np.testing.assert_allclose(curve(folder, "minutes"), [np.arange(10) / 2, 2.0 * np.arange(10)])
 
 
 def test_what_a_crash_undid_is_left_out():
     rows = [{"step": s, "play/return": v} for s, v in [(1, 0.0), (2, 1.0), (3, 66.0), (2, 2.0), (3, 3.0), (4, None)]]
-    np.testing.assert_array_equal(curve(a_run("game", rows)), [[1, 2, 2, 3], [0, 1, 2, 3]])
+    np.testing.assert_array_equal(curve(a_run("environment", rows)), [[1, 2, 2, 3], [0, 1, 2, 3]])
 
 
 def test_the_picture_shows_mean_and_band(monkeypatch):
@@ -92,8 +95,8 @@ def test_the_picture_shows_mean_and_band(monkeypatch):
     monkeypatch.setattr(
         Axes, "fill_between", lambda self, x, a, b, **more: bands.append((a, b)) or fill(self, x, a, b, **more)
     )
-    folders = [a_run("game-s1", rising(1)), a_run("game-s2", rising(3, steps=8))]
-    path = plot_curves({"game": folders}, Path("deep/down/a.png"), levels={"human": 9.0})
+    folders = [a_run("environment-s1", rising(1)), a_run("environment-s2", rising(3, steps=8))]
+    path = plot_curves({"environment": folders}, Path("deep/down/a.png"), levels={"human": 9.0})
     (xs, mean), (low, high) = lines[0], bands[0]
     assert (xs[0], xs[-1]) == (0, 700)  # where all runs have been
     np.testing.assert_allclose(mean, 2 * xs / 100)
@@ -112,12 +115,12 @@ def test_runs_that_never_met_are_no_curve():
     [
         (["gmae"], "there is no run gmae with a metrics.jsonl in runs/, and no folder of that name. Did you mean game?"),
         (["xyz"], "In runs/ there is game."),
-        (["game", "-y", "eval/return"], "game has no curve of eval/return over step. It has play/return, seconds, step."),
-        (["game", "--out", "a.svg"], "--out a.svg: curves are written as a .png. Call it a.png."),
+        (["environment", "-y", "eval/return"], "environment has no curve of eval/return over step. It has play/return, seconds, step."),
+        (["environment", "--out", "a.svg"], "--out a.svg: curves are written as a .png. Call it a.png."),
     ],
 )  # fmt: skip
 def test_what_cannot_be_drawn_is_said(capsys, words, sentence):
-    a_run("game", rising(1))
+    a_run("environment", rising(1))
     with pytest.raises(SystemExit) as ended:
         cli.main(["plot", *words])
     said = capsys.readouterr().err
@@ -131,10 +134,10 @@ def test_before_an_episode_has_ended_there_is_no_curve():
 
 
 def test_the_command_draws(capsys):
-    a_run("game-s1", rising(1))
-    a_run("game-s2", rising(2))
+    a_run("environment-s1", rising(1))
+    a_run("environment-s2", rising(2))
     with pytest.raises(SystemExit) as ended:
-        cli.main(["plot", "game-s1", "game-s2", "-x", "minutes", "--title", "two"])
+        cli.main(["plot", "environment-s1", "environment-s2", "-x", "minutes", "--title", "two"])
     assert ended.value.code == 0
     assert capsys.readouterr().out == "curve: records/plot.png\n"
     assert cv2.imread("records/plot.png") is not None

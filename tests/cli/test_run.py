@@ -23,7 +23,7 @@ def test_a_run_ends_with_what_came_out(run: Tinyverse, monkeypatch: pytest.Monke
             super().__init__(line, render, **options)
 
     monkeypatch.setattr(training, "Progress", Seen)
-    run("run", "-n", 2, "--games", 4)
+    run("run", "-n", 2, "--num-envs", 4)
     assert shown[0]().plain.startswith("train: update 2, ")
 
 
@@ -51,7 +51,7 @@ def test_players_and_games_of_run(tinyverse: Tinyverse, monkeypatch: pytest.Monk
         "mine:Mine",
         "--players",
         3,
-        "--games",
+        "--num-envs",
         5,
         "--step-timeout",
         2,
@@ -65,7 +65,7 @@ def test_players_and_games_of_run(tinyverse: Tinyverse, monkeypatch: pytest.Monk
     assert tinyverse(*words).code == 0
     assert len(started) == 3
     assert all(
-        " --games=5 --step-timeout=2.0" in " ".join(words) and "play --name catch" in " ".join(words)
+        " --num-envs=5 --step-timeout=2.0" in " ".join(words) and "play --name catch" in " ".join(words)
         for words in started
     )
     assert [words[words.index("--seed") + 1] for words in started] == ["11", "12", "13"]

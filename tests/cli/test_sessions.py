@@ -24,7 +24,7 @@ from tinyverse.core.run_config import run_config
 from tinyverse.core.session import SessionSpec
 from tinyverse.database import archive
 from tinyverse.database.base import Worker
-from tinyverse.envs.pool import GamePool
+from tinyverse.envs.pool import SerialPool
 from tinyverse.monitoring import sessions as stored
 from tinyverse.player.player import Player
 from tinyverse.replay.config import ReplayConfig
@@ -32,7 +32,7 @@ from tinyverse.replay.config import ReplayConfig
 
 def some(count, nested=False, human=()):
     """Sessions of the counting game."""
-    player = Player(an_agent(nested), GamePool(lambda: CountingEnv(nested), 1), LENGTH, seed=2)
+    player = Player(an_agent(nested), SerialPool(lambda: CountingEnv(nested), 1), LENGTH, seed=2)
     player.version, player.update = 3, 30
     marks = [{"human": "1"} if number in human else {} for number in range(count)]
     return [player.play().sessions("play-x", number, **marks[number])[0] for number in range(count)]

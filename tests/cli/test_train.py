@@ -30,7 +30,7 @@ def test_a_run_is_played_and_trained(run: Tinyverse) -> None:
         2,
         6,
         2 * 3 * 9 - 3,
-    )  # a second session of a game begins with its reset
+    )  # a second session of an environment begins with its reset
     assert now["version"] > facts["version"]
 
 

@@ -15,7 +15,7 @@ def test_the_first_two_words_may_be_swapped(
     calls = swap_with_spy(monkeypatch, play.play, "callback")
     assert tinyverse(*words, "-b", 2).code == 0
     (((context,), options),) = calls
-    assert context.experiment == "catch" and options["games"] == 2
+    assert context.experiment == "catch" and options["environments"] == 2
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_the_first_two_words_may_be_swapped(
         (["plto", "a", "b"], ["Did you mean: tinyverse plot a b"]),
         (["catc", "trian"], ["no verb 'trian'", "Did you mean train?"]),
         (["catch", "play", "--batch", "3"], ["No such option", "--batch"]),
-        (["catch", "play", "--gamse", "3"], ["No such option '--gamse'", "'--games'"]),
+        (["catch", "play", "--gamse", "3"], ["No such option '--gamse'", "'--num-envs'"]),
         (["catch", "sessions", "shwo"], ["No such command 'shwo'", "'show'"]),
         (["catch", "play", "-b", "many"], ["'many' is not a valid integer"]),
         (["catch", "play", "surprise"], ["unexpected extra argument"]),

@@ -106,9 +106,9 @@ CASES = {
 
 
 def batches_of(case, learner):
-    """The whole batches: ends of episodes fall unevenly on the games, and the games count unequally."""
+    """The whole batches: ends of episodes fall unevenly on the environments, and the environments count unequally."""
     if case == "sac":
-        whole = [random_batch(seed) for seed in range(UPDATES)]  # of 5 games: a sixth did not happen
+        whole = [random_batch(seed) for seed in range(UPDATES)]  # of 5 environments: a sixth did not happen
         keep = torch.tensor([0, 1, 2, 3, 4, 4, 4, 4])
         whole = [batch.columns(keep) for batch in whole]
         return [dataclasses.replace(batch, alive=batch.alive & (torch.arange(8) < 6)) for batch in whole]

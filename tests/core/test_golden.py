@@ -50,7 +50,7 @@ def write(folder: Path) -> None:
 
     folder.mkdir(parents=True)
     for kind, (nested, length) in KINDS.items():
-        player, _ = a_player(MemoryDatabase(), games=1, nested=nested, length=length)
+        player, _ = a_player(MemoryDatabase(), num_envs=1, nested=nested, length=length)
         player.version = player.update = 0
         session = player.play().sessions("play-golden", 5)[0]
         blob = codec.encode(session.arrays, session.metadata)
@@ -61,7 +61,7 @@ def write(folder: Path) -> None:
     (folder / "weights-bfloat16.bin").write_bytes(encode_weights(WEIGHTS, **NUMBERS, bfloat16=True))
     trainer = a_golden_trainer(folder / "run")
     trainer.join()
-    player, _ = a_player(MemoryDatabase(), games=2)
+    player, _ = a_player(MemoryDatabase(), num_envs=2)
     player.version = player.update = 0
     for number in (0, 2):
         trainer.database.append([session.encode() for session in player.play().sessions("play-golden", number)])

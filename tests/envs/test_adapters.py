@@ -24,18 +24,18 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # theirs
 
 def stepped(pool: Pool, steps: int) -> tuple[int, int]:
     """Terminations and truncations of so many steps; every row after an end is a reset."""
-    ended, ends = np.zeros(pool.num_games, bool), np.zeros(2, int)
+    ended, ends = np.zeros(pool.num_envs, bool), np.zeros(2, int)
     pool.action_space.seed(0)
     for _ in range(steps):
-        step = pool.step(np.stack([pool.action_space.sample() for _ in range(pool.num_games)]))
+        step = pool.step(np.stack([pool.action_space.sample() for _ in range(pool.num_envs)]))
         assert not step.rewards[ended].any() and not (step.terminated | step.truncated)[ended].any()
         ended = step.terminated | step.truncated
         ends += step.terminated.sum(), step.truncated.sum()
     return int(ends[0]), int(ends[1])
 
 
-def envpool_cartpole(num_games: int, seed: int = 0) -> Any:
-    return package("envpool").make("CartPole-v1", env_type="gymnasium", num_envs=num_games, seed=seed)
+def envpool_cartpole(num_envs: int, seed: int = 0) -> Any:
+    return package("envpool").make("CartPole-v1", env_type="gymnasium", num_envs=num_envs, seed=seed)
 
 
 def gym_cartpole() -> Any:
@@ -54,7 +54,7 @@ CARTPOLES = {
 
 @pytest.mark.parametrize("source", CARTPOLES)
 def test_rows_of_real_cartpoles_follow_from_each_other_as_physics_has_it(source: str) -> None:
-    """Off by one row, or by one game, and neither the next state nor the end would follow from state and action."""
+    """Off by one row, or by one environment, and neither the next state nor the end would follow from state and action."""
     pool, world, random = CARTPOLES[source](), gymnasium.make("CartPole-v1").unwrapped, np.random.default_rng(1)
     before, ended, ends = pool.reset(3).copy(), np.zeros(4, bool), 0
     for _ in range(300):
@@ -91,7 +91,7 @@ def test_pettingzoo() -> None:
 
     pool = pool_of(rps_v2.parallel_env, 4)
     pool.reset(0)
-    assert pool.num_games == 4
+    assert pool.num_envs == 4
     terminations, truncations = stepped(pool, 500)
     assert terminations + truncations >= 4 and (terminations + truncations) % 2 == 0
 
@@ -123,7 +123,7 @@ def make_experiment():
         make_env=make_env,
         make_agent=lambda observations, actions: TorchAgent(ModularNetwork(observations, actions)),
         make_learner=lambda agent: A2C(agent),
-        unroll_length=10, games=4, batch=4,
+        unroll_length=10, num_envs=4, batch=4,
     )
 """
 BODIES = {
@@ -157,5 +157,5 @@ def test_each_kind_is_checked_learned_from_and_evaluated(
     assert "an update" in dict(check.callback(context))
     trainer = local.callback(context, TrainOptions(updates=2))
     assert trainer.update == 2
-    evaluation = evaluate(loader.build(context.module, {}), trainer.agent, games=3, at_once=2)
+    evaluation = evaluate(loader.build(context.module, {}), trainer.agent, num_envs=3, at_once=2)
     assert len(evaluation.returns) == 3 and min(evaluation.lengths) > 0

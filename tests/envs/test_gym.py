@@ -23,7 +23,7 @@ def gym() -> Any:
 
 
 def made(gym: Any, name: str, limit: int) -> Any:
-    """A game, as whoever has this gym makes it, cut after `limit` steps by gym itself."""
+    """An environment, as whoever has this gym makes it, cut after `limit` steps by gym itself."""
     if is_modern(gym):  # its checker needs numpy 1: disable_env_checker=True is what everyone must write
         return gym.make(name, disable_env_checker=True, max_episode_steps=limit)
     return gym.wrappers.TimeLimit(gym.make(name).unwrapped, limit)

@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv, VectorObservationWrapper
 from tests.helpers.counting import BUTTONS, CountingAgent, CountingEnv, clock, counting_vector, reward_of, truncates
 from tests.helpers.sources import GAMES, SOURCES, UNSEEDED, Passing, asynchronous
 from tinyverse.core.errors import ExperimentError, SpecError
-from tinyverse.envs import GamePool, Pool, VectorPool, pool_of
+from tinyverse.envs import Pool, SerialPool, VectorPool, pool_of
 from tinyverse.envs.multi_agent import MultiAgentPool
 
 STEPS = 120
@@ -50,7 +50,7 @@ def test_rows_are_those_of_the_drawing(pool: Pool) -> None:
         assert rewards.dtype == np.float32 and terminated.dtype == truncated.dtype == bool
         for game in range(GAMES):
             episode, step, tag = now[game]
-            assert tag == before[game, 2], "a game's row holds another game"
+            assert tag == before[game, 2], "an environment's row holds another environment"
             if ended[game] and truncated[game]:  # an agent waits for the others
                 assert isinstance(pool, MultiAgentPool) and (now[game] == before[game]).all() and rewards[game] == 0
                 continue
@@ -91,11 +91,11 @@ def test_equal_seeds_give_equal_games_and_unequal_ones_do_not(source: str) -> No
 
     np.testing.assert_array_equal(play(3), play(3))
     tags = np.concatenate([play(seed)[0, :, 2] for seed in (3, 4, 5)])
-    assert len(set(tags.tolist())) == 3 * GAMES, "neighbouring seeds share games"
+    assert len(set(tags.tolist())) == 3 * GAMES, "neighbouring seeds share environments"
 
 
 def test_reset_in_the_middle_forgets_that_games_had_ended() -> None:
-    for make in (SOURCES["games"], SOURCES["next step"], SOURCES["disabled"]):
+    for make in (SOURCES["environments"], SOURCES["next step"], SOURCES["disabled"]):
         pool = make()
         pool.reset(seed=0)
         while not np.logical_or(*pool.step(np.zeros(GAMES, int))[2:]).any():
@@ -118,7 +118,7 @@ class Spy(CountingEnv):
 
 
 def spied(action_space: Any, actions: Any) -> Any:
-    pool = GamePool(lambda: Spy(action_space), 2)
+    pool = SerialPool(lambda: Spy(action_space), 2)
     pool.reset(seed=0)
     pool.step(actions)
     return [env.actions[0] for env in pool._envs]
@@ -146,7 +146,7 @@ def test_nested_actions_are_split_per_game() -> None:
     assert first["stick"] == 1.0 and second["stick"] == 0.25
 
 
-@pytest.mark.parametrize("make", [SOURCES["games"], SOURCES["next step"]])
+@pytest.mark.parametrize("make", [SOURCES["environments"], SOURCES["next step"]])
 @pytest.mark.parametrize("actions", [np.zeros((GAMES, 1), int), np.zeros(GAMES), np.zeros(GAMES + 1, int), {"a": 1}])
 def test_actions_unlike_the_space_are_refused(make: Callable[[], Pool], actions: Any) -> None:
     pool = make()
@@ -165,7 +165,7 @@ def test_actions_unlike_the_space_are_refused(make: Callable[[], Pool], actions:
     ],
 )
 def test_an_observation_unlike_its_space_is_refused(observation: Any, got: str) -> None:
-    pool = GamePool(lambda: Spy(observation=observation), 1)
+    pool = SerialPool(lambda: Spy(observation=observation), 1)
     pool.reset(seed=0)
     with pytest.raises(SpecError, match=got):
         pool.step(np.zeros(1, int))
@@ -177,7 +177,7 @@ def test_a_nested_observation_that_lacks_a_key_is_refused() -> None:
             return {"clock": np.zeros(3, np.int32)}
 
     with pytest.raises(SpecError, match="not built like its observation_space"):
-        GamePool(lambda: Lacking(nested=True), 1).reset(seed=0)
+        SerialPool(lambda: Lacking(nested=True), 1).reset(seed=0)
 
 
 def test_a_vector_environment_that_breaks_its_space_is_refused() -> None:
@@ -190,7 +190,7 @@ def test_a_vector_environment_that_breaks_its_space_is_refused() -> None:
 
 
 def test_an_array_as_reward_is_refused() -> None:
-    pool = GamePool(lambda: Spy(reward=np.ones(1)), 1)
+    pool = SerialPool(lambda: Spy(reward=np.ones(1)), 1)
     pool.reset(seed=0)
     with pytest.raises(SpecError, match=r"reward has shape \[1\]"):
         pool.step(np.zeros(1, int))
@@ -201,7 +201,7 @@ def test_an_error_inside_the_environment_comes_out_untouched() -> None:
         def step(self, action: Any) -> Any:
             raise KeyError("mine")
 
-    pool = GamePool(Broken, 1)
+    pool = SerialPool(Broken, 1)
     pool.reset(seed=0)
     with pytest.raises(KeyError, match="mine"):
         pool.step(np.zeros(1, int))
@@ -220,7 +220,7 @@ def test_observation_and_info_are_told_from_a_tuple_observation() -> None:
             return (observation, {"a": 1}) if self.modern else observation
 
     for modern in (True, False):
-        box, inside = GamePool(lambda modern=modern: Pair(modern), 1).reset(seed=0)
+        box, inside = SerialPool(lambda modern=modern: Pair(modern), 1).reset(seed=0)
         np.testing.assert_array_equal(box, [[1, 1]])
         np.testing.assert_array_equal(inside["a"], [2])
 
@@ -253,7 +253,7 @@ def test_pool_of_wraps_whatever_can_be_stepped() -> None:
         return made[-1]
 
     pool = pool_of(make, 3, realtime=True)
-    assert isinstance(pool, GamePool) and pool.realtime and len(made) == 3 == len(set(map(id, pool._envs)))
+    assert isinstance(pool, SerialPool) and pool.realtime and len(made) == 3 == len(set(map(id, pool._envs)))
     assert isinstance(pool_of(counting_vector(2), 2), VectorPool)
     assert isinstance(pool_of(lambda: counting_vector(2), 2), VectorPool)
     assert pool_of(pool, 3) is pool and pool_of(lambda: pool, 3) is pool
@@ -266,13 +266,13 @@ def test_pool_of_wraps_whatever_can_be_stepped() -> None:
         (CountingEnv(), "got a CountingEnv, wanted a function"),
         (3, "got an int, wanted a function"),
         (lambda: None, "make_env gave None, wanted a gymnasium.Env"),
-        (lambda: counting_vector(3), "got 3 games, wanted 2: .*num_envs=2"),
+        (lambda: counting_vector(3), "got 3 environments, wanted 2: .*num_envs=2"),
     ],
 )
 def test_pool_of_says_what_it_got_and_what_it_wants(thing: Any, words: str) -> None:
     with pytest.raises(ExperimentError, match=words):
         pool_of(thing, 2)
-    with pytest.raises(ExperimentError, match="got 0 games"):
+    with pytest.raises(ExperimentError, match="got 0 environments"):
         pool_of(CountingEnv, 0)
 
 
@@ -283,13 +283,13 @@ def test_spaces_that_hold_no_arrays_are_refused() -> None:
             self.observation_space = spaces.Dict(said=spaces.Text(10))
 
     with pytest.raises(ExperimentError, match=r"Text.*holds no arrays"):
-        GamePool(Talking, 1)
+        SerialPool(Talking, 1)
 
 
 def test_an_integer_of_any_width_is_a_discrete_observation() -> None:
     env = Spy(observation=np.int32(7))
     env.observation_space = spaces.Discrete(9)
     env._observation = lambda: 3  # type: ignore[method-assign]
-    pool = GamePool(lambda: env, 1)
+    pool = SerialPool(lambda: env, 1)
     assert pool.reset(seed=0).tolist() == [3]
     assert pool.step(np.zeros(1, int)).observations.tolist() == [7]

@@ -17,7 +17,7 @@ from tests.helpers.counting import CountingEnv
 from tests.helpers.faulty import FaultyEnv, all_faulty, counting, one_faulty_process
 from tests.helpers.waiting import until
 from tinyverse.core.errors import ExperimentError
-from tinyverse.envs import GamePool, Pool
+from tinyverse.envs import Pool, SerialPool
 from tinyverse.envs.process_pool import ProcessPool
 
 SPACES = FaultyEnv().observation_space, FaultyEnv().action_space
@@ -28,8 +28,8 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tinyverse.envs.restarts.FIRST_DELAY", 0.01)
 
 
-def a_pool(make: Any, games: int = 4, workers: int = 2, **options: Any) -> ProcessPool:
-    return ProcessPool(make, games, workers, SPACES, **options)
+def a_pool(make: Any, num_envs: int = 4, workers: int = 2, **options: Any) -> ProcessPool:
+    return ProcessPool(make, num_envs, workers, SPACES, **options)
 
 
 def is_gone(pid: int) -> bool:
@@ -43,7 +43,7 @@ def play_until_back(pool: Pool, steps: int = 4000) -> tuple[np.ndarray, ...]:
     """Steps while a worker is replaced, which takes as long as a process takes to start."""
     seen, rest = [pool.reset(3).copy()], []
     for _ in range(steps):
-        step = pool.step(np.zeros(pool.num_games, int))
+        step = pool.step(np.zeros(pool.num_envs, int))
         seen.append(step.observations.copy())
         rest.append([np.array(part) for part in step[1:4]])
         if len(rest) > 60 and pool.faults and not any(pool._needs_reset):  # type: ignore[attr-defined]
@@ -74,13 +74,13 @@ def test_a_worker_that_is_lost_is_replaced(
         assert "faulty.py" in pool.fault and "step" in pool.fault, "where it hangs"
     lost = pids[0] == after[0]
     assert sum(a != b for a, b in zip(pids, after, strict=True)) == 1
-    games = slice(2 * lost, 2 * lost + 2)
+    num_envs = slice(2 * lost, 2 * lost + 2)
     others = slice(2 - 2 * lost, 4 - 2 * lost)
-    ends = np.flatnonzero(truncated[:, games].all(1) & (rewards[:, games] == 0).all(1))
+    ends = np.flatnonzero(truncated[:, num_envs].all(1) & (rewards[:, num_envs] == 0).all(1))
     first, last = ends[0], ends[-1]
-    assert (seen[first : last + 2, games] == seen[first, games]).all()  # what they showed last
-    assert (seen[last + 2, games, :2] == 0).all() and not (terminated | truncated)[last + 1, games].any()
-    assert (np.diff(seen[:, others, 2], axis=0) == 0).all(), "the other worker's games went on"
+    assert (seen[first : last + 2, num_envs] == seen[first, num_envs]).all()  # what they showed last
+    assert (seen[last + 2, num_envs, :2] == 0).all() and not (terminated | truncated)[last + 1, num_envs].any()
+    assert (np.diff(seen[:, others, 2], axis=0) == 0).all(), "the other worker's environments went on"
     assert not (truncated[1:, others] & truncated[:-1, others]).any()
     assert all(not is_gone(pid) for pid in after)
     pool.close()
@@ -97,13 +97,13 @@ def test_a_game_that_fails_is_mended_where_it_is(tmp_path: Path) -> None:
 
 
 def test_games_that_always_fail_end_the_pool_with_their_traceback() -> None:
-    pool = a_pool(functools.partial(all_faulty, "raises", 2), games=2)
-    with pytest.raises(ExperimentError, match=r"(?s)the worker of game .*faulty.py.*KeyError: 'mine'"):
+    pool = a_pool(functools.partial(all_faulty, "raises", 2), num_envs=2)
+    with pytest.raises(ExperimentError, match=r"(?s)the worker of environment .*faulty.py.*KeyError: 'mine'"):
         rows(pool, 4000)
     pool.close()
 
 
-def not_to_be_built(num_games: int) -> Pool:
+def not_to_be_built(num_envs: int) -> Pool:
     raise KeyError("mine")
 
 
@@ -111,15 +111,15 @@ def test_games_that_cannot_be_built_raise_at_once() -> None:
     with pytest.raises(ExperimentError, match=r"(?s)not_to_be_built.*KeyError: 'mine'"):
         a_pool(not_to_be_built)
     with pytest.raises(ExperimentError, match="must be a module's own function"):
-        a_pool(lambda num_games: GamePool(CountingEnv, num_games))
+        a_pool(lambda num_envs: SerialPool(CountingEnv, num_envs))
 
 
-def one_too_many(num_games: int) -> Pool:
-    return counting(num_games + 1)
+def one_too_many(num_envs: int) -> Pool:
+    return counting(num_envs + 1)
 
 
 def test_a_pool_of_another_size_is_refused() -> None:
-    with pytest.raises(ExperimentError, match="a worker has 2 games, its pool has 3"):
+    with pytest.raises(ExperimentError, match="a worker has 2 environments, its pool has 3"):
         a_pool(one_too_many)
 
 

@@ -1,4 +1,4 @@
-"""Games that fail: closed, built anew, their episode truncated; the others go on, and the whole pipe stays true."""
+"""Environments that fail: closed, built anew, their episode truncated; the others go on, and the whole pipe stays true."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tinyverse.core.errors import ExperimentError, SpecError
 from tinyverse.core.run_config import run_config
 from tinyverse.database.base import new_worker
 from tinyverse.database.memory import MemoryDatabase
-from tinyverse.envs import GamePool, pool_of
+from tinyverse.envs import SerialPool, pool_of
 from tinyverse.envs.restarts import RestartPolicy
 from tinyverse.player.loop import play
 from tinyverse.player.player import Player
@@ -45,17 +45,17 @@ def rows(pool: Any, steps: int) -> tuple[np.ndarray, ...]:
     """Observations [T+1, B, 3], rewards and flags [T, B] of so many steps; and which rows count."""
     seen, rest = [clock(pool.reset(3)).copy()], []
     for _ in range(steps):
-        step = pool.step(np.zeros(pool.num_games, int))
+        step = pool.step(np.zeros(pool.num_envs, int))
         seen.append(clock(step.observations).copy())
         rest.append([np.array(part) for part in step[1:4]])
     rewards, terminated, truncated = (np.stack(column) for column in zip(*rest, strict=True))
     ended = terminated | truncated
-    alive = np.concatenate([np.ones((1, pool.num_games), bool), ~ended[:-1]])
+    alive = np.concatenate([np.ones((1, pool.num_envs), bool), ~ended[:-1]])
     return np.stack(seen), rewards, terminated, truncated, alive
 
 
 def check_others(mended: Any, sound: Any, first: int) -> None:
-    """The games from `first` on are those of a pool in which nothing failed."""
+    """The environments from `first` on are those of a pool in which nothing failed."""
     for got, wanted in zip(mended, rows(sound, 60)[:4], strict=True):
         np.testing.assert_array_equal(got[:, first:], wanted[:, first:])
 
@@ -66,10 +66,10 @@ def test_a_game_that_fails_is_built_anew_and_the_others_never_notice(how: str, c
     faulty = pool._envs[0]
     with caplog.at_level(logging.WARNING):
         seen, rewards, terminated, truncated, alive = rows(pool, 60)
-    check_others((seen, rewards, terminated, truncated), GamePool(FaultyEnv, 3), 1)
+    check_others((seen, rewards, terminated, truncated), SerialPool(FaultyEnv, 3), 1)
     assert pool.faults == 1 and faulty.closed
     assert re.search(WAYS[how], pool.fault) and re.search(WAYS[how], caplog.text)
-    at = int(np.flatnonzero(seen[:-1, 0, 2] != seen[1:, 0, 2])[0])  # the row that brings the new game's first
+    at = int(np.flatnonzero(seen[:-1, 0, 2] != seen[1:, 0, 2])[0])  # the row that brings the new environment's first
     assert truncated[at - 1, 0] and not alive[at, 0]
     assert (seen[at, 0] == seen[at - 1, 0]).all()  # what it showed last, again
     assert (seen[at + 1, 0, :2] == 0).all() and not (terminated[at, 0] or truncated[at, 0]) and rewards[at, 0] == 0
@@ -78,7 +78,7 @@ def test_a_game_that_fails_is_built_anew_and_the_others_never_notice(how: str, c
 
 def test_without_mending_it_raises_at_once() -> None:
     for how, words in WAYS.items():
-        pool = GamePool(lambda how=how: FaultyEnv(how), 2)  # type: ignore[misc]
+        pool = SerialPool(lambda how=how: FaultyEnv(how), 2)  # type: ignore[misc]
         with pytest.raises((KeyError, SpecError, ValueError), match=words.removeprefix("KeyError: ")):
             rows(pool, 60)
 
@@ -118,7 +118,7 @@ def test_a_game_that_cannot_begin_raises_what_it_raised() -> None:
 
 
 def test_an_episodes_own_end_or_a_thousand_steps_make_good_an_earlier_failure() -> None:
-    policy, error = RestartPolicy(1, "game"), KeyError("mine")
+    policy, error = RestartPolicy(1, "environment"), KeyError("mine")
     for _ in range(10):
         policy.failed(0, error, step=0)
         policy.recovered(0)
@@ -132,7 +132,7 @@ def test_an_episodes_own_end_or_a_thousand_steps_make_good_an_earlier_failure() 
 
 def test_pauses_grow_and_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tinyverse.envs.restarts.FIRST_DELAY", 0.5)
-    policy = RestartPolicy(2, "game")
+    policy = RestartPolicy(2, "environment")
     pauses = []
     for _ in range(10):
         policy.failed(0, KeyError("mine"), step=0)
@@ -149,9 +149,9 @@ def test_another_kind_of_game_does_not_take_its_place() -> None:
         CountingEnv(nested=True),
         CountingEnv(nested=True),
     ]
-    pool = GamePool(lambda: envs.pop(0), 2, restart=True)
+    pool = SerialPool(lambda: envs.pop(0), 2, restart=True)
     rows(pool, 60)
-    assert pool.faults == 3 or "one kind of game" in pool.fault
+    assert pool.faults == 3 or "one kind of environment" in pool.fault
 
 
 def test_a_vector_environment_that_fails_is_built_anew() -> None:
@@ -230,7 +230,7 @@ def test_a_pool_of_ones_own_that_fails_is_built_anew() -> None:
     made: list[Any] = []
 
     def make() -> Any:
-        made.append(GamePool(lambda: FaultyEnv("" if len(made) % 2 else "raises", 10), 2))
+        made.append(SerialPool(lambda: FaultyEnv("" if len(made) % 2 else "raises", 10), 2))
         return made[-1]
 
     pool = pool_of(make, 2, restart=True)
@@ -242,9 +242,9 @@ def test_a_pool_of_ones_own_that_fails_is_built_anew() -> None:
 
 def test_a_pool_of_ones_own_that_always_fails_raises() -> None:
     with pytest.raises(KeyError, match="mine"):
-        rows(pool_of(lambda: GamePool(lambda: FaultyEnv("raises", 2), 2), 2, restart=True), 60)
+        rows(pool_of(lambda: SerialPool(lambda: FaultyEnv("raises", 2), 2), 2, restart=True), 60)
     with pytest.raises(KeyError, match="mine"):
-        pool_of(lambda: GamePool(lambda: FaultyEnv("reset raises", 0), 2), 2, restart=True).reset(0)
+        pool_of(lambda: SerialPool(lambda: FaultyEnv("reset raises", 0), 2), 2, restart=True).reset(0)
 
 
 def test_a_player_says_what_failed_and_goes_on(caplog: Any) -> None:
@@ -264,8 +264,8 @@ def test_a_player_says_what_failed_and_goes_on(caplog: Any) -> None:
         def _observation(self) -> Any:
             return super()._observation().astype(np.int32)
 
-    player = Player(CountingAgent(), GamePool(Whole, 2, restart=True), LENGTH)
-    courier = Uploader(database, new_worker("play", games=2), CountingAgent())
+    player = Player(CountingAgent(), SerialPool(Whole, 2, restart=True), LENGTH)
+    courier = Uploader(database, new_worker("play", num_envs=2), CountingAgent())
     courier.start()
     with caplog.at_level(logging.CRITICAL):
         assert play(player, courier, batches=12) == 12

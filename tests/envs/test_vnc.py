@@ -161,6 +161,8 @@ class TestTheGame:
         monkeypatch.chdir(tmp_path)
         context = RunContext("vnc", seed=1, quiet=True)
         trainer = local.callback(context, TrainOptions(minutes=4))
-        evaluation = evaluate(loader.build(context.module, context.resolved({})), trainer.agent, games=5, greedy=True)
+        evaluation = evaluate(
+            loader.build(context.module, context.resolved({})), trainer.agent, num_envs=5, greedy=True
+        )
         assert trainer.row()["play/return"] > 0 > RANDOM_RETURN
         assert evaluation.mean > 0 > RANDOM_RETURN, evaluation

@@ -11,7 +11,7 @@ import pytest
 from tests.helpers.counting import CountingAgent, CountingEnv
 from tinyverse.algorithms.learner import Learner
 from tinyverse.core.errors import ExperimentError
-from tinyverse.envs.pool import GamePool
+from tinyverse.envs.pool import SerialPool
 from tinyverse.experiment.experiment import Experiment
 
 
@@ -29,7 +29,7 @@ class Inherited(Experiment):
     """The same experiment as `by_parts`."""
 
     unroll_length = 7
-    games = 3
+    num_envs = 3
 
     def make_env(self, evaluation: bool = False) -> Any:
         return CountingEnv(nested=evaluation)
@@ -45,7 +45,7 @@ def by_parts(**parts: Any) -> Experiment:
     """The same experiment as `Inherited`, with some parts replaced."""
     usual: dict[str, Any] = {
         "make_env": lambda evaluation: CountingEnv(nested=evaluation), "make_agent": CountingAgent, "make_learner": Idle,
-        "unroll_length": 7, "games": 3,
+        "unroll_length": 7, "environments": 3,
     }  # fmt: skip
     return Experiment(**{**usual, **parts})
 
@@ -54,16 +54,16 @@ def by_parts(**parts: Any) -> Experiment:
 def test_parts_and_inheritance_are_the_same_thing(experiment: Experiment) -> None:
     agent = experiment.agent()
     learner = experiment.learner(agent)
-    assert (experiment.unroll_length, experiment.games, experiment.batch) == (7, 3, Experiment.batch)
+    assert (experiment.unroll_length, experiment.num_envs, experiment.batch) == (7, 3, Experiment.batch)
     assert isinstance(learner, Idle) and learner.agent is agent
-    assert isinstance(experiment.pool(3), GamePool) and experiment.pool(3).num_games == 3
+    assert isinstance(experiment.pool(3), SerialPool) and experiment.pool(3).num_envs == 3
     assert experiment.spec(agent).fields["observations"][0] == (8, 3)
     assert not experiment.env().nested and experiment.env(evaluation=True).nested
 
 
 def test_parts_given_to_a_subclass_win() -> None:
-    assert Inherited(games=9).games == 9
-    assert Inherited().games == 3 and Experiment().games == 1
+    assert Inherited(num_envs=9).num_envs == 9
+    assert Inherited().num_envs == 3 and Experiment().num_envs == 1
 
 
 def test_an_unknown_part_is_named_with_the_known_ones() -> None:
@@ -122,7 +122,7 @@ def test_parts_that_return_something_else(part: str, made: Any, sentence: str) -
 @pytest.mark.parametrize(
     ("part", "call"),
     [("make_agent", "make_agent(observation_space, action_space)"), ("make_learner", "make_learner(agent)"),
-     ("make_pool", "make_pool(num_games)")],
+     ("make_pool", "make_pool(num_envs)")],
 )  # fmt: skip
 def test_parts_that_take_other_arguments(part: str, call: str) -> None:
     experiment = by_parts(**{part: lambda a, b, c, d: None})
@@ -140,7 +140,7 @@ def test_a_type_error_inside_a_part_stays_what_it_is() -> None:
 
 
 @pytest.mark.parametrize(
-    ("env_id", "hint"), [("CartPol-v1", "CartPole"), ("CartPole-v77", "v1"), ("Nix/Game-v0", "Nix")]
+    ("env_id", "hint"), [("CartPol-v1", "CartPole"), ("CartPole-v77", "v1"), ("Nix/Environment-v0", "Nix")]
 )
 def test_an_unknown_environment_is_a_sentence(env_id: str, hint: str) -> None:
     experiment = by_parts(make_env=lambda: gymnasium.make(env_id))
@@ -164,21 +164,21 @@ def test_render_mode_is_passed_to_those_who_take_it() -> None:
 def test_a_native_pool_is_preferred_for_playing() -> None:
     pools: list[int] = []
 
-    def make_pool(num_games: int) -> GamePool:
-        pools.append(num_games)
-        return GamePool(CountingEnv, num_games)
+    def make_pool(num_envs: int) -> SerialPool:
+        pools.append(num_envs)
+        return SerialPool(CountingEnv, num_envs)
 
     experiment = by_parts(make_pool=make_pool)
-    assert experiment.pool(4).num_games == 4 and pools == [4]
+    assert experiment.pool(4).num_envs == 4 and pools == [4]
     assert experiment.spaces()[0].shape == (3,) and pools == [4]  # known by then
 
 
 def test_a_pool_that_can_use_cores_is_told_how_many() -> None:
     asked: list[tuple[int, int]] = []
 
-    def make_pool(num_games: int, num_threads: int = 1) -> GamePool:
-        asked.append((num_games, num_threads))
-        return GamePool(CountingEnv, num_games)
+    def make_pool(num_envs: int, num_threads: int = 1) -> SerialPool:
+        asked.append((num_envs, num_threads))
+        return SerialPool(CountingEnv, num_envs)
 
     experiment = by_parts(make_pool=make_pool)
     experiment.pool(2, 4)
@@ -189,9 +189,9 @@ def test_a_pool_that_can_use_cores_is_told_how_many() -> None:
 def test_a_pool_that_is_seeded_when_it_is_built_gets_a_seed() -> None:
     seeds: list[int] = []
 
-    def make_pool(num_games: int, seed: int) -> GamePool:
+    def make_pool(num_envs: int, seed: int) -> SerialPool:
         seeds.append(seed)
-        return GamePool(CountingEnv, num_games)
+        return SerialPool(CountingEnv, num_envs)
 
     experiment = by_parts(make_pool=make_pool)
     experiment.pool(2, seed=5)

@@ -168,7 +168,7 @@ def test_values_that_are_not_of_the_type(default: Any, text: Any, kind: str) -> 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(SettingsError) as caught:
-        loader.resolve(module_of(learning_rate=1.0, games=2), {"learning_rat": "1"})
+        loader.resolve(module_of(learning_rate=1.0, num_envs=2), {"learning_rat": "1"})
     assert str(caught.value) == (
         "there is no setting 'learning_rat'. Did you mean learning_rate? There are: learning_rate, games."
     )
@@ -181,7 +181,7 @@ def test_only_what_was_given() -> None:
 
 
 def test_every_argument_needs_a_default() -> None:
-    module = SimpleNamespace(make_experiment=lambda games: None)
+    module = SimpleNamespace(make_experiment=lambda num_envs: None)
     with pytest.raises(ExperimentError, match=r"make_experiment\(games\) has no default"):
         loader.defaults(module)  # type: ignore[arg-type]
 
@@ -190,8 +190,8 @@ def test_every_argument_needs_a_default() -> None:
 
 
 def test_make_experiment_is_called_with_the_settings() -> None:
-    made = loader.build(SimpleNamespace(__name__="mine", make_experiment=lambda n: Experiment(games=n)), {"n": 3})  # type: ignore[arg-type]
-    assert made.games == 3
+    made = loader.build(SimpleNamespace(__name__="mine", make_experiment=lambda n: Experiment(num_envs=n)), {"n": 3})  # type: ignore[arg-type]
+    assert made.num_envs == 3
 
 
 def test_what_make_experiment_may_not_do(write: Write) -> None:

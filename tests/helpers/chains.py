@@ -14,13 +14,13 @@ OBSERVED = spaces.Discrete(LENGTH + 1)
 
 
 class Chains:
-    """B games of a corridor: action 1 goes on and earns 1 at its end, action 0 gives up and earns nothing.
+    """B environments of a corridor: action 1 goes on and earns 1 at its end, action 0 gives up and earns nothing.
 
     Ends as NEXT_STEP does: a reset row after every end. A step outside the corridor is never rewarded.
     """
 
-    def __init__(self, games):
-        self.place, self.resetting = np.zeros(games, np.int64), np.zeros(games, bool)
+    def __init__(self, num_envs):
+        self.place, self.resetting = np.zeros(num_envs, np.int64), np.zeros(num_envs, bool)
 
     def step(self, actions):
         alive = ~self.resetting
@@ -35,14 +35,14 @@ def pick(where, yes, no):
     return np.stack([yes[game] if chosen else no[game] for game, chosen in enumerate(where)])
 
 
-def play(agent, games, steps):
-    return play_on(agent, Chains(games), agent.initial_memory(games), np.zeros(games, bool), steps)[0]
+def play(agent, num_envs, steps):
+    return play_on(agent, Chains(num_envs), agent.initial_memory(num_envs), np.zeros(num_envs, bool), steps)[0]
 
 
 def play_on(agent, chains, memory, first, steps):
     """A batch of the next steps, and the memory and `first` to go on with."""
-    games, observations, rows = len(first), [chains.place.copy()], []
-    arrays, fresh = agent.memory_arrays(memory), agent.memory_arrays(agent.initial_memory(games))
+    num_envs, observations, rows = len(first), [chains.place.copy()], []
+    arrays, fresh = agent.memory_arrays(memory), agent.memory_arrays(agent.initial_memory(num_envs))
     beginning = nest.map(torch.from_numpy, nest.map(lambda now, new: pick(first, new, now), arrays, fresh))
     for _ in range(steps):
         actions, memory, extras = agent.act(observations[-1], memory, first)
@@ -62,9 +62,9 @@ def play_on(agent, chains, memory, first, steps):
         alive=alive,
         initial_memory=beginning,
         extras={"behaviour_log_prob": log_probs},
-        weights=torch.ones(games),
-        lag=torch.zeros(games),
-        slots=torch.arange(games),
+        weights=torch.ones(num_envs),
+        lag=torch.zeros(num_envs),
+        slots=torch.arange(num_envs),
     )
     return batch, memory, first
 

@@ -1,6 +1,6 @@
 """A counting environment and a counting agent: every number that crosses the pipe says where it came from.
 
-An observation is (episode, step, tag): two rows mixed up at an episode's boundary, or between games, cannot look right.
+An observation is (episode, step, tag): two rows mixed up at an episode's boundary, or between environments, cannot look right.
 A reward is `reward_of(episode, step, action)`, so it says which observation and which action it answers.
 """
 
@@ -79,10 +79,10 @@ class CountingEnv(gymnasium.Env):
 
 
 def counting_vector(
-    num_games: int, mode: AutoresetMode = AutoresetMode.NEXT_STEP, nested: bool = False
+    num_envs: int, mode: AutoresetMode = AutoresetMode.NEXT_STEP, nested: bool = False
 ) -> SyncVectorEnv:
-    """The same games as a native VectorEnv."""
-    return SyncVectorEnv([lambda: CountingEnv(nested)] * num_games, autoreset_mode=mode)
+    """The same environments as a native VectorEnv."""
+    return SyncVectorEnv([lambda: CountingEnv(nested)] * num_envs, autoreset_mode=mode)
 
 
 class CountingAgent(Agent):

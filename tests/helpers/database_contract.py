@@ -318,12 +318,12 @@ class DatabaseContract:
 
     def test_workers(self, database: Database) -> None:
         worker = Worker(
-            "p-1", "play", "höst", 12, games=3, steps=4, steps_per_second=5.5, version=6, waits_for="sessions"
+            "p-1", "play", "höst", 12, num_envs=3, steps=4, steps_per_second=5.5, version=6, waits_for="sessions"
         )
         other = Worker("t-1", "train", error="it broke")
         assert database.beat(worker) == State()
         database.append([], worker=other)
-        database.append([], worker=Worker("p-1", "play", "höst", 12, games=3, steps=9))
+        database.append([], worker=Worker("p-1", "play", "höst", 12, num_envs=3, steps=9))
         seen = {found.id: found for found in database.workers()}
         assert seen.keys() == {"p-1", "t-1"} and seen["p-1"].steps == 9 and seen["t-1"].error == "it broke"
         assert all(0 <= found.seen < 5 for found in seen.values())

@@ -130,7 +130,7 @@ def trainers_life(url: str, folder: Path, fatal: int) -> None:
 
 def players_life(url: str, folder: Path, fatal: int) -> None:
     doom = Doom(fatal, folder)
-    player, courier = a_player(open_database(url, RUN), games=2)
+    player, courier = a_player(open_database(url, RUN), num_envs=2)
     player.version = player.update = 0
     courier.look()
     for _ in range(2):
@@ -144,7 +144,7 @@ def evaluators_life(url: str, folder: Path, fatal: int) -> None:
     """What `eval --every` does with one version; its score is the update, so that each is the best."""
     doom = Doom(fatal, folder)
     context = RunContext("judged.py", name=RUN, redis=url, seed=0, quiet=True)
-    seen, worker = Seen(), new_worker("eval", games=1)
+    seen, worker = Seen(), new_worker("eval", num_envs=1)
     with context.connected(start=False) as database:
         database.beat(worker)
         found = weights_for(context, None, seen)
@@ -198,7 +198,7 @@ class Witness:
 def two_players() -> Iterator[list[bytes]]:
     """The next sessions of one player, of the other, and so on."""
     pairs = [
-        (name, a_player(MemoryDatabase(), games=1, seed=seed)[0]) for name, seed in (("play-1", 0), ("play-2", 99))
+        (name, a_player(MemoryDatabase(), num_envs=1, seed=seed)[0]) for name, seed in (("play-1", 0), ("play-2", 99))
     ]
     for turn in itertools.count():
         for name, player in pairs:

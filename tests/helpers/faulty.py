@@ -1,4 +1,4 @@
-"""Faulty games of the counting kind: at chosen steps they raise, hang, lie or grow; and workers' way to make them."""
+"""Faulty environments of the counting kind: at chosen steps they raise, hang, lie or grow; and workers' way to make them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 from gymnasium import spaces
 
 from tests.helpers.counting import CountingEnv
-from tinyverse.envs import GamePool, Pool
+from tinyverse.envs import Pool, SerialPool
 
 
 class FaultyEnv(CountingEnv):
-    """A counting game that fails `how` when it is stepped for the `when`-th time; one built anew counts anew.
+    """A counting environment that fails `how` when it is stepped for the `when`-th time; one built anew counts anew.
 
     Its observations are floats, so that they can be NaN.
     """
@@ -56,28 +56,28 @@ class FaultyEnv(CountingEnv):
         return super()._observation().astype(np.float32)
 
 
-def one_faulty(how: str, when: int, num_games: int) -> Pool:
-    """Games of which the first, and none built later, is faulty."""
+def one_faulty(how: str, when: int, num_envs: int) -> Pool:
+    """Environments of which the first, and none built later, is faulty."""
     faults = [how]
-    return GamePool(lambda: FaultyEnv(faults.pop() if faults else "", when), num_games, restart=True)
+    return SerialPool(lambda: FaultyEnv(faults.pop() if faults else "", when), num_envs, restart=True)
 
 
-def one_faulty_process(mark: str, how: str, when: int, num_games: int) -> Pool:
+def one_faulty_process(mark: str, how: str, when: int, num_envs: int) -> Pool:
     """The same in the first process that finds no file `mark`; its successors are sound."""
     try:
         os.close(os.open(mark, os.O_CREAT | os.O_EXCL))
     except FileExistsError:
         how = ""
-    return one_faulty(how, when, num_games)
+    return one_faulty(how, when, num_envs)
 
 
-def all_faulty(how: str, when: int, num_games: int) -> Pool:
-    return GamePool(lambda: FaultyEnv(how, when), num_games, restart=True)
+def all_faulty(how: str, when: int, num_envs: int) -> Pool:
+    return SerialPool(lambda: FaultyEnv(how, when), num_envs, restart=True)
 
 
-def counting(num_games: int) -> Pool:
-    return GamePool(CountingEnv, num_games)
+def counting(num_envs: int) -> Pool:
+    return SerialPool(CountingEnv, num_envs)
 
 
-def nested_counting(num_games: int) -> Pool:
-    return GamePool(lambda: CountingEnv(nested=True), num_games)
+def nested_counting(num_envs: int) -> Pool:
+    return SerialPool(lambda: CountingEnv(nested=True), num_envs)

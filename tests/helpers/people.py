@@ -1,4 +1,4 @@
-"""Players and trainers of the counting game, and what tests do to them: wait, run beside, lose the database."""
+"""Players and trainers of the counting environment, and what tests do to them: wait, run beside, lose the database."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tinyverse.core.session import Session, SessionSpec
 from tinyverse.core.weights import encode_weights
 from tinyverse.database.base import BEGINNING, Database, new_worker
 from tinyverse.database.redis import RedisDatabase
-from tinyverse.envs.pool import GamePool, Pool
+from tinyverse.envs.pool import Pool, SerialPool
 from tinyverse.experiment.experiment import session_spec
 from tinyverse.player.loop import play
 from tinyverse.player.player import Player
@@ -144,7 +144,7 @@ def a_trainer(
     ranks: SingleProcess | None = None,
     **options: Any,
 ) -> Trainer:
-    """A trainer of the counting game; not joined."""
+    """A trainer of the counting environment; not joined."""
     agent, spec = an_agent(nested), spec or a_spec(nested, length)
     replay = Replay(spec, flow, sampler or Fresh())
     meta, config = run_config("counting", {}, spec), TrainerConfig(**options)
@@ -154,15 +154,15 @@ def a_trainer(
 def a_player(
     database: Any,
     *,
-    games: int = 2,
+    num_envs: int = 2,
     nested: bool = False,
     length: int = LENGTH,
     seed: int = 0,
     pool: Pool | None = None,
 ) -> tuple[Player, Uploader]:
-    """A player of the counting game and its uploader, which is not started."""
-    pool = pool or GamePool(lambda: CountingEnv(nested), games)
-    uploader = Uploader(database, new_worker("play", games=pool.num_games), an_agent(nested))
+    """A player of the counting environment and its uploader, which is not started."""
+    pool = pool or SerialPool(lambda: CountingEnv(nested), num_envs)
+    uploader = Uploader(database, new_worker("play", num_envs=pool.num_envs), an_agent(nested))
     return Player(an_agent(nested), pool, length, seed=seed), uploader
 
 
@@ -174,7 +174,7 @@ def publish(database: Any, version: int, weight: float | None = None, update: in
 
 
 def sessions_of(database: Any) -> list[Session]:
-    """Every session of the counting game in the database, or in the one inside `Flaky`."""
+    """Every session of the counting environment in the database, or in the one inside `Flaky`."""
     inner = getattr(database, "database", database)
     return [a_spec().decode(blob) for _, blob in inner.read(BEGINNING, 100_000)[0]]
 

@@ -1,4 +1,4 @@
-"""Sources: the counting game in every dialect that a pool takes, spoken by a stand-in, and by the real package where it is."""
+"""Sources: the counting environment in every dialect that a pool takes, spoken by a stand-in, and by the real package where it is."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv, VectorObservationWrapper
 
 from tests.helpers.counting import BUTTONS, CountingEnv, counting_vector
 from tests.helpers.faulty import counting, nested_counting
-from tinyverse.envs import GamePool, Pool, VectorPool, pool_of
+from tinyverse.envs import Pool, SerialPool, VectorPool, pool_of
 from tinyverse.envs.process_pool import ProcessPool
 
 GAMES = 5
@@ -108,11 +108,11 @@ class DmCounting:
         self.env.close()
 
 
-seeds = list(range(10_000))  # of games of dm_env, which cannot be seeded from outside
+seeds = list(range(10_000))  # of environments of dm_env, which cannot be seeded from outside
 
 
 class World:
-    """Counting games side by side as PettingZoo has agents: each leaves when its own is over."""
+    """Counting environments side by side as PettingZoo has agents: each leaves when its own is over."""
 
     possible_agents = ["north", "east", "south", "west", "middle"]
 
@@ -142,7 +142,7 @@ class World:
 
 
 def gym_counting() -> Any:
-    """The game in gym's own class, with gym's own spaces, behind gym's own wrapper, as the installed gym speaks."""
+    """The environment in gym's own class, with gym's own spaces, behind gym's own wrapper, as the installed gym speaks."""
     gym = package("gym")
 
     class Old(OldGymCounting, gym.Env):
@@ -162,7 +162,7 @@ def gym_counting() -> Any:
 
 
 def dm_env_counting() -> Any:
-    """The game with the specs and time steps of the real dm_env."""
+    """The environment with the specs and time steps of the real dm_env."""
     dm_env = package("dm_env")
     package("dm_env.specs")
 
@@ -197,23 +197,23 @@ def workers_of(make: Callable[[int], Pool]) -> Pool:
 
 
 SOURCES: dict[str, Callable[[], Pool]] = {
-    "games": lambda: GamePool(CountingEnv, GAMES),
-    "old gym": lambda: GamePool(OldGymCounting, GAMES),
-    "real gym": lambda: GamePool(gym_counting, GAMES),
+    "environments": lambda: SerialPool(CountingEnv, GAMES),
+    "old gym": lambda: SerialPool(OldGymCounting, GAMES),
+    "real gym": lambda: SerialPool(gym_counting, GAMES),
     "next step": lambda: VectorPool(counting_vector(GAMES)),
     "disabled": lambda: VectorPool(counting_vector(GAMES, AutoresetMode.DISABLED)),
     "async": lambda: VectorPool(asynchronous()),
     "rebuilt vector": lambda: pool_of(lambda: counting_vector(GAMES), GAMES, restart=True),
     "wrapped async": lambda: VectorPool(Passing(asynchronous())),
-    "mended games": lambda: GamePool(CountingEnv, GAMES, restart=True),
-    "dm_env": lambda: GamePool(DmCounting, GAMES),
-    "real dm_env": lambda: GamePool(dm_env_counting, GAMES),
+    "mended environments": lambda: SerialPool(CountingEnv, GAMES, restart=True),
+    "dm_env": lambda: SerialPool(DmCounting, GAMES),
+    "real dm_env": lambda: SerialPool(dm_env_counting, GAMES),
     "agents": lambda: pool_of(World, 2),
     "mended agents": lambda: pool_of(World, 2, restart=True),
     "real agents": lambda: pool_of(pettingzoo_world, 2),
     "workers": lambda: workers_of(counting),
     "nested workers": lambda: workers_of(nested_counting),
-    "nested games": lambda: GamePool(lambda: CountingEnv(nested=True), GAMES),
+    "nested environments": lambda: SerialPool(lambda: CountingEnv(nested=True), GAMES),
     "nested next step": lambda: VectorPool(counting_vector(GAMES, nested=True)),
     "nested disabled": lambda: VectorPool(counting_vector(GAMES, AutoresetMode.DISABLED, nested=True)),
 }

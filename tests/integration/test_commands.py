@@ -144,7 +144,7 @@ def test_players_and_trainer_share_a_server_and_survive_being_killed(
             worker
         )
     assert facts.keys() == json.loads(place.do("catch", "info", "--json")).keys()
-    assert facts["inserted"] > 0 and facts["version"] > 0 and facts["settings"]["games"] == 32
+    assert facts["inserted"] > 0 and facts["version"] > 0 and facts["settings"]["environments"] == 32
 
     # eval while training, and again with each new version
     watching = place.start("catch", "eval", "--every", "--json", "--no-video")
@@ -198,7 +198,7 @@ def test_ctrl_c_ends_play_and_train_and_saves(place: Place) -> None:
 
 
 def test_run_ends_by_itself_and_leaves_nothing(place: Place) -> None:
-    place.do("catch", "run", "--players", 2, "-n", 30, "-b", 8, "--games", 4, "-q")
+    place.do("catch", "run", "--players", 2, "-n", 30, "-b", 8, "--num-envs", 4, "-q")
     assert not place.mine() and place.updates() == [30]
     assert not list(place.path.glob("s/run-*.json"))
 
@@ -206,7 +206,7 @@ def test_run_ends_by_itself_and_leaves_nothing(place: Place) -> None:
 @pytest.mark.faults
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_run_takes_its_players_and_its_server_with_it(place: Place, number: signal.Signals) -> None:
-    command = place.start("catch", "run", "--players", 2, "-b", 8, "--games", 4)
+    command = place.start("catch", "run", "--players", 2, "-b", 8, "--num-envs", 4)
     until(lambda: place.updates() or "train: update" in place.said(command), "training to begin")
     until(lambda: (found := place.info())["update"] > 0 and len(found["workers"]) == 3, "both players")
     crew = until(lambda: len(found := place.mine()) >= 5 and found, "run, two players, the server and who watches it")

@@ -33,7 +33,7 @@ def built(context: RunContext) -> Experiment:
 def learned(name: str, updates: int, **settings: str) -> Evaluation:
     context = RunContext(name, seed=1, quiet=True, settings=settings)
     trainer = local.callback(context, TrainOptions(updates=updates))
-    return evaluate(built(context), trainer.agent, games=10, greedy=True, seed=3)
+    return evaluate(built(context), trainer.agent, num_envs=10, greedy=True, seed=3)
 
 
 @pytest.mark.parametrize("name", [*OWN, "acrobot", "pendulum"])
@@ -75,7 +75,7 @@ def test_the_hint_is_for_learning_only() -> None:
 
 @pytest.mark.parametrize(
     ("example", "settings"),
-    [("mujoco_sac", {"hidden": "8"}), ("mujoco_ppo", {"epochs": "1", "games": "2", "unroll_length": "8"})],
+    [("mujoco_sac", {"hidden": "8"}), ("mujoco_ppo", {"epochs": "1", "environments": "2", "unroll_length": "8"})],
 )
 def test_mujoco_runs(example: str, settings: dict[str, str]) -> None:
     pytest.importorskip("mujoco")

@@ -36,10 +36,12 @@ def built(name: str, **settings: str) -> Experiment:
     return loader.build(context.module, context.resolved({}))
 
 
-def learned(name: str, updates: int, games: int = 20, greedy: bool = True, **settings: str) -> Evaluation:
+def learned(name: str, updates: int, num_envs: int = 20, greedy: bool = True, **settings: str) -> Evaluation:
     context = RunContext(name, seed=1, quiet=True, settings=settings)
     trainer = local.callback(context, TrainOptions(updates=updates))
-    return evaluate(built(name, **settings), trainer.agent, games=games, at_once=min(games, 10), greedy=greedy, seed=3)
+    return evaluate(
+        built(name, **settings), trainer.agent, num_envs=num_envs, at_once=min(num_envs, 10), greedy=greedy, seed=3
+    )
 
 
 @pytest.mark.parametrize("name", NEEDS)
@@ -127,10 +129,10 @@ def test_doom_learns_from_other_scenarios(scenario: str) -> None:
 
 def jax_batch(agent: Any) -> Batch:
     random = np.random.default_rng(0)
-    steps, games = 6, 4
-    observations = random.normal(size=(steps + 1, games, 4)).astype(np.float32)
-    acted = [agent.act(row, (), np.zeros(games, bool)) for row in observations[:-1]]
-    ended, alive = random.random((2, steps, games)) < 0.2, np.ones((steps, games), bool)
+    steps, num_envs = 6, 4
+    observations = random.normal(size=(steps + 1, num_envs, 4)).astype(np.float32)
+    acted = [agent.act(row, (), np.zeros(num_envs, bool)) for row in observations[:-1]]
+    ended, alive = random.random((2, steps, num_envs)) < 0.2, np.ones((steps, num_envs), bool)
     for t in range(1, steps):  # the row after an end is its reset
         alive[t] = ~ended[:, t - 1].any(0)
         ended[:, t] &= alive[t]
@@ -138,9 +140,9 @@ def jax_batch(agent: Any) -> Batch:
     observed, actions, terminated, truncated, alive = map(torch.from_numpy, arrays)
     behaviour = torch.from_numpy(np.stack([extras["behaviour_log_prob"] for _, _, extras in acted]))
     return Batch(
-        observations=observed, actions=actions, rewards=torch.randn(steps, games), terminated=terminated,
+        observations=observed, actions=actions, rewards=torch.randn(steps, num_envs), terminated=terminated,
         truncated=truncated, alive=alive, initial_memory=(), extras={"behaviour_log_prob": behaviour},
-        weights=torch.ones(games), lag=torch.zeros(games), slots=torch.arange(games),
+        weights=torch.ones(num_envs), lag=torch.zeros(num_envs), slots=torch.arange(num_envs),
     )  # fmt: skip
 
 
@@ -204,7 +206,7 @@ def test_jax_balances_the_pole() -> None:
 def test_memory_tells_where_to_turn() -> None:
     pytest.importorskip("minigrid")
     with_memory, without = (
-        learned("minigrid_memory", 120, games=200, greedy=False, memory=memory) for memory in ("attention", "none")
+        learned("minigrid_memory", 120, num_envs=200, greedy=False, memory=memory) for memory in ("attention", "none")
     )
     assert np.mean(np.array(with_memory.returns) > 0) >= 0.9 and np.mean(np.array(without.returns) > 0) < 0.6
 

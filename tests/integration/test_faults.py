@@ -62,7 +62,7 @@ def place() -> Iterator[Place]:
 
 
 class Team:
-    """A player and a trainer of the counting game, at work in threads; what is seen of them is checked all the time."""
+    """A player and a trainer of the counting environment, at work in threads; what is seen of them is checked all the time."""
 
     def __init__(self, url: str, run: str = "team", **flow: Any) -> None:
         self.database = RedisDatabase(url, run, timeout=IMPATIENT)
@@ -70,7 +70,7 @@ class Team:
             self.database, flow=ReplayConfig(**{"batch": 2, "buffer_size": 50, **flow}), publish_every=2
         )
         self.trainer.join()
-        self.player, self.courier = a_player(RedisDatabase(url, run, timeout=IMPATIENT), games=2)
+        self.player, self.courier = a_player(RedisDatabase(url, run, timeout=IMPATIENT), num_envs=2)
 
     def __enter__(self) -> Team:
         self.courier.start()

@@ -1,4 +1,4 @@
-"""The whole loop: counting games through player, courier, a real server, trainer and replay, every row checked."""
+"""The whole loop: counting environments through player, courier, a real server, trainer and replay, every row checked."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tinyverse.algorithms.vtrace import VTrace
 from tinyverse.core import nest
 from tinyverse.core.run_config import run_config
 from tinyverse.database.base import BEGINNING, new_worker
-from tinyverse.envs.pool import GamePool
+from tinyverse.envs.pool import SerialPool
 from tinyverse.experiment.experiment import session_spec
 from tinyverse.networks import LSTM, MLP, ModularNetwork, Window
 from tinyverse.player.loop import play
@@ -42,7 +42,7 @@ def through_the_pipe(database, trainer, player, courier, batches=BATCHES):
     def play_on(should_stop):
         return play(player, courier, batches=batches, should_stop=should_stop)
 
-    wanted = batches * player.num_games
+    wanted = batches * player.num_envs
     with Beside(play_on) as playing:
 
         def all_learned():
@@ -59,10 +59,10 @@ def through_the_pipe(database, trainer, player, courier, batches=BATCHES):
 
 
 def walk(sessions, nested, *, waits=False, apart=1):
-    """Follows one game through its sessions by the rules of `tinyverse.core.session`; returns what it met at borders.
+    """Follows one environment through its sessions by the rules of `tinyverse.core.session`; returns what it met at borders.
 
     Args:
-        waits: whether a reset may take several rows, because others of the game's match still play.
+        waits: whether a reset may take several rows, because others of the environment's match still play.
         apart: episodes from one that is shown to the next; a source may throw some away.
     """
     met = set()
@@ -118,15 +118,18 @@ def walk(sessions, nested, *, waits=False, apart=1):
     return met
 
 
-def check_games(sessions, games, nested=False, **source):
+def check_envs(sessions, num_envs, nested=False, **source):
     by_sequence = {int(session.metadata["sequence"]): session for session in sessions}
     assert sorted(by_sequence) == list(range(len(sessions)))  # none lost, none twice
-    met = [walk([by_sequence[n] for n in range(game, len(sessions), games)], nested, **source) for game in range(games)]
+    met = [
+        walk([by_sequence[n] for n in range(game, len(sessions), num_envs)], nested, **source)
+        for game in range(num_envs)
+    ]
     assert set.union(*met) == {
         "opens an episode at row 0", "goes on within an episode", "reset at row 0", "reset", "reset at the last row",
     }  # fmt: skip
-    tags = {clock(by_sequence[game].observations)[0, 2] for game in range(games)}
-    assert len(tags) == games  # every game its own
+    tags = {clock(by_sequence[game].observations)[0, 2] for game in range(num_envs)}
+    assert len(tags) == num_envs  # every environment its own
 
 
 def columns(batches):
@@ -153,15 +156,15 @@ def check_same(sessions, batches):
 
 @pytest.mark.parametrize("source", sources.SOURCES)
 def test_every_row_arrives_as_it_was_played_each_once(redis_url, source):
-    games, nested, pool = sources.GAMES, source.startswith("nested"), sources.SOURCES[source]()
+    num_envs, nested, pool = sources.GAMES, source.startswith("nested"), sources.SOURCES[source]()
     spec = session_spec(pool.observation_space, pool.action_space, an_agent(nested), LENGTH)
     database = a_run(redis_url)
-    trainer = a_trainer(database, flow=ReplayConfig(batch=games, buffer_size=500), nested=nested, spec=spec)
+    trainer = a_trainer(database, flow=ReplayConfig(batch=num_envs, buffer_size=500), nested=nested, spec=spec)
     player, courier = a_player(database, nested=nested, pool=pool)
     sessions = through_the_pipe(database, trainer, player, courier)
     player.close()
     assert {session.metadata["player"] for session in sessions} == {courier.worker.id}
-    check_games(sessions, games, nested, waits="agents" in source, apart=2 if "disabled" in source else 1)
+    check_envs(sessions, num_envs, nested, waits="agents" in source, apart=2 if "disabled" in source else 1)
     check_same(sessions, trainer.learner.batches)
     alive = sum(int(session.alive.sum()) for session in sessions)
     ended = [episode for session in sessions for episode in session.episodes]
@@ -175,7 +178,7 @@ def test_two_players_do_not_mix(redis_url):
     database = a_run(redis_url)
     trainer = a_trainer(database, flow=ReplayConfig(batch=2, buffer_size=500))
     trainer.join()
-    people = [a_player(a_run_again(redis_url, database), games=1, seed=seed) for seed in (1, 2)]
+    people = [a_player(a_run_again(redis_url, database), num_envs=1, seed=seed) for seed in (1, 2)]
     for _, courier in people:
         courier.start()
 
@@ -207,7 +210,7 @@ def a_run_again(url, database):
 def test_the_agents_unroll_over_a_batch_is_what_it_did_when_it_played(redis_url):
     database = a_run(redis_url)
     trainer = a_trainer(database, flow=ReplayConfig(batch=GAMES, buffer_size=500))
-    player, courier = a_player(database, games=GAMES)
+    player, courier = a_player(database, num_envs=GAMES)
     through_the_pipe(database, trainer, player, courier)
     agent, restarts = an_agent(), 0
     for batch in trainer.learner.batches:
@@ -221,7 +224,7 @@ def test_the_agents_unroll_over_a_batch_is_what_it_did_when_it_played(redis_url)
 
 
 class SmallNumbers(gymnasium.ObservationWrapper):
-    """The counting game as a network likes to see it."""
+    """The counting environment as a network likes to see it."""
 
     def __init__(self) -> None:
         super().__init__(CountingEnv())
@@ -275,8 +278,8 @@ def test_training_recomputes_the_log_probabilities_of_acting(redis_url, parts):
     spec = session_spec(env.observation_space, env.action_space, learning, 7)
     replay = Replay(spec, ReplayConfig(batch=GAMES, buffer_size=500), Fresh())
     trainer = Trainer(learning, Watching(learning), replay, database, run_config("small", {}, spec))
-    pool = GamePool(SmallNumbers, GAMES)
-    courier = Uploader(database, new_worker("play", games=GAMES), a_torch_agent(parts))
+    pool = SerialPool(SmallNumbers, GAMES)
+    courier = Uploader(database, new_worker("play", num_envs=GAMES), a_torch_agent(parts))
     player = Player(a_torch_agent(parts), pool, 7)
     through_the_pipe(database, trainer, player, courier, 30)
     off_memory = off_first = 0.0
@@ -301,8 +304,8 @@ def test_vtrace_on_the_batches_of_the_pipe_is_on_policy(redis_url):
     replay = Replay(spec, ReplayConfig(batch=GAMES, buffer_size=500), Fresh())
     learner = VTrace(learning, learning_rate=0.0)
     trainer = Trainer(learning, learner, replay, database, run_config("small", {}, spec))
-    courier = Uploader(database, new_worker("play", games=GAMES), a_torch_agent("both"))
-    through_the_pipe(database, trainer, Player(a_torch_agent("both"), GamePool(SmallNumbers, GAMES), 7), courier, 10)
+    courier = Uploader(database, new_worker("play", num_envs=GAMES), a_torch_agent("both"))
+    through_the_pipe(database, trainer, Player(a_torch_agent("both"), SerialPool(SmallNumbers, GAMES), 7), courier, 10)
     assert float(trainer.metrics["vtrace/mean_rho"]) == pytest.approx(1.0, abs=1e-4)
 
 

@@ -53,7 +53,7 @@ def test_they_are_nowhere_to_be_found(place: Place, server: tuple[str, str, str]
     url, admin_url, password = server
     place.env |= {"TINYVERSE_REDIS_URL": url, "TINYVERSE_SECRET": SECRET}
     seen: dict[str, bytes] = {}
-    running = place.start("catch", "run", "--players", 2, "-n", 200, "-b", 8, "--games", 4, "--seed", 1, "-v")
+    running = place.start("catch", "run", "--players", 2, "-n", 200, "-b", 8, "--num-envs", 4, "--seed", 1, "-v")
     seen |= every_argv_until_the_end_of(running)
     place.end(running)
     printed = [place.do("catch", *words) for words in (["info"], ["info", "--json"], ["info", "--errors"], ["eval", "-n", 1, "--no-video"], ["sessions", "ls"])]  # fmt: skip

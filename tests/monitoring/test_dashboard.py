@@ -32,7 +32,7 @@ from tinyverse.core.errors import DatabaseLost, ServerError, SettingsError
 from tinyverse.core.run_config import run_config
 from tinyverse.database.base import Database, Worker
 from tinyverse.database.memory import MemoryDatabase
-from tinyverse.envs.pool import GamePool
+from tinyverse.envs.pool import SerialPool
 from tinyverse.envs.video import VideoWriter
 from tinyverse.monitoring import dashboard
 from tinyverse.monitoring.dashboard.games import Games, joined
@@ -45,8 +45,8 @@ CHECKOUT = Path(__file__).parents[2]
 CHROMIUM = all(map(shutil.which, ("chromium", "chromedriver")))
 
 
-def worker(name: str = "play-1", games: int = 2, **more: Any) -> Worker:
-    return Worker(name, "play", "somewhere", 11, games, steps_per_second=50.0, version=3, **more)
+def worker(name: str = "play-1", num_envs: int = 2, **more: Any) -> Worker:
+    return Worker(name, "play", "somewhere", 11, num_envs, steps_per_second=50.0, version=3, **more)
 
 
 def a_database(database: Database | None = None) -> Database:
@@ -56,13 +56,13 @@ def a_database(database: Database | None = None) -> Database:
     return database
 
 
-def play(database: Database, batches: int, name: str = "play-1", games: int = 2) -> list[list[Any]]:
+def play(database: Database, batches: int, name: str = "play-1", num_envs: int = 2) -> list[list[Any]]:
     """Has a player push so many batches of sessions; returns them, game by game."""
-    player = Player(an_agent(), GamePool(lambda: CountingEnv(), games), LENGTH, seed=2)
+    player = Player(an_agent(), SerialPool(lambda: CountingEnv(), num_envs), LENGTH, seed=2)
     player.version, played = 3, []
     for batch in range(batches):
-        played.append(player.play().sessions(name, batch * games))
-        database.append([session.encode() for session in played[-1]], worker=worker(name, games))
+        played.append(player.play().sessions(name, batch * num_envs))
+        database.append([session.encode() for session in played[-1]], worker=worker(name, num_envs))
     return [list(sessions) for sessions in zip(*played, strict=True)]
 
 
@@ -115,11 +115,11 @@ class Page:
 
 @contextmanager
 def a_page(database: Any, films: Path, context: RunContext | None = None, **options: Any) -> Iterator[Page]:
-    games = Games(database, context and context.make_agent)
+    num_envs = Games(database, context and context.make_agent)
 
     def make(hosts: tuple[str, ...], closing: threading.Event) -> Any:
         return dashboard.application(
-            database, RunFolder(films / "counting"), games, films, hosts=hosts, closing=closing, **options
+            database, RunFolder(films / "counting"), num_envs, films, hosts=hosts, closing=closing, **options
         )
 
     with dashboard.served(make, "127.0.0.1:0") as url:
@@ -218,10 +218,10 @@ def test_the_trainers_log_has_the_band() -> None:
 
 def test_a_strip_is_one_game_without_a_gap(redis_url: str, tmp_path: Path) -> None:
     database = a_database(a_run(redis_url))
-    games = play(database, 4)
+    num_envs = play(database, 4)
     play(database, 2, "play-2", 3)
     with a_page(database, tmp_path) as seen:
-        for seat, sessions in enumerate(games):
+        for seat, sessions in enumerate(num_envs):
             strip = seen.json(f"/game?player=play-1&game={seat}")
             rewards = np.concatenate([session.rewards for session in sessions])
             assert [step["reward"] for step in strip["steps"]] == rewards.tolist() and strip["version"] == 3
@@ -237,11 +237,11 @@ def test_a_strip_is_one_game_without_a_gap(redis_url: str, tmp_path: Path) -> No
 
 def test_a_strip_ends_where_a_session_is_missing() -> None:
     database = a_database()
-    player = Player(an_agent(), GamePool(lambda: CountingEnv(), 1), LENGTH, seed=2)
+    player = Player(an_agent(), SerialPool(lambda: CountingEnv(), 1), LENGTH, seed=2)
     player.version = 3
     sessions = [player.play().sessions("play-1", number)[0] for number in range(5)]
     for number in (0, 1, 3, 4):  # 2 was dropped
-        database.append([sessions[number].encode()], worker=worker(games=1))
+        database.append([sessions[number].encode()], worker=worker(num_envs=1))
     strip = Games(database).strip("play-1")
     assert [step["reward"] for step in strip["steps"]] == np.concatenate(
         [sessions[3].rewards, sessions[4].rewards]
@@ -251,7 +251,7 @@ def test_a_strip_ends_where_a_session_is_missing() -> None:
 @pytest.mark.parametrize("nested", [False, True])
 def test_joined_sessions_are_one_longer_session(nested: bool) -> None:
     def played(length: int, count: int) -> list[Any]:
-        player = Player(an_agent(nested), GamePool(lambda: CountingEnv(nested), 1), length, seed=2)
+        player = Player(an_agent(nested), SerialPool(lambda: CountingEnv(nested), 1), length, seed=2)
         return [player.play().sessions("play-1", number)[0] for number in range(count)]
 
     parts, (whole,) = joined(played(4, 3)), played(12, 1)
@@ -277,22 +277,22 @@ def test_values_are_those_of_the_newest_weights(
         player = Player(agent, experiment.pool(2), experiment.unroll_length, seed=1)
         player.version = 4
         database.append([session.encode() for session in player.play().sessions("play-1", 0)], worker=worker())
-        games = Games(database, context.make_agent)
-        before = games.strip("play-1")
+        num_envs = Games(database, context.make_agent)
+        before = num_envs.strip("play-1")
         assert (
             before["values_of"] is None and before["steps"][0]["value"] is None and before["steps"][0]["probabilities"]
         )
         weights = {name: 0 * array for name, array in agent.get_weights().items()}
         database.acquire_lease("me:1:x")
         database.put_weights(encode_weights(weights, version=5, update=0, step=0), 5, holder="me:1:x")
-        after = games.strip("play-1")
+        after = num_envs.strip("play-1")
         assert after["values_of"] == 5 and {step["value"] for step in after["steps"]} == {0.0}
         assert after["steps"][0]["probabilities"] == before["steps"][0]["probabilities"], "it was drawn with these"
         with monkeypatch.context() as lost:
             lost.setattr(database, "get_weights", swallow)
             with pytest.raises(DatabaseLost):
-                games.strip("play-1")
-        assert games.strip("play-1")["values_of"] == 5
+                num_envs.strip("play-1")
+        assert num_envs.strip("play-1")["values_of"] == 5
         broken = Games(database, lambda meta: 1 / 0)
         assert broken.strip("play-1")["note"] == "no values: division by zero" and broken.strip("play-1")["steps"]
         database.clear()

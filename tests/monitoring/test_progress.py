@@ -84,10 +84,10 @@ def test_below_it_a_terminal_shows_the_share_and_a_log_does_not(monkeypatch, cap
 
 
 def test_a_bar_in_a_log_is_lines_with_the_time_that_is_left(slow, capsys):
-    bar = Bar("games", 4)
+    bar = Bar("environments", 4)
     bar.count(2)
     with bar:
-        err = until_it_says("games: 2 of 4, ", capsys)
+        err = until_it_says("environments: 2 of 4, ", capsys)
     assert err.strip().endswith("s left") and "\x1b" not in err and len(err.splitlines()) == 1
     assert capsys.readouterr() == ("", "")  # nothing stays but the line
 
@@ -101,19 +101,19 @@ def test_a_bar_counts_what_passes_and_may_be_told_where_to_look(slow, capsys):
 
 def test_a_bar_on_a_terminal_is_gone_at_the_end(slow, monkeypatch):
     terminal = a_terminal(monkeypatch)
-    with Bar("games", 4) as bar:
+    with Bar("environments", 4) as bar:
         bar.count()
         ends = time.monotonic() + 10
-        while "games: 1 of 4" not in terminal.getvalue():
+        while "environments: 1 of 4" not in terminal.getvalue():
             assert time.monotonic() < ends
             time.sleep(0.01)
-    assert terminal.getvalue().endswith("\x1b[2K") or "\x1b[2K" in terminal.getvalue().rsplit("games", 1)[1]
+    assert terminal.getvalue().endswith("\x1b[2K") or "\x1b[2K" in terminal.getvalue().rsplit("environments", 1)[1]
 
 
 @pytest.mark.parametrize("options", [{}, {"quiet": True}])
 def test_what_is_quick_or_quiet_shows_nothing(capsys, monkeypatch, options):
     monkeypatch.setattr(progress, "QUICK", 0.0 if options else 2.0)
-    with Bar("games", 4, **options) as bar:
+    with Bar("environments", 4, **options) as bar:
         bar.count()
         time.sleep(0.05)
     assert capsys.readouterr() == ("", "")
@@ -142,6 +142,6 @@ def test_an_evaluation_says_how_far_it_is_but_not_with_json(slow, tmp_path: Path
         return out, err
 
     said("local", "-n", "2", "-q")
-    assert " games" in said("eval", "-n", "300", "--no-video")[1]
+    assert " environments" in said("eval", "-n", "300", "--no-video")[1]
     out, err = said("eval", "-n", "300", "--no-video", "--json")
     assert err == "" and len(json.loads(out)["returns"]) == 300

@@ -40,7 +40,7 @@ def a_run(name, seed=7, rate=1e-3, words="<b>|"):
         folder.log(
             {"seconds": 10.0 * n, "step": 500 * n, "frames": 2000 * n, "update": n, "play/return": -20.0 + n % 3}
         )
-    folder.log({"step": 1500, "update": 3, "eval/return": 4.5, "eval/standard_error": 0.25, "eval/games": 8})
+    folder.log({"step": 1500, "update": 3, "eval/return": 4.5, "eval/standard_error": 0.25, "eval/episodes": 8})
     return folder
 
 
@@ -55,7 +55,7 @@ def test_the_card_says_what_the_run_says():
     page, text = a_report(RunContext("atari.py", "pong"))
     assert (page, text) == (folder.path / "report.html", folder.path / "report.md")
     said = text.read_text()
-    assert "| pong | 7 | 1,500 | 6,000 | 3 | 30s | 200 | 50 | -20.00 | -18.00 | 4.50 ± 0.25, 8 games |" in said
+    assert "| pong | 7 | 1,500 | 6,000 | 3 | 30s | 200 | 50 | -20.00 | -18.00 | 4.50 ± 0.25, 8 episodes |" in said
     for row in ("| human | 9.3 |", "| rate | 0.001 |", "| processor | Abacus, 4 cores |", "| python | 3.11 |"):
         assert row in said
     assert "```\ntinyverse atari.py run -o 'a b=1' --seed 7\ntinyverse atari.py train --seed 3\n```" in said
@@ -114,17 +114,17 @@ def test_secrets_at_the_end_or_twice():
 @pytest.mark.parametrize(
     ("single", "best"),
     [
-        ([], "4.50 ± 0.25, 8 games"),
-        ([(9.0, 7)], "4.50 ± 0.25, 8 games"),  # fewer games
-        ([(6.0, 8)], "6.00, 8 games"),
-        ([(6.0, 8), (5.0, 20)], "5.00, 20 games"),
-        ([(4.0, 20)], "4.50 ± 0.25, 8 games"),
+        ([], "4.50 ± 0.25, 8 episodes"),
+        ([(9.0, 7)], "4.50 ± 0.25, 8 episodes"),  # fewer episodes
+        ([(6.0, 8)], "6.00, 8 episodes"),
+        ([(6.0, 8), (5.0, 20)], "5.00, 20 episodes"),
+        ([(4.0, 20)], "4.50 ± 0.25, 8 episodes"),
     ],
 )
 def test_an_evaluation_by_itself_counts_if_none_had_more_games(single, best):
     folder = a_run("pong")
-    for mean, games in single:
-        folder.log_evaluation({"eval/return": mean, "eval/standard_error": None, "eval/games": games})
+    for mean, episodes in single:
+        folder.log_evaluation({"eval/return": mean, "eval/standard_error": None, "eval/episodes": episodes})
     assert _result(folder)["best evaluation"] == best
 
 

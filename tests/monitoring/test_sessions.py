@@ -7,14 +7,14 @@ import numpy as np
 from tests.helpers.counting import CountingEnv
 from tests.helpers.people import LENGTH, an_agent
 from tinyverse.core.session import Session
-from tinyverse.envs.pool import GamePool
+from tinyverse.envs.pool import SerialPool
 from tinyverse.monitoring import sessions
 from tinyverse.player.player import Player
 
 
 def a_session():
     """Of the counting game."""
-    player = Player(an_agent(False), GamePool(lambda: CountingEnv(False), 1), LENGTH, seed=2)
+    player = Player(an_agent(False), SerialPool(lambda: CountingEnv(False), 1), LENGTH, seed=2)
     player.version, player.update = 3, 30
     return player.play().sessions("play-x", 0)[0]
 

@@ -20,13 +20,13 @@ KEYS = {
     "sessions_per_second", "curve", "waits", "bottleneck",
 }  # fmt: skip
 WORKER_KEYS = {
-    "id", "role", "host", "pid", "games", "steps", "steps_per_second", "version", "lag", "sessions", "dropped", "faults", "uptime",
+    "id", "role", "host", "pid", "environments", "steps", "steps_per_second", "version", "lag", "sessions", "dropped", "faults", "uptime",
     "waits_for", "waits_seconds", "error", "seen", "frame_skip", "stages",
 }  # fmt: skip
 
 
 def test_the_keys_are_always_the_same(database):
-    full, empty = status.gather(database, "game"), status.gather(MemoryDatabase(), "game")
+    full, empty = status.gather(database, "environment"), status.gather(MemoryDatabase(), "environment")
     assert full.keys() == empty.keys() == KEYS
     assert all(worker.keys() == WORKER_KEYS for worker in full["workers"])
     assert json.loads(json.dumps(full)) == full
@@ -34,10 +34,10 @@ def test_the_keys_are_always_the_same(database):
 
 
 def test_the_numbers_are_the_runs(database):
-    facts = status.gather(database, "game")
+    facts = status.gather(database, "environment")
     assert [worker["id"] for worker in facts["workers"]] == ["play-1", "play-2"]
     wanted = {
-        "run": "game", "experiment": "counting", "settings": {"learning_rate": 1e-3}, "version": 3, "update": 30,
+        "run": "environment", "experiment": "counting", "settings": {"learning_rate": 1e-3}, "version": 3, "update": 30,
         "step": 4000, "inserted": 4, "delivered": 6.0, "sessions": 4, "bytes": 20, "capacity": 50, "reuse": 1.5,
         "mean_return": 2.5, "episodes": 2, "counters": {"rejected": 2}, "metrics": {"loss/total": 0.5},
     }  # fmt: skip
@@ -45,7 +45,7 @@ def test_the_numbers_are_the_runs(database):
 
 
 def test_an_empty_run_has_no_means():
-    facts = status.gather(MemoryDatabase(), "game")
+    facts = status.gather(MemoryDatabase(), "environment")
     assert (facts["reuse"], facts["mean_return"], facts["experiment"], facts["workers"]) == (None, None, None, [])
 
 

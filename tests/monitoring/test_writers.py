@@ -26,8 +26,8 @@ ARRAYS = {"replay/lags": np.array([0, 1, 1, 5])}
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    folder = RunFolder("runs/game")
-    folder.write_settings({"experiment": "game", "settings": {"learning_rate": 1e-3}})
+    folder = RunFolder("runs/environment")
+    folder.write_settings({"experiment": "environment", "settings": {"learning_rate": 1e-3}})
     return folder
 
 
@@ -130,7 +130,7 @@ def get(port, path="/metrics"):
 
 
 def test_prometheus_reads_the_newest_row():
-    served = Prometheus("0", {"run": 'a "game"\\'})
+    served = Prometheus("0", {"run": 'a "environment"\\'})
     try:
         assert get(served.port)[1] == ""
         served.write({"step": 1, "loss/total": 9.0})
@@ -143,7 +143,7 @@ def test_prometheus_reads_the_newest_row():
             for line in (
                 f"# HELP tinyverse_{metric} {name}",
                 f"# TYPE tinyverse_{metric} gauge",
-                f'tinyverse_{metric}{{run="a \\"game\\"\\\\"}} {value}',
+                f'tinyverse_{metric}{{run="a \\"environment\\"\\\\"}} {value}',
             )
         ]  # fmt: skip
         assert served._server.server_address[0] == "127.0.0.1", "without a host only this machine reaches it"

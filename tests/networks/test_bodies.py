@@ -97,7 +97,7 @@ def test_an_episode_knows_nothing_of_those_before(name):
         fresh, _ = body(x, body.initial_memory(B, torch.device("cpu")), first)
     torch.testing.assert_close(whole[5:], alone, atol=2e-6, rtol=2e-6)
     nest.map(lambda a, b: torch.testing.assert_close(a, b, atol=2e-6, rtol=2e-6), last, end)
-    assert (whole[0] - fresh[0]).abs().amax(-1).min() > 1e-4, "in every game, memory does matter"
+    assert (whole[0] - fresh[0]).abs().amax(-1).min() > 1e-4, "in every environment, memory does matter"
 
 
 @pytest.mark.parametrize("name", BODIES)

@@ -50,9 +50,9 @@ def _seed():
     torch.manual_seed(0)
 
 
-def rows_of(space, steps=T, games=B):
+def rows_of(space, steps=T, num_envs=B):
     space.seed(0)
-    samples = [[space.sample() for _ in range(games)] for _ in range(steps)]
+    samples = [[space.sample() for _ in range(num_envs)] for _ in range(steps)]
     columns = [nest.map(lambda *parts: np.stack(parts), *row) for row in samples]
     return nest.map(lambda *parts: torch.from_numpy(np.stack(parts)), *columns)
 

@@ -118,13 +118,13 @@ def test_the_behaviour_log_prob_is_found_again_in_training():
 
 
 def test_return_scale_is_the_deviation_of_discounted_sums():
-    random, games, steps, discount = np.random.default_rng(0), 4, 30, 0.9
+    random, num_envs, steps, discount = np.random.default_rng(0), 4, 30, 0.9
     scale, sums = RewardNormalizer(discount), []
     for _ in range(3):
-        ended = random.random((steps, games)) < 0.2
-        alive = np.ones((steps, games), bool)
-        rewards = random.normal(5, 3, (steps, games))
-        for b in range(games):
+        ended = random.random((steps, num_envs)) < 0.2
+        alive = np.ones((steps, num_envs), bool)
+        rewards = random.normal(5, 3, (steps, num_envs))
+        for b in range(num_envs):
             total = 0.0
             for t in range(steps):
                 if t and alive[t - 1, b] and ended[t - 1, b]:

@@ -266,7 +266,7 @@ def test_statistics_travel_with_the_weights():
     agent, other = agent_of(**parts), agent_of(trunk=MLP(16, normalization="batch"))
     learner = VTrace(agent, learning_rate=1e-2, optimizer="adam")
     untouched = agent.get_weights()
-    batch = play(agent, games=8, steps=20)
+    batch = play(agent, num_envs=8, steps=20)
     assert all(np.array_equal(untouched[name], array) for name, array in agent.get_weights().items()), "acting"
     metrics = learner.train_step(batch)
     assert math.isfinite(metrics["loss/total"])
@@ -282,8 +282,8 @@ def test_batch_normalised_networks_learn():
     agent = agent_of(trunk=MLP(16, normalization="batch"))
     learner = VTrace(agent, learning_rate=5e-3, optimizer="adam")
     for _ in range(60):
-        learner.train_step(play(agent, games=16, steps=20))
-    batch = play(agent, games=16, steps=60)
+        learner.train_step(play(agent, num_envs=16, steps=20))
+    batch = play(agent, num_envs=16, steps=60)
     assert batch.rewards.sum() / batch.terminated.sum() > 0.9
 
 

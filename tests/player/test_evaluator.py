@@ -1,4 +1,4 @@
-"""Evaluator: known returns, every seat its quota, and a film that never costs a game."""
+"""Evaluator: known returns, every seat its quota, and a film that never costs an episode."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ def corridors(*lengths, **options):
 
 
 def test_returns_are_those_of_the_games():
-    result = evaluate(corridors(4), Remembering(), games=5, at_once=2)
-    assert result.returns == [0 + 1 + 2 + 3] * 5  # memory begins anew with every game
+    result = evaluate(corridors(4), Remembering(), episodes=5, at_once=2)
+    assert result.returns == [0 + 1 + 2 + 3] * 5  # memory begins anew with every episode
     assert result.lengths == [4] * 5
     assert result.mean == 6
     assert result.standard_error == 0
@@ -87,9 +87,11 @@ def test_greedy_reaches_the_agent():
     assert evaluate(corridors(3), Remembering(), greedy=True).returns == [12.0]
 
 
-@pytest.mark.parametrize(("games", "at_once", "seats"), [(6, 2, [3, 3]), (7, 2, [4, 3]), (2, 8, [1, 1]), (1, 1, [1])])
-def test_every_seat_plays_its_quota_however_short_its_games(games, at_once, seats):
-    result = evaluate(corridors(2, 40), Remembering(), games=games, at_once=at_once)
+@pytest.mark.parametrize(
+    ("episodes", "at_once", "seats"), [(6, 2, [3, 3]), (7, 2, [4, 3]), (2, 8, [1, 1]), (1, 1, [1])]
+)
+def test_every_seat_plays_its_quota_however_short_its_games(episodes, at_once, seats):
+    result = evaluate(corridors(2, 40), Remembering(), episodes=episodes, at_once=at_once)
     lengths = [length for seat, length in zip(seats, (2, 40), strict=False) for _ in range(seat)]
     assert result.lengths == lengths
 
@@ -100,22 +102,24 @@ def test_the_standard_error_is_that_of_the_mean():
     naive = math.sqrt(sum((x - mean) ** 2 for x in returns) / 3) / 2
     evaluation = Evaluation(returns, [1, 2, 3, 4], version=7)
     assert evaluation.standard_error == pytest.approx(naive)
-    assert str(evaluation) == f"mean return 3.00 ± {naive:.2f} over 4 games of 2 steps (version 7)"
+    assert str(evaluation) == f"mean return 3.00 ± {naive:.2f} over 4 episodes of 2 steps (version 7)"
     alone = Evaluation([2.0], [5])
     assert math.isnan(alone.standard_error)
-    assert str(alone) == "mean return 2.00 over 1 game of 5 steps (version -1)"
+    assert str(alone) == "mean return 2.00 over 1 episode of 5 steps (version -1)"
 
 
 def test_each_game_is_told():
     told = []
-    evaluate(corridors(2, 5), Remembering(), games=4, at_once=2, on_game=lambda done, total: told.append((done, total)))
+    evaluate(
+        corridors(2, 5), Remembering(), episodes=4, at_once=2, on_episode=lambda done, total: told.append((done, total))
+    )
     assert [done for done, _ in told] == [1, 2, 3, 4]
     assert sorted(total for _, total in told) == [1, 1, 10, 10]
 
 
 def test_a_game_without_end_is_cut_and_counted_once(monkeypatch):
     monkeypatch.setattr(evaluator, "MAX_STEPS", 50)
-    result = evaluate(corridors(10**9), Remembering(), games=3, greedy=True)
+    result = evaluate(corridors(10**9), Remembering(), episodes=3, greedy=True)
     assert result.lengths == [50, 50, 50]
     assert result.returns == [200.0] * 3
 
@@ -127,18 +131,18 @@ def test_environments_are_closed_also_after_an_error():
 
     experiment = corridors(3)
     with pytest.raises(ZeroDivisionError):
-        evaluate(experiment, Failing(), games=2, at_once=2)
+        evaluate(experiment, Failing(), episodes=2, at_once=2)
     assert len(experiment.made) == 2
     assert all(env.closed for env in experiment.made)
 
 
 def test_a_native_vector_environment_will_do():
-    def make_pool(num_games):
+    def make_pool(num_envs):
         return gymnasium.vector.SyncVectorEnv(
-            [lambda: Corridor(3)] * num_games, autoreset_mode=gymnasium.vector.AutoresetMode.NEXT_STEP
+            [lambda: Corridor(3)] * num_envs, autoreset_mode=gymnasium.vector.AutoresetMode.NEXT_STEP
         )
 
-    result = evaluate(Experiment(make_pool=make_pool), Remembering(), games=4, at_once=2)
+    result = evaluate(Experiment(make_pool=make_pool), Remembering(), episodes=4, at_once=2)
     assert result.returns == [3.0] * 4
 
 
@@ -154,12 +158,12 @@ def frames_of(path):
         frames.append(frame)
 
 
-@pytest.mark.parametrize(("short", "filmed"), [(0.2, 1), (0.3, 2)])  # seconds of 30 frames; a game has 7
+@pytest.mark.parametrize(("short", "filmed"), [(0.2, 1), (0.3, 2)])  # seconds of 30 frames; an episode has 7
 def test_the_first_game_is_filmed_and_the_next_if_it_is_short(tmp_path, monkeypatch, short, filmed):
     monkeypatch.setattr(evaluator, "SHORT_SECONDS", short)
     experiment = corridors(6)
-    result = evaluate(experiment, Remembering(), games=4, at_once=2, video=tmp_path / "deep" / "game.webm")
-    assert (result.video, result.note) == (tmp_path / "deep" / "game.webm", "")
+    result = evaluate(experiment, Remembering(), episodes=4, at_once=2, video=tmp_path / "deep" / "episode.webm")
+    assert (result.video, result.note) == (tmp_path / "deep" / "episode.webm", "")
     brightness = [frame.mean() for frame in frames_of(result.video)]
     assert len(brightness) == 7 * filmed  # from the first observation to the last
     assert np.abs(np.array(brightness) - 10 * np.tile(np.arange(7), filmed)).max() < 6
@@ -185,14 +189,14 @@ class Picture(Corridor):
 @pytest.mark.parametrize("shape", [(36, 36), (36, 36, 1), (36, 36, 3), (4, 36, 36)])
 def test_image_observations_are_filmed_where_nothing_is_rendered(tmp_path, shape):
     experiment = Experiment(make_env=lambda: Picture(shape), make_agent=RandomAgent)
-    result = evaluate(experiment, Remembering(), video=tmp_path / "game.webm")
+    result = evaluate(experiment, Remembering(), video=tmp_path / "episode.webm")
     assert result.note == ""
     assert len(frames_of(result.video)) == 5
 
 
 def test_without_pictures_there_is_a_note_and_no_file(tmp_path):
     experiment = Experiment(make_env=lambda evaluation: Corridor(3), make_agent=RandomAgent)
-    result = evaluate(experiment, Remembering(), video=tmp_path / "game.webm")
+    result = evaluate(experiment, Remembering(), video=tmp_path / "episode.webm")
     assert result.video is None
     assert "no video" in result.note
     assert result.returns == [3.0]
@@ -219,7 +223,7 @@ class Unshown(Corridor):
 @pytest.mark.parametrize("what", ["raises", "raises later", "grows", "None", "floats"])
 def test_a_failing_renderer_is_a_note_and_the_games_are_played(tmp_path, what):
     experiment = Experiment(make_env=lambda evaluation, render_mode: Unshown(what, render_mode), make_agent=RandomAgent)
-    result = evaluate(experiment, Remembering(), games=2, video=tmp_path / "game.webm")
+    result = evaluate(experiment, Remembering(), episodes=2, video=tmp_path / "episode.webm")
     assert result.returns == [10.0, 10.0]
     assert result.video is None
     assert result.note.startswith("no video: ")
@@ -228,7 +232,7 @@ def test_a_failing_renderer_is_a_note_and_the_games_are_played(tmp_path, what):
 
 def test_a_film_that_cannot_be_written_is_a_note(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    result = evaluate(corridors(3), Remembering(), video=tmp_path / "file" / "game.webm")
+    result = evaluate(corridors(3), Remembering(), video=tmp_path / "file" / "episode.webm")
     assert result.returns == [3.0]
     assert result.video is None
     assert "no video" in result.note
@@ -242,7 +246,7 @@ def test_a_game_that_fails_leaves_no_half_film(tmp_path):
             return super().act(observations, memory, first, greedy)
 
     with pytest.raises(ZeroDivisionError):
-        evaluate(corridors(9), Tired(), video=tmp_path / "game.webm")
+        evaluate(corridors(9), Tired(), video=tmp_path / "episode.webm")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -270,14 +274,14 @@ def make_corridor(length, render_mode=None):
     return Corridor(length, render_mode)
 
 
-@pytest.mark.parametrize(("games", "jobs"), [(5, 2), (1, 2)])
-def test_processes_share_the_games(tmp_path, games, jobs):
+@pytest.mark.parametrize(("episodes", "jobs"), [(5, 2), (1, 2)])
+def test_processes_share_the_games(tmp_path, episodes, jobs):
     make = functools.partial(make_corridors, 3)
     weights = {"button": np.array(4)}
     result = evaluate_in_processes(
-        make, weights, jobs=jobs, games=games, at_once=2, seed=5, video=tmp_path / "game.webm"
+        make, weights, jobs=jobs, episodes=episodes, at_once=2, seed=5, video=tmp_path / "episode.webm"
     )
-    assert result.returns == [12.0] * games
-    assert result.lengths == [3] * games
-    assert result.video == tmp_path / "game.webm"
-    assert len(frames_of(result.video)) == 4 * min(games, 2)  # all of the first seat
+    assert result.returns == [12.0] * episodes
+    assert result.lengths == [3] * episodes
+    assert result.video == tmp_path / "episode.webm"
+    assert len(frames_of(result.video)) == 4 * min(episodes, 2)  # all of the first seat

@@ -15,7 +15,7 @@ from tinyverse import TorchAgent
 from tinyverse.algorithms import BehaviourCloning, VTrace
 from tinyverse.core.errors import ExperimentError, SettingsError, WindowClosed
 from tinyverse.database.base import new_worker
-from tinyverse.envs.pool import GamePool
+from tinyverse.envs.pool import SerialPool
 from tinyverse.experiment.experiment import session_spec
 from tinyverse.monitoring import status
 from tinyverse.networks import MLP, ModularNetwork
@@ -53,7 +53,7 @@ def right(observations):
 
 def played(agent, times=1, human=True, sequence=0):
     """Sessions of LENGTH steps."""
-    player = Player(agent, GamePool(Corridor, 1), LENGTH, seed=3)
+    player = Player(agent, SerialPool(Corridor, 1), LENGTH, seed=3)
     marks = {"human": "1"} if human else {}
     player.version = 0
     return [player.play().sessions("x", sequence + number, **marks)[0] for number in range(times)]
@@ -184,9 +184,9 @@ def test_info_counts_people_apart_and_the_curve_is_the_agents(redis_url):
     for role, rounds in (("play", 1), ("human", 4)):
         from tests.helpers.people import an_agent as counting_agent
 
-        uploader = Uploader(database, new_worker(role, games=2), counting_agent())
+        uploader = Uploader(database, new_worker(role, num_envs=2), counting_agent())
         uploader.start()
-        player = Player(counting_agent(), GamePool(CountingEnv, 2), LENGTH)
+        player = Player(counting_agent(), SerialPool(CountingEnv, 2), LENGTH)
         player.version = 0
         for _ in range(rounds):
             assert uploader.offer(player.play(), timeout=5.0)

@@ -23,7 +23,7 @@ from tests.helpers.people import (
 )
 from tinyverse.core.errors import DatabaseError
 from tinyverse.core.run_config import run_config
-from tinyverse.envs.pool import GamePool
+from tinyverse.envs.pool import SerialPool
 from tinyverse.player.loop import play
 
 
@@ -59,7 +59,7 @@ def test_weights_that_arrive_within_a_session_are_used_from_the_next(database):
                 assert go_on.wait(10)
             return super().step(action)
 
-    player, uploader = a_player(database, pool=GamePool(Slow, 1))
+    player, uploader = a_player(database, pool=SerialPool(Slow, 1))
     with playing(player, uploader):
         assert entered.wait(10)
         publish(database, 1)
@@ -77,7 +77,7 @@ def test_weights_that_arrive_within_a_session_are_used_from_the_next(database):
 
 def test_sync_every_looks_for_weights_now_and_then_only(database):
     publish(database, 0)
-    player, uploader = a_player(database, games=1)
+    player, uploader = a_player(database, num_envs=1)
     versions = []
 
     def note():
@@ -111,7 +111,7 @@ def test_without_weights_a_player_waits_and_says_so(database, record_property):
 def test_a_player_waits_at_the_allowance_and_goes_on_when_sessions_are_delivered(database):
     database.report(allowance=6, reuse=1.0, delivered=0)
     publish(database, 0)
-    player, uploader = a_player(database, games=2)
+    player, uploader = a_player(database, num_envs=2)
     with playing(player, uploader):
         until(lambda: any("deliveries behind" in w.waits_for for w in database.workers()))
         until(lambda: database.state().inserted == 8)  # begun at a debt of 6, which is allowed
@@ -128,7 +128,7 @@ def test_a_player_waits_at_the_allowance_and_goes_on_when_sessions_are_delivered
 
 def test_heartbeats_say_what_a_players_time_goes_into(database):
     publish(database, 0)
-    player, uploader = a_player(database, games=2)
+    player, uploader = a_player(database, num_envs=2)
     with playing(player, uploader):
         (stages,) = until(lambda: [worker.stages for worker in database.workers() if worker.stages])
     uploader.close()
@@ -146,7 +146,7 @@ def test_realtime_never_waits_but_drops_and_counts(database):
                 assert gate.wait(20)
             return self.database.append(blobs, **options)
 
-    player, uploader = a_player(Stuck(database, "nothing"), games=2)
+    player, uploader = a_player(Stuck(database, "nothing"), num_envs=2)
     with playing(player, uploader, batches=20, realtime=True) as task:
         assert task.finish() == 20  # although nothing gets through
         dropped = uploader.worker.dropped
@@ -271,7 +271,7 @@ def test_an_error_of_the_environment_is_raised_at_once(database):
         def step(self, action):
             raise ZeroDivisionError("of the environment")
 
-    player, uploader = a_player(database, pool=GamePool(Broken, 1))
+    player, uploader = a_player(database, pool=SerialPool(Broken, 1))
     uploader.start()
     task = Beside(lambda should_stop: play(player, uploader, should_stop=should_stop))
     task.start()

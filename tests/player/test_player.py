@@ -1,4 +1,4 @@
-"""Player: one pool or two taken in turn, with the same games for the same seed."""
+"""Player: one pool or two taken in turn, with the same environments for the same seed."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from tests.helpers.people import (
     LENGTH,
     a_player,
 )
-from tinyverse.envs.pool import GamePool
+from tinyverse.envs.pool import SerialPool
 from tinyverse.player.player import SEEDS_APART, Player
 
 
 def test_two_pools_taken_in_turn_play_what_each_would_play_alone():
-    both = Player(CountingAgent(), [GamePool(CountingEnv, 2), GamePool(CountingEnv, 3)], LENGTH, seed=5)
+    both = Player(CountingAgent(), [SerialPool(CountingEnv, 2), SerialPool(CountingEnv, 3)], LENGTH, seed=5)
     alone = [
-        Player(CountingAgent(), GamePool(CountingEnv, games), LENGTH, seed=seed)
-        for games, seed in ((2, 5), (3, 5 + SEEDS_APART))
+        Player(CountingAgent(), SerialPool(CountingEnv, num_envs), LENGTH, seed=seed)
+        for num_envs, seed in ((2, 5), (3, 5 + SEEDS_APART))
     ]
-    assert both.num_games == 5
+    assert both.num_envs == 5
     for _ in range(20):
         rollout, parts = both.play(), [player.play() for player in alone]
         for name in ("observations", "actions", "rewards", "terminated", "truncated", "alive"):
@@ -35,7 +35,7 @@ def test_one_pool_is_stepped_while_the_agent_acts_in_the_other():
     """What is sent to a pool is not received before the agent has acted in the other one."""
     log = []
 
-    class Logged(GamePool):
+    class Logged(SerialPool):
         def send(self, actions):
             log.append(("send", id(self)))
             super().send(actions)

@@ -1,4 +1,4 @@
-"""A game with a clock of its own never waits: not for a frozen server, not for weights."""
+"""An environment with a clock of its own never waits: not for a frozen server, not for weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.helpers.counting import CountingEnv
 from tests.helpers.people import HOLDER, Beside, a_player, a_run, a_spec, publish, until
 from tinyverse.core.run_config import run_config
 from tinyverse.database.server import private_server
-from tinyverse.envs import GamePool
+from tinyverse.envs import SerialPool
 from tinyverse.player.loop import play
 from tinyverse.player.uploader import WAITING_ROLLOUTS
 
@@ -43,7 +43,7 @@ def test_a_frozen_server_is_not_felt_and_what_it_costs_is_counted() -> None:
         assert database.acquire_lease(HOLDER)
         publish(database, 0)
         clock = Clock()
-        player, uploader = a_player(database, pool=GamePool(lambda: clock, 1, realtime=True))
+        player, uploader = a_player(database, pool=SerialPool(lambda: clock, 1, realtime=True))
         uploader.start()
         played: list[int] = []
 

@@ -9,7 +9,7 @@ from tests.helpers.people import LENGTH, a_player, a_spec
 
 
 def test_a_rollout_is_one_session_per_game_numbered_in_order(database):
-    player, uploader = a_player(database, games=3)
+    player, uploader = a_player(database, num_envs=3)
     player.version, player.update = 4, 44
     rollout = player.play()
     assert clock(rollout.observations).shape == (LENGTH + 1, 3, 3)
@@ -21,7 +21,7 @@ def test_a_rollout_is_one_session_per_game_numbered_in_order(database):
         assert {name: session.metadata[name] for name in ("player", "sequence", "version", "update")} == {
             "player": "someone", "sequence": str(7 + game), "version": "4", "update": "44",
         }  # fmt: skip
-    assert uploader.worker.games == 3
+    assert uploader.worker.num_envs == 3
 
 
 def test_two_rollouts_share_no_memory(database):
@@ -35,7 +35,7 @@ def test_two_rollouts_share_no_memory(database):
 
 
 def test_sessions_are_cut_without_a_copy_and_fit_the_spec(database):
-    player, _ = a_player(database, games=2, nested=True)
+    player, _ = a_player(database, num_envs=2, nested=True)
     rollout, spec = player.play(), a_spec(nested=True)
     for session in rollout.sessions("someone", 0):
         assert spec.difference({name: (leaf.shape, leaf.dtype) for name, leaf in session.arrays.items()}) == ""
@@ -45,7 +45,7 @@ def test_sessions_are_cut_without_a_copy_and_fit_the_spec(database):
 
 
 def test_marks_join_the_metadata(database):
-    player, _ = a_player(database, games=1)
+    player, _ = a_player(database, num_envs=1)
     (session,) = player.play().sessions("someone", 0, human="1")
     assert session.human
     (session,) = player.play().sessions("someone", 0)

@@ -22,7 +22,7 @@ from tests.helpers.people import (
 )
 from tinyverse.core.errors import SpecError
 from tinyverse.database.base import new_worker
-from tinyverse.envs.pool import GamePool
+from tinyverse.envs.pool import SerialPool
 from tinyverse.player.player import Player
 from tinyverse.player.uploader import Uploader
 
@@ -31,7 +31,7 @@ def test_large_sessions_are_sent_in_parts(database, monkeypatch):
     monkeypatch.setattr("tinyverse.player.uploader.AT_ONCE", 1)  # byte: no two fit
     sizes, append = [], database.append
     monkeypatch.setattr(database, "append", lambda blobs, **rest: (sizes.append(len(blobs)), append(blobs, **rest))[1])
-    player, uploader = a_player(database, games=3)
+    player, uploader = a_player(database, num_envs=3)
     publish(database, 0)
     playing(player, uploader, batches=2).__enter__()
     until(lambda: len(sessions_of(database)) == 6)
@@ -43,7 +43,7 @@ def test_large_sessions_are_sent_in_parts(database, monkeypatch):
 def test_sessions_on_their_way_count_against_the_allowance(database):
     database.report(allowance=2.0, reuse=1.0)
     publish(database, 0)
-    player, uploader = a_player(database, games=2)  # the uploader does not run
+    player, uploader = a_player(database, num_envs=2)  # the uploader does not run
     assert uploader.may_play()
     player.version = 0
     assert uploader.offer(player.play(), timeout=0.0)
@@ -57,7 +57,7 @@ def test_a_lost_database_loses_nothing_and_repeats_visibly(database, when, monke
     monkeypatch.setattr("tinyverse.player.uploader.RETRY_SECONDS", 0.01)
     publish(database, 0)
     pushes = {3, 4, 9, 15}
-    player, uploader = a_player(Flaky(database, "append", **{when: pushes}), games=2)
+    player, uploader = a_player(Flaky(database, "append", **{when: pushes}), num_envs=2)
     with caplog.at_level(logging.ERROR), playing(player, uploader, batches=20) as task:
         assert task.finish() == 20
     uploader.close()
@@ -77,7 +77,7 @@ def test_a_database_lost_at_the_end_is_tried_again(database, monkeypatch, caplog
     monkeypatch.setattr("tinyverse.player.uploader.RETRY_SECONDS", 0.05)
     publish(database, 0)
     flaky = Flaky(database, "append")
-    player, uploader = a_player(flaky, games=2)
+    player, uploader = a_player(flaky, num_envs=2)
     player.version = 0
     uploader.offer(player.play(), timeout=0.0)
     flaky.before = set(range(4))
@@ -115,8 +115,8 @@ class Fragile(CountingAgent):
 @pytest.mark.parametrize("bad", ["damaged", "refused"])
 def test_bad_weights_are_refused_and_the_old_ones_stay(database, bad, caplog):
     publish(database, 0)
-    pool = GamePool(CountingEnv, 2)
-    uploader = Uploader(database, new_worker("play", games=2), Fragile())
+    pool = SerialPool(CountingEnv, 2)
+    uploader = Uploader(database, new_worker("play", num_envs=2), Fragile())
     player = Player(Fragile(), pool, LENGTH)
     with caplog.at_level(logging.ERROR), playing(player, uploader):
         until(lambda: player.version == 0)
@@ -137,7 +137,7 @@ def test_bad_weights_are_refused_and_the_old_ones_stay(database, bad, caplog):
 def test_swapping_and_fetching_at_once_never_disagree(database):
     """Weights are published as fast as can be, while the player asks for them as fast as can be."""
     publish(database, 0)
-    player, uploader = a_player(database, games=1)
+    player, uploader = a_player(database, num_envs=1)
     uploader.waiting.set("to turn fast")
     uploader.start()
     agent, swaps, ends = player.agent, 0, time.monotonic() + 1.0
@@ -163,7 +163,7 @@ def test_heartbeats_tell_what_a_player_does(redis_url):
     with playing(player, uploader):
         until(lambda: any(w.sessions >= 2 for w in database.workers()))
         (worker,) = (w for w in database.workers() if w.role == "play")
-        assert (worker.id, worker.games, worker.version) == (uploader.worker.id, 2, 0)
+        assert (worker.id, worker.num_envs, worker.version) == (uploader.worker.id, 2, 0)
         assert worker.steps > 0
         assert worker.steps_per_second > 0
     uploader.close()

@@ -465,7 +465,7 @@ class Settings:
     max_lag: int | None = None
     min_sessions: int = 0
     players: int = 1
-    games: int = 1
+    num_envs: int = 1
     publish_every: int = 1
     reads: float = 1.0  # chance that the trainer reads in a turn: else sessions may be trimmed before it does
     restarts: float = 0.0  # chance in a turn that the trainer is killed and started again
@@ -521,7 +521,7 @@ class World:
         if self.random.random() < 0.3:
             return
         numbers = self.playing.pop(player)
-        for _ in range(self.chosen.games):
+        for _ in range(self.chosen.num_envs):
             metadata = {
                 "player": "p",
                 "sequence": str(self.sequence),
@@ -540,13 +540,13 @@ class World:
             and trainer.feeder.caught_up
             and state.delivered == trainer.replay.limiter.sampled
         ):
-            assert state.debt <= state.allowance + state.reuse * self.chosen.players * self.chosen.games + 1e-6
+            assert state.debt <= state.allowance + state.reuse * self.chosen.players * self.chosen.num_envs + 1e-6
 
     def turns_needed(self):
         """A bound, generous, on the turns until the next update."""
         reuse = self.trainer.replay.config.reuse or 1.0
         sessions = max(self.flow.min_sessions, self.flow.batch) + 2 * self.flow.batch / min(reuse, 1.0)
-        return 60 + 8 * sessions / (self.chosen.players * self.chosen.games) / self.chosen.reads
+        return 60 + 8 * sessions / (self.chosen.players * self.chosen.num_envs) / self.chosen.reads
 
 
 def live(chosen, updates=5):
@@ -572,7 +572,7 @@ choices = st.builds(
     max_lag=st.none() | st.integers(0, 20),
     min_sessions=st.sampled_from([0, 0, 1, 10, 100]),
     players=st.sampled_from([1, 2, 5, 20]),
-    games=st.sampled_from([1, 2, 9, 64]),
+    num_envs=st.sampled_from([1, 2, 9, 64]),
     reads=st.sampled_from([1.0, 0.3]),
     restarts=st.sampled_from([0.0, 0.02]),
     seed=st.integers(0, 1000),
@@ -581,15 +581,15 @@ choices = st.builds(
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 @given(choices)
-@example(Settings(reuse=8.0, max_lag=0, players=20, games=1))
-@example(Settings(reuse=8.0, max_lag=0, players=1, games=64))
-@example(Settings(reuse=0.1, batch=64, players=1, games=1))
-@example(Settings(reuse=0.1, batch=64, players=20, games=64))
-@example(Settings(sampler="fresh", batch=64, max_lag=0, players=20, games=9, reads=0.3, restarts=0.05))
+@example(Settings(reuse=8.0, max_lag=0, players=20, num_envs=1))
+@example(Settings(reuse=8.0, max_lag=0, players=1, num_envs=64))
+@example(Settings(reuse=0.1, batch=64, players=1, num_envs=1))
+@example(Settings(reuse=0.1, batch=64, players=20, num_envs=64))
+@example(Settings(sampler="fresh", batch=64, max_lag=0, players=20, num_envs=9, reads=0.3, restarts=0.05))
 @example(Settings(sampler="mixed", batch=1, min_sessions=100, restarts=0.05))
-@example(Settings(reuse=8.0, batch=64, max_lag=3, restarts=0.05, players=5, games=9))
+@example(Settings(reuse=8.0, batch=64, max_lag=3, restarts=0.05, players=5, num_envs=9))
 @example(Settings(max_lag=9, batch=2, publish_every=10, players=2))
 def test_no_setting_makes_everyone_wait(chosen):
-    if chosen.players * chosen.games > 256:
-        chosen = dataclasses.replace(chosen, games=max(1, 256 // chosen.players))
+    if chosen.players * chosen.num_envs > 256:
+        chosen = dataclasses.replace(chosen, num_envs=max(1, 256 // chosen.players))
     live(chosen, updates=5 if chosen.publish_every == 1 else 25)

@@ -28,8 +28,8 @@ SAMPLERS = {"fresh": Fresh, "uniform": Uniform, "mixed": Mixed, "prioritized": P
 
 @pytest.fixture
 def sessions():
-    """48 sessions of the counting game, all different."""
-    player, _ = a_player(MemoryDatabase(), games=1)
+    """48 sessions of the counting environment, all different."""
+    player, _ = a_player(MemoryDatabase(), num_envs=1)
     player.version = player.update = 0
     return [player.play().sessions("p", number)[0] for number in range(48)]
 

@@ -52,7 +52,7 @@ def test_what_a_person_played_counts_as_steps_but_not_in_the_curve():
 
 def test_what_is_rejected_is_named_and_owed_to_nobody(caplog):
     feeder, (good, other) = a_feeder(), some_sessions(2)
-    longer, _ = a_player(MemoryDatabase(), games=1, length=LENGTH + 1)
+    longer, _ = a_player(MemoryDatabase(), num_envs=1, length=LENGTH + 1)
     longer.version = longer.update = 0
     (stranger,) = longer.play().sessions("q", 0)
     said = take(feeder, [good, good, stranger])

@@ -21,7 +21,7 @@ from tinyverse.trainer.run_folder import RunFolder
 
 @pytest.fixture
 def folder(tmp_path):
-    return RunFolder(tmp_path / "runs" / "game")
+    return RunFolder(tmp_path / "runs" / "environment")
 
 
 def names(folder):
@@ -152,8 +152,8 @@ def test_start_fresh_moves_the_older_run_aside_also_twice_in_a_second(folder):
 
 def test_settings_come_back(folder):
     assert folder.settings() == {}
-    folder.write_settings({"experiment": "game", "settings": {"learning_rate": 1e-3}})
-    assert folder.settings() == {"experiment": "game", "settings": {"learning_rate": 1e-3}}
+    folder.write_settings({"experiment": "environment", "settings": {"learning_rate": 1e-3}})
+    assert folder.settings() == {"experiment": "environment", "settings": {"learning_rate": 1e-3}}
     assert json.loads((folder.path / "settings.json").read_text()) == folder.settings()
     assert [file.name for file in folder.path.iterdir() if file.is_file()] == ["settings.json"]
 
@@ -186,32 +186,32 @@ def test_the_agreement_says_what_it_was_told():
 
 def test_who_agrees_may_join():
     agreed = {"experiment": "counting", "settings": {"a": 1, "pair": [1, 2]}}
-    check_can_join("game", {}, "counting", {"a": 5})
-    check_can_join("game", agreed, "counting", {})
-    check_can_join("game", agreed, "counting", {"a": 1, "pair": (1, 2)})
+    check_can_join("environment", {}, "counting", {"a": 5})
+    check_can_join("environment", agreed, "counting", {})
+    check_can_join("environment", agreed, "counting", {"a": 1, "pair": (1, 2)})
 
 
 def test_a_conflict_names_both_sides():
     agreed = {"experiment": "counting", "settings": {"a": 1}}
-    with pytest.raises(RunConflict, match=r"run game .* experiment counting, this is atari"):
-        check_can_join("game", agreed, "atari", {})
-    with pytest.raises(RunConflict, match=r"run game .* a=1, .* a=2"):
-        check_can_join("game", agreed, "counting", {"a": 2})
+    with pytest.raises(RunConflict, match=r"run environment .* experiment counting, this is atari"):
+        check_can_join("environment", agreed, "atari", {})
+    with pytest.raises(RunConflict, match=r"run environment .* a=1, .* a=2"):
+        check_can_join("environment", agreed, "counting", {"a": 2})
 
 
 def test_all_settings_that_differ_are_listed_unless_forced():
     agreed = {"experiment": "counting", "settings": {"a": 1, "b": 2, "c": 3}}
     with pytest.raises(RunConflict, match=r"with a=1, c=3, this asks for a=5, c=6: .*--fresh.*--force"):
-        check_can_join("game", agreed, "counting", {"a": 5, "b": 2, "c": 6})
-    check_can_join("game", agreed, "counting", {"a": 5}, force=True)
+        check_can_join("environment", agreed, "counting", {"a": 5, "b": 2, "c": 6})
+    check_can_join("environment", agreed, "counting", {"a": 5}, force=True)
     with pytest.raises(RunConflict, match="experiment"):
-        check_can_join("game", agreed, "atari", {}, force=True)
+        check_can_join("environment", agreed, "atari", {}, force=True)
 
 
 def test_another_spec_is_a_conflict_that_says_where():
     meta = run_config("counting", {}, a_spec())
-    check_spec("game", meta, a_spec())
-    with pytest.raises(RunConflict, match=r"run game cannot be joined: session\.\w+"):
-        check_spec("game", meta, a_spec(length=9))
-    with pytest.raises(RunConflict, match=r"run game cannot be joined: session\.\w+"):
-        check_spec("game", meta, a_spec(nested=True))
+    check_spec("environment", meta, a_spec())
+    with pytest.raises(RunConflict, match=r"run environment cannot be joined: session\.\w+"):
+        check_spec("environment", meta, a_spec(length=9))
+    with pytest.raises(RunConflict, match=r"run environment cannot be joined: session\.\w+"):
+        check_spec("environment", meta, a_spec(nested=True))

@@ -22,7 +22,7 @@ from tinyverse.core.weights import decode_weights
 from tinyverse.database.connection import connect
 from tinyverse.database.memory import MemoryDatabase
 from tinyverse.database.redis import RedisDatabase
-from tinyverse.envs.pool import GamePool
+from tinyverse.envs.pool import SerialPool
 from tinyverse.experiment.experiment import session_spec
 from tinyverse.networks import MLP, ModularNetwork
 from tinyverse.player.loop import play
@@ -45,11 +45,11 @@ def database():
     return MemoryDatabase()
 
 
-def some_sessions(count, *, player="p", start=0, games=1, update=0):
-    """Sessions of a counting game as a player would have pushed them."""
-    one, _ = a_player(MemoryDatabase(), games=games)
+def some_sessions(count, *, player="p", start=0, num_envs=1, update=0):
+    """Sessions of a counting environment as a player would have pushed them."""
+    one, _ = a_player(MemoryDatabase(), num_envs=num_envs)
     one.version = one.update = update
-    return [session for n in range(count) for session in one.play().sessions(player, start + n * games)]
+    return [session for n in range(count) for session in one.play().sessions(player, start + n * num_envs)]
 
 
 def push(database, sessions):
@@ -130,7 +130,7 @@ def test_without_a_folder_it_goes_on_from_what_was_published(database):
 
 
 class SmallNumbers(CountingEnv):
-    """The counting game with a float observation."""
+    """The counting environment with a float observation."""
 
     def __init__(self):
         super().__init__()
@@ -152,7 +152,7 @@ def a_network_trainer(database, folder=None):
 
 def network_sessions(count):
     agent = a_network_trainer(MemoryDatabase()).agent
-    player = Player(agent, GamePool(SmallNumbers, 1), LENGTH)
+    player = Player(agent, SerialPool(SmallNumbers, 1), LENGTH)
     player.version = 0
     return [session for n in range(count) for session in player.play().sessions("p", n)]
 
@@ -245,7 +245,7 @@ def test_duplicates_and_damaged_sessions_are_counted_and_training_goes_on(databa
     trainer.join()
     good = some_sessions(6)
     nan = dataclasses.replace(good[0], arrays={**good[0].arrays, "rewards": np.full(LENGTH, np.nan, np.float32)})
-    longer, _ = a_player(MemoryDatabase(), games=1, length=9)
+    longer, _ = a_player(MemoryDatabase(), num_envs=1, length=9)
     stranger = longer.play().sessions("q", 0)[0]
     nameless = dataclasses.replace(good[0], metadata={"player": "p"})
     bad = [b"", b"junk" * 100, good[0].encode()[:-3], nan.encode(), stranger.encode(), nameless.encode()]

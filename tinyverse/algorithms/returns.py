@@ -190,9 +190,9 @@ def _discounted_sums(terms: Tensor, decays: Tensor) -> Tensor:
 
 
 def _check(name: str, values: Tensor, **rows: Tensor) -> None:
-    steps, games = rows["rewards"].shape if rows["rewards"].ndim == 2 else (0, 0)
-    wrong = {key: tuple(tensor.shape) for key, tensor in rows.items() if tensor.shape != (steps, games)}
-    if values.shape != (steps + 1, games):
+    steps, columns = rows["rewards"].shape if rows["rewards"].ndim == 2 else (0, 0)
+    wrong = {key: tuple(tensor.shape) for key, tensor in rows.items() if tensor.shape != (steps, columns)}
+    if values.shape != (steps + 1, columns):
         wrong["values"] = tuple(values.shape)
     if wrong or not steps:
         raise SpecError(

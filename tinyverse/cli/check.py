@@ -45,7 +45,7 @@ def check(context: RunContext) -> list[tuple[str, str]]:
     settings = context.resolved({})
     shown = json.dumps(settings, default=str)
     experiment = timed("experiment", lambda: loader.build(context.module, settings), lambda _: shown)
-    pool = timed("games", lambda: experiment.pool(experiment.games))
+    pool = timed("environments", lambda: experiment.pool(experiment.num_envs))
 
     def show_agent(agent: Any) -> str:
         return f"{type(agent).__name__}, {sum(array.size for array in agent.get_weights().values()):,} weights"
@@ -61,7 +61,7 @@ def check(context: RunContext) -> list[tuple[str, str]]:
     player.version, player.update = 0, 0
 
     def show_rollout(rollout: Any) -> str:
-        return f"{counted(rollout.alive.size, 'step')} of {counted(rollout.num_games, 'game')}"
+        return f"{counted(rollout.alive.size, 'step')} of {counted(rollout.num_envs, 'environment')}"
 
     rollout = timed("playing", player.play, show_rollout)
     session = rollout.sessions("check", 0)[0]
@@ -72,7 +72,7 @@ def check(context: RunContext) -> list[tuple[str, str]]:
     blob = timed("encoding", session.encode, show_blob)
     timed("decoding", lambda: spec.decode(blob), lambda _: "the same")
     learner = timed("learner", lambda: experiment.learner(agent), lambda made: type(made).__name__)
-    config = ReplayConfig(batch=experiment.batch, buffer_size=experiment.batch + experiment.games, reuse=None)
+    config = ReplayConfig(batch=experiment.batch, buffer_size=experiment.batch + experiment.num_envs, reuse=None)
     replay = Replay(spec, config, sampler_of(experiment.sampler))
     while (batch := replay.sample(length=learner.length, burn_in=learner.burn_in)) is None:
         for each in rollout.sessions("check", 0):

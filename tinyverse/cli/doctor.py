@@ -136,7 +136,7 @@ def _memory() -> Iterator[Finding]:
         text = Path("/proc/meminfo").read_text().split() if Path("/proc/meminfo").exists() else []
         if "MemAvailable:" in text:
             free = 1024 * int(text[text.index("MemAvailable:") + 1])
-        advice = "End something, or lower --buffer-size and --games." if free < MEMORY else ""
+        advice = "End something, or lower --buffer-size and --num-envs." if free < MEMORY else ""
         yield Finding("memory", f"{metrics.size(free)} available", advice)
     place = next(path for path in (RUNS, *RUNS.absolute().parents) if path.exists())
     disk = shutil.disk_usage(place).free
@@ -262,7 +262,7 @@ def _experiment(context: RunContext) -> Iterator[Finding]:
 
     try:
         experiment = loader.build(context.module, context.resolved({}))
-        player = Player(experiment.agent(), experiment.pool(experiment.games), experiment.unroll_length)
+        player = Player(experiment.agent(), experiment.pool(experiment.num_envs), experiment.unroll_length)
         began = time.perf_counter()
         rollout = player.play()
         seconds = time.perf_counter() - began

@@ -1,4 +1,4 @@
-"""The command `eval`: how good are these weights? Plays whole games with them."""
+"""The command `eval`: how good are these weights? Plays whole episodes with them."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
 
 
 @click.command("eval", cls=RunCommand)
-@click.option("-n", "games", type=int, default=1, show_default=True, help="Games to play.")
-@click.option("-b", "at_once", type=int, default=1, show_default=True, help="Games at once.")
+@click.option("-n", "episodes", type=int, default=1, show_default=True, help="Episodes to play.")
+@click.option("-b", "at_once", type=int, default=1, show_default=True, help="Episodes at once.")
 @click.option("-j", "jobs", type=int, default=1, show_default=True, help="Processes.")
 @click.option("--greedy", is_flag=True, help="The likeliest action instead of a sample.")
-@click.option("--render", is_flag=True, help="Show the first game in a window.")
+@click.option("--render", is_flag=True, help="Show the first episode in a window.")
 @weights_option
-@click.option("--video/--no-video", default=True, show_default=True, help="Film the first game into ./records.")
+@click.option("--video/--no-video", default=True, show_default=True, help="Film the first episode into ./records.")
 @click.option(
     "--every",
     type=float,
@@ -51,14 +51,14 @@ if TYPE_CHECKING:
 @click.option("--device", default="cpu", show_default=True, help="Where to act.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per evaluation.")
 def evaluate(
-    context: RunContext, *, games: int, at_once: int, jobs: int, greedy: bool, render: bool, weights: str | None, video: bool,
+    context: RunContext, *, episodes: int, at_once: int, jobs: int, greedy: bool, render: bool, weights: str | None, video: bool,
     every: float | None, device: str, as_json: bool,
 ) -> None:  # fmt: skip
-    """Plays whole games: mean ± standard error, and a video.
+    """Plays whole episodes: mean ± standard error, and a video.
 
     Example: tinyverse atari.py eval -n 5
     """
-    positive(games=games, at_once=at_once, jobs=jobs)
+    positive(episodes=episodes, at_once=at_once, jobs=jobs)
     check_device(device)
     if every is not None and not every > 0:
         raise SettingsError(f"--every {every:g}: give a number of seconds above 0.")
@@ -70,7 +70,7 @@ def evaluate(
     options: dict[str, Any] = {"at_once": at_once, "greedy": greedy, "render": render, "video": video}
     with contextlib.ExitStack() as stack:
         asked_to_stop = stack.enter_context(stop_on_signals())
-        worker, waiting = new_worker("eval", games=at_once), Waiting()
+        worker, waiting = new_worker("eval", num_envs=at_once), Waiting()
         heartbeat = BackgroundHeartbeat(functools.partial(context.connected, start=False), worker, waiting)
         if every is not None:
             waiting.set("weights")
@@ -90,8 +90,8 @@ def evaluate(
             if found is not None:
                 waiting.set("")
                 worker.version = found.version
-                now = _evaluate(context, found, should_stop, games=games, jobs=jobs, device=device, **options)
-                if len(now.returns) < games and should_stop():
+                now = _evaluate(context, found, should_stop, episodes=episodes, jobs=jobs, device=device, **options)
+                if len(now.returns) < episodes and should_stop():
                     if every is None:
                         raise KeyboardInterrupt
                     break
@@ -132,7 +132,7 @@ def _say_once(context: RunContext, complaint: str, before: str) -> str:
 
 
 def _evaluate(
-    context: RunContext, found: WeightsFile, should_stop: Callable[[], bool], *, games: int = 1, at_once: int = 1, jobs: int = 1,
+    context: RunContext, found: WeightsFile, should_stop: Callable[[], bool], *, episodes: int = 1, at_once: int = 1, jobs: int = 1,
     greedy: bool = False, render: bool = False, video: bool = False, device: str = "cpu",
 ) -> Evaluation:  # fmt: skip
     from tinyverse.player.evaluator import evaluate, evaluate_in_processes
@@ -141,25 +141,29 @@ def _evaluate(
     seed = context.fresh_seed()
     options: dict[str, Any] = {"at_once": at_once, "greedy": greedy, "seed": seed, "video": file, "render": render}
     make = functools.partial(rebuild, context.experiment, found.agreed["settings"])
-    with context.bar("games", games) as bar:
+    with context.bar("episodes", episodes) as bar:
 
-        def on_game(done: int, total: float) -> None:
-            bar.share = Share(f"games (the last returned {total:.2f})", done, games)
+        def on_episode(done: int, total: float) -> None:
+            bar.share = Share(f"episodes (the last returned {total:.2f})", done, episodes)
 
         if jobs > 1:
-            result = evaluate_in_processes(make, found.weights, jobs=jobs, games=games, on_game=on_game, **options)
+            result = evaluate_in_processes(
+                make, found.weights, jobs=jobs, episodes=episodes, on_episode=on_episode, **options
+            )
         else:
             experiment = make()
             agent = acting(experiment.agent(), device, "fp32")
             agent.set_weights(found.weights)
-            result = evaluate(experiment, agent, games=games, on_game=on_game, should_stop=should_stop, **options)
+            result = evaluate(
+                experiment, agent, episodes=episodes, on_episode=on_episode, should_stop=should_stop, **options
+            )
     return dataclasses.replace(result, version=found.version)
 
 
 def _record(context: RunContext, found: WeightsFile, result: Evaluation, seen: Seen) -> None:
     """Keeps the weights if they are the best, and logs the score in the folder, its TensorBoard and for `info`."""
     row = _row(found, result)
-    score = {"mean": result.mean, "standard_error": row["eval/standard_error"], "games": len(result.returns)}
+    score = {"mean": result.mean, "standard_error": row["eval/standard_error"], "episodes": len(result.returns)}
     row["eval/best"] = context.folder.keep_best(found._replace(score=score))
     context.folder.log(row)
     seen.events = seen.events or TensorBoard(context.folder, "eval")
@@ -176,5 +180,5 @@ def _row(found: WeightsFile, result: Evaluation) -> dict[str, Any]:
     return {
         "step": found.step, "update": found.update, "version": found.version, "eval/return": result.mean,
         "eval/standard_error": None if math.isnan(result.standard_error) else result.standard_error,
-        "eval/games": len(result.returns), "eval/length": float(np.mean(result.lengths)),
+        "eval/episodes": len(result.returns), "eval/length": float(np.mean(result.lengths)),
     }  # fmt: skip

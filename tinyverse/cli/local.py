@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=TrainCommand)
-@click.option("--games", type=int, help="Games at once [the experiment's, at most -b].")
-def local(context: RunContext, options: TrainOptions, games: int | None = None) -> Trainer:
+@click.option("--num-envs", type=int, help="Environments at once [the experiment's, at most -b].")
+def local(context: RunContext, options: TrainOptions, num_envs: int | None = None) -> Trainer:
     """Plays and trains in one process, in lockstep, without a server.
 
     Example: tinyverse catch.py local
@@ -34,7 +34,7 @@ def local(context: RunContext, options: TrainOptions, games: int | None = None) 
     from tinyverse.replay.samplers import Fresh
 
     check_options(options)
-    positive(games=games)
+    positive(num_envs=num_envs)
     context.load()
     database = MemoryDatabase()
     with context.folder.alone(), stop_on_signals() as should_stop:
@@ -43,10 +43,10 @@ def local(context: RunContext, options: TrainOptions, games: int | None = None) 
         options = dataclasses.replace(options, precision=options.precision or "fp32")
         trainer, experiment = make_trainer(context, options, database)
         batch = trainer.replay.config.batch
-        count = games or min(batch, experiment.games)
+        count = num_envs or min(batch, experiment.num_envs)
         if isinstance(trainer.replay.sampler, Fresh) and batch % count:
             raise SettingsError(
-                f"local with {count} games and batches of {batch} would learn from stale sessions; make -b a multiple of --games."
+                f"local with {count} environments and batches of {batch} would learn from stale sessions; make -b a multiple of --num-envs."
             )
         log = open_log(context, options, database, trainer)
         join(context, trainer)
@@ -81,7 +81,7 @@ def local(context: RunContext, options: TrainOptions, games: int | None = None) 
 
 
 def seed_after(seed: int, update: int) -> int:
-    """The players' seed of a run that goes on: other games than those it began with, and always the same ones."""
+    """The players' seed of a run that goes on: other environments than those it began with, and always the same ones."""
     return seed if update == 0 else int(np.random.SeedSequence([seed, update]).generate_state(1)[0] >> 1)
 
 

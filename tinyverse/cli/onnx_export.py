@@ -22,7 +22,7 @@ from tinyverse.core.errors import ExperimentError, SettingsError
 from tinyverse.core.weights import WeightsFile
 from tinyverse.experiment.experiment import Experiment
 
-EXAMPLE = 2  # games that the network is traced with; one could be taken for a constant
+EXAMPLE = 2  # environments that the network is traced with; one could be taken for a constant
 
 
 class Acting(nn.Module):
@@ -90,7 +90,7 @@ def to_onnx(experiment: str, found: WeightsFile) -> bytes:
         with _quiet(), torch.no_grad():
             torch.onnx.export(
                 acting, tuple(acting.examples.values()), buffer, dynamo=False, opset_version=17,
-                input_names=names, output_names=results, dynamic_axes={name: {0: "games"} for name in (*names, *results)},
+                input_names=names, output_names=results, dynamic_axes={name: {0: "environments"} for name in (*names, *results)},
             )  # fmt: skip
     except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -104,7 +104,7 @@ def to_onnx(experiment: str, found: WeightsFile) -> bytes:
 
 
 def _observations(made: Experiment) -> nest.Tree:
-    """Of `EXAMPLE` games at their beginning."""
+    """Of `EXAMPLE` environments at their beginning."""
     pool = made.pool(EXAMPLE)
     observations = nest.map(lambda leaf: torch.from_numpy(leaf.copy()), pool.reset(0))
     pool.close()

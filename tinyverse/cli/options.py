@@ -99,11 +99,11 @@ weights_option = click.option(
 
 
 def stepping_options(function: F) -> F:
-    """How a player's games are stepped."""
+    """How a player's environments are stepped."""
     for decorate in (
         click.option("--worker-memory", type=int, metavar="MIB", help="Replace a worker that grows beyond."),
         click.option("--step-timeout", type=float, metavar="SECONDS", help="Kill and replace a worker whose step takes longer."),
-        click.option("--workers", type=int, default=0, help="Processes that step a player's games, where stepping is heavy Python [none]."),
+        click.option("--workers", type=int, default=0, help="Processes that step a player's environments, where stepping is heavy Python [none]."),
     ):  # fmt: skip
         function = decorate(function)
     return function

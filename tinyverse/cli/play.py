@@ -1,4 +1,4 @@
-"""The command `play`: joins a run, adopts its settings, and steps games until it is told to stop."""
+"""The command `play`: joins a run, adopts its settings, and steps environments until it is told to stop."""
 
 from __future__ import annotations
 
@@ -32,13 +32,17 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=RunCommand)
-@click.option("-b", "--games", "games", type=int, help="Games stepped at once [the experiment's, else 1].")
+@click.option("-b", "--num-envs", type=int, help="Environments stepped at once [the experiment's, else 1].")
 @click.option("-n", "batches", type=int, help="Batches of sessions to play [no end].")
 @click.option(
     "-s", "sync_every", type=int, default=1, show_default=True, help="Batches between two looks for new weights."
 )
 @click.option(
-    "--cores", type=int, default=1, show_default=True, help="With 2 or more, games are stepped while the agent acts."
+    "--cores",
+    type=int,
+    default=1,
+    show_default=True,
+    help="With 2 or more, environments are stepped while the agent acts.",
 )
 @stepping_options
 @click.option("--device", default="cpu", show_default=True, help="Where to act.")
@@ -46,17 +50,17 @@ if TYPE_CHECKING:
 @click.option("--human", is_flag=True, help="You play, in a window; the experiment or its environment names the keys.")
 @click.option("--fps", type=float, help="Steps a second of --human [the environment's].")
 def play(
-    context: RunContext, *, games: int | None, batches: int | None, sync_every: int, cores: int, workers: int, step_timeout: float | None,
+    context: RunContext, *, num_envs: int | None, batches: int | None, sync_every: int, cores: int, workers: int, step_timeout: float | None,
     worker_memory: int | None, device: str, precision: str | None, human: bool, fps: float | None,
 ) -> None:  # fmt: skip
-    """Steps a batch of games and pushes sessions.
+    """Steps a batch of environments and pushes sessions.
 
     Example: tinyverse atari.py play -b 8
     """
     from tinyverse.envs.process_pool import can_measure_memory
 
     positive(
-        games=games, batches=batches, sync_every=sync_every, cores=cores, step_timeout=step_timeout,
+        num_envs=num_envs, batches=batches, sync_every=sync_every, cores=cores, step_timeout=step_timeout,
         worker_memory=worker_memory,
     )  # fmt: skip
     if workers < 0:
@@ -65,9 +69,9 @@ def play(
         raise SettingsError("--worker-memory reads /proc, which this system has not: leave it out.")
     if step_timeout or worker_memory:
         workers = workers or 1  # what hangs or leaks can only be ended with the process it is in
-    if human and ((games or 1) > 1 or cores > 1 or workers):
+    if human and ((num_envs or 1) > 1 or cores > 1 or workers):
         raise SettingsError(
-            "a person plays one game: leave out -b, --cores, --workers, --step-timeout and --worker-memory with --human."
+            "a person plays one environment: leave out -b, --cores, --workers, --step-timeout and --worker-memory with --human."
         )
     if fps is not None and not (human and 0 < fps <= 1000):
         raise SettingsError(f"--fps {fps:g} is for --human, and between 0 and 1000 steps a second.")
@@ -94,20 +98,20 @@ def play(
             agent, spare = person.agent(agent), person.agent(spare)
             pools: list[Pool] = [person.pool]
         elif workers:
-            make = functools.partial(games_of, context.experiment, settings)
+            make = functools.partial(envs_of, context.experiment, settings)
             limits = {"step_timeout": step_timeout, "memory": worker_memory and worker_memory << 20}
-            pools = _worker_pools(make, experiment, games or experiment.games, workers, cores, limits)
+            pools = _worker_pools(make, experiment, num_envs or experiment.num_envs, workers, cores, limits)
         else:
-            pools = _pools(experiment, games or experiment.games, cores, seed)
+            pools = _pools(experiment, num_envs or experiment.num_envs, cores, seed)
         player = Player(agent, pools, experiment.unroll_length, seed=seed)
-        worker = new_worker("human" if human else "play", games=player.num_games, frame_skip=experiment.frame_skip)
+        worker = new_worker("human" if human else "play", num_envs=player.num_envs, frame_skip=experiment.frame_skip)
         uploader = Uploader(database, worker, spare)
         uploader.start()
-        context.say(f"playing {counted(player.num_games, 'game')} of run {context.run}")
+        context.say(f"playing {counted(player.num_envs, 'environment')} of run {context.run}")
         try:
 
             def share() -> Share | None:
-                return Share("batches", worker.sessions // worker.games, batches) if batches else None
+                return Share("batches", worker.sessions // worker.num_envs, batches) if batches else None
 
             with Progress(lambda: _player_line(player, uploader), share=share, quiet=context.quiet) as progress:
 
@@ -137,21 +141,26 @@ def play(
             database.leave(worker.id)
 
 
-def _pools(experiment: Experiment, games: int, cores: int, seed: int) -> list[Pool]:
+def _pools(experiment: Experiment, num_envs: int, cores: int, seed: int) -> list[Pool]:
     """One pool; on several cores two halves, of which one is stepped while the agent acts in the other."""
     from tinyverse.player.player import SEEDS_APART
 
-    halves = enumerate(_halves(games, cores))
+    halves = enumerate(_halves(num_envs, cores))
     return [experiment.pool(count, cores, seed=seed + SEEDS_APART * half, restart=True) for half, count in halves]
 
 
 def _worker_pools(
-    make: Callable[[int], Pool], experiment: Experiment, games: int, workers: int, cores: int, limits: Mapping[str, Any]
+    make: Callable[[int], Pool],
+    experiment: Experiment,
+    num_envs: int,
+    workers: int,
+    cores: int,
+    limits: Mapping[str, Any],
 ) -> list[Pool]:
     """As `_pools`, stepped by so many processes; of several, each half has its own."""
     from tinyverse.envs.process_pool import ProcessPool
 
-    counts = _halves(games, min(cores, workers))
+    counts = _halves(num_envs, min(cores, workers))
     shares = [workers] if len(counts) == 1 else _halves(workers, 2)
     pools: list[Pool] = []
     for count, share in zip(counts, shares, strict=True):
@@ -163,9 +172,9 @@ def _halves(count: int, among: int) -> list[int]:
     return [count] if min(count, among) == 1 else [count - count // 2, count // 2]
 
 
-def games_of(name: str, settings: Mapping[str, Any], num_games: int) -> Pool:
-    """Games of an experiment in a process of their own: what crosses is its name and settings, never a closure."""
-    return loader.build(loader.load_module(name), settings).pool(num_games, restart=True)
+def envs_of(name: str, settings: Mapping[str, Any], num_envs: int) -> Pool:
+    """Environments of an experiment in a process of their own: what crosses is its name and settings, never a closure."""
+    return loader.build(loader.load_module(name), settings).pool(num_envs, restart=True)
 
 
 def _await_run(context: RunContext, database: Database, should_stop: Callable[[], bool]) -> dict[str, str]:

@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
 @click.command(cls=TrainCommand)
 @click.option("--players", type=int, default=1, show_default=True, help="Player processes.")
-@click.option("--games", type=int, help="Games per player [the experiment's].")
+@click.option("--num-envs", type=int, help="Environments per player [the experiment's].")
 @stepping_options
 def run(
-    context: RunContext, options: TrainOptions, players: int = 1, games: int | None = None, **stepping: float | None
+    context: RunContext, options: TrainOptions, players: int = 1, num_envs: int | None = None, **stepping: float | None
 ) -> Trainer:
     """Server, players, trainer and dashboard here, with one command. Ctrl-C ends them all.
 
@@ -43,7 +43,7 @@ def run(
     from tinyverse.cli.trainer import change_settings, check_options, start_fresh, train_run
 
     check_options(options)
-    positive(players=players, games=games, step_timeout=stepping.get("step_timeout"))
+    positive(players=players, num_envs=num_envs, step_timeout=stepping.get("step_timeout"))
     context.load()
     options = dataclasses.replace(options, threads=options.threads or max(1, system.cores() - players))
     with contextlib.ExitStack() as stack:
@@ -60,7 +60,7 @@ def run(
             change_settings(context, database)  # before players agree to the old ones
         if own:
             stack.enter_context(_announced(context.folder, context.redis or ""))
-        crew = stack.enter_context(_Players(context, players, {"games": games, **stepping}))
+        crew = stack.enter_context(_Players(context, players, {"num_envs": num_envs, **stepping}))
         return train_run(context, options, database, lambda: should_stop() or crew.is_gone(), show=terminal.panel)
 
 

@@ -26,14 +26,14 @@ class Listed(NamedTuple):
 _LEARNING = {
     "run": Listed("tinyverse.cli.run:run", "cartpole run --players 1", "plays and trains on this machine, with one command"),
     "local": Listed("tinyverse.cli.local:local", "catch.py local", "plays and trains in one process, without a server"),
-    "play": Listed("tinyverse.cli.play:play", "atari.py play -b 8", "steps 8 games; as often as you like, on as many machines as you like"),
+    "play": Listed("tinyverse.cli.play:play", "atari.py play -b 8", "steps 8 environments; as often as you like, on as many machines as you like"),
     "train": Listed("tinyverse.cli.train:train", "atari.py train -b 16", "learns from what players push"),
-    "eval": Listed("tinyverse.cli.eval:evaluate", "atari.py eval -n 5", "whole games: mean ± standard error, and a video in ./records"),
+    "eval": Listed("tinyverse.cli.eval:evaluate", "atari.py eval -n 5", "whole episodes: mean ± standard error, and a video in ./records"),
 }  # fmt: skip
 
 _LOOKING = {
     "info": Listed("tinyverse.cli.info:info", "atari.py info", "who does what, and what each waits for; without EXPERIMENT: the runs there are"),
-    "watch": Listed("tinyverse.cli.watch:watch", "atari.py watch", "the run as a page in a browser: curves, workers, films, any player's game"),
+    "watch": Listed("tinyverse.cli.watch:watch", "atari.py watch", "the run as a page in a browser: curves, workers, films, any player's environment"),
     "report": Listed("tinyverse.cli.report:report", "atari.py report", "a page to pass on: curve, film, settings, machine, commands"),
     "sessions": Listed("tinyverse.cli.sessions:sessions", "atari.py sessions ls", "what was played: show ID, video ID, export FILE, import FILE"),
     "export": Listed("tinyverse.cli.export:export", "atari.py export FILE", "the weights as plain safetensors, or as ONNX"),

@@ -15,7 +15,7 @@ from tinyverse.core.session import FIELDS
 
 @dataclasses.dataclass
 class Batch:
-    """B slices of T consecutive steps, one game each. Row t is what `Session` draws.
+    """B slices of T consecutive steps, one environment each. Row t is what `Session` draws.
 
     Rows 0 … burn_in − 1 only warm up recurrent memory: `mask` is 0 there.
     """

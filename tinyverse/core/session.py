@@ -1,4 +1,4 @@
-"""Session: T consecutive steps of one game, and the spec that all sessions of a run agree on.
+"""Session: T consecutive steps of one environment, and the spec that all sessions of a run agree on.
 
     row t          0    1    2    3    4    5
     observations   o0   o1   o2   o3   p0   p1   p2     T + 1 rows; o3 ends its episode, p0 opens the next
@@ -50,7 +50,7 @@ def flatten(trees: Mapping[str, nest.Tree]) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Session:
-    """T steps of one game. Synonyms: an unroll (IMPALA), a rollout (PPO), a sequence (R2D2).
+    """T steps of one environment. Synonyms: an unroll (IMPALA), a rollout (PPO), a sequence (R2D2).
 
     Its arrays stay flat from the player to the trainer's memory. Each of `FIELDS` is an attribute too, a tree as the
     environment or the agent gave it: `session.observations["image"]`. The tree is built when it is asked for.

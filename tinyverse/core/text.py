@@ -9,8 +9,8 @@ from difflib import get_close_matches
 def counted(count: float, thing: str) -> str:
     """Returns a number with its noun in singular or plural.
 
-    >>> counted(1, "game"), counted(1200, "new session"), counted(0.5, "minute")
-    ('1 game', '1,200 new sessions', '0.5 minutes')
+    >>> counted(1, "environment"), counted(1200, "new session"), counted(0.5, "minute")
+    ('1 environment', '1,200 new sessions', '0.5 minutes')
     """
     return f"{count:,.12g} {thing}{'' if count == 1 else 's'}"
 

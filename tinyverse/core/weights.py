@@ -62,7 +62,7 @@ class WeightsFile(NamedTuple):
     update: int = 0
     step: int = 0
     agreed: Mapping[str, Any] = {}  # {"experiment", "settings"}; {} where unknown
-    score: Mapping[str, Any] = {}  # {"mean", "standard_error", "games"} of an evaluation; {} for none
+    score: Mapping[str, Any] = {}  # {"mean", "standard_error", "environments"} of an evaluation; {} for none
 
     def write(self, path: Path) -> None:
         """Writes a safetensors file atomically."""

@@ -77,7 +77,7 @@ class Worker:
     role: str  # play, human, train, eval
     host: str = ""
     pid: int = 0
-    games: int = 0
+    num_envs: int = 0
     steps: int = 0
     steps_per_second: float = 0.0
     version: int = -1
@@ -86,7 +86,7 @@ class Worker:
     stages: dict[str, float] = dataclasses.field(default_factory=dict)  # share of a player's time (0 … 1) in each
     sessions: int = 0
     dropped: int = 0  # sessions that a real-time player could not wait to push
-    faults: int = 0  # games that failed and were built anew
+    faults: int = 0  # environments that failed and were built anew
     uptime: float = 0.0  # seconds
     waits_for: str = ""
     waits_seconds: float = 0.0

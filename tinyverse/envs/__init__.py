@@ -11,11 +11,11 @@ from tinyverse.core.lazy import imported
 
 if TYPE_CHECKING:
     from tinyverse.envs.factory import pool_of
-    from tinyverse.envs.pool import GamePool, Pool, Step, VectorPool
+    from tinyverse.envs.pool import Pool, SerialPool, Step, VectorPool
 
-__all__ = ["GamePool", "Pool", "Step", "VectorPool", "pool_of"]
+__all__ = ["SerialPool", "Pool", "Step", "VectorPool", "pool_of"]
 
-_MODULES = {"GamePool": "pool", "Pool": "pool", "Step": "pool", "VectorPool": "pool", "pool_of": "factory"}
+_MODULES = {"SerialPool": "pool", "Pool": "pool", "Step": "pool", "VectorPool": "pool", "pool_of": "factory"}
 
 
 def __getattr__(name: str) -> Any:

@@ -33,7 +33,7 @@ def adapted(env: Any) -> Any:
     if hasattr(env, "agent_iter"):
         raise ExperimentError(
             f"make_env gave {article(env)}, in which agents take turns (AEC), wanted all to act at once: "
-            "return pettingzoo.utils.conversions.aec_to_parallel(env), if its games allow it."
+            "return pettingzoo.utils.conversions.aec_to_parallel(env), if its environments allow it."
         )
     if all(hasattr(env, name) for name in GYM):
         return env

@@ -34,7 +34,7 @@ HEIGHT = WIDTH = 84
 
 def atari_pool(
     env_id: str,
-    num_games: int,
+    num_envs: int,
     *,
     num_threads: int = 1,
     repeat_action_probability: float = 0.0,
@@ -43,7 +43,7 @@ def atari_pool(
     full_action_space: bool = False,
     episodic_life: bool = False,
 ) -> VectorPool:
-    """Returns `num_games` Atari games on ale-py's own vector environment; observations are [B, 84, 84] uint8.
+    """Returns `num_envs` Atari games on ale-py's own vector environment; observations are [B, 84, 84] uint8.
 
     Args:
         env_id: as `rom_name` takes it. Its version sets nothing (in Gymnasium `-v5` would mean stickiness 0.25).
@@ -62,7 +62,7 @@ def atari_pool(
 
     env = AtariVectorEnv(
         name,
-        num_games,
+        num_envs,
         num_threads=num_threads,
         repeat_action_probability=repeat_action_probability,
         max_num_frames_per_episode=max_num_frames,
@@ -83,17 +83,17 @@ def atari_pool(
     return VectorPool(_Lives(_SingleFrames(env), _fire(env.ale.get_action_set()), episodic_life))
 
 
-def atari_env(env_id: str, *, evaluation: bool = False, render_mode: str | None = None, **rules: Any) -> AtariGame:
+def atari_env(env_id: str, *, evaluation: bool = False, render_mode: str | None = None, **rules: Any) -> AtariEnv:
     """Returns one Atari game by the rules of `atari_pool`, which can be rendered.
 
     Args:
         evaluation: render to "rgb_array", for a video, unless `render_mode` is given.
-        rules: as `AtariGame` takes them.
+        rules: as `AtariEnv` takes them.
     """
-    return AtariGame(env_id, render_mode=render_mode or ("rgb_array" if evaluation else None), **rules)
+    return AtariEnv(env_id, render_mode=render_mode or ("rgb_array" if evaluation else None), **rules)
 
 
-class AtariGame(gymnasium.Env):
+class AtariEnv(gymnasium.Env):
     """One Atari game. Observations, rewards and ends equal those of `atari_pool`; `render()` gives [210, 160, 3] RGB.
 
     `reset(options={"noops": k})` begins with k frames instead of a random number of them.

@@ -10,14 +10,14 @@ from gymnasium.vector import VectorEnv
 from tinyverse.core.errors import ExperimentError
 from tinyverse.core.text import counted
 from tinyverse.envs.multi_agent import MultiAgentPool, is_parallel
-from tinyverse.envs.pool import GamePool, Pool, VectorPool, check_count
+from tinyverse.envs.pool import Pool, SerialPool, VectorPool, check_count
 from tinyverse.envs.restarting_pool import RestartingPool
 from tinyverse.envs.spaces import article
 
 
 def pool_of(
     thing: Any,
-    num_games: int,
+    num_envs: int,
     *,
     realtime: bool = False,
     restart: bool = False,
@@ -26,19 +26,19 @@ def pool_of(
     """Makes a pool of a Pool, a VectorEnv, or a function that makes one of these or a single environment.
 
     Args:
-        num_games: number of environments in the pool.
+        num_envs: number of environments in the pool.
         realtime: see `Pool`.
         restart: restart what fails instead of raising.
         remake: makes another VectorEnv or Pool in place of a failed one; None: `thing` does, if it is a function.
     Raises:
         ExperimentError: `thing` is none of these, or has another number of environments.
     """
-    check_count(num_games)
+    check_count(num_envs)
     made = thing() if callable(thing) else thing
     remake = remake or (thing if callable(thing) else None)
     if isinstance(made, (VectorEnv, Pool)):
-        pool = _whole(made, num_games, realtime)
-        return RestartingPool(pool, lambda: _whole(remake(), num_games, realtime)) if restart and remake else pool
+        pool = _whole(made, num_envs, realtime)
+        return RestartingPool(pool, lambda: _whole(remake(), num_envs, realtime)) if restart and remake else pool
     if not callable(thing):
         raise ExperimentError(
             f"got {article(thing)}, wanted a function that makes an environment, or a Gymnasium VectorEnv."
@@ -49,15 +49,15 @@ def pool_of(
         return first.pop() if first else thing()
 
     if is_parallel(made):
-        return MultiAgentPool(make, num_games, realtime=realtime, restart=restart)
-    return GamePool(make, num_games, realtime=realtime, restart=restart)
+        return MultiAgentPool(make, num_envs, realtime=realtime, restart=restart)
+    return SerialPool(make, num_envs, realtime=realtime, restart=restart)
 
 
-def _whole(made: VectorEnv | Pool, num_games: int, realtime: bool) -> Pool:
+def _whole(made: VectorEnv | Pool, num_envs: int, realtime: bool) -> Pool:
     pool = VectorPool(made) if isinstance(made, VectorEnv) else made
     pool.realtime = pool.realtime or realtime
-    if pool.num_games != num_games:
+    if pool.num_envs != num_envs:
         raise ExperimentError(
-            f"got {counted(pool.num_games, 'game')}, wanted {num_games}: build the vector environment with num_envs={num_games}."
+            f"got {counted(pool.num_envs, 'environment')}, wanted {num_envs}: build the vector environment with num_envs={num_envs}."
         )
     return pool

@@ -29,24 +29,24 @@ def is_parallel(env: Any) -> bool:
 class MultiAgentPool(Pool):
     """Worlds of A agents, stepped one by one in this process. World w has the indices w·A … w·A + A − 1 of the batch.
 
-    The number of worlds is `num_games` / A, rounded up. With `restart`, a world that raises or breaks its spaces is
+    The number of worlds is `num_envs` / A, rounded up. With `restart`, a world that raises or breaks its spaces is
     replaced (see `restarts`), which truncates the episodes of all its agents; otherwise the error is raised.
     """
 
     def __init__(
-        self, make_env: Callable[[], Any], num_games: int, *, realtime: bool = False, restart: bool = False
+        self, make_env: Callable[[], Any], num_envs: int, *, realtime: bool = False, restart: bool = False
     ) -> None:
         first, self._make = make_env(), make_env
         self._agents: list[Any] = list(first.possible_agents)
-        rest = range(math.ceil(num_games / len(self._agents)) - 1)
+        rest = range(math.ceil(num_envs / len(self._agents)) - 1)
         self._worlds: list[Any] = [first, *(make_env() for _ in rest)]  # None: waits for its restart
-        self.num_games, self.realtime = len(self._worlds) * len(self._agents), realtime
+        self.num_envs, self.realtime = len(self._worlds) * len(self._agents), realtime
         self.observation_space = _shared(first.observation_space, self._agents, "observation")
         self.action_space = _shared(first.action_space, self._agents, "action")
         self._spec = spec_of(self.observation_space, ())
-        self._action_adapter = ActionAdapter(self.action_space, self.num_games)
-        self._observations = blank(self._spec, self.num_games)
-        self._over = np.zeros(self.num_games, bool)
+        self._action_adapter = ActionAdapter(self.action_space, self.num_envs)
+        self._observations = blank(self._spec, self.num_envs)
+        self._over = np.zeros(self.num_envs, bool)
         self._restarts = RestartPolicy(len(self._worlds), "world") if restart else None
         self._seeds: list[np.random.SeedSequence] = []
         self._step_count = 0
@@ -77,17 +77,17 @@ class MultiAgentPool(Pool):
             if world is not None:
                 world.close()
 
-    def _games(self, world: int) -> range:
+    def _columns(self, world: int) -> range:
         return range(world * len(self._agents), (world + 1) * len(self._agents))
 
     def _clear(self) -> None:
         """Sets rewards and flags to those of a step in which nothing happens: agents that are out stay out."""
-        self._rewards = np.zeros(self.num_games, np.float32)
-        self._terminated, self._truncated = np.zeros(self.num_games, bool), self._over.copy()
+        self._rewards = np.zeros(self.num_envs, np.float32)
+        self._terminated, self._truncated = np.zeros(self.num_envs, bool), self._over.copy()
 
     def _next(self, world: int, columns: nest.Tree) -> None:
         """Makes the next rows of a world's agents."""
-        if not self._over[self._games(world)].all():
+        if not self._over[self._columns(world)].all():
             self._step(world, columns)
         elif self._worlds[world] is not None:
             self._begin(world, None)
@@ -118,32 +118,36 @@ class MultiAgentPool(Pool):
         missing = [agent for agent in self._agents if agent not in observations]
         if missing:
             raise SpecError(f"reset gave no observation of {missing}, wanted one of each of possible_agents.")
-        self._store({game: observations[agent] for agent, game in zip(self._agents, self._games(world), strict=True)})
-        games = self._games(world)
-        self._over[games] = self._truncated[games] = False
+        self._store(
+            {index: observations[agent] for agent, index in zip(self._agents, self._columns(world), strict=True)}
+        )
+        columns = self._columns(world)
+        self._over[columns] = self._truncated[columns] = False
 
     def _step(self, world: int, columns: nest.Tree) -> None:
         playing = {
-            agent: game for agent, game in zip(self._agents, self._games(world), strict=True) if not self._over[game]
+            agent: index
+            for agent, index in zip(self._agents, self._columns(world), strict=True)
+            if not self._over[index]
         }
-        actions = {agent: nest.map(lambda column: column[game], columns) for agent, game in playing.items()}  # noqa: B023
+        actions = {agent: nest.map(lambda column: column[index], columns) for agent, index in playing.items()}  # noqa: B023
         observations, rewards, terminated, truncated, _ = self._worlds[world].step(actions)
-        paid = {game: number_of(rewards.get(agent, 0.0)) for agent, game in playing.items()}
+        paid = {index: number_of(rewards.get(agent, 0.0)) for agent, index in playing.items()}
         if not math.isfinite(sum(paid.values())):
             raise not_a_number("reward")
-        self._store({game: observations[agent] for agent, game in playing.items() if agent in observations})
-        for agent, game in playing.items():
-            self._rewards[game] = paid[game]
-            self._terminated[game] = terminated.get(agent, False)
+        self._store({index: observations[agent] for agent, index in playing.items() if agent in observations})
+        for agent, index in playing.items():
+            self._rewards[index] = paid[index]
+            self._terminated[index] = terminated.get(agent, False)
             # an agent that vanishes without flags is truncated
-            self._truncated[game] = not self._terminated[game] and truncated.get(agent, agent not in observations)
+            self._truncated[index] = not self._terminated[index] and truncated.get(agent, agent not in observations)
 
     def _store(self, observations: dict[int, nest.Tree]) -> None:
-        fitting = {game: fit(self._spec, observation) for game, observation in observations.items()}
+        fitting = {index: fit(self._spec, observation) for index, observation in observations.items()}
         if any(has_nan(floats_of(observation)) for observation in fitting.values()):
             raise not_a_number("observation")
-        for game, observation in fitting.items():
-            nest.map(lambda batch, leaf: batch.__setitem__(game, leaf), self._observations, observation)  # noqa: B023
+        for index, observation in fitting.items():
+            nest.map(lambda batch, leaf: batch.__setitem__(index, leaf), self._observations, observation)  # noqa: B023
 
     def _fail(self, world: int, error: Exception) -> None:
         """Closes a failed world. Its rows repeat the rows before and truncate the episodes."""
@@ -152,8 +156,8 @@ class MultiAgentPool(Pool):
         env, self._worlds[world] = self._worlds[world], None
         with contextlib.suppress(Exception):  # an error while closing a broken world is of no use
             env.close()
-        games = self._games(world)
-        self._rewards[games], self._terminated[games], self._truncated[games] = 0.0, False, True
+        columns = self._columns(world)
+        self._rewards[columns], self._terminated[columns], self._truncated[columns] = 0.0, False, True
         self._restarts.failed(world, error, step=self._step_count)
         self.faults, self.fault = self._restarts.faults, self._restarts.fault
 

@@ -52,20 +52,22 @@ class Step(NamedTuple):
     rewards: np.ndarray  # [B] float32
     terminated: np.ndarray  # [B] bool
     truncated: np.ndarray  # [B] bool
-    game_over: np.ndarray | None = None  # [B] bool, if an episode is only a part of a game, such as a life; else None
+    game_over: np.ndarray | None = (
+        None  # [B] bool, if an episode is only a part of an environment, such as a life; else None
+    )
 
 
 class Pool(abc.ABC):
     """B environments stepped together. Synonym: vector environment.
 
     Attributes:
-        num_games: B.
+        num_envs: B.
         observation_space, action_space: the Gymnasium spaces of one environment.
         realtime: the environments do not wait for actions, so the player must not block.
         faults, fault: how many failures led to restarts, and the newest traceback.
     """
 
-    num_games: int
+    num_envs: int
     observation_space: Any
     action_space: Any
     realtime: bool = False
@@ -104,12 +106,10 @@ class Pool(abc.ABC):
         """Closes the environments."""
 
     def __repr__(self) -> str:
-        return (
-            f"{type(self).__name__}({counted(self.num_games, 'game')}, {self.observation_space} -> {self.action_space})"
-        )
+        return f"{type(self).__name__}({counted(self.num_envs, 'environment')}, {self.observation_space} -> {self.action_space})"
 
 
-class GamePool(Pool):
+class SerialPool(Pool):
     """Single environments of any supported API (see `adapters`), stepped one by one in this process.
 
     With `restart`, an environment that raises or breaks its spaces is replaced (see `restarts`); otherwise the error is
@@ -120,42 +120,44 @@ class GamePool(Pool):
     """
 
     def __init__(
-        self, make_env: Callable[[], Any], num_games: int, *, realtime: bool = False, restart: bool = False
+        self, make_env: Callable[[], Any], num_envs: int, *, realtime: bool = False, restart: bool = False
     ) -> None:
-        check_count(num_games)
+        check_count(num_envs)
         self._make = make_env
-        self._envs: list[Any] = [adapted(make_env()) for _ in range(num_games)]  # None: waits for its restart
-        self.num_games, self.realtime = num_games, realtime
+        self._envs: list[Any] = [adapted(make_env()) for _ in range(num_envs)]  # None: waits for its restart
+        self.num_envs, self.realtime = num_envs, realtime
         spaces = self._envs[0].observation_space, self._envs[0].action_space
         self.observation_space, self.action_space = map(gymnasium_space, spaces)
         self._spec = spec_of(self.observation_space, ())
         # two buffers in turn: a failed environment repeats its row of the step before
-        self._observations, self._before = (blank(self._spec, num_games) for _ in range(2))
+        self._observations, self._before = (blank(self._spec, num_envs) for _ in range(2))
         self._floats, self._floats_before = floats_of(self._observations), floats_of(self._before)
-        self._action_adapter = ActionAdapter(self.action_space, num_games)
-        self._rewards = np.zeros(num_games, np.float32)
-        self._terminated, self._truncated = np.zeros(num_games, bool), np.zeros(num_games, bool)
-        self._ended = [False] * num_games
-        self._restarts = RestartPolicy(num_games, "game") if restart else None
+        self._action_adapter = ActionAdapter(self.action_space, num_envs)
+        self._rewards = np.zeros(num_envs, np.float32)
+        self._terminated, self._truncated = np.zeros(num_envs, bool), np.zeros(num_envs, bool)
+        self._ended = [False] * num_envs
+        self._restarts = RestartPolicy(num_envs, "environment") if restart else None
         self._missing = 0  # environments that wait for their restart
         self._seeds: list[np.random.SeedSequence] = []
         self._step_count = 0
 
     def reset(self, seed: int | None = None) -> nest.Tree:
-        self._seeds = np.random.SeedSequence(seed).spawn(self.num_games)
-        for game in range(self.num_games):
-            self._first_reset(game)
-        self._ended = [False] * self.num_games
+        self._seeds = np.random.SeedSequence(seed).spawn(self.num_envs)
+        for index in range(self.num_envs):
+            self._first_reset(index)
+        self._ended = [False] * self.num_envs
         return self._observations
 
     def step(self, actions: nest.Tree) -> Step:
         columns = self._action_adapter.columns(actions)
-        if self._missing == self.num_games and self._restarts is not None:
-            self._restarts.wait(list(range(self.num_games)))
+        if self._missing == self.num_envs and self._restarts is not None:
+            self._restarts.wait(list(range(self.num_envs)))
         self._step_count += 1
         self._observations, self._before = self._before, self._observations
         self._floats, self._floats_before = self._floats_before, self._floats
-        rewards, terminated, truncated = zip(*[self._row(game, columns) for game in range(self.num_games)], strict=True)
+        rewards, terminated, truncated = zip(
+            *[self._row(index, columns) for index in range(self.num_envs)], strict=True
+        )
         self._rewards[:], self._terminated[:], self._truncated[:] = rewards, terminated, truncated
         if not math.isfinite(sum(rewards)) or has_nan(self._floats):
             self._fail_rows_with_nan()
@@ -167,101 +169,101 @@ class GamePool(Pool):
             if env is not None:
                 env.close()
 
-    def _row(self, game: int, columns: nest.Tree) -> tuple[float, bool, bool]:
+    def _row(self, index: int, columns: nest.Tree) -> tuple[float, bool, bool]:
         """Returns reward and flags of an environment's next row, and stores its observation."""
         try:
-            return self._begin(game) if self._ended[game] else self._step(game, columns)
+            return self._begin(index) if self._ended[index] else self._step(index, columns)
         except Exception as error:
             if self._restarts is None:
                 raise
-            return self._fail(game, error)
+            return self._fail(index, error)
 
-    def _step(self, game: int, columns: nest.Tree) -> tuple[float, bool, bool]:
-        result = self._envs[game].step(nest.map(lambda column: column[game], columns))
+    def _step(self, index: int, columns: nest.Tree) -> tuple[float, bool, bool]:
+        result = self._envs[index].step(nest.map(lambda column: column[index], columns))
         observation, reward, terminated, truncated = split_step(result)
-        self._store(game, observation)
+        self._store(index, observation)
         return number_of(reward), terminated, truncated
 
-    def _begin(self, game: int) -> tuple[float, bool, bool]:
-        if self._envs[game] is not None:
-            self._store(game, reset(self._envs[game], self._spec, None))
+    def _begin(self, index: int) -> tuple[float, bool, bool]:
+        if self._envs[index] is not None:
+            self._store(index, reset(self._envs[index], self._spec, None))
             if self._restarts is not None:
-                self._restarts.recovered(game)
+                self._restarts.recovered(index)
             return 0.0, False, False
         assert self._restarts is not None
-        if self._restarts.delay(game):
-            self._repeat(game)
+        if self._restarts.delay(index):
+            self._repeat(index)
             return 0.0, False, True  # the reset is still to come
-        self._build(game)
-        self._restarts.restarted(game, step=self._step_count)
-        self._store(game, reset(self._envs[game], self._spec, self._next_seed(game)))
+        self._build(index)
+        self._restarts.restarted(index, step=self._step_count)
+        self._store(index, reset(self._envs[index], self._spec, self._next_seed(index)))
         return 0.0, False, False
 
-    def _first_reset(self, game: int) -> None:
+    def _first_reset(self, index: int) -> None:
         """Resets an environment that has no earlier row to repeat, so it waits until a restart succeeds."""
         while True:
             try:
-                if self._envs[game] is None:
-                    self._build(game)
-                self._store(game, reset(self._envs[game], self._spec, as_int(self._seeds[game])))
-                if self._has_nan(game):
+                if self._envs[index] is None:
+                    self._build(index)
+                self._store(index, reset(self._envs[index], self._spec, as_int(self._seeds[index])))
+                if self._has_nan(index):
                     raise not_a_number("observation")
                 return
             except Exception as error:
                 if self._restarts is None:
                     raise
-                self._fail(game, error)
-                if self._restarts.failures(game) >= MAX_FAILURES:
+                self._fail(index, error)
+                if self._restarts.failures(index) >= MAX_FAILURES:
                     raise
-                self._restarts.wait([game])
+                self._restarts.wait([index])
 
-    def _next_seed(self, game: int) -> int | None:
-        return as_int(self._seeds[game].spawn(1)[0]) if self._seeds else None
+    def _next_seed(self, index: int) -> int | None:
+        return as_int(self._seeds[index].spawn(1)[0]) if self._seeds else None
 
-    def _build(self, game: int) -> None:
+    def _build(self, index: int) -> None:
         env = adapted(self._make())
         if spec_of(gymnasium_space(env.observation_space), ()) != self._spec:
             raise SpecError(
                 f"make_env gave an environment with the observation_space {env.observation_space}, "
-                f"the one before had {self.observation_space}. It must give one kind of game."
+                f"the one before had {self.observation_space}. It must give one kind of environment."
             )
-        self._envs[game] = env
+        self._envs[index] = env
         self._missing -= 1
 
-    def _fail(self, game: int, error: Exception) -> tuple[float, bool, bool]:
+    def _fail(self, index: int, error: Exception) -> tuple[float, bool, bool]:
         """Closes a failed environment. Its row repeats the row before and truncates the episode."""
         assert self._restarts is not None
-        env, self._envs[game] = self._envs[game], None
+        env, self._envs[index] = self._envs[index], None
         self._missing += env is not None
         with contextlib.suppress(Exception):  # an error while closing a broken environment is of no use
             env.close()
-        self._repeat(game)
-        self._restarts.failed(game, error, step=self._step_count)
+        self._repeat(index)
+        self._restarts.failed(index, error, step=self._step_count)
         self.faults, self.fault = self._restarts.faults, self._restarts.fault
         return 0.0, False, True
 
     def _fail_rows_with_nan(self) -> None:
-        for game in range(self.num_games):
-            has_nan_observation = self._has_nan(game)
-            if has_nan_observation or not math.isfinite(self._rewards[game]):
+        for index in range(self.num_envs):
+            has_nan_observation = self._has_nan(index)
+            if has_nan_observation or not math.isfinite(self._rewards[index]):
                 error = not_a_number("observation" if has_nan_observation else "reward")
                 if self._restarts is None:
                     raise error
-                self._rewards[game], self._terminated[game], self._truncated[game] = self._fail(game, error)
+                self._rewards[index], self._terminated[index], self._truncated[index] = self._fail(index, error)
 
-    def _has_nan(self, game: int) -> bool:
-        return any(np.isnan(leaf[game]).any() for leaf in nest.leaves(self._observations) if leaf.dtype.kind == "f")
+    def _has_nan(self, index: int) -> bool:
+        return any(np.isnan(leaf[index]).any() for leaf in nest.leaves(self._observations) if leaf.dtype.kind == "f")
 
-    def _repeat(self, game: int) -> None:
-        nest.map(lambda now, before: now.__setitem__(game, before[game]), self._observations, self._before)
+    def _repeat(self, index: int) -> None:
+        nest.map(lambda now, before: now.__setitem__(index, before[index]), self._observations, self._before)
 
-    def _store(self, game: int, observation: nest.Tree) -> None:
+    def _store(self, index: int, observation: nest.Tree) -> None:
         def store(wanted: Array, batch: np.ndarray, part: Any) -> None:
-            batch[game] = fit_leaf(wanted, part)
+            batch[index] = fit_leaf(wanted, part)
 
         try:
             if isinstance(self._spec, Array):  # the common case, without the overhead of a tree
-                self._observations[game] = fit_leaf(self._spec, observation)
+                self._observations[index] = fit_leaf(self._spec, observation)
             else:
                 nest.map(store, self._spec, self._observations, observation)
         except (LookupError, TypeError, ValueError):
@@ -277,18 +279,18 @@ class VectorPool(Pool):
     """
 
     def __init__(self, env: VectorEnv, *, realtime: bool = False) -> None:
-        self.num_games, self.realtime = env.num_envs, realtime
+        self.num_envs, self.realtime = env.num_envs, realtime
         self._env, self._resets = env, _autoreset(env) is AutoresetMode.DISABLED
-        self._ended = np.zeros(self.num_games, bool)
+        self._ended = np.zeros(self.num_envs, bool)
         # looks at the class, because a wrapper's instance forwards these names to the environment inside
         halves = [names for names in HALVES if hasattr(type(env), names[0]) and not self._resets]
         self._halves = tuple(getattr(env, name) for name in halves[0]) if halves else None
         self.observation_space, self.action_space = env.single_observation_space, env.single_action_space
-        self._spec = spec_of(self.observation_space, (self.num_games,))
-        self._action_adapter = ActionAdapter(self.action_space, self.num_games)
+        self._spec = spec_of(self.observation_space, (self.num_envs,))
+        self._action_adapter = ActionAdapter(self.action_space, self.num_envs)
 
     def reset(self, seed: int | None = None) -> nest.Tree:
-        self._ended = np.zeros(self.num_games, bool)
+        self._ended = np.zeros(self.num_envs, bool)
         # hashed, because vector environments use seed, seed + 1 …, and players with neighbouring seeds would share episodes
         return self._checked(self._env.reset(seed=as_int(np.random.SeedSequence(seed)))[0])
 
@@ -331,9 +333,9 @@ class VectorPool(Pool):
         return fitting
 
 
-def check_count(num_games: int) -> None:
-    if num_games < 1:
-        raise ExperimentError(f"got {num_games} games, wanted 1 or more.")
+def check_count(num_envs: int) -> None:
+    if num_envs < 1:
+        raise ExperimentError(f"got {num_envs} environments, wanted 1 or more.")
 
 
 def as_int(sequence: np.random.SeedSequence) -> int:

@@ -59,7 +59,7 @@ class ProcessPool(Pool):
     def __init__(
         self,
         make: Callable[[int], Pool],
-        num_games: int,
+        num_envs: int,
         workers: int,
         spaces: tuple[Any, Any],
         *,
@@ -67,21 +67,21 @@ class ProcessPool(Pool):
         memory: int | None = None,
         realtime: bool = False,
     ) -> None:
-        self.num_games, self.realtime = num_games, realtime
+        self.num_envs, self.realtime = num_envs, realtime
         self.observation_space, self.action_space = spaces
-        workers = min(workers, num_games)
+        workers = min(workers, num_envs)
         context = multiprocessing.get_context("spawn")
-        observations, actions = (spec_of(space, (num_games,)) for space in spaces)
-        layout = _Layout(observations, actions, num_games)
+        observations, actions = (spec_of(space, (num_envs,)) for space in spaces)
+        layout = _Layout(observations, actions, num_envs)
         shared = context.RawArray("B", layout.bytes)  # an unnamed file, removed with the last process that maps it
         self._views = layout.views(shared)
-        self._action_adapter = ActionAdapter(self.action_space, num_games)
+        self._action_adapter = ActionAdapter(self.action_space, num_envs)
         self._timeout, self._turn = step_timeout, 0
         self._restarts, self._step_count = RestartPolicy(workers, "worker"), 0
         self._seeds = np.random.SeedSequence().spawn(workers)
-        edges = np.linspace(0, num_games, workers + 1).astype(int).tolist()
+        edges = np.linspace(0, num_envs, workers + 1).astype(int).tolist()
         self._workers = [
-            _Worker(context, _Task(make, slice(*games), layout, memory), shared) for games in itertools.pairwise(edges)
+            _Worker(context, _Task(make, slice(*envs), layout, memory), shared) for envs in itertools.pairwise(edges)
         ]
         self._needs_reset = [True] * workers
         with self._closing_on_error():
@@ -171,12 +171,12 @@ class ProcessPool(Pool):
 
     def _repeat(self, worker: _Worker) -> None:
         """Fills the rows of an absent worker with its last observations, and truncates them."""
-        games, now, before = worker.task.games, self._turn, 1 - self._turn
+        envs, now, before = worker.task.envs, self._turn, 1 - self._turn
         nest.map(
-            lambda new, old: new.__setitem__(games, old[games]), *(self._views.observations[n] for n in (now, before))
+            lambda new, old: new.__setitem__(envs, old[envs]), *(self._views.observations[n] for n in (now, before))
         )
         for column, value in zip(self._views.results, (0.0, False, True), strict=True):
-            column[games] = value
+            column[envs] = value
 
     @contextlib.contextmanager
     def _closing_on_error(self) -> Any:
@@ -199,8 +199,8 @@ class _Views:
 class _Layout:
     """The offsets of the arrays in the shared memory, equal in every process."""
 
-    def __init__(self, observations: nest.Tree, actions: nest.Tree, num_games: int) -> None:
-        results = tuple(Array((num_games,), np.dtype(kind)) for kind in (np.float32, bool, bool))
+    def __init__(self, observations: nest.Tree, actions: nest.Tree, num_envs: int) -> None:
+        results = tuple(Array((num_envs,), np.dtype(kind)) for kind in (np.float32, bool, bool))
         self._spec = (observations, observations, actions, results)
         self.bytes = sum(_aligned_bytes(leaf) for leaf in nest.leaves(self._spec)) or 1
 
@@ -226,7 +226,7 @@ class _Task:
     """What a worker process is given."""
 
     make: Callable[[int], Pool]
-    games: slice
+    envs: slice
     layout: _Layout
     memory: int | None
 
@@ -254,7 +254,7 @@ class _Worker:
             self._process.start()
         except Exception as error:
             raise ExperimentError(
-                f"a worker process cannot be started: {error}. What makes its games must be a module's own function."
+                f"a worker process cannot be started: {error}. What makes its environments must be a module's own function."
             ) from error
         theirs.close()
         self.alive, self.ready, self.gave_up, self._began = True, False, False, time.monotonic()
@@ -264,7 +264,7 @@ class _Worker:
         if not self.connection.poll(seconds):
             if time.monotonic() - self._began < START_SECONDS:
                 return False
-            raise ExperimentError(f"{self} has not built its games in {START_SECONDS:.0f} s.")
+            raise ExperimentError(f"{self} has not built its environments in {START_SECONDS:.0f} s.")
         self._receive()
         self.ready = True
         return True
@@ -324,8 +324,12 @@ class _Worker:
             self._crash_log.unlink(missing_ok=True)
 
     def __str__(self) -> str:
-        games = self.task.games
-        names = f"game {games.start}" if games.stop - games.start == 1 else f"games {games.start} to {games.stop - 1}"
+        envs = self.task.envs
+        names = (
+            f"environment {envs.start}"
+            if envs.stop - envs.start == 1
+            else f"environments {envs.start} to {envs.stop - 1}"
+        )
         return f"the worker of {names} (pid {self._process.pid})"
 
 
@@ -365,17 +369,17 @@ def _end_with_parent() -> None:
 
 
 def _build_pool(task: _Task) -> Pool:
-    games = task.games.stop - task.games.start
-    pool = task.make(games)
-    if pool.num_games != games:
+    envs = task.envs.stop - task.envs.start
+    pool = task.make(envs)
+    if pool.num_envs != envs:
         raise ExperimentError(
-            f"a worker has {counted(games, 'game')}, its pool has {pool.num_games}. Choose -b and --workers so that they fit."
+            f"a worker has {counted(envs, 'environment')}, its pool has {pool.num_envs}. Choose -b and --workers so that they fit."
         )
     return pool
 
 
 def _serve(task: _Task, pool: Pool, views: _Views, connection: Connection) -> None:
-    games, faults, count = task.games, 0, 0
+    envs, faults, count = task.envs, 0, 0
     results: list[Any]
     while True:
         try:
@@ -388,10 +392,10 @@ def _serve(task: _Task, pool: Pool, views: _Views, connection: Connection) -> No
             observations, results = pool.reset(seed), [0.0, False, False]
         else:
             # copies, because an environment may keep its actions
-            observations, *results = pool.step(nest.map(lambda leaf: np.array(leaf[games]), views.actions))[:4]
-        nest.map(lambda shared, leaf: shared.__setitem__(games, leaf), views.observations[buffer], observations)
+            observations, *results = pool.step(nest.map(lambda leaf: np.array(leaf[envs]), views.actions))[:4]
+        nest.map(lambda shared, leaf: shared.__setitem__(envs, leaf), views.observations[buffer], observations)
         for column, values in zip(views.results, results, strict=True):
-            column[games] = values
+            column[envs] = values
         count += 1
         if task.memory is not None and count % CHECK_MEMORY_EVERY == 0 and (size := _resident()) > task.memory:
             words = f"it has grown to {size >> 20} MiB, and may have {task.memory >> 20} (--worker-memory)."

@@ -23,7 +23,7 @@ class RestartingPool(Pool):
     def __init__(self, pool: Pool, make: Callable[[], Pool]) -> None:
         self._pool: Pool | None = pool  # None: waits for its restart
         self._make = make
-        self.num_games, self.realtime = pool.num_games, pool.realtime
+        self.num_envs, self.realtime = pool.num_envs, pool.realtime
         self.observation_space, self.action_space = pool.observation_space, pool.action_space
         self._restarts, self._step_count = RestartPolicy(1, "pool"), 0
         self._seeds = np.random.SeedSequence()
@@ -58,8 +58,8 @@ class RestartingPool(Pool):
             step = self._restart_pool() if self._pool is None else self._received(self._pool)
         except Exception as error:
             self._fail(error)
-            everybody = np.ones(self.num_games, bool)  # rows repeat the last observations
-            return Step(self._last, np.zeros(self.num_games, np.float32), ~everybody, everybody)
+            everybody = np.ones(self.num_envs, bool)  # rows repeat the last observations
+            return Step(self._last, np.zeros(self.num_envs, np.float32), ~everybody, everybody)
         self._last = step.observations
         return step
 
@@ -77,8 +77,8 @@ class RestartingPool(Pool):
         self._pool = self._make()
         self._restarts.restarted(0, step=self._step_count)
         observations = self._pool.reset(as_int(self._seeds.spawn(1)[0]))
-        nobody = np.zeros(self.num_games, bool)
-        return Step(observations, np.zeros(self.num_games, np.float32), nobody, nobody.copy())
+        nobody = np.zeros(self.num_envs, bool)
+        return Step(observations, np.zeros(self.num_envs, np.float32), nobody, nobody.copy())
 
     def _fail(self, error: Exception) -> None:
         pool, self._pool, self._failure = self._pool, None, None

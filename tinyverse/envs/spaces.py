@@ -18,9 +18,9 @@ from tinyverse.core.errors import ExperimentError, SpecError
 class ActionAdapter:
     """Converts actions [B, …] to the shape, dtype and bounds of a space."""
 
-    def __init__(self, space: Any, num_games: int) -> None:
+    def __init__(self, space: Any, num_envs: int) -> None:
         self._spaces = nest.of_space(space, lambda leaf: leaf)
-        self._num_games = num_games
+        self._num_envs = num_envs
         spec_of(space, ())
 
     def arrays(self, actions: nest.Tree) -> nest.Tree:
@@ -43,10 +43,10 @@ class ActionAdapter:
         )
 
     def _leaf(self, space: Any, actions: Any) -> np.ndarray:
-        array, shape = np.asarray(actions), (self._num_games, *space.shape)
+        array, shape = np.asarray(actions), (self._num_envs, *space.shape)
         if array.shape != shape or not np.can_cast(array.dtype, space.dtype, "same_kind"):
             raise SpecError(
-                f"the agent's actions are {array.dtype}{list(array.shape)}, the games want {space.dtype}{list(shape)}."
+                f"the agent's actions are {array.dtype}{list(array.shape)}, the environments want {space.dtype}{list(shape)}."
             )
         if hasattr(space, "low") and hasattr(space, "high"):
             array = np.clip(array, space.low, space.high)
@@ -82,9 +82,9 @@ def spec_of(space: Any, batch: tuple[int, ...]) -> nest.Tree:
     return nest.of_space(space, leaf)
 
 
-def blank(spec: nest.Tree, num_games: int) -> nest.Tree:
+def blank(spec: nest.Tree, num_envs: int) -> nest.Tree:
     """Returns zeros [B, …] for the arrays […] of `spec`."""
-    return nest.map(lambda leaf: np.zeros((num_games, *leaf.shape), leaf.dtype), spec)
+    return nest.map(lambda leaf: np.zeros((num_envs, *leaf.shape), leaf.dtype), spec)
 
 
 def fit(spec: nest.Tree, observation: nest.Tree) -> nest.Tree:

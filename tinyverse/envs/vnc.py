@@ -228,7 +228,7 @@ class VncPool(Pool):
     realtime = True
 
     def __init__(self, envs: Sequence[VncEnv]) -> None:
-        self._envs, self.num_games = list(envs), len(envs)
+        self._envs, self.num_envs = list(envs), len(envs)
         self.observation_space, self.action_space = envs[0].observation_space, envs[0].action_space
         self.clock = envs[0].clock
         self._observations = np.zeros((len(envs), *self.observation_space.shape), np.uint8)
@@ -237,7 +237,7 @@ class VncPool(Pool):
     def reset(self, seed: int | None = None) -> np.ndarray:
         for game, env in enumerate(self._envs):
             self._observations[game] = env.begin(self.clock)
-        self._ended = [False] * self.num_games
+        self._ended = [False] * self.num_envs
         return self._observations
 
     def send(self, actions: np.ndarray) -> None:
@@ -248,14 +248,14 @@ class VncPool(Pool):
     def receive(self) -> Step:
         if not all(self._ended):
             self.clock.wait()
-        rewards, ends = np.zeros(self.num_games, np.float32), np.zeros(self.num_games, bool)
+        rewards, ends = np.zeros(self.num_envs, np.float32), np.zeros(self.num_envs, bool)
         for game, (env, ended) in enumerate(zip(self._envs, self._ended, strict=True)):
             if ended:
                 self._observations[game] = env.begin(self.clock)
             else:
                 self._observations[game], rewards[game], ends[game] = env.see()
         self._ended = ends.tolist()
-        return Step(self._observations, rewards, ends, np.zeros(self.num_games, bool))
+        return Step(self._observations, rewards, ends, np.zeros(self.num_envs, bool))
 
     def step(self, actions: np.ndarray) -> Step:
         self.send(actions)

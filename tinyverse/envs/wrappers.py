@@ -263,9 +263,9 @@ class _PreprocessVector(VectorWrapper):
         return observations, rewards, terminated, truncated, info
 
     def _observe(self, observations: np.ndarray, which: np.ndarray) -> np.ndarray:
-        for game in np.flatnonzero(which):
-            self._seen[game] = self._pipelines[game](observations[game], bool(self._begins[game]))
-            self._begins[game] = False
+        for index in np.flatnonzero(which):
+            self._seen[index] = self._pipelines[index](observations[index], bool(self._begins[index]))
+            self._begins[index] = False
         return self._seen.copy()
 
 
@@ -290,10 +290,10 @@ def shape_rewards(env: Any, *, normalize: float | None = None, scale: float = 1.
 class _Rewards:
     """Shapes the rewards [n] of n environments. The row after an end is a reset and is not counted."""
 
-    def __init__(self, games: int, discount: float | None, scale: float, clip: float | None) -> None:
+    def __init__(self, num_envs: int, discount: float | None, scale: float, clip: float | None) -> None:
         self._discount, self._scale = discount, scale
         self._clip = np.inf if clip is None else clip
-        self._sums, self.resetting = np.zeros(games), np.zeros(games, bool)
+        self._sums, self.resetting = np.zeros(num_envs), np.zeros(num_envs, bool)
         self._count, self._mean, self._squares = 0, 0.0, 0.0
 
     def __call__(self, rewards: np.ndarray, ended: np.ndarray) -> np.ndarray:

@@ -36,7 +36,7 @@ class Experiment:
     """All functions and values that the user provides. Pass them as arguments, or override them in a subclass.
 
         make_env(evaluation=False)   returns one environment; it gets `render_mode` too if it takes that argument
-        make_pool(num_games)         returns a native vector environment for playing, instead of or beside `make_env`
+        make_pool(num_envs)         returns a native vector environment for playing, instead of or beside `make_env`
         make_agent(observation_space, action_space)     returns an Agent
         make_learner(agent)          returns a Learner; alternatively give train_step(agent, batch) -> metrics
         keys                         for `play --human`: {"left": 0, "right+space": 3, …, "": no key}
@@ -45,13 +45,13 @@ class Experiment:
     seeded when they are made (envpool), if it takes these arguments. `keys` have pygame's names and actions as the
     environment takes them.
 
-    The other attributes say how sessions are made and used. Options of the command line override batch, games,
+    The other attributes say how sessions are made and used. Options of the command line override batch, environments,
     buffer_size, reuse, max_lag, min_sessions, publish_every and precision.
     """
 
     unroll_length: int = 20  # steps per session
     batch: int = 10  # sessions per update
-    games: int = 1  # environments that one player steps at once
+    num_envs: int = 1  # environments that one player steps at once
     buffer_size: int = 5000  # sessions
     sampler: str | Sampler = "fresh"
     reuse: float | None = None  # times that each session is learned from; None: as fast as the trainer can (Fresh: 1)
@@ -99,7 +99,7 @@ class Experiment:
         Raises:
             ExperimentError: one is no whole number of at least 1.
         """
-        for name in ("unroll_length", "batch", "games", "buffer_size", "publish_every", "frame_skip"):
+        for name in ("unroll_length", "batch", "environments", "buffer_size", "publish_every", "frame_skip"):
             count = getattr(self, name)
             if not isinstance(count, int) or count < 1:
                 raise ExperimentError(f"the experiment's {name} is {count!r}, wanted a whole number of at least 1.")
@@ -109,8 +109,8 @@ class Experiment:
         with _readable():
             return _call_with(self.make_env, evaluation=evaluation, render_mode=render_mode)
 
-    def pool(self, num_games: int, cores: int = 1, *, seed: int | None = None, restart: bool = False) -> Pool:
-        """Returns `num_games` environments for playing.
+    def pool(self, num_envs: int, cores: int = 1, *, seed: int | None = None, restart: bool = False) -> Pool:
+        """Returns `num_envs` environments for playing.
 
         Args:
             cores: number of cores to step on, if `make_pool` supports it.
@@ -127,10 +127,10 @@ class Experiment:
             assert make_pool is not None
             seeded = functools.partial(make_pool, seed=next(seeds)) if takes_seed else make_pool
             with _readable():
-                return _call("make_pool", seeded, num_games=num_games)
+                return _call("make_pool", seeded, num_envs=num_envs)
 
         made, remake = (self.env, None) if make_pool is None else (make(), make)
-        pool = pool_of(made, num_games, realtime=self.realtime, restart=restart, remake=remake)
+        pool = pool_of(made, num_envs, realtime=self.realtime, restart=restart, remake=remake)
         self._spaces = (pool.observation_space, pool.action_space)
         return pool
 

@@ -30,7 +30,7 @@ T = TypeVar("T")
 class Share(NamedTuple):
     """How much of what is done."""
 
-    what: str  # "games"
+    what: str  # "environments"
     done: float = 0
     total: float | None = None  # None: nobody knows
     left: str = ""  # how long the rest will take, in words
@@ -38,8 +38,8 @@ class Share(NamedTuple):
     def __str__(self) -> str:
         """In words.
 
-        >>> print(Share("games", 1200, 2000, "3m20s"))
-        games: 1,200 of 2,000, 3m20s left
+        >>> print(Share("environments", 1200, 2000, "3m20s"))
+        environments: 1,200 of 2,000, 3m20s left
         """
         done = f": {self.done:,}" if self.done or self.total is not None else ""
         of = "" if self.total is None else f" of {self.total:,}"
@@ -110,8 +110,8 @@ class Progress:
 class Bar:
     """Shows how much is done, and how long the rest will take. A thread shows it, so the work need not stop for it.
 
-        with Bar("games", 20) as bar:
-            for game in bar.over(games): ...
+        with Bar("environments", 20) as bar:
+            for environment in bar.over(environments): ...
 
     Args:
         look: called before each refresh, instead of counting in `share`.

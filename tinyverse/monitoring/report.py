@@ -115,15 +115,15 @@ def _result(folder: RunFolder) -> dict[str, str]:
         "best return": f"{max(returns):.2f}" if returns else "–",
         "best evaluation": "–, by eval"
         if best is None
-        else f"{best['eval/return']:.2f}{error}, {counted(best['eval/games'], 'game')}",
+        else f"{best['eval/return']:.2f}{error}, {counted(best['eval/episodes'], 'episode')}",
     }
 
 
 def _best(folder: RunFolder) -> dict[str, Any] | None:
-    """The evaluation of the highest mean return. One by itself counts if none had more games: a few are easily lucky."""
+    """The evaluation of the highest mean return. One by itself counts if none had more episodes: a few are easily lucky."""
     (_, series), single = metrics.split(folder.metrics()), folder.evaluations()
-    most = max((row["eval/games"] for row in [*series, *single]), default=0)
-    judged = [*series, *(row for row in single if row["eval/games"] >= most)]
+    most = max((row["eval/episodes"] for row in [*series, *single]), default=0)
+    judged = [*series, *(row for row in single if row["eval/episodes"] >= most)]
     return max(judged, key=lambda row: row["eval/return"], default=None)
 
 

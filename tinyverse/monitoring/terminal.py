@@ -14,7 +14,7 @@ from tinyverse.core.text import counted
 from tinyverse.monitoring import diagnosis
 from tinyverse.monitoring.metrics import duration, size
 
-LOST = {"dropped": "sessions dropped", "faults": "games rebuilt"}
+LOST = {"dropped": "sessions dropped", "faults": "environments rebuilt"}
 
 
 def headline(facts: Mapping[str, Any]) -> str:

@@ -116,10 +116,10 @@ def visible(valid: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         [B, T, M + T] bool, and the `valid` [B, M] of the newest M places after the last row.
     """
-    past, (steps, games) = valid.shape[1], first.shape
+    past, (steps, num_envs) = valid.shape[1], first.shape
     places, rows = torch.arange(past + steps, device=first.device), torch.arange(steps, device=first.device)[:, None]
     oldest = torch.where(first, rows + past, 0).cummax(0).values.t()[..., None]  # [B, T, 1]
-    held = torch.cat([valid, valid.new_ones(games, steps)], 1)
+    held = torch.cat([valid, valid.new_ones(num_envs, steps)], 1)
     near = (places >= rows) & (places <= rows + past)
     seen = near & held[:, None] & (places >= oldest)
     return seen, (held & (places >= oldest[:, -1]))[:, -past:]

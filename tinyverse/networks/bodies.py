@@ -49,8 +49,8 @@ class FeedForward(Stage):
             return self.module(torch.zeros(2, *shape, dtype=dtype))[0].numel()
 
     def forward(self, x: Tensor, memory: nest.Tree, first: Tensor) -> tuple[Tensor, nest.Tree]:
-        steps, games = first.shape
-        return self.module(x.flatten(0, 1)).reshape(steps, games, -1), memory
+        steps, num_envs = first.shape
+        return self.module(x.flatten(0, 1)).reshape(steps, num_envs, -1), memory
 
 
 class Stack(Stage):
@@ -118,7 +118,7 @@ def stack_windows(frames: Tensor, memory: Tensor, first: Tensor) -> Tensor:
     Returns:
         [T, B, k, …], newest last.
     """
-    (steps, games), past = first.shape, memory.shape[1]
+    (steps, num_envs), past = first.shape, memory.shape[1]
     nothing = torch.zeros_like(frames[:1])
     history = torch.cat([memory.transpose(0, 1), frames, nothing])  # row t of `frames` is at past + t
     rows = torch.arange(steps, device=frames.device)[:, None]
@@ -126,8 +126,8 @@ def stack_windows(frames: Tensor, memory: Tensor, first: Tensor) -> Tensor:
     oldest = (begun.cummax(0).values if steps > 1 else begun)[..., None]  # ONNX has no cummax
     wanted = rows[..., None] + torch.arange(past + 1, device=frames.device)
     wanted = torch.where(wanted < oldest, past + steps, wanted)  # [T, B, k]
-    wanted = wanted * games + torch.arange(games, device=frames.device)[:, None]
-    return history.flatten(0, 1).index_select(0, wanted.flatten()).unflatten(0, (steps, games, past + 1))
+    wanted = wanted * num_envs + torch.arange(num_envs, device=frames.device)[:, None]
+    return history.flatten(0, 1).index_select(0, wanted.flatten()).unflatten(0, (steps, num_envs, past + 1))
 
 
 def as_stage(module: nn.Module | None) -> Stage:

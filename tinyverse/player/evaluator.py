@@ -1,6 +1,6 @@
-"""Evaluator: plays whole games with given weights, reports mean ± standard error, and films the first one.
+"""Evaluator: plays whole episodes with given weights, reports mean ± standard error, and films the first one.
 
-It uses `make_env(evaluation=True)`, so the reward is the game's own, whatever shaping training uses.
+It uses `make_env(evaluation=True)`, so the reward is the episode's own, whatever shaping training uses.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from tinyverse.envs.pool import Pool
 from tinyverse.envs.video import VideoWriter, picture
 from tinyverse.experiment.experiment import Experiment
 
-MAX_STEPS = 200_000  # of one game; a policy that loops for ever must not hang an evaluation
-SHORT_SECONDS = 5.0  # of film; after less than that it goes on with the next game
+MAX_STEPS = 200_000  # of one episode; a policy that loops for ever must not hang an evaluation
+SHORT_SECONDS = 5.0  # of film; after less than that it goes on with the next episode
 
 
 @dataclasses.dataclass
 class Evaluation:
-    """What whole games gave."""
+    """What whole episodes gave."""
 
     returns: list[float]
     lengths: list[int]
@@ -47,42 +47,42 @@ class Evaluation:
 
     @property
     def standard_error(self) -> float:
-        """Of the mean; NaN for a single game."""
+        """Of the mean; NaN for a single episode."""
         return float(np.std(self.returns, ddof=1) / math.sqrt(len(self.returns))) if len(self.returns) > 1 else math.nan
 
     def __str__(self) -> str:
         error = "" if math.isnan(self.standard_error) else f" ± {self.standard_error:.2f}"
-        games, steps = counted(len(self.returns), "game"), counted(round(np.mean(self.lengths)), "step")
-        return f"mean return {self.mean:.2f}{error} over {games} of {steps} (version {self.version})"
+        episodes, steps = counted(len(self.returns), "episode"), counted(round(np.mean(self.lengths)), "step")
+        return f"mean return {self.mean:.2f}{error} over {episodes} of {steps} (version {self.version})"
 
 
 def evaluate(
     experiment: Experiment,
     agent: Agent,
     *,
-    games: int = 1,
+    episodes: int = 1,
     at_once: int = 1,
     greedy: bool = False,
     seed: int = 0,
     video: Path | None = None,
     render: bool = False,
-    on_game: Callable[[int, float], None] = lambda done, total: None,
+    on_episode: Callable[[int, float], None] = lambda done, total: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
-    """Plays `games` whole games, `at_once` of them side by side, each seat the same number, so that short games do not
+    """Plays `episodes` whole episodes, `at_once` of them side by side, each seat the same number, so that short episodes do not
     count more often than long ones.
 
     Args:
-        video: where to write a film of the first game, and of more where it is short; None: none.
-        render: show the first game in a window, if the environment can.
-        on_game: called after each game with the number done and its return.
-        should_stop: asked before each step; the games that have ended by then are what is returned.
+        video: where to write a film of the first episode, and of more where it is short; None: none.
+        render: show the first episode in a window, if the environment can.
+        on_game: called after each episode with the number done and its return.
+        should_stop: asked before each step; the episodes that have ended by then are what is returned.
     """
-    began, seats = time.monotonic(), max(1, min(at_once, games))
+    began, seats = time.monotonic(), max(1, min(at_once, episodes))
     envs: list[Any] = []
     pool = _pool(experiment, seats, envs, "human" if render else "rgb_array" if video else None)
-    seats = pool.num_games  # of several agents in one world there are always all
-    quota = [games // seats + (seat < games % seats) for seat in range(seats)]
+    seats = pool.num_envs  # of several agents in one world there are always all
+    quota = [episodes // seats + (seat < episodes % seats) for seat in range(seats)]
     returns: list[list[float]] = [[] for _ in quota]
     lengths: list[list[int]] = [[] for _ in quota]
     agent.seed(seed)
@@ -106,8 +106,8 @@ def evaluate(
                 if len(returns[seat]) < quota[seat]:
                     returns[seat].append(float(total[seat]))
                     lengths[seat].append(int(length[seat]))
-                    on_game(sum(map(len, returns)), float(total[seat]))
-                total[seat], length[seat] = 0.0, 0  # a game without end is cut, and counted once
+                    on_episode(sum(map(len, returns)), float(total[seat]))
+                total[seat], length[seat] = 0.0, 0  # an episode without end is cut, and counted once
     return Evaluation(
         sum(returns, []), sum(lengths, []), seconds=time.monotonic() - began, video=camera.path, note=camera.note
     )  # fmt: skip
@@ -118,29 +118,29 @@ def evaluate_in_processes(
     weights: Weights,
     *,
     jobs: int,
-    games: int,
+    episodes: int,
     video: Path | None = None,
-    on_game: Callable[[int, float], None] = lambda done, total: None,
+    on_episode: Callable[[int, float], None] = lambda done, total: None,
     **options: Any,
 ) -> Evaluation:
     """`evaluate` in `jobs` processes of this machine (joblib); `make` builds the experiment in each.
 
-    The first process films; each has its own seed. `on_game` is called where a process has played all of its games.
+    The first process films; each has its own seed. `on_game` is called where a process has played all of its episodes.
     """
     import joblib
 
-    jobs = max(1, min(jobs, games))
+    jobs = max(1, min(jobs, episodes))
     seed = options.pop("seed", 0)
     parts: list[Evaluation] = []
     for part in joblib.Parallel(n_jobs=jobs, return_as="generator")(
         joblib.delayed(_part)(
-            make, weights, games=games // jobs + (job < games % jobs), seed=seed + 1000 * job,
+            make, weights, episodes=episodes // jobs + (job < episodes % jobs), seed=seed + 1000 * job,
             video=video if job == 0 else None, **options,
         )
         for job in range(jobs)
     ):  # fmt: skip
         parts.append(part)
-        on_game(sum(len(each.returns) for each in parts), part.returns[-1])
+        on_episode(sum(len(each.returns) for each in parts), part.returns[-1])
     return Evaluation(
         sum((part.returns for part in parts), []), sum((part.lengths for part in parts), []),
         seconds=max(part.seconds for part in parts), video=parts[0].video, note=parts[0].note,
@@ -169,7 +169,7 @@ def _pool(experiment: Experiment, seats: int, envs: list[Any], render_mode: str 
 
 
 class _Camera:
-    """Films the first game up to its end, and if that is short those that follow in its place: what the environment
+    """Films the first episode up to its end, and if that is short those that follow in its place: what the environment
     renders, or what the agent sees where that is an image."""
 
     def __init__(self, path: Path | None, env: Any) -> None:
@@ -206,7 +206,7 @@ class _Camera:
                 assert self._wanted is not None
                 self._writer, self.path = VideoWriter(self._wanted, self._fps), self._wanted
             self._writer.write(frame)
-        except Exception as error:  # a film is an extra: whatever a renderer lacks, the games are still played
+        except Exception as error:  # a film is an extra: whatever a renderer lacks, the episodes are still played
             self._fail(error)
 
     def _fail(self, error: Exception) -> None:
@@ -216,5 +216,5 @@ class _Camera:
             writer.__exit__(type(error))  # leaves no file behind
 
     def cut(self) -> None:
-        """A game is over."""
+        """An episode is over."""
         self._open = self._writer is not None and self._writer.frames < SHORT_SECONDS * self._fps

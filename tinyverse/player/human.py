@@ -20,7 +20,7 @@ from tinyverse.agents.agent import Agent
 from tinyverse.core import nest
 from tinyverse.core.errors import ExperimentError, SettingsError, WindowClosed
 from tinyverse.core.weights import Weights
-from tinyverse.envs.pool import GamePool
+from tinyverse.envs.pool import SerialPool
 from tinyverse.envs.video import picture
 from tinyverse.experiment.experiment import Experiment
 
@@ -41,7 +41,7 @@ class HumanControls:
     """
 
     def __init__(self, experiment: Experiment, title: str, fps: float | None = None) -> None:
-        self.pool = GamePool(self._make(experiment), 1, realtime=True)
+        self.pool = SerialPool(self._make(experiment), 1, realtime=True)
         self.keys = bindings(experiment.keys, self._env, self.pool.action_space)
         fps = fps or (getattr(self._env, "metadata", None) or {}).get("render_fps") or FPS
         names = sorted({name for keys in self.keys for name in keys})

@@ -25,9 +25,9 @@ def play(
     """Plays until `batches` are pushed, the run is stopped, or `should_stop`; returns the batches played.
 
     Args:
-        batches: sessions of every game that are played; None: without end.
+        batches: sessions of every environment that are played; None: without end.
         sync_every: batches between two looks for newer weights.
-        realtime: sessions that cannot be handed over at once are dropped, because the games do not wait.
+        realtime: sessions that cannot be handed over at once are dropped, because the environments do not wait.
         on_batch: called before each batch, and ten times a second while waiting.
     """
     epoch, played, stages = uploader.epoch, 0, Ticker(STAGES_SECONDS)
@@ -78,7 +78,7 @@ def _hand_over(rollout: Rollout, uploader: Uploader, realtime: bool, should_stop
     """Gives the rollout to the uploader; one in real time does not wait for room."""
     if realtime:  # a rollout without a version was played on after the server had been emptied: no trainer knows it
         if rollout.version < 0 or not uploader.offer(rollout, timeout=0.0):
-            uploader.worker.dropped += rollout.num_games
+            uploader.worker.dropped += rollout.num_envs
         return
     while not uploader.offer(rollout, timeout=0.2):
         uploader.waiting.set("the database")

@@ -1,4 +1,4 @@
-"""Player: steps a batch of games and writes down what happened, as rollouts from which sessions are cut."""
+"""Player: steps a batch of environments and writes down what happened, as rollouts from which sessions are cut."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ SEEDS_APART = 1 << 20  # between the two pools of a player
 
 
 class Player:
-    """Steps every game `unroll_length` times at a call; `agent` may be swapped between two calls.
+    """Steps every environment `unroll_length` times at a call; `agent` may be swapped between two calls.
 
     Given two pools it takes them in turn: one is stepped (in the emulator's threads, if it has them) while the agent
-    acts in the other. Synonym: double-buffered sampling. Their games count as one batch, the first pool's first.
+    acts in the other. Synonym: double-buffered sampling. Their environments count as one batch, the first pool's first.
     """
 
     def __init__(self, agent: Agent, pools: Pool | Sequence[Pool], unroll_length: int, *, seed: int = 0) -> None:
@@ -28,14 +28,14 @@ class Player:
         self.version, self.update = -1, 0
         self.rate, self.stages = Rate(), Stages()
         agent.seed(seed)
-        self._slots, self.num_games = [], 0
+        self._slots, self.num_envs = [], 0
         for index, pool in enumerate(self.pools):
-            columns = slice(self.num_games, self.num_games + pool.num_games)
+            columns = slice(self.num_envs, self.num_envs + pool.num_envs)
             self._slots.append(EnvSlot(agent, pool, columns, seed + index * SEEDS_APART))
-            self.num_games = columns.stop
+            self.num_envs = columns.stop
 
     def play(self) -> Rollout:
-        """The next T steps of every game."""
+        """The next T steps of every environment."""
         T, slots = self.unroll_length, self._slots
         rollout = self._blank()
         for slot in slots:
@@ -52,44 +52,44 @@ class Player:
         return rollout
 
     def close(self) -> None:
-        """Closes the games."""
+        """Closes the environments."""
         for pool in self.pools:
             pool.close()
 
     def _blank(self) -> Rollout:
-        T, games, slots = self.unroll_length, self.num_games, self._slots
+        T, num_envs, slots = self.unroll_length, self.num_envs, self._slots
         rewards = np.zeros(1, np.float32)
-        flags = {name: empty(np.zeros(1, bool), T, games) for name in ("terminated", "truncated", "alive")}
+        flags = {name: empty(np.zeros(1, bool), T, num_envs) for name in ("terminated", "truncated", "alive")}
         memories = [slot.memory_before_row_0(self.agent) for slot in slots]
         return Rollout(
-            observations=empty(slots[0].observations, T + 1, games), actions=None, extras={}, **flags,
-            rewards=empty(rewards, T, games), initial_memory=nest.map(lambda *parts: np.concatenate(parts), *memories),
-            episodes=[[] for _ in range(games)], version=self.version, update=self.update,
+            observations=empty(slots[0].observations, T + 1, num_envs), actions=None, extras={}, **flags,
+            rewards=empty(rewards, T, num_envs), initial_memory=nest.map(lambda *parts: np.concatenate(parts), *memories),
+            episodes=[[] for _ in range(num_envs)], version=self.version, update=self.update,
         )  # fmt: skip
 
 
 class EnvSlot:
-    """Some columns of a rollout: one pool's games, and what is known of them between two steps."""
+    """Some columns of a rollout: one pool's environments, and what is known of them between two steps."""
 
     def __init__(self, agent: Agent, pool: Pool, columns: slice, seed: int) -> None:
-        games = pool.num_games
+        num_envs = pool.num_envs
         self.pool, self.columns = pool, columns
         self.observations = pool.reset(seed)
-        self._ended = np.zeros(games, bool)  # in the previous row: this row is the game's reset
-        self._first = np.ones(games, bool)  # the observations at hand open an episode
-        self._memory = agent.initial_memory(games)
+        self._ended = np.zeros(num_envs, bool)  # in the previous row: this row is the environment's reset
+        self._first = np.ones(num_envs, bool)  # the observations at hand open an episode
+        self._memory = agent.initial_memory(num_envs)
         self._blank_memory = nest.map(np.array, agent.memory_arrays(self._memory))
-        self._over = np.zeros(games, bool)  # the same, of whole games: an episode may be a part of one
-        self._return, self._length = np.zeros(games), np.zeros(games, np.int64)
+        self._over = np.zeros(num_envs, bool)  # the same, of whole episodes: an episode may be a part of one
+        self._return, self._length = np.zeros(num_envs), np.zeros(num_envs, np.int64)
 
     def act(self, agent: Agent, rollout: Rollout, t: int, stages: Stages) -> None:
-        """Chooses the actions of row t and sends them to the games."""
+        """Chooses the actions of row t and sends them to the environments."""
         self.put(rollout.observations, t, self.observations)
         with stages("act"):
             actions, self._memory, extras = agent.act(self.observations, self._memory, self._first)
         if rollout.actions is None:
-            T, games = rollout.rewards.shape
-            rollout.actions, rollout.extras = empty(actions, T, games), empty(extras, T, games)
+            T, num_envs = rollout.rewards.shape
+            rollout.actions, rollout.extras = empty(actions, T, num_envs), empty(extras, T, num_envs)
         self.put(rollout.actions, t, actions)
         self.put(rollout.extras, t, extras)
         self.pool.send(actions)
@@ -104,9 +104,9 @@ class EnvSlot:
         self._ended = step.terminated | step.truncated
         goes_on, self._over = ~self._over, self._ended if step.game_over is None else step.game_over
         self._return, self._length = (self._return + step.rewards) * goes_on, (self._length + 1) * goes_on
-        for game in np.flatnonzero(self._over & goes_on):
-            ended = (float(self._return[game]), int(self._length[game]))
-            rollout.episodes[columns.start + game].append(ended)
+        for index in np.flatnonzero(self._over & goes_on):
+            ended = (float(self._return[index]), int(self._length[index]))
+            rollout.episodes[columns.start + index].append(ended)
 
     def put(self, buffers: nest.Tree, t: int, tree: nest.Tree) -> None:
         """Writes row t of this slot's columns."""

@@ -1,4 +1,4 @@
-"""Rollout: T steps of B games as they were played, and how sessions are cut from them."""
+"""Rollout: T steps of B environments as they were played, and how sessions are cut from them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tinyverse.core.session import FIELDS, Session, flatten, rows_beyond
 
 @dataclasses.dataclass
 class Rollout:
-    """T steps of B games, time first. Names are those of a session's `FIELDS`."""
+    """T steps of B environments, time first. Names are those of a session's `FIELDS`."""
 
     observations: nest.Tree  # [T+1, B, …] per leaf
     actions: nest.Tree  # [T, B, …] per leaf; None until the first were chosen
@@ -23,33 +23,33 @@ class Rollout:
     alive: np.ndarray  # [T, B]
     initial_memory: nest.Tree  # [B, …] per leaf
     extras: dict[str, np.ndarray]  # [T, B, …]
-    episodes: list[list[tuple[float, int]]]  # per game: (return, length) of those that ended
+    episodes: list[list[tuple[float, int]]]  # per environment: (return, length) of those that ended
     version: int  # of the weights that play it
     update: int
 
     @property
-    def num_games(self) -> int:
+    def num_envs(self) -> int:
         return len(self.episodes)
 
     def sessions(self, player: str, sequence: int, **marks: str) -> list[Session]:
-        """One session per game; `sequence` numbers the first of them, `marks` join their metadata. They share memory."""
+        """One session per environment; `sequence` numbers the first of them, `marks` join their metadata. They share memory."""
         leaves = flatten({name: getattr(self, name) for name in FIELDS})
         columns = {name: leaf if rows_beyond(name) is None else leaf.swapaxes(0, 1) for name, leaf in leaves.items()}
         played = {"version": str(self.version), "update": str(self.update), **marks}
         return [
             Session(
-                {name: column[game] for name, column in columns.items()},
-                {"player": player, "sequence": str(sequence + game), **played, **_ended(episodes)},
+                {name: column[index] for name, column in columns.items()},
+                {"player": player, "sequence": str(sequence + index), **played, **_ended(episodes)},
             )
-            for game, episodes in enumerate(self.episodes)
+            for index, episodes in enumerate(self.episodes)
         ]
 
 
-def empty(tree: nest.Tree, length: int, games: int) -> nest.Tree:
-    """Arrays [length, games, …] for leaves [n, …]; each game's rows lie together, so that a session is cut uncopied."""
+def empty(tree: nest.Tree, length: int, num_envs: int) -> nest.Tree:
+    """Arrays [length, environments, …] for leaves [n, …]; each environment's rows lie together, so that a session is cut uncopied."""
 
     def one(leaf: np.ndarray) -> np.ndarray:
-        return np.empty((games, length, *np.shape(leaf)[1:]), np.asarray(leaf).dtype).swapaxes(0, 1)
+        return np.empty((num_envs, length, *np.shape(leaf)[1:]), np.asarray(leaf).dtype).swapaxes(0, 1)
 
     return nest.map(one, tree)
 

@@ -89,7 +89,7 @@ class Uploader(BackgroundThread):
 
     def may_play(self) -> bool:
         """Whether a session may begin, counting those that are still on their way."""
-        ahead = self._rollouts.unfinished_tasks * self.worker.games * self.state.reuse
+        ahead = self._rollouts.unfinished_tasks * self.worker.num_envs * self.state.reuse
         return self.state.allowance is None or self.state.debt + ahead <= self.state.allowance
 
     def swap(self, agent: Agent) -> tuple[Agent, int, int] | None:
@@ -146,7 +146,7 @@ class Uploader(BackgroundThread):
                     blobs, episodes, size = [], [], 0
                 blobs.append(blob)
                 size += len(blob)
-            self._sequence += rollout.num_games
+            self._sequence += rollout.num_envs
         yield _Push(blobs, episodes, rollout is not None)
 
     def _send(self, push: _Push) -> None:

@@ -76,23 +76,23 @@ class Games:
     def _newest(self, player: str, seat: int, after: str) -> list[tuple[str, Session]]:
         """The newest sessions of one game that follow on one another, oldest first."""
         workers = self._database.workers()
-        games = next((worker.games for worker in workers if worker.id == player), 0)
+        num_envs = next((worker.num_envs for worker in workers if worker.id == player), 0)
         meta, size = self._database.meta(), self._database.size()
-        if not meta or seat >= games or not size["sessions"]:
+        if not meta or seat >= num_envs or not size["sessions"]:
             return []
         spec = SessionSpec.from_json(meta["spec"])
         wanted = max(1, STEPS // spec.length)
-        pushed_at_once = sum(worker.games for worker in workers if worker.role in ("play", "human"))
+        pushed_at_once = sum(worker.num_envs for worker in workers if worker.role in ("play", "human"))
         limit = min((wanted + 2) * pushed_at_once, READ_BYTES * size["sessions"] // max(1, size["bytes"]))
         found: list[tuple[str, Session]] = []
-        for key, blob in reversed(self._database.newest(max(limit, games))):
+        for key, blob in reversed(self._database.newest(max(limit, num_envs))):
             if is_behind(key, after) or len(found) == wanted:
                 break
             try:
                 session = spec.decode(blob)
             except (CodecError, SpecError):  # rejected by the trainer too, which counts it
                 continue
-            if session.metadata.get("player") != player or int(session.metadata["sequence"]) % games != seat:
+            if session.metadata.get("player") != player or int(session.metadata["sequence"]) % num_envs != seat:
                 continue
             if found and not _follows(session, found[-1][1]):
                 break

@@ -187,7 +187,7 @@ const COLUMNS = [
   ["role", (worker) => worker.role],
   ["host", (worker) => worker.host],
   ["pid", (worker) => worker.pid, "count"],
-  ["games", (worker) => worker.games || "", "count"],
+  ["games", (worker) => worker.num_envs || "", "count"],
   ["steps/s", (worker) => number(worker.steps_per_second, 3), "count"],
   ["version", (worker) => worker.version, "count"],
   ["lag", (worker) => number(worker.lag, 3), "count"],
@@ -233,7 +233,7 @@ function showVideo(newest, evaluation) {
   if (evaluation["eval/return"] != null) {
     const error = evaluation["eval/standard_error"];
     $("evaluated").textContent = `Mean return ${number(evaluation["eval/return"])}${error == null ? "" : ` ± ${number(error, 2)}`}` +
-      ` over ${evaluation["eval/games"]} game${evaluation["eval/games"] === 1 ? "" : "s"} (version ${evaluation.version}); best ${number(evaluation["eval/best"])}.`;
+      ` over ${evaluation["eval/episodes"]} game${evaluation["eval/episodes"] === 1 ? "" : "s"} (version ${evaluation.version}); best ${number(evaluation["eval/best"])}.`;
   } else if (newest) $("evaluated").textContent = `Version ${newest.version}.`;
   const key = newest && `${newest.name} ${newest.seconds}`;
   const watched = !video.paused && !video.ended && !video.hidden; // nobody likes a video that is changed while it runs
@@ -256,7 +256,7 @@ const game = {
   paused: matchMedia("(prefers-reduced-motion: reduce)").matches,
 
   choose(workers) {
-    const players = workers.filter((worker) => worker.games > 0 && (worker.role === "play" || worker.role === "human"));
+    const players = workers.filter((worker) => worker.num_envs > 0 && (worker.role === "play" || worker.role === "human"));
     const names = new Map(players.map((worker) => [worker.id, `${worker.role} ${worker.pid} on ${worker.host}`]));
     const select = $("player"), chosen = select.value;
     if ([...select.options].map((option) => option.value).join() !== [...names.keys()].join()) {
@@ -264,7 +264,7 @@ const game = {
       if (names.has(chosen)) select.value = chosen;
       else this.reset();
     }
-    const games = players.find((worker) => worker.id === select.value)?.games ?? 0;
+    const games = players.find((worker) => worker.id === select.value)?.num_envs ?? 0;
     if ($("seat").options.length !== games) {
       $("seat").replaceChildren(...Array.from({ length: games }, (_, at) => element("option", at + 1, { value: at })));
       this.reset();
