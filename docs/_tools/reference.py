@@ -44,7 +44,9 @@ def commands() -> Iterator[str]:
     yield "# Commands\n\nWhat `--help` says.\n\n"
 
     def walk(command: click.Command, words: str) -> Iterator[str]:
-        context = click.Context(command, info_name=words, max_content_width=100, terminal_width=100)
+        context = click.Context(
+            command, info_name=words, max_content_width=100, terminal_width=100, help_option_names=["-h", "--help"]
+        )
         yield f"## {words}\n\n```text\n{command.get_help(context)}\n```\n\n"
         yield from below(command, words)
 

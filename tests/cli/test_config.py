@@ -38,25 +38,25 @@ def values(said):
 
 
 def test_each_value_has_its_source(config, monkeypatch):
-    RunFolder("runs/catch").write_settings({"experiment": "catch", "settings": {"environments": 64}})
+    RunFolder("runs/catch").write_settings({"experiment": "catch", "settings": {"num_envs": 64}})
     monkeypatch.setenv("TINYVERSE_TRAIN_BATCH", "9")
     found = values(config("config", "--config", "fast.toml", "-o", "learning_rate=0.25", "--json"))
     assert found["settings", "learning_rate"] == (0.25, "-o")
     assert found["settings", "entropy_cost"] == (0.5, "fast.toml")
-    assert found["settings", "environments"] == (64, "runs/catch/settings.json")
+    assert found["settings", "num_envs"] == (64, "runs/catch/settings.json")
     assert found["settings", "unroll_length"][1] == "make_experiment"
     assert found["train", "buffer-size"] == (77, "fast.toml [train]")
     assert found["train", "batch"] == (9, "$TINYVERSE_TRAIN_BATCH")  # before the file, which says 5
     assert found["train", "publish_every"][1] == "the experiment"
     assert found["train", "save-every"] == (60.0, "default")
-    assert found["play", "environments"] == (6, "fast.toml [play]")
+    assert found["play", "num_envs"] == (6, "fast.toml [play]")
     lines = config("config", "--config", "fast.toml")[1].splitlines()
     assert any(line.split() == ["train", "minutes", "3.5", "fast.toml", "[train]"] for line in lines)
 
 
 def test_verbs_take_what_config_shows(monkeypatch, config):
     seen = []
-    monkeypatch.setattr(play.play, "callback", lambda context, **options: seen.append(options["environments"]))
+    monkeypatch.setattr(play.play, "callback", lambda context, **options: seen.append(options["num_envs"]))
     monkeypatch.setattr(train.train, "callback", lambda context, options: seen.append((context, options)))
     assert config("play", "--config", "fast.toml")[0] == 0
     assert config("play", "--config", "fast.toml", "-b", "7")[0] == 0

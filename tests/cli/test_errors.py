@@ -42,9 +42,9 @@ def test_a_wrong_setting_is_said_before_anything_is_started(tinyverse: Tinyverse
         tinyverse("catch", verb, "-o", "lerning_rate=1"), 2, "Did you mean learning_rate? There are: learning_rate,"
     )
     one_sentence(
-        tinyverse("catch", verb, "-o", "environments=some"),
+        tinyverse("catch", verb, "-o", "num_envs=some"),
         2,
-        "environments=some cannot be read as int; its default is 32",
+        "num_envs=some cannot be read as int; its default is 32",
     )
     assert not list((folder / "server").iterdir())
 
@@ -153,21 +153,21 @@ def test_an_illegal_run_name(tinyverse: Tinyverse, folder: Path, verb: str, name
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (["play", "-b", 0], ["environments is 0; it must be at least 1"]),
+        (["play", "-b", 0], ["num envs is 0; it must be at least 1"]),
         (["play", "-n", -3], ["batches is -3; it must be at least 1"]),
         (["play", "-s", 0], ["sync every is 0"]),
         (["train", "-b", 0], ["batch is 0"]),
         (["train", "--threads", 0], ["threads is 0"]),
-        (["local", "--num-envs", 0], ["environments is 0"]),
+        (["local", "--num-envs", 0], ["num envs is 0"]),
         (["run", "--players", 0], ["players is 0"]),
-        (["eval", "-n", 0], ["environments is 0"]),
+        (["eval", "-n", 0], ["episodes is 0"]),
         (["eval", "-j", 0], ["jobs is 0"]),
         (["local", "-b", 64, "--buffer-size", 32], ["a batch of 64 sessions cannot come from a buffer of 32"]),
         (["local", "--min-sessions", 6000], ["min_sessions is 6000 and the buffer holds 5000", "Raise --buffer-size"]),
         (["local", "--max-lag", -1], ["max_lag is -1"]),
         (["local", "--reuse", 3], ["Fresh delivers each session 1 time "]),
         (["local", "-o", "unroll_length=0"], ["unroll_length is 0, wanted a whole number of at least 1"]),
-        (["local", "-o", "environments"], ["-o environments: write it as NAME=VALUE"]),
+        (["local", "-o", "num_envs"], ["-o num_envs: write it as NAME=VALUE"]),
         (["local", "--config", "nix.toml"], ["--config nix.toml cannot be read: No such file"]),
         (["local", "--config", "bad.toml"], ["--config bad.toml cannot be read"]),
     ],

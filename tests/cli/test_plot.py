@@ -113,8 +113,8 @@ def test_runs_that_never_met_are_no_curve():
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["gmae"], "there is no run gmae with a metrics.jsonl in runs/, and no folder of that name. Did you mean game?"),
-        (["xyz"], "In runs/ there is game."),
+        (["enviroment"], "there is no run enviroment with a metrics.jsonl in runs/, and no folder of that name. Did you mean environment?"),
+        (["xyz"], "In runs/ there is environment."),
         (["environment", "-y", "eval/return"], "environment has no curve of eval/return over step. It has play/return, seconds, step."),
         (["environment", "--out", "a.svg"], "--out a.svg: curves are written as a .png. Call it a.png."),
     ],

@@ -15,7 +15,7 @@ def test_the_first_two_words_may_be_swapped(
     calls = swap_with_spy(monkeypatch, play.play, "callback")
     assert tinyverse(*words, "-b", 2).code == 0
     (((context,), options),) = calls
-    assert context.experiment == "catch" and options["environments"] == 2
+    assert context.experiment == "catch" and options["num_envs"] == 2
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def understand(line: str) -> None:
     if {"--help", "--config"} & set(words):
         words = words[: words.index("--config")] if "--config" in words else []  # a file that is not here
     try:
-        context = command.make_context(line, words)
+        context = command.make_context(line, words, help_option_names=["-h", "--help"])
     except click.MissingParameter:  # a command is named, without what it is done to
         return
     example = loader.examples().get(experiment.removesuffix(".py"))

@@ -45,7 +45,7 @@ def by_parts(**parts: Any) -> Experiment:
     """The same experiment as `Inherited`, with some parts replaced."""
     usual: dict[str, Any] = {
         "make_env": lambda evaluation: CountingEnv(nested=evaluation), "make_agent": CountingAgent, "make_learner": Idle,
-        "unroll_length": 7, "environments": 3,
+        "unroll_length": 7, "num_envs": 3,
     }  # fmt: skip
     return Experiment(**{**usual, **parts})
 

@@ -170,7 +170,7 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(SettingsError) as caught:
         loader.resolve(module_of(learning_rate=1.0, num_envs=2), {"learning_rat": "1"})
     assert str(caught.value) == (
-        "there is no setting 'learning_rat'. Did you mean learning_rate? There are: learning_rate, games."
+        "there is no setting 'learning_rat'. Did you mean learning_rate? There are: learning_rate, num_envs."
     )
     with pytest.raises(SettingsError, match="There are: none"):
         loader.resolve(module_of(), {"x": "1"})
@@ -182,7 +182,7 @@ def test_only_what_was_given() -> None:
 
 def test_every_argument_needs_a_default() -> None:
     module = SimpleNamespace(make_experiment=lambda num_envs: None)
-    with pytest.raises(ExperimentError, match=r"make_experiment\(games\) has no default"):
+    with pytest.raises(ExperimentError, match=r"make_experiment\(num_envs\) has no default"):
         loader.defaults(module)  # type: ignore[arg-type]
 
 
@@ -206,7 +206,9 @@ def test_what_make_experiment_may_not_do(write: Write) -> None:
         loader.build(module, {"what": 1})
 
 
-@pytest.mark.parametrize(("name", "count"), [("unroll_length", 0), ("batch", -1), ("games", 0), ("publish_every", 1.5)])
+@pytest.mark.parametrize(
+    ("name", "count"), [("unroll_length", 0), ("batch", -1), ("num_envs", 0), ("publish_every", 1.5)]
+)
 def test_counts_that_count_nothing(name: str, count: Any) -> None:
     module = SimpleNamespace(__name__="mine", make_experiment=lambda: Experiment(**{name: count}))
     with pytest.raises(ExperimentError, match=f"{name} is {count}, wanted a whole number of at least 1"):

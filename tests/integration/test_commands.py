@@ -144,7 +144,7 @@ def test_players_and_trainer_share_a_server_and_survive_being_killed(
             worker
         )
     assert facts.keys() == json.loads(place.do("catch", "info", "--json")).keys()
-    assert facts["inserted"] > 0 and facts["version"] > 0 and facts["settings"]["environments"] == 32
+    assert facts["inserted"] > 0 and facts["version"] > 0 and facts["settings"]["num_envs"] == 32
 
     # eval while training, and again with each new version
     watching = place.start("catch", "eval", "--every", "--json", "--no-video")

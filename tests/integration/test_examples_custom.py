@@ -75,7 +75,7 @@ def test_the_hint_is_for_learning_only() -> None:
 
 @pytest.mark.parametrize(
     ("example", "settings"),
-    [("mujoco_sac", {"hidden": "8"}), ("mujoco_ppo", {"epochs": "1", "environments": "2", "unroll_length": "8"})],
+    [("mujoco_sac", {"hidden": "8"}), ("mujoco_ppo", {"epochs": "1", "num_envs": "2", "unroll_length": "8"})],
 )
 def test_mujoco_runs(example: str, settings: dict[str, str]) -> None:
     pytest.importorskip("mujoco")

@@ -20,7 +20,7 @@ KEYS = {
     "sessions_per_second", "curve", "waits", "bottleneck",
 }  # fmt: skip
 WORKER_KEYS = {
-    "id", "role", "host", "pid", "environments", "steps", "steps_per_second", "version", "lag", "sessions", "dropped", "faults", "uptime",
+    "id", "role", "host", "pid", "num_envs", "steps", "steps_per_second", "version", "lag", "sessions", "dropped", "faults", "uptime",
     "waits_for", "waits_seconds", "error", "seen", "frame_skip", "stages",
 }  # fmt: skip
 

@@ -99,7 +99,7 @@ class Experiment:
         Raises:
             ExperimentError: one is no whole number of at least 1.
         """
-        for name in ("unroll_length", "batch", "environments", "buffer_size", "publish_every", "frame_skip"):
+        for name in ("unroll_length", "batch", "num_envs", "buffer_size", "publish_every", "frame_skip"):
             count = getattr(self, name)
             if not isinstance(count, int) or count < 1:
                 raise ExperimentError(f"the experiment's {name} is {count!r}, wanted a whole number of at least 1.")
