@@ -18,7 +18,7 @@ from tinyverse.trainer.run_folder import RunFolder
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("fast.toml").write_text(
-        "entropy_cost = 0.5\n[train]\nbuffer-size = 77\nminutes = 3.5\nbatch = 5\n[play]\ngames = 6\n"
+        "entropy_cost = 0.5\n[train]\nbuffer-size = 77\nminutes = 3.5\nbatch = 5\n[play]\nnum-envs = 6\n"
     )
 
 

@@ -213,7 +213,7 @@ def test_eval_every_is_at_work_and_leaves_in_the_midst_of_a_game(
 
     monkeypatch.setattr(evaluator, "evaluate", endless)
     assert run("eval", "--every", "--no-video", "-b", 3).out == ""
-    assert [(worker.role, worker.episodes, worker.waits_for) for worker in heard] == [("eval", 3, "")]
+    assert [(worker.role, worker.num_envs, worker.waits_for) for worker in heard] == [("eval", 3, "")]
     assert database.workers() == []
     database.close()
 

@@ -157,5 +157,5 @@ def test_each_kind_is_checked_learned_from_and_evaluated(
     assert "an update" in dict(check.callback(context))
     trainer = local.callback(context, TrainOptions(updates=2))
     assert trainer.update == 2
-    evaluation = evaluate(loader.build(context.module, {}), trainer.agent, num_envs=3, at_once=2)
+    evaluation = evaluate(loader.build(context.module, {}), trainer.agent, episodes=3, at_once=2)
     assert len(evaluation.returns) == 3 and min(evaluation.lengths) > 0

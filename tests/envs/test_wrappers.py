@@ -267,5 +267,5 @@ def test_evaluation_sees_the_games_own_reward() -> None:
     experiment = Experiment(
         make_env=make_env, make_agent=lambda observed, actions: RandomAgent(observed, actions), train_step=lambda *_: {}
     )
-    assert evaluate(experiment, experiment.agent(), num_envs=2, seed=0).mean == 6.0
+    assert evaluate(experiment, experiment.agent(), episodes=2, seed=0).mean == 6.0
     assert sum(rewards_of(experiment.env(), 1)) == 600.0

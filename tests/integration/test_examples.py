@@ -82,7 +82,7 @@ def test_tabular_is_learned() -> None:
     context = RunContext("tabular", seed=1, quiet=True)
     trainer = local.callback(context, TrainOptions(updates=600))
     experiment = loader.build(context.module, context.resolved({}))
-    assert evaluate(experiment, trainer.agent, num_envs=20, greedy=True, seed=3).mean == 1.0
+    assert evaluate(experiment, trainer.agent, episodes=20, greedy=True, seed=3).mean == 1.0
     assert trainer.row()["play/return"] >= 0.9  # of the last 100 episodes, with ε = 0.02
 
 

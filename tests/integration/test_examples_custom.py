@@ -33,7 +33,7 @@ def built(context: RunContext) -> Experiment:
 def learned(name: str, updates: int, **settings: str) -> Evaluation:
     context = RunContext(name, seed=1, quiet=True, settings=settings)
     trainer = local.callback(context, TrainOptions(updates=updates))
-    return evaluate(built(context), trainer.agent, num_envs=10, greedy=True, seed=3)
+    return evaluate(built(context), trainer.agent, episodes=10, greedy=True, seed=3)
 
 
 @pytest.mark.parametrize("name", [*OWN, "acrobot", "pendulum"])

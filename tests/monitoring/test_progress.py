@@ -142,6 +142,6 @@ def test_an_evaluation_says_how_far_it_is_but_not_with_json(slow, tmp_path: Path
         return out, err
 
     said("local", "-n", "2", "-q")
-    assert " environments" in said("eval", "-n", "300", "--no-video")[1]
+    assert " episodes" in said("eval", "-n", "300", "--no-video")[1]
     out, err = said("eval", "-n", "300", "--no-video", "--json")
     assert err == "" and len(json.loads(out)["returns"]) == 300
