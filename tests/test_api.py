@@ -78,7 +78,7 @@ def test_a_function_of_a_script_reaches_the_players(players):
 
 def test_a_setting_may_be_called_as_a_keyword_of_run():
     Path("clash.py").write_text(
-        "import catch\ndef make_experiment(seed=0, num_envs=4):\n    return catch.make_experiment(num_envs=episodes)\n"
+        "import catch\ndef make_experiment(seed=0, num_envs=4):\n    return catch.make_experiment(num_envs=num_envs)\n"
     )
     sys.path.insert(0, str(CHECKOUT / "examples"))
     options = {"players": 0, "updates": 1, "quiet": True}
@@ -86,7 +86,7 @@ def test_a_setting_may_be_called_as_a_keyword_of_run():
         tinyverse.run("clash.py", seed=3, **options)
     folder = tinyverse.run("clash.py", seed=3, settings={"seed": 7}, num_envs=8, **options).folder
     told = RunFolder(folder).settings()
-    assert (told["seed"], told["settings"]) == (3, {"seed": 7, "episodes": 8})
+    assert (told["seed"], told["settings"]) == (3, {"seed": 7, "num_envs": 8})
     assert RunFolder(tinyverse.run("clash.py", name="other", **options).folder).settings()["settings"]["seed"] == 0
 
 

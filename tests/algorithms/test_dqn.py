@@ -287,9 +287,7 @@ def test_greedy_takes_the_best_and_else_epsilon_is_the_chance_of_any():
     assert len(set(agent.act(observations, memory, ALIVE, greedy=True)[0])) == 4
 
 
-@pytest.mark.parametrize(
-    "environments", [[1000], [4, 60], [1] * 64], ids=["one player", "two", "64 of one environment"]
-)
+@pytest.mark.parametrize("num_envs", [[1000], [4, 60], [1] * 64], ids=["one player", "two", "64 of one environment"])
 def test_however_games_are_shared_among_players_they_cover_the_range(num_envs):
     """As Ape-X: log ε is spread evenly between log 0.4 and 8 log 0.4."""
     epsilons = []

@@ -49,7 +49,7 @@ def test_each_value_has_its_source(config, monkeypatch):
     assert found["train", "batch"] == (9, "$TINYVERSE_TRAIN_BATCH")  # before the file, which says 5
     assert found["train", "publish_every"][1] == "the experiment"
     assert found["train", "save-every"] == (60.0, "default")
-    assert found["play", "num_envs"] == (6, "fast.toml [play]")
+    assert found["play", "num-envs"] == (6, "fast.toml [play]")
     lines = config("config", "--config", "fast.toml")[1].splitlines()
     assert any(line.split() == ["train", "minutes", "3.5", "fast.toml", "[train]"] for line in lines)
 

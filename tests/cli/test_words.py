@@ -34,7 +34,7 @@ def test_the_first_two_words_may_be_swapped(
         (["plto", "a", "b"], ["Did you mean: tinyverse plot a b"]),
         (["catc", "trian"], ["no verb 'trian'", "Did you mean train?"]),
         (["catch", "play", "--batch", "3"], ["No such option", "--batch"]),
-        (["catch", "play", "--num-evns", "3"], ["No such option '--gamse'", "'--num-envs'"]),
+        (["catch", "play", "--num-evns", "3"], ["No such option '--num-evns'", "'--num-envs'"]),
         (["catch", "sessions", "shwo"], ["No such command 'shwo'", "'show'"]),
         (["catch", "play", "-b", "many"], ["'many' is not a valid integer"]),
         (["catch", "play", "surprise"], ["unexpected extra argument"]),
