@@ -48,7 +48,7 @@ from tinyverse.replay.samplers import Fresh  # noqa: E402
 PONG = measure.HERE / "experiments" / "pong.py"
 NAME = "bench"
 PPO = {"algorithm": "ppo", "unroll_length": 32, "publish_every": 1}  # 4 minibatches of 256, as Stable-Baselines3's
-SMALL = {"games": 4, "batch": 4}
+SMALL = {"games": 4, "batch_size": 4}
 
 
 class Alone:
@@ -62,7 +62,7 @@ class Alone:
         self.player = Player(player, experiment.pool(experiment.num_envs), experiment.unroll_length)
         agent = experiment.agent()
         self.learner = experiment.learner(agent)
-        flow = ReplayConfig(batch=experiment.batch, buffer_size=experiment.batch + experiment.num_envs)
+        flow = ReplayConfig(batch_size=experiment.batch_size, buffer_size=experiment.batch_size + experiment.num_envs)
         self.batch = self._batch(Replay(experiment.spec(agent), flow, Fresh()))
         self.learn()  # the first time is slower
 
@@ -123,7 +123,7 @@ def learned(players: int, seconds: float, warm: int, *, threads: int | None = No
         (began, first) = _after(updates, warm)
         time.sleep(seconds)
         ended, last = _after(updates, updates() + 1)
-    steps = settings.get("batch", 32) * settings.get("unroll_length", 20)
+    steps = settings.get("batch_size", 32) * settings.get("unroll_length", 20)
     return (last - first) * steps / (ended - began)
 
 

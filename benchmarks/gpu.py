@@ -143,7 +143,7 @@ def filled_replay(batch: int, device: str) -> tuple[Replay, list[bytes]]:
     agent = TorchAgent(ModularNetwork(SCREEN, BUTTONS, trunk=Window(4, NatureConv())))
     spec = session_spec(SCREEN, BUTTONS, agent, STEPS)
     size = 4 * batch
-    replay = Replay(spec, ReplayConfig(batch=batch, buffer_size=size, reuse=None), Uniform(), device=device)
+    replay = Replay(spec, ReplayConfig(batch_size=batch, buffer_size=size, reuse=None), Uniform(), device=device)
     blobs = [noise(spec, number).encode() for number in range(min(size, 64))]
     for number in range(size):
         replay.add(spec.decode(blobs[number % len(blobs)]))

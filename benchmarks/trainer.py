@@ -73,7 +73,7 @@ def main() -> None:
         with measure.on_core(1), private_server() as server, measure.on_core(0), naive(spec, sessions[:batch]) as way:
             for precision in ("fp32", "bf16")[: 1 + (system.has_bfloat16() and not bench.smoke)]:
                 learner = new_learner(pool)
-                replay = Replay(spec, ReplayConfig(batch=batch, buffer_size=256), Fresh())
+                replay = Replay(spec, ReplayConfig(batch_size=batch, buffer_size=256), Fresh())
                 trainer = Trainer(
                     learner.agent, learner, replay, RedisDatabase(server.url, precision), run_config("bench", {}, spec),
                     config=TrainerConfig(publish_every=PUBLISH_EVERY, precision=precision),
@@ -102,7 +102,7 @@ def new_learner(pool: Any) -> VTrace:
 
 
 def one_batch(spec: SessionSpec, sessions: list[Session]) -> Batch:
-    replay = Replay(spec, ReplayConfig(batch=len(sessions), buffer_size=len(sessions), reuse=None), Uniform())
+    replay = Replay(spec, ReplayConfig(batch_size=len(sessions), buffer_size=len(sessions), reuse=None), Uniform())
     for session in sessions:
         replay.add(session)
     return replay.sample()
@@ -127,7 +127,7 @@ def live_updates(trainer: Trainer, updates: int) -> measure.Way:
             updates=SETTLING + updates,
             on_turn=lambda: ends.setdefault(trainer.update - began, time.perf_counter()),
         )
-        return updates * trainer.replay.config.batch * STEPS / (ends[updates] - ends[0])
+        return updates * trainer.replay.config.batch_size * STEPS / (ends[updates] - ends[0])
 
     return way
 

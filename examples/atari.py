@@ -67,7 +67,7 @@ def make_experiment(
         make_learner=make_learner,
         unroll_length=unroll_length,
         num_envs=16,
-        batch=4,
+        batch_size=4,
         sampler="uniform",
         reuse=3,
         buffer_size=32,

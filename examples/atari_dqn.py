@@ -60,7 +60,7 @@ def make_experiment(
         make_learner=make_learner,
         unroll_length=unroll_length,
         num_envs=16,
-        batch=16,
+        batch_size=16,
         sampler="prioritized",
         reuse=reuse,
         buffer_size=10_000,

@@ -54,7 +54,7 @@ def make_experiment(
         make_learner=make_learner,
         unroll_length=burn_in + length,
         num_envs=16,
-        batch=8,
+        batch_size=8,
         sampler=Prioritized(alpha=0.9, beta=0.6),
         reuse=reuse,
         buffer_size=3000,

@@ -44,6 +44,6 @@ def make_experiment(env_id="CartPole-v1", learning_rate=6e-3, total_updates=500,
         make_learner=make_learner,
         unroll_length=unroll_length,
         num_envs=num_envs,
-        batch=num_envs,
+        batch_size=num_envs,
         publish_every=1,
     )

@@ -43,7 +43,7 @@ def make_experiment(
         make_learner=make_learner,
         unroll_length=10,
         num_envs=num_envs,
-        batch=16,
+        batch_size=16,
         sampler="prioritized",
         reuse=reuse,
         buffer_size=1000,

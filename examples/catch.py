@@ -58,6 +58,6 @@ def make_experiment(learning_rate=3e-3, entropy_cost=0.02, unroll_length=9, num_
 
     return Experiment(
         make_env=make_env, make_agent=make_agent, make_learner=make_learner,
-        unroll_length=unroll_length, num_envs=num_envs, batch=num_envs, publish_every=1,
+        unroll_length=unroll_length, num_envs=num_envs, batch_size=num_envs, publish_every=1,
         keys={"left": 0, "": 1, "right": 2},
     )  # fmt: skip

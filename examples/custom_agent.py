@@ -56,5 +56,5 @@ def make_experiment(env_id="CartPole-v1"):
 
     return Experiment(
         make_env=make_env, make_agent=LinearAgent, train_step=train_step,
-        unroll_length=50, num_envs=16, batch=16, publish_every=1,
+        unroll_length=50, num_envs=16, batch_size=16, publish_every=1,
     )  # fmt: skip

@@ -59,5 +59,5 @@ def make_experiment(hint=True, learning_rate=3e-3):
 
     return Experiment(
         make_env=make_env, make_agent=make_agent, make_learner=make_learner,
-        unroll_length=20, num_envs=16, batch=16, publish_every=1,
+        unroll_length=20, num_envs=16, batch_size=16, publish_every=1,
     )  # fmt: skip

@@ -48,5 +48,5 @@ def make_experiment(env_id="CartPole-v1", size=64, learning_rate=5e-3):
 
     return Experiment(
         make_env=make_env, make_agent=make_agent, make_learner=make_learner,
-        unroll_length=32, num_envs=16, batch=16, publish_every=1,
+        unroll_length=32, num_envs=16, batch_size=16, publish_every=1,
     )  # fmt: skip

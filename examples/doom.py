@@ -93,7 +93,7 @@ def make_experiment(
         make_learner=make_learner,
         unroll_length=unroll_length,
         num_envs=8,
-        batch=16,
+        batch_size=16,
         sampler="uniform",
         reuse=3,
         buffer_size=32,

@@ -161,5 +161,5 @@ def make_experiment(
 
     return Experiment(
         make_env=make_env, make_agent=JaxAgent, make_learner=make_learner,
-        unroll_length=32, num_envs=num_envs, batch=num_envs, publish_every=1,
+        unroll_length=32, num_envs=num_envs, batch_size=num_envs, publish_every=1,
     )  # fmt: skip

@@ -35,7 +35,7 @@ def make_experiment(task="click-test-2", by="elements", learning_rate=2e-3, entr
         make_learner=make_learner,
         unroll_length=8,
         num_envs=num_envs,
-        batch=8,
+        batch_size=8,
         sampler="uniform",
         reuse=4,
         buffer_size=32,

@@ -70,6 +70,6 @@ def make_experiment(
         make_learner=make_learner,
         unroll_length=unroll_length,
         num_envs=num_envs,
-        batch=num_envs,
+        batch_size=num_envs,
         publish_every=1,
     )

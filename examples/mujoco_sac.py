@@ -49,7 +49,7 @@ def make_experiment(env_id="HalfCheetah-v5", learning_rate=3e-4, discount=0.99, 
         make_learner=make_learner,
         unroll_length=unroll_length,
         num_envs=8,
-        batch=batch,
+        batch_size=batch_size,
         sampler="uniform",
         reuse=updates_per_step * batch * unroll_length,
         buffer_size=62_500,  # sessions: a million steps

@@ -33,7 +33,7 @@ def make_experiment(env_id="Pendulum-v1", learning_rate=1e-3, discount=0.98, upd
         make_learner=make_learner,
         unroll_length=unroll_length,
         num_envs=4,
-        batch=batch,
+        batch_size=batch_size,
         sampler="uniform",
         reuse=updates_per_step * unroll_length * batch,
         buffer_size=25_000,  # sessions: 100,000 steps

@@ -36,5 +36,5 @@ def make_experiment(map_name="MoveToBeacon", size=32, learning_rate=3e-4, entrop
 
     return Experiment(
         make_env=make_env, make_agent=make_agent, make_learner=make_learner,
-        unroll_length=20, num_envs=1, batch=4, publish_every=1,
+        unroll_length=20, num_envs=1, batch_size=4, publish_every=1,
     )  # fmt: skip

@@ -84,5 +84,5 @@ def make_experiment(env_id="FrozenLake-v1", slippery=False, learning_rate=0.5, d
 
     return Experiment(
         make_env=make_env, make_agent=Table, make_learner=make_learner,
-        unroll_length=20, num_envs=8, batch=32, sampler="uniform", reuse=4, publish_every=5,
+        unroll_length=20, num_envs=8, batch_size=32, sampler="uniform", reuse=4, publish_every=5,
     )  # fmt: skip

@@ -82,7 +82,7 @@ def make_experiment(rate=20.0, num_envs=4, learning_rate=1e-3, epsilon=0.3, reus
         make_learner=make_learner,
         unroll_length=10,
         num_envs=num_envs,
-        batch=16,
+        batch_size=16,
         sampler="prioritized",
         reuse=reuse,
         buffer_size=5000,

@@ -62,7 +62,7 @@ def make_experiment(width=8):  # in no file that a player could import
         make_env=lambda evaluation=False: gymnasium.make(GAME),
         make_agent=lambda see, act: tinyverse.TorchAgent(ModularNetwork(see, act, trunk=MLP(width))),
         make_learner=lambda agent: A2C(agent, learning_rate=1e-3, optimizer="adam"),
-        num_envs=4, batch=8, publish_every=1,
+        num_envs=4, batch_size=8, publish_every=1,
     )
 
 curve = tinyverse.run(make_experiment, players=PLAYERS, updates=5, seed=1, quiet=True, name="here", width=9)

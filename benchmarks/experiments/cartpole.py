@@ -87,6 +87,6 @@ def make_experiment(settings="same", result="result.json"):
         make_learner=make_learner,
         unroll_length=32,
         num_envs=num_envs,
-        batch=num_envs,
+        batch_size=num_envs,
         publish_every=1,
     )

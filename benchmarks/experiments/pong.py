@@ -8,7 +8,7 @@ from tinyverse.networks import ModularNetwork, NatureConv, Window
 ALGORITHMS = {"vtrace": VTrace, "ppo": PPO}
 
 
-def make_experiment(algorithm="vtrace", precision="fp32", unroll_length=20, batch=32, num_envs=32, publish_every=10):
+def make_experiment(algorithm="vtrace", precision="fp32", unroll_length=20, batch_size=32, num_envs=32, publish_every=10):
     def make_pool(num_envs):
         return atari_pool("pong", num_envs)
 
@@ -23,7 +23,7 @@ def make_experiment(algorithm="vtrace", precision="fp32", unroll_length=20, batc
         make_agent=make_agent,
         make_learner=make_learner,
         unroll_length=unroll_length,
-        batch=batch,
+        batch_size=batch_size,
         num_envs=num_envs,
         sampler="fresh",
         publish_every=publish_every,

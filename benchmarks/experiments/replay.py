@@ -43,7 +43,7 @@ def make_experiment(env_id="ALE/Breakout-v5", fresh=1.0, learning_rate=3e-4, ent
         make_learner=make_learner,
         unroll_length=unroll_length,
         num_envs=8,
-        batch=8,
+        batch_size=8,
         sampler="fresh" if fresh == 1 else Mixed(fresh=fresh),
         buffer_size=2000,
         publish_every=1,

@@ -47,11 +47,11 @@ def sessions_of(batch):
 class Loop:
     """Player, replay and trainer in one."""
 
-    def __init__(self, agent, num_envs=16, steps=10, batch=16, sampler=None, reuse=2.0):
+    def __init__(self, agent, num_envs=16, steps=10, batch_size=16, sampler=None, reuse=2.0):
         self.agent, self.chains, self.steps = agent, Chains(num_envs), steps
         self.memory, self.first = agent.initial_memory(num_envs), np.zeros(num_envs, bool)
         spec = session_spec(OBSERVED, DISCRETE, agent, steps)
-        flow = ReplayConfig(batch=batch, buffer_size=200, reuse=reuse)
+        flow = ReplayConfig(batch_size=batch, buffer_size=200, reuse=reuse)
         self.replay = Replay(spec, flow, sampler or Prioritized(alpha=0.9, beta=0.6))
 
     def play(self):
@@ -127,9 +127,9 @@ def test_no_gradient_flows_into_the_burn_in_and_no_loss_comes_of_it(agent):
 
 
 def test_priorities_go_to_the_sessions_they_are_of_and_not_to_those_that_overwrote_them(agent):
-    loop = Loop(agent, num_envs=8, batch=8)
+    loop = Loop(agent, num_envs=8, batch_size=8)
     loop.replay = Replay(
-        loop.replay.spec, ReplayConfig(batch=8, buffer_size=8, reuse=None), Prioritized(alpha=1.0, beta=1.0)
+        loop.replay.spec, ReplayConfig(batch_size=8, buffer_size=8, reuse=None), Prioritized(alpha=1.0, beta=1.0)
     )
     loop.play()
     first = loop.replay.sample()

@@ -18,7 +18,7 @@ from tinyverse.trainer.run_folder import RunFolder
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("fast.toml").write_text(
-        "entropy_cost = 0.5\n[train]\nbuffer-size = 77\nminutes = 3.5\nbatch = 5\n[play]\nnum-envs = 6\n"
+        "entropy_cost = 0.5\n[train]\nbuffer-size = 77\nminutes = 3.5\nbatch-size = 5\n[play]\nnum-envs = 6\n"
     )
 
 
@@ -39,14 +39,14 @@ def values(said):
 
 def test_each_value_has_its_source(config, monkeypatch):
     RunFolder("runs/catch").write_settings({"experiment": "catch", "settings": {"num_envs": 64}})
-    monkeypatch.setenv("TINYVERSE_TRAIN_BATCH", "9")
+    monkeypatch.setenv("TINYVERSE_TRAIN_BATCH_SIZE", "9")
     found = values(config("config", "--config", "fast.toml", "-o", "learning_rate=0.25", "--json"))
     assert found["settings", "learning_rate"] == (0.25, "-o")
     assert found["settings", "entropy_cost"] == (0.5, "fast.toml")
     assert found["settings", "num_envs"] == (64, "runs/catch/settings.json")
     assert found["settings", "unroll_length"][1] == "make_experiment"
     assert found["train", "buffer-size"] == (77, "fast.toml [train]")
-    assert found["train", "batch"] == (9, "$TINYVERSE_TRAIN_BATCH")  # before the file, which says 5
+    assert found["train", "batch-size"] == (9, "$TINYVERSE_TRAIN_BATCH_SIZE")  # before the file, which says 5
     assert found["train", "publish_every"][1] == "the experiment"
     assert found["train", "save-every"] == (60.0, "default")
     assert found["play", "num-envs"] == (6, "fast.toml [play]")
@@ -66,7 +66,7 @@ def test_verbs_take_what_config_shows(monkeypatch, config):
     *num_envs, (context, options) = seen
     assert num_envs == [6, 7, 8]
     assert isinstance(context, RunContext) and context.settings == {"entropy_cost": 0.5}
-    assert isinstance(options, TrainOptions) and (options.batch, options.buffer_size, options.minutes) == (2, 77, 3.5)
+    assert isinstance(options, TrainOptions) and (options.batch_size, options.buffer_size, options.minutes) == (2, 77, 3.5)
 
 
 @pytest.mark.parametrize(

@@ -250,7 +250,7 @@ def test_no_imported_session_overtakes_its_players_last(redis_url, tmp_path):
     context, _ = a_stored_run(redis_url, played)
     path = exported(context, tmp_path / "all.json").path
     there, other = a_stored_run(redis_url)
-    trainer = a_trainer(other, flow=ReplayConfig(batch=3, buffer_size=50))
+    trainer = a_trainer(other, flow=ReplayConfig(batch_size=3, buffer_size=50))
     trainer.join()
     sessions.import_.callback(there, path)
     while trainer.feed():

@@ -250,16 +250,16 @@ def test_every_session_is_somebodys_and_shares_are_even(monkeypatch, ranks):
 
 
 def test_a_flow_is_shared():
-    flow = ReplayConfig(batch=8, buffer_size=101, min_sessions=9, reuse=3.0, max_lag=7)
+    flow = ReplayConfig(batch_size=8, buffer_size=101, min_sessions=9, reuse=3.0, max_lag=7)
     assert flow.shared(1) == flow
-    assert flow.shared(4) == ReplayConfig(batch=2, buffer_size=26, min_sessions=3, reuse=3.0, max_lag=7)
+    assert flow.shared(4) == ReplayConfig(batch_size=2, buffer_size=26, min_sessions=3, reuse=3.0, max_lag=7)
     with pytest.raises(SettingsError, match="a batch of 8 sessions cannot be shared evenly by 3 ranks"):
         flow.shared(3)
 
 
 def a_rank(url, run, **options):
     CountingLearner.distributed = True  # in this process
-    flow = ReplayConfig(batch=4, buffer_size=100).shared(distributed.size())
+    flow = ReplayConfig(batch_size=4, buffer_size=100).shared(distributed.size())
     with distributed.rank_zero_first():
         trainer = a_trainer(RedisDatabase(url, run), flow=flow, **options)
         trainer.join()

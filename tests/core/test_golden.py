@@ -36,7 +36,7 @@ def a_golden_trainer(folder: Path) -> Any:
         MemoryDatabase(),
         folder=RunFolder(folder),
         sampler=Uniform(),
-        flow=ReplayConfig(batch=2, buffer_size=8, reuse=None),
+        flow=ReplayConfig(batch_size=2, buffer_size=8, reuse=None),
     )
 
 

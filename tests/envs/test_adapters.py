@@ -123,7 +123,7 @@ def make_experiment():
         make_env=make_env,
         make_agent=lambda observations, actions: TorchAgent(ModularNetwork(observations, actions)),
         make_learner=lambda agent: A2C(agent),
-        unroll_length=10, num_envs=4, batch=4,
+        unroll_length=10, num_envs=4, batch_size=4,
     )
 """
 BODIES = {

@@ -54,7 +54,7 @@ def by_parts(**parts: Any) -> Experiment:
 def test_parts_and_inheritance_are_the_same_thing(experiment: Experiment) -> None:
     agent = experiment.agent()
     learner = experiment.learner(agent)
-    assert (experiment.unroll_length, experiment.num_envs, experiment.batch) == (7, 3, Experiment.batch)
+    assert (experiment.unroll_length, experiment.num_envs, experiment.batch_size) == (7, 3, Experiment.batch_size)
     assert isinstance(learner, Idle) and learner.agent is agent
     assert isinstance(experiment.pool(3), SerialPool) and experiment.pool(3).num_envs == 3
     assert experiment.spec(agent).fields["observations"][0] == (8, 3)
@@ -72,7 +72,7 @@ def test_an_unknown_part_is_named_with_the_known_ones() -> None:
     message = str(caught.value)
     assert "no part 'batch_size'" in message
     for part in (
-        "batch",
+        "batch_size",
         "make_env",
         "make_pool",
         "make_agent",

@@ -207,7 +207,7 @@ def test_what_make_experiment_may_not_do(write: Write) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "count"), [("unroll_length", 0), ("batch", -1), ("num_envs", 0), ("publish_every", 1.5)]
+    ("name", "count"), [("unroll_length", 0), ("batch_size", -1), ("num_envs", 0), ("publish_every", 1.5)]
 )
 def test_counts_that_count_nothing(name: str, count: Any) -> None:
     module = SimpleNamespace(__name__="mine", make_experiment=lambda: Experiment(**{name: count}))

@@ -113,7 +113,7 @@ def trainers_life(url: str, folder: Path, fatal: int) -> None:
     ledger = os.open(folder.parent / "ledger", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     doom = Doom(fatal, folder)
     trainer = a_trainer(
-        open_database(url, RUN), flow=ReplayConfig(batch=2, buffer_size=8), publish_every=1, folder=RunFolder(folder)
+        open_database(url, RUN), flow=ReplayConfig(batch_size=2, buffer_size=8), publish_every=1, folder=RunFolder(folder)
     )
     trainer.learner = Ledger(trainer.agent)
     trainer.learner.file = ledger

@@ -67,7 +67,7 @@ class Team:
     def __init__(self, url: str, run: str = "team", **flow: Any) -> None:
         self.database = RedisDatabase(url, run, timeout=IMPATIENT)
         self.trainer: Trainer = a_trainer(
-            self.database, flow=ReplayConfig(**{"batch": 2, "buffer_size": 50, **flow}), publish_every=2
+            self.database, flow=ReplayConfig(**{"batch_size": 2, "buffer_size": 50, **flow}), publish_every=2
         )
         self.trainer.join()
         self.player, self.courier = a_player(RedisDatabase(url, run, timeout=IMPATIENT), num_envs=2)

@@ -49,7 +49,7 @@ def through_the_pipe(database, trainer, player, courier, batches=BATCHES):
             trainer.feed()
             trainer.step()
             assert playing.error is None
-            return trainer.update * trainer.replay.config.batch == wanted
+            return trainer.update * trainer.replay.config.batch_size == wanted
 
         until(all_learned, 30.0)
     courier.close()
@@ -159,7 +159,7 @@ def test_every_row_arrives_as_it_was_played_each_once(redis_url, source):
     num_envs, nested, pool = sources.GAMES, source.startswith("nested"), sources.SOURCES[source]()
     spec = session_spec(pool.observation_space, pool.action_space, an_agent(nested), LENGTH)
     database = a_run(redis_url)
-    trainer = a_trainer(database, flow=ReplayConfig(batch=num_envs, buffer_size=500), nested=nested, spec=spec)
+    trainer = a_trainer(database, flow=ReplayConfig(batch_size=num_envs, buffer_size=500), nested=nested, spec=spec)
     player, courier = a_player(database, nested=nested, pool=pool)
     sessions = through_the_pipe(database, trainer, player, courier)
     player.close()
@@ -176,7 +176,7 @@ def test_every_row_arrives_as_it_was_played_each_once(redis_url, source):
 
 def test_two_players_do_not_mix(redis_url):
     database = a_run(redis_url)
-    trainer = a_trainer(database, flow=ReplayConfig(batch=2, buffer_size=500))
+    trainer = a_trainer(database, flow=ReplayConfig(batch_size=2, buffer_size=500))
     trainer.join()
     people = [a_player(a_run_again(redis_url, database), num_envs=1, seed=seed) for seed in (1, 2)]
     for _, courier in people:
@@ -209,7 +209,7 @@ def a_run_again(url, database):
 
 def test_the_agents_unroll_over_a_batch_is_what_it_did_when_it_played(redis_url):
     database = a_run(redis_url)
-    trainer = a_trainer(database, flow=ReplayConfig(batch=GAMES, buffer_size=500))
+    trainer = a_trainer(database, flow=ReplayConfig(batch_size=GAMES, buffer_size=500))
     player, courier = a_player(database, num_envs=GAMES)
     through_the_pipe(database, trainer, player, courier)
     agent, restarts = an_agent(), 0
@@ -276,7 +276,7 @@ def test_training_recomputes_the_log_probabilities_of_acting(redis_url, parts):
     database, learning = a_run(redis_url), a_torch_agent(parts)
     env = SmallNumbers()
     spec = session_spec(env.observation_space, env.action_space, learning, 7)
-    replay = Replay(spec, ReplayConfig(batch=GAMES, buffer_size=500), Fresh())
+    replay = Replay(spec, ReplayConfig(batch_size=GAMES, buffer_size=500), Fresh())
     trainer = Trainer(learning, Watching(learning), replay, database, run_config("small", {}, spec))
     pool = SerialPool(SmallNumbers, GAMES)
     courier = Uploader(database, new_worker("play", num_envs=GAMES), a_torch_agent(parts))
@@ -301,7 +301,7 @@ def test_vtrace_on_the_batches_of_the_pipe_is_on_policy(redis_url):
     database, learning = a_run(redis_url), a_torch_agent("both")
     env = SmallNumbers()
     spec = session_spec(env.observation_space, env.action_space, learning, 7)
-    replay = Replay(spec, ReplayConfig(batch=GAMES, buffer_size=500), Fresh())
+    replay = Replay(spec, ReplayConfig(batch_size=GAMES, buffer_size=500), Fresh())
     learner = VTrace(learning, learning_rate=0.0)
     trainer = Trainer(learning, learner, replay, database, run_config("small", {}, spec))
     courier = Uploader(database, new_worker("play", num_envs=GAMES), a_torch_agent("both"))

@@ -33,5 +33,5 @@ def test_a_million_steps_of_pong_fit_in_200_mb_of_redis_and_8_6_gb_of_device_mem
     each = (admin.info("memory")["used_memory"] - before) / (GAMES * BATCHES)
     pool.close()
     assert 1_000 < each < 200e6 / SESSIONS_OF_A_MILLION
-    replay = Replay(spec, ReplayConfig(batch=8, buffer_size=8), Fresh())
+    replay = Replay(spec, ReplayConfig(batch_size=8, buffer_size=8), Fresh())
     assert replay.nbytes / 8 < 8.6e9 / SESSIONS_OF_A_MILLION

@@ -84,7 +84,7 @@ def test_a_persons_session_is_one_of_the_run_and_their_actions_are_certain():
 def test_v_trace_takes_the_agents_probability_as_the_ratio():
     env, sessions = demonstrations(4)
     agent = an_agent(env)
-    replay = Replay(spec_of(env), ReplayConfig(batch=4, buffer_size=4, reuse=None), Uniform())
+    replay = Replay(spec_of(env), ReplayConfig(batch_size=4, buffer_size=4, reuse=None), Uniform())
     for session in sessions:
         replay.add(session)
     batch = replay.sample()
@@ -204,7 +204,7 @@ def test_info_counts_people_apart_and_the_curve_is_the_agents(redis_url):
 
 def filled_replay(sampler, **flow):
     env, shown = demonstrations(2)
-    replay = Replay(spec_of(env), ReplayConfig(**{"batch": 4, "buffer_size": 8, "reuse": None, **flow}), sampler)
+    replay = Replay(spec_of(env), ReplayConfig(**{"batch_size": 4, "buffer_size": 8, "reuse": None, **flow}), sampler)
     for session in shown:
         replay.add(session)
     return replay, demonstrations(1, human=False)[1][0]
@@ -232,7 +232,7 @@ def test_more_than_the_share_is_written_over():
 
 def test_without_people_the_others_take_their_place_and_without_a_share_they_are_fresh_as_any():
     replay, other = filled_replay(Mixed(fresh=0.5, human=0.25))
-    empty = Replay(replay.spec, ReplayConfig(batch=4, buffer_size=8, reuse=None), Mixed(fresh=0.5, human=0.25))
+    empty = Replay(replay.spec, ReplayConfig(batch_size=4, buffer_size=8, reuse=None), Mixed(fresh=0.5, human=0.25))
     for _ in range(4):
         empty.add(other)
     assert empty.sample().human.sum() == 0
@@ -271,7 +271,7 @@ def wrong(observations):
 def test_behaviour_cloning_imitates_people_and_nobody_else():
     env, shown = demonstrations(16)
     others = played(HumanAgent(an_agent(env), env.action_space, wrong), 48, human=False, sequence=100)
-    replay = Replay(spec_of(env), ReplayConfig(batch=8, buffer_size=64, reuse=None), Uniform())
+    replay = Replay(spec_of(env), ReplayConfig(batch_size=8, buffer_size=64, reuse=None), Uniform())
     for session in shown + others:
         replay.add(session)
     agent, copycat = an_agent(env), an_agent(env)
@@ -288,7 +288,7 @@ def test_behaviour_cloning_imitates_people_and_nobody_else():
 
 def test_a_batch_without_people_changes_nothing():
     env, sessions = demonstrations(4, human=False)
-    replay = Replay(spec_of(env), ReplayConfig(batch=4, buffer_size=4, reuse=None), Fresh())
+    replay = Replay(spec_of(env), ReplayConfig(batch_size=4, buffer_size=4, reuse=None), Fresh())
     for session in sessions:
         replay.add(session)
     agent = an_agent(env)

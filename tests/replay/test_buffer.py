@@ -45,7 +45,7 @@ def session_of(number, update=0, spec=SPEC):
 
 
 def replay_of(sampler=None, count=0, spec=SPEC, **flow):
-    flow = {"batch": 2, "buffer_size": 8, "reuse": None, **flow}
+    flow = {"batch_size": 2, "buffer_size": 8, "reuse": None, **flow}
     replay = Replay(spec, ReplayConfig(**flow), sampler or Fresh())
     for number in range(1, count + 1):
         replay.add(session_of(number, spec=spec), position=f"{number}-0")
@@ -90,7 +90,7 @@ def test_every_dtype_of_the_wire_can_be_stored_and_cut(dtype, length):
 
 
 def test_the_ring_overwrites_the_oldest():
-    replay = replay_of(Uniform(), count=11, batch=8)
+    replay = replay_of(Uniform(), count=11, batch_size=8)
     assert sorted(numbers_of(replay.sample())) == list(range(4, 12)) and len(replay) == 8
     assert replay.dropped == {"expired": 0, "unused": 3} and replay.limiter.inserted == 11
 
@@ -110,7 +110,7 @@ def test_a_batch_does_not_change_when_its_slot_is_overwritten():
 
 
 def test_what_is_stored_does_not_change_with_the_session():
-    replay, session = replay_of(batch=1), session_of(1)
+    replay, session = replay_of(batch_size=1), session_of(1)
     replay.add(session)
     session.rewards[:] = -1
     assert numbers_of(replay.sample()) == [1]
@@ -121,7 +121,7 @@ def test_what_is_stored_does_not_change_with_the_session():
 
 @pytest.mark.parametrize(("length", "burn_in"), [(1, 0), (2, 0), (4, 0), (5, 0), (2, 2), (1, 4), (3, 2)])
 def test_slices_are_consecutive_rows_and_begin_anywhere(length, burn_in):
-    replay, rows, starts = replay_of(Uniform(), count=8, batch=8), length + burn_in, set()
+    replay, rows, starts = replay_of(Uniform(), count=8, batch_size=8), length + burn_in, set()
     for _ in range(30):
         batch = replay.sample(length=length, burn_in=burn_in)
         start = batch.rewards[0].long() % 100
@@ -159,7 +159,7 @@ def deliveries(replay, sessions, updating=False):
 
 
 def test_fresh_delivers_each_once_and_in_order():
-    replay, seen = replay_of(batch=3), []
+    replay, seen = replay_of(batch_size=3), []
     for number in range(1, 21):
         replay.add(session_of(number))
         if (batch := replay.sample()) is not None:
@@ -170,19 +170,19 @@ def test_fresh_delivers_each_once_and_in_order():
 @pytest.mark.parametrize("reuse", [0.25, 1, 2.5, 8])
 @pytest.mark.parametrize("batch", [1, 4])
 def test_reuse_is_met_on_average(reuse, batch):
-    replay = replay_of(Uniform(), reuse=reuse, batch=batch, buffer_size=20)
+    replay = replay_of(Uniform(), reuse=reuse, batch_size=batch, buffer_size=20)
     counts = deliveries(replay, 400)
     assert abs(counts.sum() - 400 * reuse) <= batch + reuse
     assert replay.limiter.sampled == pytest.approx(counts.sum())
 
 
 def test_reuse_is_met_though_sessions_expire():
-    counts = deliveries(replay_of(Uniform(), reuse=2, batch=4, buffer_size=50, max_lag=10), 600, updating=True)
+    counts = deliveries(replay_of(Uniform(), reuse=2, batch_size=4, buffer_size=50, max_lag=10), 600, updating=True)
     assert counts.sum() == pytest.approx(1200, rel=0.02)
 
 
 def test_uniform_deliveries_are_uniform():
-    replay, counts = replay_of(Uniform(), count=8, batch=2), np.zeros(9)
+    replay, counts = replay_of(Uniform(), count=8, batch_size=2), np.zeros(9)
     for _ in range(2000):
         np.add.at(counts, numbers_of(replay.sample()), 1)
     assert (
@@ -197,7 +197,7 @@ def test_without_reuse_the_trainer_never_waits():
 
 @pytest.mark.parametrize("fresh", [0.5, 0.25])
 def test_mixed_delivers_its_share(fresh):
-    replay = replay_of(Mixed(fresh), batch=8, buffer_size=64)
+    replay = replay_of(Mixed(fresh), batch_size=8, buffer_size=64)
     counts = deliveries(replay, 400)
     assert (counts[:-8] >= 1).all() and counts.sum() == pytest.approx(400 / fresh, rel=0.05)
     assert replay.config.reuse == 1 / fresh
@@ -241,7 +241,7 @@ def priorities_of(replay):
 
 
 def test_priorities_decide_what_is_delivered():
-    replay = replay_of(Prioritized(alpha=1.0, beta=0.5), count=8, batch=4)
+    replay = replay_of(Prioritized(alpha=1.0, beta=0.5), count=8, batch_size=4)
     replay.sample()
     given = torch.tensor([1.0, 2, 3, 4, 5, 6, 7, 4])
     replay.set_priorities(torch.arange(8), given)
@@ -253,7 +253,7 @@ def test_priorities_decide_what_is_delivered():
 
 @pytest.mark.parametrize("drawn_between", [False, True])
 def test_a_late_priority_does_not_reach_the_session_that_overwrote_its_own(drawn_between):
-    replay = replay_of(Prioritized(alpha=1.0), count=8, batch=4)
+    replay = replay_of(Prioritized(alpha=1.0), count=8, batch_size=4)
     replay.sample()
     old = torch.arange(8)
     for number in range(9, 13):
@@ -268,7 +268,7 @@ def test_a_late_priority_does_not_reach_the_session_that_overwrote_its_own(drawn
 
 
 def test_a_late_priority_does_not_bring_back_what_expired():
-    replay = replay_of(Prioritized(alpha=1.0), batch=2, max_lag=5)
+    replay = replay_of(Prioritized(alpha=1.0), batch_size=2, max_lag=5)
     for number in range(1, 5):
         replay.add(session_of(number, update=0 if number < 3 else 5))
     first = replay.sample(update=5)
@@ -279,7 +279,7 @@ def test_a_late_priority_does_not_bring_back_what_expired():
 
 
 def test_slots_tell_one_session_from_the_next_in_its_place():
-    replay = replay_of(Uniform(), count=21, batch=8)
+    replay = replay_of(Uniform(), count=21, batch_size=8)
     batch = replay.sample()
     assert [number - 1 for number in numbers_of(batch)] == batch.slots.tolist()
     assert sorted(batch.slots.tolist()) == list(range(13, 21))
@@ -296,7 +296,7 @@ def test_lag_is_the_trainers_update_minus_the_sessions():
 
 
 def test_old_sessions_are_dropped_on_arrival():
-    replay = replay_of(Uniform(), max_lag=2, batch=1, reuse=3)
+    replay = replay_of(Uniform(), max_lag=2, batch_size=1, reuse=3)
     replay.add(session_of(1, update=7), update=10)
     assert (
         len(replay) == 0
@@ -310,7 +310,7 @@ def test_old_sessions_are_dropped_on_arrival():
 
 @pytest.mark.parametrize("sampler", [Fresh, Uniform, Mixed, Prioritized])
 def test_old_sessions_are_dropped_in_memory(sampler):
-    replay = replay_of(sampler(), max_lag=2, batch=1)
+    replay = replay_of(sampler(), max_lag=2, batch_size=1)
     for number in range(1, 7):
         replay.add(session_of(number, update=number), update=6 if number > 3 else number)
     batch = replay.sample(update=7)
@@ -320,7 +320,7 @@ def test_old_sessions_are_dropped_in_memory(sampler):
 
 
 def test_what_expired_owes_nothing():
-    replay = replay_of(Uniform(), max_lag=0, batch=2, reuse=4)
+    replay = replay_of(Uniform(), max_lag=0, batch_size=2, reuse=4)
     for number in (1, 2, 3):
         replay.add(session_of(number))
     assert replay.sample() is not None and replay.limiter.sampled == 2
@@ -328,9 +328,9 @@ def test_what_expired_owes_nothing():
 
 
 def test_what_was_overwritten_owes_no_more_than_the_others_can_carry():
-    replay = replay_of(Uniform(), count=20, buffer_size=4, batch=2, reuse=8)
+    replay = replay_of(Uniform(), count=20, buffer_size=4, batch_size=2, reuse=8)
     assert replay.limiter.inserted * 8 - replay.limiter.sampled == 4 * 8
-    replay = replay_of(Uniform(), count=400, buffer_size=4, batch=4, reuse=0.1)
+    replay = replay_of(Uniform(), count=400, buffer_size=4, batch_size=4, reuse=0.1)
     assert replay.limiter.inserted * 0.1 - replay.limiter.sampled == pytest.approx(
         4
     )  # a batch may always be saved up for
@@ -347,7 +347,7 @@ def test_learning_begins_at_min_sessions():
 
 
 def test_learning_begins_at_a_batch_and_then_goes_on_with_less():
-    replay = replay_of(Uniform(), count=3, batch=4, max_lag=1)
+    replay = replay_of(Uniform(), count=3, batch_size=4, max_lag=1)
     assert replay.waits_for() == "3 of 4 sessions"
     replay.add(session_of(4, update=5))
     assert replay.sample() is not None
@@ -355,16 +355,16 @@ def test_learning_begins_at_a_batch_and_then_goes_on_with_less():
 
 
 def test_who_waits_for_reuse_says_for_how_many():
-    replay = replay_of(Uniform(), count=4, batch=4, reuse=0.5)
+    replay = replay_of(Uniform(), count=4, batch_size=4, reuse=0.5)
     assert replay.sample() is None and replay.waits_for() == "4 more sessions (reuse 0.5 is reached)"
 
 
 @pytest.mark.parametrize(
     ("flow", "sentence"),
     [
-        ({"batch": 0}, "batch is 0; it must be at least 1"),
+        ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
         ({"buffer_size": 0}, "buffer_size is 0"),
-        ({"batch": 9, "buffer_size": 8}, "a batch of 9 sessions cannot come from a buffer of 8"),
+        ({"batch_size": 9, "buffer_size": 8}, "a batch of 9 sessions cannot come from a buffer of 8"),
         ({"min_sessions": 9, "buffer_size": 8}, "learning would never begin"),
         ({"min_sessions": -1}, "min_sessions is -1"),
         ({"reuse": 0}, "reuse is 0"),
@@ -375,7 +375,7 @@ def test_who_waits_for_reuse_says_for_how_many():
 )
 def test_what_would_wait_for_ever_is_refused(flow, sentence):
     with pytest.raises(SettingsError, match=sentence) as refusal:
-        ReplayConfig(**{"batch": 2, "buffer_size": 8, **flow})
+        ReplayConfig(**{"batch_size": 2, "buffer_size": 8, **flow})
     assert str(refusal.value).count(". ") <= 1 and str(refusal.value).endswith(".")
 
 
@@ -400,12 +400,12 @@ def test_positions_can_be_forgotten_and_sessions_stay():
 
 
 def test_positions_are_compared_as_numbers():
-    replay = replay_of(batch=1)
+    replay = replay_of(batch_size=1)
     for position in ("9-0", "10-0", "10-9", "10-10"):
         replay.add(session_of(1), position=position)
         replay.sample()
         assert replay.newest_sampled == position
-    replay = replay_of(Uniform(), count=8, batch=8)
+    replay = replay_of(Uniform(), count=8, batch_size=8)
     for _ in range(3):
         replay.sample()
         assert replay.newest_sampled == "8-0"
@@ -478,7 +478,7 @@ class World:
     def __init__(self, chosen):
         self.chosen, self.random, self.database = chosen, random.Random(chosen.seed), MemoryDatabase()
         self.flow = ReplayConfig(
-            batch=chosen.batch, buffer_size=max(chosen.batch, chosen.min_sessions) + chosen.extra_buffer, max_lag=chosen.max_lag,
+            batch_size=chosen.batch_size, buffer_size=max(chosen.batch_size, chosen.min_sessions) + chosen.extra_buffer, max_lag=chosen.max_lag,
             reuse=chosen.reuse if chosen.sampler in ("uniform", "prioritized") else None, min_sessions=chosen.min_sessions,
         )  # fmt: skip
         self.trainer, self.updates, self.sequence = None, 0, 0
@@ -545,7 +545,7 @@ class World:
     def turns_needed(self):
         """A bound, generous, on the turns until the next update."""
         reuse = self.trainer.replay.config.reuse or 1.0
-        sessions = max(self.flow.min_sessions, self.flow.batch) + 2 * self.flow.batch / min(reuse, 1.0)
+        sessions = max(self.flow.min_sessions, self.flow.batch_size) + 2 * self.flow.batch_size / min(reuse, 1.0)
         return 60 + 8 * sessions / (self.chosen.players * self.chosen.num_envs) / self.chosen.reads
 
 
@@ -566,7 +566,7 @@ def live(chosen, updates=5):
 choices = st.builds(
     Settings,
     sampler=st.sampled_from(["fresh", "uniform", "mixed", "prioritized"]),
-    batch=st.integers(1, 64),
+    batch_size=st.integers(1, 64),
     extra_buffer=st.sampled_from([0, 1, 7, 200]),
     reuse=st.none() | st.floats(0.1, 8) | st.sampled_from([0.1, 1.0, 1 / 3]),
     max_lag=st.none() | st.integers(0, 20),
@@ -583,12 +583,12 @@ choices = st.builds(
 @given(choices)
 @example(Settings(reuse=8.0, max_lag=0, players=20, num_envs=1))
 @example(Settings(reuse=8.0, max_lag=0, players=1, num_envs=64))
-@example(Settings(reuse=0.1, batch=64, players=1, num_envs=1))
-@example(Settings(reuse=0.1, batch=64, players=20, num_envs=64))
-@example(Settings(sampler="fresh", batch=64, max_lag=0, players=20, num_envs=9, reads=0.3, restarts=0.05))
-@example(Settings(sampler="mixed", batch=1, min_sessions=100, restarts=0.05))
-@example(Settings(reuse=8.0, batch=64, max_lag=3, restarts=0.05, players=5, num_envs=9))
-@example(Settings(max_lag=9, batch=2, publish_every=10, players=2))
+@example(Settings(reuse=0.1, batch_size=64, players=1, num_envs=1))
+@example(Settings(reuse=0.1, batch_size=64, players=20, num_envs=64))
+@example(Settings(sampler="fresh", batch_size=64, max_lag=0, players=20, num_envs=9, reads=0.3, restarts=0.05))
+@example(Settings(sampler="mixed", batch_size=1, min_sessions=100, restarts=0.05))
+@example(Settings(reuse=8.0, batch_size=64, max_lag=3, restarts=0.05, players=5, num_envs=9))
+@example(Settings(max_lag=9, batch_size=2, publish_every=10, players=2))
 def test_no_setting_makes_everyone_wait(chosen):
     if chosen.players * chosen.num_envs > 256:
         chosen = dataclasses.replace(chosen, num_envs=max(1, 256 // chosen.players))

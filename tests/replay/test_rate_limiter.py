@@ -11,7 +11,7 @@ from tinyverse.replay.rate_limiter import RateLimiter
 
 
 def a_limiter(pending=None, **config):
-    return RateLimiter(ReplayConfig(**{"batch": 4, "buffer_size": 100, "reuse": 2.0, **config}), pending)
+    return RateLimiter(ReplayConfig(**{"batch_size": 4, "buffer_size": 100, "reuse": 2.0, **config}), pending)
 
 
 def test_an_inserted_session_is_owed_its_samples_until_they_are_drawn():
@@ -98,7 +98,7 @@ def test_after_a_restart_only_a_restored_memory_is_owed_anything():
     some.floats(0.1, 8), some.integers(1, 16), some.lists(some.sampled_from(["insert", "lost", "draw"]), max_size=200)
 )
 def test_the_deficit_is_bounded_and_a_batch_is_drawn_only_when_it_is_owed(reuse, batch, events):
-    limiter, kept = a_limiter(reuse=reuse, batch=batch, buffer_size=20), 0
+    limiter, kept = a_limiter(reuse=reuse, batch_size=batch, buffer_size=20), 0
     for event in events:
         if event == "insert":
             limiter.insert()

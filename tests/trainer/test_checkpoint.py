@@ -36,7 +36,7 @@ def sessions():
 
 def a_learning(database, path, sampler, *, size=30, reuse=None, **options):
     """A trainer whose learner surprises itself, so that priorities change."""
-    flow = ReplayConfig(batch=2, buffer_size=size, reuse=reuse)
+    flow = ReplayConfig(batch_size=2, buffer_size=size, reuse=reuse)
     trainer = a_trainer(database, sampler=SAMPLERS[sampler](), flow=flow, folder=RunFolder(path), **options)
     learn = trainer.learner.train_step
 
@@ -258,7 +258,7 @@ def test_a_sampler_of_the_users_own_is_told_again(tmp_path, sessions):
         def draw(self, batch, random):
             return np.array([slot for slot, *_ in self.told[-batch:]])
 
-    spec, flow = a_spec(), ReplayConfig(batch=2, buffer_size=8, reuse=None)
+    spec, flow = a_spec(), ReplayConfig(batch_size=2, buffer_size=8, reuse=None)
     first, second = Replay(spec, flow, Newest()), Replay(spec, flow, Newest())
     sessions[1].metadata["human"] = "1"
     for session in sessions[:5]:
@@ -284,13 +284,13 @@ def saved(replay, folder, update):
 
 def restored(folder, **flow):
     contents = folder.load()
-    replay = Replay(a_spec(), ReplayConfig(batch=2, buffer_size=8, reuse=None, **flow), Uniform())
+    replay = Replay(a_spec(), ReplayConfig(batch_size=2, buffer_size=8, reuse=None, **flow), Uniform())
     restore(replay, contents["replay"], folder.stored.read(contents["sessions"]))
     return replay
 
 
 def test_each_session_is_written_once_and_files_go_with_their_sessions(tmp_path, sessions):
-    folder, replay = RunFolder(tmp_path), Replay(a_spec(), ReplayConfig(batch=2, buffer_size=8, reuse=None), Uniform())
+    folder, replay = RunFolder(tmp_path), Replay(a_spec(), ReplayConfig(batch_size=2, buffer_size=8, reuse=None), Uniform())
     held = []
     for update in range(5):
         for session in sessions[3 * update : 3 * update + 3]:
@@ -304,7 +304,7 @@ def test_each_session_is_written_once_and_files_go_with_their_sessions(tmp_path,
 
 
 def test_a_resumed_trainer_writes_only_what_is_new(tmp_path, sessions):
-    folder, replay = RunFolder(tmp_path), Replay(a_spec(), ReplayConfig(batch=2, buffer_size=8, reuse=None), Uniform())
+    folder, replay = RunFolder(tmp_path), Replay(a_spec(), ReplayConfig(batch_size=2, buffer_size=8, reuse=None), Uniform())
     for session in sessions[:5]:
         replay.add(session)
     saved(replay, folder, 1)
@@ -315,7 +315,7 @@ def test_a_resumed_trainer_writes_only_what_is_new(tmp_path, sessions):
 
 
 def test_sessions_written_over_meanwhile_are_left_out(tmp_path, sessions):
-    folder, replay = RunFolder(tmp_path), Replay(a_spec(), ReplayConfig(batch=2, buffer_size=8, reuse=None), Uniform())
+    folder, replay = RunFolder(tmp_path), Replay(a_spec(), ReplayConfig(batch_size=2, buffer_size=8, reuse=None), Uniform())
     for session in sessions[:8]:
         replay.add(session)
     state = state_of(replay)
@@ -329,7 +329,7 @@ def test_sessions_written_over_meanwhile_are_left_out(tmp_path, sessions):
 
 @pytest.mark.parametrize("damage", ["gone", "short", "changed"])
 def test_damaged_sessions_are_left_out_and_the_rest_is_taken(tmp_path, sessions, damage, caplog):
-    folder, replay = RunFolder(tmp_path), Replay(a_spec(), ReplayConfig(batch=2, buffer_size=8, reuse=None), Uniform())
+    folder, replay = RunFolder(tmp_path), Replay(a_spec(), ReplayConfig(batch_size=2, buffer_size=8, reuse=None), Uniform())
     for session in sessions[:3]:
         replay.add(session)
     saved(replay, folder, 1)
@@ -353,7 +353,7 @@ def test_a_kill_at_any_moment_of_a_save_leaves_the_one_before(tmp_path, sessions
     def die(*_, **__):
         raise Killed
 
-    folder, replay = RunFolder(tmp_path), Replay(a_spec(), ReplayConfig(batch=2, buffer_size=8, reuse=None), Uniform())
+    folder, replay = RunFolder(tmp_path), Replay(a_spec(), ReplayConfig(batch_size=2, buffer_size=8, reuse=None), Uniform())
     for session in sessions[:8]:
         replay.add(session)
     saved(replay, folder, 1)

@@ -19,7 +19,7 @@ from tinyverse.trainer.ranks import SingleProcess
 
 
 def a_feeder(sampler=None, size=50, ranks=None):
-    replay = Replay(a_spec(), ReplayConfig(batch=2, buffer_size=size), sampler or Fresh())
+    replay = Replay(a_spec(), ReplayConfig(batch_size=2, buffer_size=size), sampler or Fresh())
     return Feeder(replay, MemoryDatabase(), new_worker("train"), ranks or SingleProcess())
 
 

@@ -146,7 +146,7 @@ def a_network_trainer(database, folder=None):
     agent = TorchAgent(ModularNetwork(env.observation_space, env.action_space, trunk=MLP(8)))
     spec = session_spec(env.observation_space, env.action_space, agent, LENGTH)
     learner = VTrace(agent, learning_rate=0.01, optimizer="adam", total_updates=30)
-    replay = Replay(spec, ReplayConfig(batch=2, buffer_size=50), Fresh())
+    replay = Replay(spec, ReplayConfig(batch_size=2, buffer_size=50), Fresh())
     return Trainer(agent, learner, replay, database, run_config("small", {}, spec), folder=folder)
 
 
@@ -215,7 +215,7 @@ def test_a_kill_between_report_and_update_loses_that_batch_and_repeats_none(data
 
 
 def test_uniform_reads_everything_again_but_counts_steps_once(database):
-    flow = ReplayConfig(batch=2, buffer_size=50, reuse=1.0)
+    flow = ReplayConfig(batch_size=2, buffer_size=50, reuse=1.0)
     first = a_trainer(database, sampler=Uniform(), flow=flow)
     first.join()
     first.feed()  # what comes from here on is new
@@ -277,7 +277,7 @@ def test_the_same_numbers_of_another_player_are_no_duplicates(database):
 
 
 def test_players_are_told_how_far_they_may_go(database):
-    trainer = a_trainer(database, flow=ReplayConfig(batch=2, buffer_size=40, min_sessions=4))
+    trainer = a_trainer(database, flow=ReplayConfig(batch_size=2, buffer_size=40, min_sessions=4))
     trainer.join()
     state = database.state()
     assert (state.reuse, state.allowance, state.capacity, state.delivered) == (1.0, (4 + 2) * 1.0, 40, 0)
@@ -531,7 +531,7 @@ def flush(server):
 def test_an_empty_server_is_filled_again_and_everyone_goes_on(redis_url, redis_server):
     database = a_run(redis_url)
     database.ask_stop()  # one of long ago
-    trainer = a_trainer(database, flow=ReplayConfig(batch=2, buffer_size=50))
+    trainer = a_trainer(database, flow=ReplayConfig(batch_size=2, buffer_size=50))
     trainer.join()
     player, courier = a_player(RedisDatabase(redis_url, database.run))
     courier.start()
@@ -682,7 +682,7 @@ def test_priorities_go_back_to_the_sampler(database):
         def set_priorities(self, slots, priorities):
             given.append((slots.tolist(), priorities.tolist()))
 
-    trainer = a_trainer(database, sampler=Noting(), flow=ReplayConfig(batch=2, buffer_size=9, reuse=1.0))
+    trainer = a_trainer(database, sampler=Noting(), flow=ReplayConfig(batch_size=2, buffer_size=9, reuse=1.0))
     trainer.join()
     trainer.learner.metrics = {"priorities": torch.tensor([3.0, 5.0])}
     trainer.feed()

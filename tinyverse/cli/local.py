@@ -42,7 +42,7 @@ def local(context: RunContext, options: TrainOptions, num_envs: int | None = Non
         began, should_stop = time.monotonic(), or_after(options.minutes, should_stop)
         options = dataclasses.replace(options, precision=options.precision or "fp32")
         trainer, experiment = make_trainer(context, options, database)
-        batch = trainer.replay.config.batch
+        batch = trainer.replay.config.batch_size
         count = num_envs or min(batch, experiment.num_envs)
         if isinstance(trainer.replay.sampler, Fresh) and batch % count:
             raise SettingsError(

@@ -29,7 +29,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 class TrainOptions:
     """The options of `train`, `run` and `local`; None means: as the experiment says."""
 
-    batch: int | None = None
+    batch_size: int | None = None
     updates: int | None = None
     publish_every: int | None = None
     buffer_size: int | None = None
@@ -68,7 +68,7 @@ RUN_OPTIONS = [
 ]  # fmt: skip
 
 TRAIN_OPTIONS = [
-    click.Option(["-b", "batch"], type=int, help="Sessions per update [the experiment's]."),
+    click.Option(["-b", "--batch-size"], type=int, help="Sessions per update [the experiment's]."),
     click.Option(["-n", "updates"], type=int, help="Updates to make [no end]."),
     click.Option(["--minutes"], type=float, help="Minutes after which to stop [no end]."),
     click.Option(["-s", "publish_every"], type=int, help="Updates between two publications of weights [the experiment's, else 10]."),

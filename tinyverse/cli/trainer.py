@@ -41,7 +41,7 @@ from tinyverse.trainer.trainer import Trainer
 
 def check_options(options: TrainOptions) -> None:
     positive(
-        batch=options.batch, updates=options.updates, publish_every=options.publish_every,
+        batch_size=options.batch_size, updates=options.updates, publish_every=options.publish_every,
         buffer_size=options.buffer_size, threads=options.threads, gpus=options.gpus,
     )  # fmt: skip
     for name in options.track:
@@ -173,7 +173,7 @@ def make_trainer(context: RunContext, options: TrainOptions, database: Database)
         check_spec(context.run, meta, spec)
     sampler = sampler_of(experiment.sampler)
     flow = ReplayConfig(
-        batch=options.batch or experiment.batch,
+        batch_size=options.batch_size or experiment.batch_size,
         buffer_size=options.buffer_size or experiment.buffer_size,
         reuse=experiment.reuse if options.reuse is None else options.reuse,
         max_lag=experiment.max_lag if options.max_lag is None else options.max_lag,

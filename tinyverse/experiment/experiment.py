@@ -45,12 +45,12 @@ class Experiment:
     seeded when they are made (envpool), if it takes these arguments. `keys` have pygame's names and actions as the
     environment takes them.
 
-    The other attributes say how sessions are made and used. Options of the command line override batch, environments,
+    The other attributes say how sessions are made and used. Options of the command line override batch_size, environments,
     buffer_size, reuse, max_lag, min_sessions, publish_every and precision.
     """
 
     unroll_length: int = 20  # steps per session
-    batch: int = 10  # sessions per update
+    batch_size: int = 10  # sessions per update
     num_envs: int = 1  # environments that one player steps at once
     buffer_size: int = 5000  # sessions
     sampler: str | Sampler = "fresh"
@@ -99,7 +99,7 @@ class Experiment:
         Raises:
             ExperimentError: one is no whole number of at least 1.
         """
-        for name in ("unroll_length", "batch", "num_envs", "buffer_size", "publish_every", "frame_skip"):
+        for name in ("unroll_length", "batch_size", "num_envs", "buffer_size", "publish_every", "frame_skip"):
             count = getattr(self, name)
             if not isinstance(count, int) or count < 1:
                 raise ExperimentError(f"the experiment's {name} is {count!r}, wanted a whole number of at least 1.")

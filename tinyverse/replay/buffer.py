@@ -158,7 +158,7 @@ class Replay:
             if self._waits_for():
                 return None
             self.began = True
-            slots = self.sampler.draw(self.config.batch, self.random)
+            slots = self.sampler.draw(self.config.batch_size, self.random)
             np.add.at(self.slots.count, slots, 1)
             self.limiter.sample(len(slots))
             self.newest_sampled = furthest(self.newest_sampled, *(self.slots.position[slot] for slot in slots))
@@ -174,7 +174,7 @@ class Replay:
     @property
     def filling(self) -> tuple[int, int] | None:
         """(sessions kept, sessions wanted) before learning begins; None from then on."""
-        kept, wanted = len(self), max(self.config.min_sessions, self.config.batch)
+        kept, wanted = len(self), max(self.config.min_sessions, self.config.batch_size)
         return None if self.began or kept >= wanted else (kept, wanted)
 
     def row(self) -> dict[str, Any]:
@@ -213,7 +213,7 @@ class Replay:
     def _waits_for(self) -> str:
         if (filling := self.filling) is not None:
             return f"{filling[0]} of {filling[1]} sessions"
-        if missing := self.sampler.missing(self.config.batch):
+        if missing := self.sampler.missing(self.config.batch_size):
             return counted(missing, "more new session")
         if missing := self.limiter.missing:
             return f"{counted(missing, 'more session')} (reuse {self.limiter.reuse:g} is reached)"

@@ -13,7 +13,7 @@ class ReplayConfig:
     """How the trainer uses sessions. Settings that would deadlock are refused here.
 
     Attributes:
-        batch: slices per update.
+        batch_size: slices per update.
         buffer_size: sessions kept.
         reuse: samples per session on average (Reverb: samples per insert; elsewhere: replay ratio); None: as fast as the
             trainer can.
@@ -21,19 +21,19 @@ class ReplayConfig:
         min_sessions: sessions in memory before learning begins.
     """
 
-    batch: int = 32
+    batch_size: int = 32
     buffer_size: int = 5000
     reuse: float | None = 1.0
     max_lag: int | None = None
     min_sessions: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("batch", "buffer_size"):
+        for name in ("batch_size", "buffer_size"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        if self.batch > self.buffer_size:
+        if self.batch_size > self.buffer_size:
             raise SettingsError(
-                f"a batch of {self.batch} sessions cannot come from a buffer of {self.buffer_size}; raise --buffer-size."
+                f"a batch of {self.batch_size} sessions cannot come from a buffer of {self.buffer_size}; raise --buffer-size."
             )
         if not 0 <= self.min_sessions <= self.buffer_size:
             raise SettingsError(
@@ -54,7 +54,7 @@ class ReplayConfig:
         """
         if self.reuse is None:
             return None
-        return max((max(self.min_sessions, self.batch) + self.batch) * self.reuse, self.batch)
+        return max((max(self.min_sessions, self.batch_size) + self.batch_size) * self.reuse, self.batch_size)
 
     def shared(self, ranks: int) -> ReplayConfig:
         """The part of this that each of so many ranks does.
@@ -62,9 +62,9 @@ class ReplayConfig:
         Raises:
             SettingsError: the batch cannot be shared evenly.
         """
-        if self.batch % ranks:
+        if self.batch_size % ranks:
             raise SettingsError(
-                f"a batch of {counted(self.batch, 'session')} cannot be shared evenly by {ranks} ranks; make -b a multiple of {ranks}."
+                f"a batch of {counted(self.batch_size, 'session')} cannot be shared evenly by {ranks} ranks; make -b a multiple of {ranks}."
             )
         kept, needed = -(-self.buffer_size // ranks), -(-self.min_sessions // ranks)  # rounded up
-        return dataclasses.replace(self, batch=self.batch // ranks, buffer_size=kept, min_sessions=needed)
+        return dataclasses.replace(self, batch_size=self.batch_size // ranks, buffer_size=kept, min_sessions=needed)

@@ -54,7 +54,7 @@ class RateLimiter:
         """Sessions that must come before the next batch may be drawn."""
         if self.config.reuse is None or self._pending is not None:
             return 0
-        return max(0, math.ceil((self.config.batch - self.deficit) / self.reuse))
+        return max(0, math.ceil((self.config.batch_size - self.deficit) / self.reuse))
 
     def insert(self) -> None:
         """Counts a stored session."""
@@ -72,7 +72,7 @@ class RateLimiter:
     def forgive(self, kept: int) -> None:
         """Counts as sampled what sessions that left memory were owed and the `kept` ones cannot carry."""
         if self.config.reuse is not None:
-            carried = max(self.reuse * kept, self.config.batch) if kept else 0.0
+            carried = max(self.reuse * kept, self.config.batch_size) if kept else 0.0
             self._drawn = max(self._drawn, self.reuse * self.inserted - carried)
 
     def restart(self, inserted: int, kept: int) -> None:
