@@ -151,7 +151,7 @@ class Soak:
             self.wait(60.0 if "minute" in kind else seconds)
             self.books.losses.append(time.monotonic())
             self.server.start()
-            self.seen = State(epoch=self.seen.epoch)  # of a copy: what came after it is gone, heartbeats too
+            self.seen = State(run_id=self.seen.run_id)  # of a copy: what came after it is gone, heartbeats too
             self.loaded.clear()
         elif kind == "server frozen":
             self.server.freeze()
@@ -209,11 +209,11 @@ class Soak:
     def look(self) -> None:
         self.wrong += self.books.read(self.database, min(self.started.values()))
         state, workers = self.database.state(), self.database.workers()
-        if state.epoch == self.seen.epoch:
+        if state.run_id == self.seen.run_id:
             if state.version < self.seen.version:
                 self.wrong.append(f"version {self.seen.version} was followed by {state.version}")
-            if is_ahead(self.seen.position, state.position):
-                self.wrong.append(f"position {self.seen.position} was followed by {state.position}")
+            if is_ahead(self.seen.cursor, state.cursor):
+                self.wrong.append(f"cursor {self.seen.cursor} was followed by {state.cursor}")
         else:
             self.loaded.clear()
         for worker in workers:

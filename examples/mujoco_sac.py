@@ -26,7 +26,7 @@ RUNNERS = ("Ant", "HalfCheetah", "Hopper", "Humanoid", "Swimmer", "Walker2d")
 
 
 def make_experiment(env_id="HalfCheetah-v5", learning_rate=3e-4, discount=0.99, updates_per_step=1.0, hidden=256):
-    unroll_length, batch = 16, 256
+    unroll_length, batch_size = 16, 256
 
     def make_env(evaluation=False, render_mode=None):
         camera = {"camera_name": "track"} if render_mode and env_id.startswith(RUNNERS) else {}  # else it stands still

@@ -16,7 +16,7 @@ from tinyverse.networks.squashed import SquashedActor
 
 
 def make_experiment(env_id="Pendulum-v1", learning_rate=1e-3, discount=0.98, updates_per_step=1.0, hidden=64):
-    unroll_length, batch = 4, 256
+    unroll_length, batch_size = 4, 256
 
     def make_env(evaluation=False, render_mode=None):
         return gym.make(env_id, render_mode=render_mode)
@@ -35,7 +35,7 @@ def make_experiment(env_id="Pendulum-v1", learning_rate=1e-3, discount=0.98, upd
         num_envs=4,
         batch_size=batch_size,
         sampler="uniform",
-        reuse=updates_per_step * unroll_length * batch,
+        reuse=updates_per_step * unroll_length * batch_size,
         buffer_size=25_000,  # sessions: 100,000 steps
         min_sessions=256,
         publish_every=20,

@@ -8,7 +8,9 @@ from tinyverse.networks import ModularNetwork, NatureConv, Window
 ALGORITHMS = {"vtrace": VTrace, "ppo": PPO}
 
 
-def make_experiment(algorithm="vtrace", precision="fp32", unroll_length=20, batch_size=32, num_envs=32, publish_every=10):
+def make_experiment(
+    algorithm="vtrace", precision="fp32", unroll_length=20, batch_size=32, num_envs=32, publish_every=10
+):
     def make_pool(num_envs):
         return atari_pool("pong", num_envs)
 

@@ -51,7 +51,7 @@ class Loop:
         self.agent, self.chains, self.steps = agent, Chains(num_envs), steps
         self.memory, self.first = agent.initial_memory(num_envs), np.zeros(num_envs, bool)
         spec = session_spec(OBSERVED, DISCRETE, agent, steps)
-        flow = ReplayConfig(batch_size=batch, buffer_size=200, reuse=reuse)
+        flow = ReplayConfig(batch_size=batch_size, buffer_size=200, reuse=reuse)
         self.replay = Replay(spec, flow, sampler or Prioritized(alpha=0.9, beta=0.6))
 
     def play(self):

@@ -66,7 +66,11 @@ def test_verbs_take_what_config_shows(monkeypatch, config):
     *num_envs, (context, options) = seen
     assert num_envs == [6, 7, 8]
     assert isinstance(context, RunContext) and context.settings == {"entropy_cost": 0.5}
-    assert isinstance(options, TrainOptions) and (options.batch_size, options.buffer_size, options.minutes) == (2, 77, 3.5)
+    assert isinstance(options, TrainOptions) and (options.batch_size, options.buffer_size, options.minutes) == (
+        2,
+        77,
+        3.5,
+    )
 
 
 @pytest.mark.parametrize(

@@ -274,7 +274,7 @@ def turns(trainer, count):
 
 
 def furthest_of(trainer):
-    return trainer.ranks.furthest(trainer.feeder.cursor.learned, trainer.state.epoch)
+    return trainer.ranks.furthest(trainer.feeder.cursor.learned, trainer.state.run_id)
 
 
 def wait_for_the_poor(url, run):
@@ -301,7 +301,7 @@ def wait_for_the_poor(url, run):
             trainer.publisher.report(trainer.update)
         distributed.any_rank(False)
         state = trainer.database.state()
-        facts[name] = (trainer.update, trainer.waiting.reason, state.debt, state.position == furthest_of(trainer))
+        facts[name] = (trainer.update, trainer.waiting.reason, state.debt, state.cursor == furthest_of(trainer))
     facts["reported"] = (state.allowance, state.capacity, state.step == trainer.feeder.steps)
     trainer.publisher.beat()
     distributed.any_rank(False)
@@ -337,9 +337,9 @@ def test_what_another_rank_has_learned_from_is_reported_and_what_is_unread_here_
     push(database, some_sessions(4))
     trainer.feed()
     assert trainer.step()
-    assert (trainer.feeder.cursor.learned, database.state().position) == ("2-0", "3-0")
+    assert (trainer.feeder.cursor.learned, database.state().cursor) == ("2-0", "3-0")
     assert trainer.step()
-    assert database.state().position == "4-0"
+    assert database.state().cursor == "4-0"
 
 
 def one_learns_nan(url, run, place):

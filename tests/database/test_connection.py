@@ -161,7 +161,7 @@ def owner(port: int, run: str) -> bool:
 def test_any_node_will_do_and_dead_ones_are_passed_over(ports: list[int]) -> None:
     for port in ports:
         database = RedisDatabase(f"redis+cluster://127.0.0.1:1,127.0.0.1:{port}/", "anywhere")
-        assert database.state().epoch == ""
+        assert database.state().run_id == ""
         database.close()
     assert find_server(f"redis+cluster://127.0.0.1:{ports[0]}/").source == "--redis"
     with pytest.raises(ServerError, match="does not answer.*refused"):

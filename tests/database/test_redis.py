@@ -96,7 +96,7 @@ def apply(database: Database, positions: list[str], step: tuple[Any, ...]) -> An
     elif name == "count":
         database.count(rejected=arguments[0])
     elif name == "create":
-        return {**database.create({"by": str(arguments[0])}), "epoch": ""}
+        return {**database.create({"by": str(arguments[0])}), "run_id": ""}
     elif name == "stop":
         database.ask_stop()
     elif name == "beat":
@@ -113,7 +113,7 @@ def apply(database: Database, positions: list[str], step: tuple[Any, ...]) -> An
 def visible(database: Database) -> Any:
     state = database.state()
     return (
-        {**vars(state), "epoch": bool(state.epoch)}, database.counters(), database.episodes(), database.size()["sessions"],
+        {**vars(state), "run_id": bool(state.run_id)}, database.counters(), database.episodes(), database.size()["sessions"],
         sorted(worker.id for worker in database.workers()), read_all(database), database.meta().get("by"),
     )  # fmt: skip
 

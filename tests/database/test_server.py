@@ -135,14 +135,14 @@ def test_it_outlives_who_started_it() -> None:
 def test_a_crashed_server_comes_back_under_the_same_url_and_empty() -> None:
     first = start()
     database = RedisDatabase(first.url, "x")
-    epoch = database.create({})["epoch"]
+    run_id = database.create({})["run_id"]
     os.kill(first.pid, signal.SIGKILL)
     until(lambda: not lives(first.pid))
     with pytest.raises(DatabaseLost):
         database.state()
     second = start()
     assert second.url == first.url and second.pid != first.pid
-    assert database.state().epoch == "" and database.create({})["epoch"] != epoch
+    assert database.state().run_id == "" and database.create({})["run_id"] != run_id
     database.close()
 
 

@@ -101,8 +101,8 @@ def test_a_player_cannot_write_weights_nor_lead_the_run(place: Place) -> None:
 
 
 WRITES = [
-    ("SET", "w:3", "x"), ("SET", "lease", "x"), ("HSET", "w:cur", "version", "9"), ("HSET", "meta", "epoch", "x"), ("HSET", "stat", "stop", "9"),
-    ("HINCRBY", "stat", "stop", "1"), ("HINCRBY", "w:cur", "version", "9"), ("HDEL", "meta", "epoch"), ("HDEL", "w:cur", "version"),
+    ("SET", "w:3", "x"), ("SET", "lease", "x"), ("HSET", "w:cur", "version", "9"), ("HSET", "meta", "run_id", "x"), ("HSET", "stat", "stop", "9"),
+    ("HINCRBY", "stat", "stop", "1"), ("HINCRBY", "w:cur", "version", "9"), ("HDEL", "meta", "run_id"), ("HDEL", "w:cur", "version"),
     ("UNLINK", "w:3"), ("UNLINK", "sessions"), ("XADD", "metrics", "*", "a", "b"), ("XADD", "w:4", "*", "a", "b"), ("XTRIM", "episodes", "MAXLEN", "0"),
     ("HSET", "tally", "inserted", "x"), ("XRANGE", "sessions", "-", "+"), ("HGETALL", "hb"), ("GET", "lease"), ("HINCRBY", "hb", "x", "1"),
 ]  # fmt: skip

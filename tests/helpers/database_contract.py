@@ -84,8 +84,8 @@ class DatabaseContract:
     def test_the_first_creator_wins(self, database: Database) -> None:
         first = database.create({"spec": "a", "settings": "ü"})
         assert database.create({"spec": "b"}) == first == database.meta()
-        assert {**first, "epoch": ""} == {"spec": "a", "settings": "ü", "epoch": ""}
-        assert len(first["epoch"]) >= 16 and database.state().epoch == first["epoch"]
+        assert {**first, "run_id": ""} == {"spec": "a", "settings": "ü", "run_id": ""}
+        assert len(first["run_id"]) >= 16 and database.state().run_id == first["run_id"]
 
     def test_creators_at_once_agree(self, database: Database) -> None:
         metas: list[dict[str, str]] = []
@@ -98,34 +98,34 @@ class DatabaseContract:
         assert database.state().stop == 2
 
     def test_clear_leaves_nothing(self, database: Database) -> None:
-        epoch = self.fill(database)
+        run_id = self.fill(database)
         database.clear()
         self.test_a_run_that_was_never_created(database)
-        assert database.create({})["epoch"] != epoch
+        assert database.create({})["run_id"] != run_id
         assert database.acquire_lease(OTHER)
 
     def test_clear_can_keep_the_weights(self, database: Database) -> None:
-        epoch = self.fill(database)
+        run_id = self.fill(database)
         meta = database.meta()
         database.clear(keep_weights=True)
-        assert database.state() == State(epoch=epoch, version=4, update=5, step=6, capacity=3, stop=1)
+        assert database.state() == State(run_id=run_id, version=4, update=5, step=6, capacity=3, stop=1)
         assert database.get_weights() == (4, b"four") and database.meta() == meta
         assert read_all(database) == [] and database.counters() == {}
         assert database.workers() == database.episodes() == database.metrics() == database.errors() == []
         database.put_weights(b"five", 5, holder=ME)
 
     def fill(self, database: Database) -> str:
-        epoch = database.create({"spec": "a"})["epoch"]
+        run_id = database.create({"spec": "a"})["run_id"]
         worker = Worker("w", "play")
         assert database.acquire_lease(ME)
-        database.report(capacity=3, delivered=2.5, reuse=4.0, allowance=9.0, position="1-0")
+        database.report(capacity=3, delivered=2.5, reuse=4.0, allowance=9.0, cursor="1-0")
         database.append([b"1", b"2"], worker=worker, episodes=[{"return": 1.0}])
         database.put_weights(b"four", 4, holder=ME, update=5, step=6)
         database.count(rejected=1)
         database.log_metrics({"loss": 1.0})
         database.log_error({"error": "no"})
         database.ask_stop()
-        return epoch
+        return run_id
 
     # sessions
 
@@ -265,21 +265,21 @@ class DatabaseContract:
 
     def test_weights_never_come_without_their_run(self, database: Database) -> None:
         """Not after the run was removed, nor into one that was made anew, whoever has the lease."""
-        before = database.create({"spec": "a"})["epoch"]
+        before = database.create({"spec": "a"})["run_id"]
         database.acquire_lease(ME)
-        database.put_weights(b"right", 0, holder=ME, epoch=before)
+        database.put_weights(b"right", 0, holder=ME, run_id=before)
         assert database.get_weights() == (0, b"right")
         database.clear()
         database.acquire_lease(ME)
         with pytest.raises(RunConflict, match="version 1 .*gone"):
-            database.put_weights(b"late", 1, holder=ME, epoch=before)
+            database.put_weights(b"late", 1, holder=ME, run_id=before)
         with pytest.raises(RunConflict, match="gone"):
-            database.put_weights(b"late", 1, holder=ME, epoch="")
-        after = database.create({"spec": "b"})["epoch"]
+            database.put_weights(b"late", 1, holder=ME, run_id="")
+        after = database.create({"spec": "b"})["run_id"]
         with pytest.raises(RunConflict, match="another"):
-            database.put_weights(b"late", 1, holder=ME, epoch=before)
+            database.put_weights(b"late", 1, holder=ME, run_id=before)
         assert database.get_weights() is None and database.state().version == -1
-        database.put_weights(b"new", 1, holder=ME, epoch=after)
+        database.put_weights(b"new", 1, holder=ME, run_id=after)
         assert database.get_weights() == (1, b"new")
 
     @pytest.mark.parametrize("version", [4, 5])
@@ -360,7 +360,7 @@ class DatabaseContract:
         assert database.state() == State(**{**numbers, "allowance": None})
         database.report()
 
-    @pytest.mark.parametrize("name", ["inserted", "version", "epoch", "stop", "rejected"])
+    @pytest.mark.parametrize("name", ["inserted", "version", "run_id", "stop", "rejected"])
     def test_report_sets_nothing_else(self, database: Database, name: str) -> None:
         with pytest.raises(TypeError, match=name):
             database.report(**{name: 1})

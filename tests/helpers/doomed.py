@@ -113,7 +113,10 @@ def trainers_life(url: str, folder: Path, fatal: int) -> None:
     ledger = os.open(folder.parent / "ledger", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     doom = Doom(fatal, folder)
     trainer = a_trainer(
-        open_database(url, RUN), flow=ReplayConfig(batch_size=2, buffer_size=8), publish_every=1, folder=RunFolder(folder)
+        open_database(url, RUN),
+        flow=ReplayConfig(batch_size=2, buffer_size=8),
+        publish_every=1,
+        folder=RunFolder(folder),
     )
     trainer.learner = Ledger(trainer.agent)
     trainer.learner.file = ledger
@@ -162,13 +165,13 @@ class Witness:
         self.database, self.folder = open_database(url, RUN), folder
         self.version = self.update = -1
         self.best = -1.0
-        self.epoch, self.position = "", BEGINNING
+        self.run_id, self.position = "", BEGINNING
 
     def check(self) -> None:
         state = self.database.state()
         assert state.version >= self.version, "the version went back"
-        assert state.epoch == self.epoch or not self.epoch
-        self.version, self.epoch = state.version, state.epoch
+        assert state.run_id == self.run_id or not self.run_id
+        self.version, self.run_id = state.version, state.run_id
         found = self.database.get_weights()
         assert (found is None) == (state.version < 0)
         if found is not None:

@@ -38,7 +38,7 @@ def test_sentinels_promote_another_server_and_all_goes_on(copy: str, record_prop
         until(lambda: follows(second, first))
         with Servers(sentinel), Team(found(watch)) as team:
             team.goes_on()
-            epoch = team.trainer.state.epoch
+            run_id = team.trainer.state.run_id
             if copy == "older":
                 admin(second).save()
                 servers.kill(1)
@@ -51,7 +51,7 @@ def test_sentinels_promote_another_server_and_all_goes_on(copy: str, record_prop
             record_property("goes on", team.goes_on(60.0))
             assert admin(second).info("replication")["role"] == "master"
             state = team.trainer.state
-            assert state.epoch == epoch and state.version > version
+            assert state.run_id == run_id and state.version > version
             servers.start(0)
             until(lambda: follows(first, second), 60)
             servers.kill(1)

@@ -131,7 +131,7 @@ def test_within_5_seconds_of_the_servers_return_all_goes_on(
             server.save()
             team.goes_on()
             team.goes_on()
-        epoch, version = team.trainer.publisher.meta["epoch"], team.trainer.state.version
+        run_id, version = team.trainer.publisher.meta["run_id"], team.trainer.state.version
         if comes_back == "as it was":
             server.save()
         server.kill()
@@ -141,7 +141,7 @@ def test_within_5_seconds_of_the_servers_return_all_goes_on(
         server.start()
         record_property("goes on", team.goes_on(5.0))
         state = team.database.state()
-        assert (state.epoch == epoch) == (comes_back != "empty")
+        assert (state.run_id == run_id) == (comes_back != "empty")
         assert state.version > version
 
 
@@ -492,7 +492,7 @@ def test_nonsense_in_a_key_is_one_sentence(server: Breakable, key: str) -> None:
         elif key == "current":
             admin.hset(Keys("odd").current, "version", "many")
         else:
-            admin.hset(Keys("odd").meta, "epoch", b"\xff")
+            admin.hset(Keys("odd").meta, "run_id", b"\xff")
     with pytest.raises(DatabaseError, match="holds something .* clear --force"):
         database.state()
 

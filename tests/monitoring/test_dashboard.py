@@ -432,7 +432,7 @@ def test_watch_says_where_and_ends_when_it_is_stopped(
         seen = Page(line.split()[1].replace("0.0.0.0", "127.0.0.1"))
         listening = threading.Thread(target=lambda: seen.events(99), daemon=True)  # who looks on does not hold it up
         if "0.0.0.0" not in address:
-            assert seen.events(1)[0]["epoch"] == ""
+            assert seen.events(1)[0]["run_id"] == ""
             listening.start()
         else:
             assert seen.get("/").status == 401

@@ -14,7 +14,7 @@ from tinyverse.database.memory import MemoryDatabase
 from tinyverse.monitoring import status, terminal
 
 KEYS = {
-    "run", "experiment", "settings", "epoch", "version", "update", "step", "inserted", "delivered", "sessions", "bytes",
+    "run", "experiment", "settings", "run_id", "version", "update", "step", "inserted", "delivered", "sessions", "bytes",
     "capacity", "reuse", "mean_return", "episodes", "workers", "counters", "metrics", "evaluation",
     "human_sessions", "human_return", "errors", "reuse_wanted", "compression", "steps_per_second", "frames_per_second",
     "sessions_per_second", "curve", "waits", "bottleneck",

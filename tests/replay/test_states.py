@@ -44,7 +44,7 @@ class Model:
     entries: list[bytes] = dataclasses.field(default_factory=list)  # kept sessions, oldest first
     inserted: int = 0
     capacity: int = State.capacity
-    epoch: str = ""
+    run_id: str = ""
     version: int = -1
     weights: dict[int, bytes] = dataclasses.field(default_factory=dict)
     position: str = BEGINNING  # up to which a trainer has learned
@@ -90,9 +90,9 @@ class Story(RuleBasedStateMachine):
 
     @rule()
     def create(self) -> None:
-        epoch = self.database.create({"spec": "a"})["epoch"]
-        assert epoch == self.model.epoch or not self.model.epoch
-        self.model.epoch = epoch
+        run_id = self.database.create({"spec": "a"})["run_id"]
+        assert run_id == self.model.run_id or not self.model.run_id
+        self.model.run_id = run_id
 
     @rule(count=PARTS)
     def push(self, count: int) -> None:
@@ -138,7 +138,7 @@ class Story(RuleBasedStateMachine):
         """As a trainer that learns from each session once: it first tells how far it will have come."""
         keys = [key for key, _ in self.database.read(self.learned_to, limit)[0]]
         if keys:
-            self.database.report(position=keys[-1])
+            self.database.report(cursor=keys[-1])
             self.model.position = self.learned_to = keys[-1]
         assert self.learned.isdisjoint(keys)
         self.learned |= set(keys)
@@ -184,7 +184,7 @@ class Story(RuleBasedStateMachine):
         assert self.database.acquire_lease(self.holder)
         with pytest.raises(LeaseLost):
             self.database.put_weights(b"late", self.model.version + 1, holder=before)
-        self.learned_to = self.database.state().position
+        self.learned_to = self.database.state().cursor
         # what an older copy of the server does not know, and no trainer any more
         self.learned = {key for key in self.learned if is_behind(key, self.model.position)}
 
@@ -192,18 +192,18 @@ class Story(RuleBasedStateMachine):
     def load(self) -> None:
         """A player loads newer weights of this epoch, or none."""
         state = self.database.state()
-        newer_than = self.loaded[1] if state.epoch == self.loaded[0] else -1
+        newer_than = self.loaded[1] if state.run_id == self.loaded[0] else -1
         found = self.database.get_weights(newer_than=newer_than)
         assert (found is not None) == (self.model.version > newer_than)
         if found is not None:
             assert found == (self.model.version, self.model.weights[self.model.version])
-            self.loaded = (state.epoch, found[0])
+            self.loaded = (state.run_id, found[0])
 
     @rule(keep_weights=some.booleans())
     def clear(self, keep_weights: bool) -> None:
         self.database.clear(keep_weights=keep_weights)
         kept = self.model if keep_weights else Model()
-        self.model = Model(epoch=kept.epoch, version=kept.version, weights=kept.weights, capacity=kept.capacity)
+        self.model = Model(run_id=kept.run_id, version=kept.version, weights=kept.weights, capacity=kept.capacity)
         if not keep_weights:
             self.new_epoch()
 
@@ -216,11 +216,11 @@ class Story(RuleBasedStateMachine):
     def kill_and_bring_back_the_copy(self) -> None:
         self.server.kill()
         self.server.start()
-        if self.copy.epoch != self.model.epoch:
+        if self.copy.run_id != self.model.run_id:
             self.new_epoch()
         self.model = copy.deepcopy(self.copy)
 
-    @precondition(lambda self: self.model.inserted or self.model.epoch)
+    @precondition(lambda self: self.model.inserted or self.model.run_id)
     @rule()
     def kill_and_bring_back_nothing(self) -> None:
         self.server.kill()
@@ -235,8 +235,8 @@ class Story(RuleBasedStateMachine):
         model, entries = self.model, self.database.read(BEGINNING, 10_000)
         blobs, state = [blob for _, blob in entries[0]], entries[1]
         assert blobs == model.entries and len(blobs) <= model.capacity
-        seen: Any = (state.epoch, state.version, state.inserted, state.capacity, state.position)
-        assert seen == (model.epoch, model.version, model.inserted, model.capacity, model.position)
+        seen: Any = (state.run_id, state.version, state.inserted, state.capacity, state.cursor)
+        assert seen == (model.run_id, model.version, model.inserted, model.capacity, model.position)
         with connect(self.server.admin_url) as admin:
             assert len(admin.keys(f"tv:{{{self.name}}}:*")) <= KEYS  # type: ignore[arg-type]
         newest = self.database.get_weights()

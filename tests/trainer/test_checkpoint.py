@@ -290,7 +290,10 @@ def restored(folder, **flow):
 
 
 def test_each_session_is_written_once_and_files_go_with_their_sessions(tmp_path, sessions):
-    folder, replay = RunFolder(tmp_path), Replay(a_spec(), ReplayConfig(batch_size=2, buffer_size=8, reuse=None), Uniform())
+    folder, replay = (
+        RunFolder(tmp_path),
+        Replay(a_spec(), ReplayConfig(batch_size=2, buffer_size=8, reuse=None), Uniform()),
+    )
     held = []
     for update in range(5):
         for session in sessions[3 * update : 3 * update + 3]:
@@ -304,7 +307,10 @@ def test_each_session_is_written_once_and_files_go_with_their_sessions(tmp_path,
 
 
 def test_a_resumed_trainer_writes_only_what_is_new(tmp_path, sessions):
-    folder, replay = RunFolder(tmp_path), Replay(a_spec(), ReplayConfig(batch_size=2, buffer_size=8, reuse=None), Uniform())
+    folder, replay = (
+        RunFolder(tmp_path),
+        Replay(a_spec(), ReplayConfig(batch_size=2, buffer_size=8, reuse=None), Uniform()),
+    )
     for session in sessions[:5]:
         replay.add(session)
     saved(replay, folder, 1)
@@ -315,7 +321,10 @@ def test_a_resumed_trainer_writes_only_what_is_new(tmp_path, sessions):
 
 
 def test_sessions_written_over_meanwhile_are_left_out(tmp_path, sessions):
-    folder, replay = RunFolder(tmp_path), Replay(a_spec(), ReplayConfig(batch_size=2, buffer_size=8, reuse=None), Uniform())
+    folder, replay = (
+        RunFolder(tmp_path),
+        Replay(a_spec(), ReplayConfig(batch_size=2, buffer_size=8, reuse=None), Uniform()),
+    )
     for session in sessions[:8]:
         replay.add(session)
     state = state_of(replay)
@@ -329,7 +338,10 @@ def test_sessions_written_over_meanwhile_are_left_out(tmp_path, sessions):
 
 @pytest.mark.parametrize("damage", ["gone", "short", "changed"])
 def test_damaged_sessions_are_left_out_and_the_rest_is_taken(tmp_path, sessions, damage, caplog):
-    folder, replay = RunFolder(tmp_path), Replay(a_spec(), ReplayConfig(batch_size=2, buffer_size=8, reuse=None), Uniform())
+    folder, replay = (
+        RunFolder(tmp_path),
+        Replay(a_spec(), ReplayConfig(batch_size=2, buffer_size=8, reuse=None), Uniform()),
+    )
     for session in sessions[:3]:
         replay.add(session)
     saved(replay, folder, 1)
@@ -353,7 +365,10 @@ def test_a_kill_at_any_moment_of_a_save_leaves_the_one_before(tmp_path, sessions
     def die(*_, **__):
         raise Killed
 
-    folder, replay = RunFolder(tmp_path), Replay(a_spec(), ReplayConfig(batch_size=2, buffer_size=8, reuse=None), Uniform())
+    folder, replay = (
+        RunFolder(tmp_path),
+        Replay(a_spec(), ReplayConfig(batch_size=2, buffer_size=8, reuse=None), Uniform()),
+    )
     for session in sessions[:8]:
         replay.add(session)
     saved(replay, folder, 1)

@@ -21,7 +21,7 @@ from tinyverse.trainer.ranks import Agreement, Ranks, SingleProcess, this_proces
 def a_feeder(run_id="now", learned="7-1", reuse=2.0):
     replay = Replay(a_spec(), ReplayConfig(batch_size=2, buffer_size=9, reuse=reuse), Uniform())
     feeder = Feeder(replay, MemoryDatabase(), new_worker("train"), SingleProcess())
-    feeder.state, feeder.cursor.learned = State(epoch=run_id), learned
+    feeder.state, feeder.cursor.learned = State(run_id=run_id), learned
     return feeder
 
 

@@ -581,7 +581,7 @@ def test_no_position_is_carried_over_into_a_new_epoch(monkeypatch, thread):
     class Noting(MemoryDatabase):
         def _set(self, **numbers):
             super()._set(**numbers)
-            seen.append((self._state.epoch, self._state.position))
+            seen.append((self._state.run_id, self._state.cursor))
 
     monkeypatch.setattr(CountingLearner, "distributed", True)
     ranks = Ranks() if thread == "agreeing" else SingleProcess()
@@ -630,8 +630,8 @@ def test_no_position_is_carried_over_into_a_new_epoch(monkeypatch, thread):
     feeder.finish()
     trainer.publisher.report(trainer.update)
     assert bool(called) == (thread != "publisher")
-    assert database.state().epoch == trainer.state.epoch != ""
-    assert {position for epoch, position in seen if epoch == database.state().epoch} == {"0-0"}
+    assert database.state().run_id == trainer.state.run_id != ""
+    assert {position for run_id, position in seen if run_id == database.state().run_id} == {"0-0"}
 
 
 # -- numbers --------------------------------------------------------------------------------------------------------
@@ -723,7 +723,7 @@ def test_a_server_that_was_emptied_gets_no_weights_without_a_run(redis_url):
     trainer.publish(trainer.snapshot())
     assert database.state().version == trainer.version and database.meta()["experiment"] == "counting"
     trainer.feed()
-    assert trainer.state.epoch == database.state().epoch != ""
+    assert trainer.state.run_id == database.state().run_id != ""
     database.clear()
 
 

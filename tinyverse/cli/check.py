@@ -72,7 +72,9 @@ def check(context: RunContext) -> list[tuple[str, str]]:
     blob = timed("encoding", session.encode, show_blob)
     timed("decoding", lambda: spec.decode(blob), lambda _: "the same")
     learner = timed("learner", lambda: experiment.learner(agent), lambda made: type(made).__name__)
-    config = ReplayConfig(batch_size=experiment.batch_size, buffer_size=experiment.batch_size + experiment.num_envs, reuse=None)
+    config = ReplayConfig(
+        batch_size=experiment.batch_size, buffer_size=experiment.batch_size + experiment.num_envs, reuse=None
+    )
     replay = Replay(spec, config, sampler_of(experiment.sampler))
     while (batch := replay.sample(length=learner.length, burn_in=learner.burn_in)) is None:
         for each in rollout.sessions("check", 0):

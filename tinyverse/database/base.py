@@ -7,8 +7,8 @@ the truth.
     player                                  trainer
       append(blobs) -> State                  create(meta), acquire_lease(holder)
       get_weights(newer_than)                 read(after, limit) -> blobs, State
-                                              report(delivered=…, position=…) before each update
-                                              put_weights(blob, version, holder=…, epoch=…)
+                                              report(delivered=…, cursor=…) before each update
+                                              put_weights(blob, version, holder=…, run_id=…)
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ STALE_AFTER = 15.0  # seconds without a heartbeat after which a worker counts as
 LEASE_SECONDS = 10.0
 UNSIGNED = b"unsigned"  # in place of a session whose signature is wrong; no session looks like this
 WRONG_SIGNATURE = "its signature is missing or made with another secret. Set the same TINYVERSE_SECRET everywhere."
-REPORTED = ("update", "step", "delivered", "reuse", "allowance", "capacity", "position")  # of State, by the trainer
+REPORTED = ("update", "step", "delivered", "reuse", "allowance", "capacity", "cursor")  # of State, by the trainer
 KEPT_BY_CLEAR = ("update", "step", "capacity", "stop")  # of State, when the weights are kept
 
 
@@ -46,7 +46,7 @@ KEPT_BY_CLEAR = ("update", "step", "capacity", "stop")  # of State, when the wei
 class State:
     """A run at one instant; every round trip of a worker brings one back."""
 
-    epoch: str = ""  # random id of this incarnation of the run; "" until a trainer has created it
+    run_id: str = ""  # random id of this incarnation of the run; "" until a trainer has created it
     version: int = -1  # newest published weights; -1 before the first
     update: int = 0  # the trainer's updates so far
     step: int = 0  # agent steps learned from so far
@@ -56,7 +56,7 @@ class State:
     allowance: float | None = None  # how far inserted·reuse may be ahead of delivered; None: nobody waits
     capacity: int = 5000  # sessions kept
     stop: int = 0  # how often the run was asked to stop; a worker leaves when it grows
-    position: str = BEGINNING  # the trainer's read position
+    cursor: str = BEGINNING  # how far the trainer has learned
 
     @property
     def debt(self) -> float:
@@ -104,7 +104,7 @@ class Database(abc.ABC):
 
     @abc.abstractmethod
     def create(self, meta: Mapping[str, str]) -> dict[str, str]:
-        """Creates the run with `meta` and a random `epoch`, unless it exists; returns the meta in force."""
+        """Creates the run with `meta` and a random `run_id`, unless it exists; returns the meta in force."""
 
     @abc.abstractmethod
     def meta(self) -> dict[str, str]:
@@ -141,7 +141,7 @@ class Database(abc.ABC):
 
         Fewer than `limit` means the end was reached: everything inserted so far was read or is gone.
         Waits up to `wait` seconds for the first one. A position that was trimmed away reads from the oldest kept; it
-        is good for one epoch.
+        is good for one run_id.
         """
 
     def newest(self, limit: int) -> list[tuple[str, bytes]]:
@@ -157,12 +157,12 @@ class Database(abc.ABC):
 
     @abc.abstractmethod
     def put_weights(
-        self, blob: bytes, version: int, *, holder: str, update: int = 0, step: int = 0, epoch: str | None = None
+        self, blob: bytes, version: int, *, holder: str, update: int = 0, step: int = 0, run_id: str | None = None
     ) -> None:
         """Publishes weights; version, blob, update and step change together. Keeps the newest 3 versions.
 
         Args:
-            epoch: of the incarnation of the run that the weights belong to; None: whichever there is.
+            run_id: of the incarnation of the run that the weights belong to; None: whichever there is.
 
         Raises:
             RunConflict: the run is gone, or another incarnation of it is there. So a trainer never leaves weights without a
@@ -198,7 +198,7 @@ class Database(abc.ABC):
 
     @abc.abstractmethod
     def report(self, **numbers: Any) -> None:
-        """Sets any of State's update, step, delivered, reuse, allowance, capacity (at once), position.
+        """Sets any of State's update, step, delivered, reuse, allowance, capacity (at once), cursor.
 
         Raises:
             TypeError: another name is given.
@@ -258,7 +258,7 @@ def holder_is_dead(holder: str) -> bool:
 
 
 def check_epoch(wanted: str | None, found: str, version: int) -> None:
-    """Raises RunConflict unless weights of the epoch `wanted` may go into the run of the epoch `found`, "" if it is gone."""
+    """Raises RunConflict unless weights of the run_id `wanted` may go into the run of the run_id `found`, "" if it is gone."""
     if wanted is not None and (wanted != found or not found):
         there = "another has taken its place" if found else "it is gone from the database"
         raise RunConflict(f"weights version {version} belong to a run that is no more: {there}.")

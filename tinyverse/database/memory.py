@@ -40,7 +40,7 @@ class MemoryDatabase(Database):
             self._weights: dict[int, bytes] = {}
             self._holder, self._lease_ends = "", 0.0
             self._state = State()
-        kept = {name: getattr(self._state, name) for name in ("epoch", "version", *KEPT_BY_CLEAR)}
+        kept = {name: getattr(self._state, name) for name in ("run_id", "version", *KEPT_BY_CLEAR)}
         self._state = State(**kept)
         self._sessions: deque[tuple[int, bytes]] = deque()
         self._workers: dict[str, tuple[float, Worker]] = {}
@@ -52,8 +52,8 @@ class MemoryDatabase(Database):
     def create(self, meta: Mapping[str, str]) -> dict[str, str]:
         with self._changed:
             if not self._meta:
-                self._meta = {**meta, "epoch": secrets.token_hex(8)}
-                self._set(epoch=self._meta["epoch"])
+                self._meta = {**meta, "run_id": secrets.token_hex(8)}
+                self._set(run_id=self._meta["run_id"])
             return dict(self._meta)
 
     def meta(self) -> dict[str, str]:
@@ -92,10 +92,10 @@ class MemoryDatabase(Database):
             return new[:limit], self._state
 
     def put_weights(
-        self, blob: bytes, version: int, *, holder: str, update: int = 0, step: int = 0, epoch: str | None = None
+        self, blob: bytes, version: int, *, holder: str, update: int = 0, step: int = 0, run_id: str | None = None
     ) -> None:
         with self._changed:
-            check_epoch(epoch, self._state.epoch, version)
+            check_epoch(run_id, self._state.run_id, version)
             check_fence(holder, version, self._held_by(), self._state.version)
             self._weights[version] = bytes(blob)
             for old in sorted(self._weights)[:-WEIGHTS_KEPT]:

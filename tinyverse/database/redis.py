@@ -45,7 +45,7 @@ BLOCK = 1.0  # seconds a read waits on the server at a time, well below the clie
 WEIGHTS_TRIES = 5
 _STAT: dict[str, Callable[[str], Any]] = {
     "update": int, "step": int, "delivered": float, "reuse": float,
-    "allowance": lambda text: float(text) if text else None, "capacity": int, "stop": int, "position": str,
+    "allowance": lambda text: float(text) if text else None, "capacity": int, "stop": int, "cursor": str,
 }  # fmt: skip
 T = TypeVar("T")
 
@@ -80,10 +80,10 @@ class RedisDatabase(Database):
         keys = self._keys
 
         def write(pipe: Any) -> None:
-            there = pipe.hget(keys.meta, "epoch")
+            there = pipe.hget(keys.meta, "run_id")
             pipe.multi()
             if there is None:
-                pipe.hset(keys.meta, mapping={**meta, "epoch": secrets.token_hex(8)})
+                pipe.hset(keys.meta, mapping={**meta, "run_id": secrets.token_hex(8)})
 
         self._change(write, keys.meta)
         with errors(self._url), self._connect(key=Keys.RUNS) as client:  # of a cluster, another node may have the list
@@ -109,7 +109,7 @@ class RedisDatabase(Database):
             gone = [name for name in pipe.hgetall(keys.stat) if name.decode() not in KEPT_BY_CLEAR]
             pipe.multi()
             pipe.unlink(keys.heartbeats, keys.tally, keys.episodes, keys.metrics, keys.errors)
-            pipe.xtrim(keys.sessions, maxlen=0, approximate=False)  # not unlinked: its ids go on growing in this epoch
+            pipe.xtrim(keys.sessions, maxlen=0, approximate=False)  # not unlinked: its ids go on growing in this run_id
             if not keep_weights:
                 pipe.unlink(keys.sessions, keys.meta, keys.current, keys.lease, keys.stat, *map(keys.weights, versions))
             elif gone:
@@ -160,14 +160,14 @@ class RedisDatabase(Database):
             return _blobs(client.xrevrange(self._keys.sessions, count=limit)[::-1])
 
     def put_weights(
-        self, blob: bytes, version: int, *, holder: str, update: int = 0, step: int = 0, epoch: str | None = None
+        self, blob: bytes, version: int, *, holder: str, update: int = 0, step: int = 0, run_id: str | None = None
     ) -> None:
         _check_size(len(blob), f"Weights version {version}")
         keys, checksum = self._keys, xxhash.xxh3_64_hexdigest(blob)
 
         def publish(pipe: Any) -> None:
             lease, current = pipe.get(keys.lease), pipe.hgetall(keys.current)
-            check_epoch(epoch, _text(pipe.hget(keys.meta, "epoch")), version)
+            check_epoch(run_id, _text(pipe.hget(keys.meta, "run_id")), version)
             check_fence(holder, version, _text(lease), int(current.get(b"version", -1)))
             old = sorted(_checksums(current))[: -(WEIGHTS_KEPT - 1)]
             pipe.multi()
@@ -307,18 +307,18 @@ class RedisDatabase(Database):
         def ask() -> Any:
             with self._server() as client, client.pipeline() as pipe:
                 add(pipe)
-                pipe.hget(keys.meta, "epoch").hget(keys.current, "version").hmget(keys.stat, list(_STAT))
+                pipe.hget(keys.meta, "run_id").hget(keys.current, "version").hmget(keys.stat, list(_STAT))
                 pipe.hget(keys.tally, "inserted").time()
                 return pipe.execute()
 
-        *replies, epoch, version, numbers, inserted, (seconds, microseconds) = self._with_room(ask)
+        *replies, run_id, version, numbers, inserted, (seconds, microseconds) = self._with_room(ask)
         with errors(self._url):
             known = {
                 name: parse(text.decode())
                 for (name, parse), text in zip(_STAT.items(), numbers, strict=True)
                 if text is not None
             }
-            known |= {"epoch": (epoch or b"").decode(), "inserted": int(inserted or 0)}
+            known |= {"run_id": (run_id or b"").decode(), "inserted": int(inserted or 0)}
             state = State(version=-1 if version is None else int(version), **known)
         self._clock = seconds + microseconds * 1e-6 - time.monotonic()
         self._capacity = state.capacity

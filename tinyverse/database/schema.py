@@ -42,7 +42,7 @@ class Keys:
                 f"The run's name {run!r} may have letters, digits, '.', '_' and '-' only. Choose another with --name."
             )
         self._prefix = f"{PREFIX}{{{run}}}:"
-        self.meta = f"{self._prefix}meta"  # hash: what `create` stored, and the epoch
+        self.meta = f"{self._prefix}meta"  # hash: what `create` stored, and the run_id
         self.sessions = f"{self._prefix}sessions"  # stream: one entry a session
         self.current = f"{self._prefix}w:cur"  # hash: version, update, step; xxh3:<v> of each version kept
         self.heartbeats = f"{self._prefix}hb"  # hash: worker id -> JSON

@@ -1,6 +1,6 @@
 """Signing: HMAC-SHA256 before sessions and weights, so that only who knows TINYVERSE_SECRET can have written them.
 
-A signature is bound to the run, its epoch, the kind of thing, the version of weights, and every byte of the blob. A session's
+A signature is bound to the run, its run_id, the kind of thing, the version of weights, and every byte of the blob. A session's
 player, number and version stand in the blob. A signature hides nothing, and whoever has the secret can sign anything:
 players need it too. It keeps out who can write to the server without knowing the secret.
 """
@@ -33,13 +33,13 @@ class Signer:
             )
         self._key, self._run = secret.encode(), run
 
-    def sign(self, epoch: str, kind: str, blob: bytes) -> bytes:
+    def sign(self, run_id: str, kind: str, blob: bytes) -> bytes:
         """The signature of a blob, 32 bytes. `kind` is "session", or "weights 7" of version 7."""
-        context = "\0".join(("tinyverse", self._run, epoch, kind)).encode()  # none of them can hold a zero
+        context = "\0".join(("tinyverse", self._run, run_id, kind)).encode()  # none of them can hold a zero
         return hmac.digest(hmac.digest(self._key, context, "sha256"), blob, "sha256")
 
-    def verify(self, signature: bytes, epoch: str, kind: str, blob: bytes) -> bool:
-        return hmac.compare_digest(signature, self.sign(epoch, kind, blob))
+    def verify(self, signature: bytes, run_id: str, kind: str, blob: bytes) -> bool:
+        return hmac.compare_digest(signature, self.sign(run_id, kind, blob))
 
 
 def _of_the_wrapped(name: str) -> Callable[..., Any]:
@@ -57,28 +57,28 @@ class SignedDatabase(Database):
 
     def __init__(self, database: Database, secret: str, run: str) -> None:
         self._database, self._signer, self.run = database, Signer(secret, run), run
-        self._epoch: str | None = None  # as of the last State
+        self._run_id: str | None = None  # as of the last State
 
     def append(
         self, blobs: Sequence[bytes], *, worker: Worker | None = None, episodes: Iterable[Mapping[str, Any]] = ()
     ) -> State:
-        epoch = self.state().epoch if self._epoch is None else self._epoch
-        signed = [self._signer.sign(epoch, "session", blob) + blob for blob in blobs]
+        run_id = self.state().run_id if self._run_id is None else self._run_id
+        signed = [self._signer.sign(run_id, "session", blob) + blob for blob in blobs]
         return self._noted(self._database.append(signed, worker=worker, episodes=episodes))
 
     def read(self, after: str, limit: int, wait: float = 0.0) -> tuple[list[tuple[str, bytes]], State]:
         entries, state = self._database.read(after, limit, wait)
-        return self._verified(entries, state.epoch), self._noted(state)
+        return self._verified(entries, state.run_id), self._noted(state)
 
     def newest(self, limit: int) -> list[tuple[str, bytes]]:
-        return self._verified(self._database.newest(limit), self.state().epoch)
+        return self._verified(self._database.newest(limit), self.state().run_id)
 
     def put_weights(
-        self, blob: bytes, version: int, *, holder: str, update: int = 0, step: int = 0, epoch: str | None = None
+        self, blob: bytes, version: int, *, holder: str, update: int = 0, step: int = 0, run_id: str | None = None
     ) -> None:
-        epoch = epoch if epoch is not None else self.state().epoch or None
-        signed = self._signer.sign(epoch or "", f"weights {version}", blob) + blob
-        self._database.put_weights(signed, version, holder=holder, update=update, step=step, epoch=epoch)
+        run_id = run_id if run_id is not None else self.state().run_id or None
+        signed = self._signer.sign(run_id or "", f"weights {version}", blob) + blob
+        self._database.put_weights(signed, version, holder=holder, update=update, step=step, run_id=run_id)
 
     def get_weights(self, newer_than: int = -1, version: int | None = None) -> tuple[int, bytes] | None:
         """As of Database.
@@ -90,7 +90,7 @@ class SignedDatabase(Database):
         if found is None:
             return None
         number, blob = found[0], found[1][SIZE:]
-        if not self._signer.verify(found[1][:SIZE], self.state().epoch, f"weights {number}", blob):
+        if not self._signer.verify(found[1][:SIZE], self.state().run_id, f"weights {number}", blob):
             raise CodecError(f"weights version {number} of run {self.run}: {WRONG_SIGNATURE}")
         return number, blob
 
@@ -112,14 +112,14 @@ class SignedDatabase(Database):
     log_error, errors = map(_of_the_wrapped, ("log_error", "errors"))
 
     def _noted(self, state: State) -> State:
-        self._epoch = state.epoch
+        self._run_id = state.run_id
         return state
 
-    def _verified(self, entries: list[tuple[str, bytes]], epoch: str) -> list[tuple[str, bytes]]:
+    def _verified(self, entries: list[tuple[str, bytes]], run_id: str) -> list[tuple[str, bytes]]:
         verify = self._signer.verify
         split = ((key, signed[:SIZE], signed[SIZE:]) for key, signed in entries)
         return [
-            (key, blob if verify(signature, epoch, "session", blob) else UNSIGNED) for key, signature, blob in split
+            (key, blob if verify(signature, run_id, "session", blob) else UNSIGNED) for key, signature, blob in split
         ]
 
 

@@ -42,7 +42,7 @@ def more(facts: Mapping[str, Any], state: State, meta: Mapping[str, str], rows: 
 
 def lines(facts: Mapping[str, Any]) -> list[str]:
     """The same as sentences; none of a run that does not exist."""
-    if not facts["epoch"]:
+    if not facts["run_id"]:
         return []
     messages = [f"{facts['steps_per_second']:,.0f} steps/s, {facts['frames_per_second']:,.0f} frames/s"]
     if len(facts["curve"]) > 1:
@@ -74,7 +74,7 @@ def wait(worker: Mapping[str, Any], sessions_per_second: float | None) -> str:
 
 def bottleneck(facts: Mapping[str, Any]) -> str:
     """One sentence on who holds the others up, and what would help."""
-    if not facts["epoch"]:
+    if not facts["run_id"]:
         return "no trainer has created the run; start one"
     trainers = [worker for worker in facts["workers"] if worker["role"] == "train"]
     players = [worker for worker in facts["workers"] if worker["role"] in PLAYS]

@@ -31,7 +31,7 @@ def gather(database: Database, name: str) -> dict[str, Any]:
         "run": name,
         "experiment": meta.get("experiment"),
         "settings": json.loads(meta["settings"]) if meta else {},
-        "epoch": state.epoch, "version": state.version, "update": state.update, "step": state.step,
+        "run_id": state.run_id, "version": state.version, "update": state.update, "step": state.step,
         "inserted": state.inserted, "delivered": state.delivered,
         "sessions": size["sessions"], "bytes": size["bytes"], "capacity": state.capacity,
         "reuse": state.delivered / state.inserted if state.inserted else None,

@@ -19,7 +19,7 @@ LOST = {"dropped": "sessions dropped", "faults": "environments rebuilt"}
 
 def headline(facts: Mapping[str, Any]) -> str:
     """The run in one line."""
-    if not facts["epoch"]:
+    if not facts["run_id"]:
         return f"run {facts['run']}: no trainer has created it yet"
     mean = "–" if facts["mean_return"] is None else f"{facts['mean_return']:.2f}"
     found = facts["evaluation"]

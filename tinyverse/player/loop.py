@@ -30,12 +30,12 @@ def play(
         realtime: sessions that cannot be handed over at once are dropped, because the environments do not wait.
         on_batch: called before each batch, and ten times a second while waiting.
     """
-    epoch, played, stages = uploader.epoch, 0, Ticker(STAGES_SECONDS)
+    run_id, played, stages = uploader.run_id, 0, Ticker(STAGES_SECONDS)
     while (batches is None or played < batches) and not should_stop() and not uploader.heartbeat.stop.is_set:
         uploader.raise_failure()
         on_batch()
-        if uploader.epoch != epoch:
-            epoch, player.version = uploader.epoch, -1
+        if uploader.run_id != run_id:
+            run_id, player.version = uploader.run_id, -1
         if player.version < 0 or played % sync_every == 0:
             uploader.look()
         if (newer := uploader.swap(player.agent)) is not None:

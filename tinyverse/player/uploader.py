@@ -46,7 +46,7 @@ class Uploader(BackgroundThread):
     again: the trainer knows sessions by (player, sequence).
 
     Attributes:
-        epoch: of the run whose versions the weights count in.
+        run_id: of the run whose versions the weights count in.
         heard: set whenever a State has come in.
     Raises:
         DatabaseLost: by the constructor.
@@ -59,12 +59,12 @@ class Uploader(BackgroundThread):
         )  # fmt: skip
         self.database, self.worker, self.waiting = database, worker, Waiting()
         self.heartbeat = Heartbeat(database, worker, self.waiting)
-        self.epoch = self.state.epoch
+        self.run_id = self.state.run_id
         self.heard = threading.Event()
         self._spare, self._fetched = spare, (-1, 0)  # version and update of the weights in the spare agent
         self._wanted = threading.Event()  # the player has asked for newer weights
         self._ready = threading.Event()  # the spare agent holds newer weights than the player's
-        self._exchange = threading.Lock()  # held while the spare agent, its numbers or the epoch change hands
+        self._exchange = threading.Lock()  # held while the spare agent, its numbers or the run_id change hands
         self._rollouts: queue.Queue[Rollout | None] = queue.Queue(WAITING_ROLLOUTS)  # None wakes a closing thread
         self._unsent: list[_Push] = []
         self._human = worker.role == "human"
@@ -165,9 +165,9 @@ class Uploader(BackgroundThread):
         logger.warning("%s Trying again.", error)
 
     def _fetch(self) -> None:
-        if self.state.epoch != self.epoch:  # the server came back empty, or the run was cleared: versions start anew
+        if self.state.run_id != self.run_id:  # the server came back empty, or the run was cleared: versions start anew
             with self._exchange:
-                self.epoch, self._fetched = self.state.epoch, (-1, 0)
+                self.run_id, self._fetched = self.state.run_id, (-1, 0)
                 self._ready.clear()
         if self.state.version <= self._fetched[0] or not self._wanted.is_set() or self._ready.is_set():
             return

@@ -67,7 +67,7 @@ class Checkpoints:
             return {
                 "learner": trainer.learner.state_dict(), "weights": dict(trainer.learner.get_weights()),
                 "update": trainer.update, "version": trainer.version, "meta": trainer.publisher.meta, "rng": rng.get_state(),
-                "epoch": feeder.state.epoch, "consumed": feeder.cursor.learned, **feeder.state_dict(),
+                "run_id": feeder.state.run_id, "consumed": feeder.cursor.learned, **feeder.state_dict(),
                 "drawing": json.dumps(replay.random.bit_generator.state),
                 "replay": replay_checkpoint.state_of(replay) if keeps_replay else None,
             }  # fmt: skip
@@ -90,7 +90,7 @@ class Checkpoints:
             RunConflict: the checkpoint does not fit the experiment.
         """
         trainer = self.trainer
-        trainer.feeder.go_on_from(trainer.state.position)
+        trainer.feeder.go_on_from(trainer.state.cursor)
         checkpoint = self.folder.load() if self.folder else None
         if checkpoint is not None:
             self._take_up(checkpoint)
@@ -119,7 +119,7 @@ class Checkpoints:
             return
         rng.set_state(checkpoint["rng"])
         replay.random.bit_generator.state = json.loads(checkpoint["drawing"])
-        same_run = checkpoint["epoch"] == trainer.state.epoch
+        same_run = checkpoint["run_id"] == trainer.state.run_id
         if same_run:
             feeder.cursor.counted = checkpoint["position"]
         if checkpoint["replay"] is None or self.save_replay is False or not self.folder:

@@ -95,7 +95,7 @@ class Feeder:
             self._limit = max(1, limit // 4)  # what is larger than a session can be may be too large for one answer
             raise
         self._limit = min(READ_AT_ONCE, 2 * self._limit)
-        if not state.epoch or state.epoch != self.state.epoch:
+        if not state.run_id or state.run_id != self.state.run_id:
             self._begin_anew(state)
             return 0
         for position, blob in entries:

@@ -104,7 +104,7 @@ class Publisher:
         blob = encode_weights(weights, version=version, update=update, step=step)
         put = functools.partial(
             self.database.put_weights, blob, version, holder=self.holder, update=update, step=step,
-            epoch=self.feeder.state.epoch or self._create(update),
+            run_id=self.feeder.state.run_id or self._create(update),
         )  # fmt: skip
         with contextlib.suppress(RunConflict):
             try:
@@ -120,13 +120,13 @@ class Publisher:
         """Creates a run that is gone (an empty server, a `clear`), which the feeder has seen; returns its id."""
         with self.feeder.lock:
             self.report(update)  # before the run is there: it must not begin where the one before had ended
-            meta = self.database.create({key: value for key, value in self.meta.items() if key != "epoch"})
+            meta = self.database.create({key: value for key, value in self.meta.items() if key != "run_id"})
             self.database.acquire_lease(self.holder)
-        return meta["epoch"]
+        return meta["run_id"]
 
     def compare(self, state: State, published: int) -> None:
         """Asks for a publication where a newer state lacks the weights that were `published` before it."""
-        if self.ranks.is_rank_zero and (state.version < published or not state.epoch):
+        if self.ranks.is_rank_zero and (state.version < published or not state.run_id):
             self.published, self.must_publish = -1, True
 
     # -- numbers ------------------------------------------------------------------------------------------------
@@ -142,7 +142,7 @@ class Publisher:
         with feeder.lock:
             sampled = {"delivered": self.sampled} if feeder.caught_up else {}  # else the database knows better
             self.database.report(
-                **sampled, position=ranks.furthest(feeder.cursor.learned, feeder.state.epoch), update=update,
+                **sampled, cursor=ranks.furthest(feeder.cursor.learned, feeder.state.run_id), update=update,
                 step=feeder.steps, reuse=config.reuse or 1.0, allowance=config.max_ahead and config.max_ahead * ranks.size,
                 capacity=config.buffer_size * ranks.size,
             )  # fmt: skip

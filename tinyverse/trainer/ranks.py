@@ -79,7 +79,7 @@ class Ranks(SingleProcess):
     def agree(self, has_batch: bool, is_bad: bool, feeder: Feeder) -> Agreement:
         limiter = feeder.replay.limiter
         with feeder.lock:
-            run_id, learned = feeder.state.epoch, feeder.cursor.learned
+            run_id, learned = feeder.state.run_id, feeder.cursor.learned
         mark = zlib.crc32(run_id.encode())
         rows = distributed.exchange(has_batch, is_bad, limiter.deficit, mark, *map(int, learned.split("-")))
         ready, deficits = [row[0] for row in rows], [row[2] for row in rows]

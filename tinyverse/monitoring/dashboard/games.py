@@ -43,7 +43,7 @@ class Games:
         self._database, self._make_agent = database, make_agent
         self._lock = threading.Lock()
         self._agent: Any = None
-        self._epoch, self._version = "", -1
+        self._run_id, self._version = "", -1
         self._note = "" if make_agent else "no values, as asked"
 
     def strip(self, player: str, seat: int = 0, after: str = "") -> dict[str, Any]:
@@ -104,9 +104,9 @@ class Games:
         if self._note or self._make_agent is None:
             return {}
         try:
-            if self._agent is None or self._epoch != self._database.state().epoch:  # a new run counts versions anew
+            if self._agent is None or self._run_id != self._database.state().run_id:  # a new run counts versions anew
                 system.set_threads(1)
-                self._epoch, self._version = self._database.state().epoch, -1
+                self._run_id, self._version = self._database.state().run_id, -1
                 self._agent = self._make_agent(self._database.meta())
             newer = self._database.get_weights(newer_than=self._version)
             if newer is not None:

@@ -17,7 +17,7 @@ function element(name, text, properties = {}) {
 
 // -- curves ----------------------------------------------------------------------------------------------------------
 
-const log = { epoch: null, columns: { step: [] }, evaluations: [] };
+const log = { run_id: null, columns: { step: [] }, evaluations: [] };
 
 /** A chart in the element `id`; `series()` gives its [{label, values, points}] over `log.columns.step`. */
 class Chart {
@@ -150,14 +150,14 @@ async function fetchJson(address) {
   return message;
 }
 
-async function readHistory(epoch) {
-  log.epoch = epoch;
+async function readHistory(run_id) {
+  log.run_id = run_id;
   try {
     const { columns, evaluations } = await fetchJson("history");
     Object.assign(log, { columns: { step: [], ...columns }, evaluations });
     drawAll();
   } catch (error) {
-    log.epoch = null; // the next event asks again
+    log.run_id = null; // the next event asks again
     complain(error.message);
   }
 }
@@ -406,7 +406,7 @@ for (const id of ["player", "seat"]) $(id).addEventListener("change", () => game
 async function hear(facts) {
   complain(facts.problem);
   if (facts.problem) return;
-  if (log.epoch !== facts.epoch) await readHistory(facts.epoch);
+  if (log.run_id !== facts.run_id) await readHistory(facts.run_id);
   if (append(facts.metrics, facts.evaluation)) drawAll();
   showNumbers(facts);
   showWorkers(facts.workers);
@@ -417,7 +417,7 @@ async function hear(facts) {
 $("columns").append(...COLUMNS.map(([label, , kind]) => element("th", label, { scope: "col", className: kind ?? "" })));
 game.pause(game.paused);
 const events = new EventSource("events");
-events.addEventListener("open", () => (log.epoch = null)); // also after a break: what was missed is in the log
+events.addEventListener("open", () => (log.run_id = null)); // also after a break: what was missed is in the log
 events.addEventListener("message", (event) => hear(JSON.parse(event.data)));
 events.addEventListener("error", () => complain("The page's own process cannot be reached; trying again."));
 requestAnimationFrame((now) => game.tick(now));
