@@ -51,7 +51,7 @@ def make_experiment(env_id="HalfCheetah-v5", learning_rate=3e-4, discount=0.99, 
         num_envs=8,
         batch_size=batch_size,
         sampler="uniform",
-        reuse=updates_per_step * batch * unroll_length,
+        reuse=updates_per_step * batch_size * unroll_length,
         buffer_size=62_500,  # sessions: a million steps
         min_sessions=300,  # nearly 5,000 steps
         publish_every=50,
