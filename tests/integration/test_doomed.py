@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 
 def deaths(who: str, folder: Path) -> dict[str, Any]:
     """What tests/helpers/doomed.py prints."""
-    env = {**os.environ, "PYTHONPATH": f"{HERE.parent}:{HERE}", "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1"}
     with private_server() as server:
         done = subprocess.run(
             [sys.executable, HERE.parent / "helpers" / "doomed.py", who, server.url, folder],

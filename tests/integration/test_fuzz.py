@@ -23,8 +23,8 @@ def test_the_corpus_is_read_or_refused(reader: str) -> None:
 
 
 def fuzzed(*words: str, reader: str = "") -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "PYTHONPATH": f"{HERE.parent}:{HERE}", "OMP_NUM_THREADS": "1"}
-    code = f"import sys, fuzz; {reader or 'pass'}; sys.exit(fuzz.main())"
+    env = {**os.environ, "PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1"}
+    code = f"import sys; from tests.helpers import fuzz; {reader or 'pass'}; sys.exit(fuzz.main())"
     return subprocess.run(
         [sys.executable, "-c", code, *words], env=env, capture_output=True, text=True, timeout=280, check=False
     )
@@ -50,7 +50,7 @@ def busy(seconds: float) -> None:
 )
 def test_what_is_wrong_with_a_reader_is_found(tmp_path: Path, wrong: str, sentence: str) -> None:
     broken = (
-        f"import shutil, pathlib, test_fuzz; fuzz.CORPUS = shutil.copytree(fuzz.CORPUS, {str(tmp_path / 'corpus')!r}); "
+        f"import shutil, pathlib; from tests.integration import test_fuzz; fuzz.CORPUS = shutil.copytree(fuzz.CORPUS, {str(tmp_path / 'corpus')!r}); "
         f"fuzz.CORPUS = pathlib.Path(fuzz.CORPUS); old = fuzz.limit_memory; "
         f"fuzz.limit_memory = lambda: (old(), fuzz.READERS.update(row=lambda data: {wrong}))"
     )
