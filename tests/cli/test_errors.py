@@ -156,7 +156,7 @@ def test_an_illegal_run_name(tinyverse: Tinyverse, folder: Path, verb: str, name
         (["play", "-b", 0], ["num envs is 0; it must be at least 1"]),
         (["play", "-n", -3], ["batches is -3; it must be at least 1"]),
         (["play", "-s", 0], ["sync every is 0"]),
-        (["train", "-b", 0], ["batch is 0"]),
+        (["train", "-b", 0], ["batch size is 0"]),
         (["train", "--threads", 0], ["threads is 0"]),
         (["local", "--num-envs", 0], ["num envs is 0"]),
         (["run", "--players", 0], ["players is 0"]),

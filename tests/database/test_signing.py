@@ -50,7 +50,7 @@ def run() -> str:
 
 def test_the_signature_is_hmac_sha256_of_key_context_and_blob() -> None:
     key = hmac.new(SECRET.encode(), b"tinyverse\0pong\0epoch\0session", hashlib.sha256).digest()
-    assert Signer(SECRET, "pong").sign("run_id", "session", b"blob") == hmac.new(key, b"blob", hashlib.sha256).digest()
+    assert Signer(SECRET, "pong").sign("epoch", "session", b"blob") == hmac.new(key, b"blob", hashlib.sha256).digest()
 
 
 def test_a_signature_fits_nothing_else() -> None:

@@ -68,9 +68,9 @@ def test_parts_given_to_a_subclass_win() -> None:
 
 def test_an_unknown_part_is_named_with_the_known_ones() -> None:
     with pytest.raises(ExperimentError) as caught:
-        Experiment(batch_size=3)
+        Experiment(batches=3)
     message = str(caught.value)
-    assert "no part 'batch_size'" in message
+    assert "no part 'batches'" in message
     for part in (
         "batch_size",
         "make_env",

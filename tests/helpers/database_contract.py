@@ -352,7 +352,7 @@ class DatabaseContract:
 
     def test_report(self, database: Database) -> None:
         numbers: dict[str, Any] = {
-            "update": 3, "step": 1 << 40, "delivered": 0.1, "reuse": 2.5, "allowance": 1e9, "capacity": 7, "position": "5-3",
+            "update": 3, "step": 1 << 40, "delivered": 0.1, "reuse": 2.5, "allowance": 1e9, "capacity": 7, "cursor": "5-3",
         }  # fmt: skip
         database.report(**numbers)
         assert database.state() == State(**numbers)

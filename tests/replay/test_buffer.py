@@ -459,7 +459,7 @@ class Idle(Learner):
 @dataclasses.dataclass
 class Settings:
     sampler: str = "uniform"
-    batch: int = 1
+    batch_size: int = 1
     extra_buffer: int = 0  # above the least that is allowed
     reuse: float | None = 1.0
     max_lag: int | None = None

@@ -119,7 +119,7 @@ class Checkpoints:
             return
         rng.set_state(checkpoint["rng"])
         replay.random.bit_generator.state = json.loads(checkpoint["drawing"])
-        same_run = checkpoint["run_id"] == trainer.state.run_id
+        same_run = checkpoint.get("run_id", checkpoint.get("epoch")) == trainer.state.run_id
         if same_run:
             feeder.cursor.counted = checkpoint["position"]
         if checkpoint["replay"] is None or self.save_replay is False or not self.folder:
