@@ -58,7 +58,7 @@ def lives(pid: int) -> bool:
         return False
     try:
         return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()  # a zombie is dead, only nobody asked
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 
