@@ -77,7 +77,7 @@ def plain_server(tmp_path: Path) -> Iterator[int]:
         "/tmp",
     ]
     with subprocess.Popen(words, stdout=subprocess.DEVNULL) as process:
-        ends = time.monotonic() + 20
+        ends = time.monotonic() + 60
         while time.monotonic() < ends:
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", port)) == 0:

@@ -273,7 +273,7 @@ def test_an_import_comes_in_bounded_parts_and_waits_for_a_trainer_at_work(redis_
     other.report(delivered=3)
     until(lambda: other.state().inserted == 6)
     other.leave("train-1")  # nobody to wait for
-    pushes.join(10)
+    pushes.join(60)
     assert other.state().inserted == 8
 
 

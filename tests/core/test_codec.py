@@ -275,10 +275,10 @@ LIES = {
 
 @pytest.mark.parametrize("name", LIES)
 def test_lies_are_refused_in_no_time(name):
-    began = time.perf_counter()
+    began = time.process_time()  # whatever else the machine does
     with pytest.raises(CodecError) as refusal:
         codec.decode(LIES[name])
-    assert time.perf_counter() - began < 0.5
+    assert time.process_time() - began < 0.5
     assert str(refusal.value)
 
 

@@ -40,7 +40,7 @@ def free_port() -> int:
             return port
 
 
-def until(true: Callable[[], Any], seconds: float = 20) -> Any:
+def until(true: Callable[[], Any], seconds: float = 60) -> Any:
     ends = time.monotonic() + seconds
     while True:
         with contextlib.suppress(redis.RedisError, OSError):

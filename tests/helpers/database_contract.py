@@ -45,7 +45,7 @@ def together(*functions: Callable[[], object]) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=20)
+        thread.join(timeout=60)
     assert not any(thread.is_alive() for thread in threads)
     if raised:
         raise raised[0]
@@ -181,7 +181,7 @@ class DatabaseContract:
                 database.append([b"%d %d" % (name, number + more) for more in range(3)])
 
         def read() -> None:
-            after, ends = BEGINNING, time.monotonic() + 15
+            after, ends = BEGINNING, time.monotonic() + 50
             while len(seen) < 180 and time.monotonic() < ends:
                 entries, state = database.read(after, 16, wait=1.0)
                 seen.extend(blob for _, blob in entries)
@@ -244,7 +244,7 @@ class DatabaseContract:
             done.set()
 
         def fetch() -> None:
-            newest, ends = -1, time.monotonic() + 15
+            newest, ends = -1, time.monotonic() + 50
             while newest < 149 and time.monotonic() < ends:
                 if found := database.get_weights(newest):
                     newest, before = found[0], newest
@@ -308,7 +308,7 @@ class DatabaseContract:
     ) -> None:
         patch(monkeypatch, database, "LEASE_SECONDS", 0.05)
         assert database.acquire_lease(ME)
-        ends = time.monotonic() + 5
+        ends = time.monotonic() + 50
         while not database.acquire_lease(OTHER):
             assert time.monotonic() < ends
         with pytest.raises(LeaseLost):

@@ -51,7 +51,7 @@ class Beside(threading.Thread):
         except Exception as error:
             self.error = error
 
-    def finish(self, seconds: float = 15.0) -> Any:
+    def finish(self, seconds: float = 60.0) -> Any:
         """What it returned, once it ends of itself; raises what it raised."""
         self.join(seconds)
         assert not self.is_alive(), "it does not end"

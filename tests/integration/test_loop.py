@@ -51,7 +51,7 @@ def through_the_pipe(database, trainer, player, courier, batches=BATCHES):
             assert playing.error is None
             return trainer.update * trainer.replay.config.batch_size == wanted
 
-        until(all_learned, 30.0)
+        until(all_learned)
     courier.close()
     assert courier.failure is None
     assert database.state().inserted == wanted
@@ -189,7 +189,7 @@ def test_two_players_do_not_mix(redis_url):
         return [task.finish() for task in tasks]
 
     with Beside(both) as playing:
-        until(lambda: (trainer.feed(), trainer.step(), trainer.update == 20)[-1], 30.0)
+        until(lambda: (trainer.feed(), trainer.step(), trainer.update == 20)[-1])
     assert playing.result == [20, 20]
     for _, courier in people:
         courier.close()

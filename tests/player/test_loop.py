@@ -190,7 +190,7 @@ def test_a_player_stops_while_the_database_is_lost(database, monkeypatch, caplog
         with playing(player, uploader) as task:
             until(lambda: uploader.waiting.reason == "the database")
             task.stop.set()
-            task.finish(5.0)
+            task.finish()
         uploader.close()
 
 

@@ -543,8 +543,8 @@ def test_an_empty_server_is_filled_again_and_everyone_goes_on(redis_url, redis_s
             until(lambda: trainer.update > 5)
             version, update = trainer.version, trainer.update
             flush(redis_server)
-            until(lambda: database.state().version > version, 5.0)
-            until(lambda: trainer.update > update + 5, 10.0)
+            until(lambda: database.state().version > version)
+            until(lambda: trainer.update > update + 5)
             assert database.meta()["experiment"] == "counting"
         database.ask_stop()
         training.finish()
