@@ -119,7 +119,7 @@ def test_the_loss_row_by_row(kind, normalize):
             agent, discount=GAMMA, value_cost=0.4, entropy_cost=0.2, reward_clip=1.5,
             normalize_advantages=normalize, **options,
         )  # fmt: skip
-        loss, metrics = learner.loss(batch, learner.rewards(batch))
+        loss, metrics = learner.loss(batch)
         assert not batch.valid.all() and batch.truncated.any() and (batch.rewards.abs() > 1.5).any()
         assert loss.item() == pytest.approx(naive(batch, agent.network, kind, normalize, 1.5), abs=1e-6)
         assert metrics["loss/total"].item() == loss.item()
@@ -129,7 +129,7 @@ def test_advantages_and_targets_carry_no_gradient():
     """The slope of the loss in V is the regression's alone: (V − G) · value_cost, and the bootstrap row has none."""
     batch, agent = random_batch(0), TorchAgent(Spoken())
     learner = A2C(agent, discount=GAMMA, value_cost=0.4, n_step=3)
-    learner.loss(batch, batch.rewards)[0].backward()
+    learner.loss(batch)[0].backward()
     values, rows = agent.network.spoken.detach(), int(batch.valid.sum())
     for t in range(STEPS):
         for b in range(GAMES):
@@ -171,12 +171,12 @@ def test_settings_change_the_update():
     agent = agent_of()
     batch = play(agent, 8, 10)
     batch.rewards *= 3
-    found = {"nothing": A2C(agent).loss(batch, batch.rewards)[0].item()}
+    found = {"nothing": A2C(agent).loss(batch)[0].item()}
     for name, setting in {
         "discount": 0.5, "lambda_": 0.5, "n_step": 2, "value_cost": 2.0, "entropy_cost": 1.0, "reward_clip": 1.0,
         "return_scale": True, "normalize_advantages": True,
     }.items():  # fmt: skip
         learner = A2C(agent, **{name: setting})
-        found[name] = learner.loss(batch, learner.rewards(batch))[0].item()
+        found[name] = learner.loss(batch)[0].item()
     assert len(set(found.values())) == len(found)
     assert A2C(agent, total_updates=10).optimizer.total_updates == 10

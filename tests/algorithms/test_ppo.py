@@ -54,7 +54,7 @@ def test_the_loss_row_by_row(agent, batch):
     with torch.no_grad():
         for parameter in agent.network.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-    loss, metrics = learner.loss(*whole)
+    loss, metrics = learner.minibatch_loss(whole)
     outputs, _ = agent.network(batch.observations, (), batch.is_first)
     log_probs = outputs.policy[0].log_softmax(-1)
     total, rows, clipped, distance = 0.0, 0, 0, 0.0
@@ -94,8 +94,8 @@ def test_every_session_is_seen_once_an_epoch(agent, batch, monkeypatch):
 def test_one_minibatch_equals_the_whole_batch(agent, batch):
     learner = PPO(agent)
     estimates, order = learner.estimates(batch), torch.randperm(8)
-    whole = learner.loss(*estimates)[0]
-    shuffled = learner.loss(batch.columns(order), *(rows[:, order] for rows in estimates[1:]))[0]
+    whole = learner.minibatch_loss(estimates)[0]
+    shuffled = learner.minibatch_loss(estimates.columns(order))[0]
     assert shuffled.item() == pytest.approx(whole.item(), rel=1e-5)
 
 
@@ -105,9 +105,9 @@ def test_rate_and_clip_fall_together(agent, batch):
     learner.optimizer.updates = 2  # after one of the two train steps
     assert learner.optimizer.current_learning_rate == 0.5
     whole = learner.estimates(batch)
-    clipped = learner.loss(*whole)[1]()["policy/clipped"]
+    clipped = learner.minibatch_loss(whole)[1]()["policy/clipped"]
     learner.optimizer.updates = 0
-    assert clipped > learner.loss(*whole)[1]()["policy/clipped"]
+    assert clipped > learner.minibatch_loss(whole)[1]()["policy/clipped"]
 
 
 @pytest.mark.parametrize("wrong", [{"epochs": 0}, {"minibatches": 0}])

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from tinyverse.agents.torch_agent import TorchAgent
-from tinyverse.algorithms.learner import Learner
-from tinyverse.core import distributed
+from tinyverse.algorithms.learner import Learner, Metrics
+from tinyverse.core import distributed, nest
 from tinyverse.core.batch import Batch
 from tinyverse.core.errors import SettingsError
 from tinyverse.core.weights import Weights
+from tinyverse.networks import Distribution
 from tinyverse.networks.normalization import RewardNormalizer
 
 
@@ -59,15 +60,10 @@ class Optimizer:
         if self.max_grad_norm is not None:
             torch._foreach_mul_(gradients, (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
         for group in self.torch.param_groups:
-            group["lr"] = self.current_learning_rate
+            group["lr"] = self.learning_rate * self.remaining
         self.torch.step()
         self.updates += 1
         return norm
-
-    @property
-    def current_learning_rate(self) -> float:
-        """The learning rate of the next update."""
-        return self.learning_rate * self.remaining
 
     @property
     def remaining(self) -> float:
@@ -90,17 +86,15 @@ class Optimizer:
 
 
 class TorchLearner(Learner):
-    """A learner with one agent and one optimizer of its network. A subclass adds `train_step`.
+    """A learner with one agent and one optimizer of its network. A subclass defines `loss`, or else `train_step`.
 
     Args:
         agent: the agent whose network learns.
         optimizer, learning_rate, max_grad_norm, total_updates: see `Optimizer`.
-    Attributes:
-        reward_clip, return_scale: how `rewards` clips and normalises; None: it does not.
+        discount: γ per step.
+        reward_clip: clip rewards to ± this before they are normalised; None: do not.
+        return_scale: divide rewards by the running standard deviation of returns, see `RewardNormalizer`.
     """
-
-    reward_clip: float | None = None
-    return_scale: RewardNormalizer | None = None
 
     distributed = True
 
@@ -109,22 +103,32 @@ class TorchLearner(Learner):
         agent: TorchAgent,
         optimizer: str = "adam",
         *,
-        learning_rate: float,
-        max_grad_norm: float | None = None,
-        total_updates: int | None = None,
+        discount: float = 0.99,
+        reward_clip: float | None = None,
+        return_scale: bool = False,
+        **optimizer_options: Any,
     ) -> None:
-        self.agent = agent
-        self.optimizer = Optimizer(
-            agent.network.parameters(),
-            optimizer,
-            learning_rate=learning_rate,
-            max_grad_norm=max_grad_norm,
-            total_updates=total_updates,
-        )
+        self.agent, self.discount, self.reward_clip = agent, discount, reward_clip
+        self.optimizer = Optimizer(agent.network.parameters(), optimizer, **optimizer_options)
+        self.return_scale = RewardNormalizer(discount).to(agent.device) if return_scale else None
 
     @property
     def device(self) -> torch.device:
         return self.agent.device
+
+    def train_step(self, batch: Batch) -> Metrics:
+        loss, metrics = self.loss(batch)
+        return {**metrics, "grad_norm": self.optimizer.step(loss), **self.scale()}
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns the loss, a scalar, and metrics without gradient: 0-d, except "priorities" [B]."""
+        raise NotImplementedError(f"{type(self).__name__} must define loss() or train_step()")
+
+    def evaluate(self, batch: Batch) -> tuple[Distribution, Tensor]:
+        """Returns the policy of the rows [T, B], and the values [T+1, B] float32."""
+        network = self.agent.network
+        outputs, _ = network(batch.observations, batch.initial_state, batch.is_first)
+        return network.distribution(nest.map(lambda rows: rows[:-1], outputs.policy)), outputs.values.float()
 
     def rewards(self, batch: Batch) -> Tensor:
         """Returns the rewards [T, B] for learning: clipped, then normalised.
@@ -134,6 +138,10 @@ class TorchLearner(Learner):
         clip = float("inf") if self.reward_clip is None else self.reward_clip
         rewards = batch.rewards.clamp(-clip, clip)
         return rewards if self.return_scale is None else self.return_scale(rewards, batch.continues, batch.mask)
+
+    def scale(self) -> dict[str, Tensor]:
+        """Returns the metric of `return_scale`, if there is one."""
+        return {} if self.return_scale is None else {"value/return_scale": self.return_scale.moments.deviation}
 
     def behaviour_log_probs(self, batch: Batch) -> Tensor:
         """Returns log μ(a|o) [T, B] of the actions under the weights that played them.
