@@ -80,8 +80,8 @@ def test_every_session_is_seen_once_an_epoch(agent, batch, monkeypatch):
     learner, seen = PPO(agent, epochs=3, minibatches=3), []
     monkeypatch.setattr(
         PPO,
-        "loss",
-        lambda self, part, *rest, loss=PPO.loss: (seen.append(part.slots.tolist()), loss(self, part, *rest))[1],
+        "minibatch_loss",
+        lambda self, part, loss=PPO.minibatch_loss: (seen.append(part.batch.slots.tolist()), loss(self, part))[1],
     )
     learner.train_step(batch)
     assert [len(part) for part in seen] == [3, 3, 2] * 3

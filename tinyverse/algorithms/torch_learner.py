@@ -60,10 +60,15 @@ class Optimizer:
         if self.max_grad_norm is not None:
             torch._foreach_mul_(gradients, (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
         for group in self.torch.param_groups:
-            group["lr"] = self.learning_rate * self.remaining
+            group["lr"] = self.current_learning_rate
         self.torch.step()
         self.updates += 1
         return norm
+
+    @property
+    def current_learning_rate(self) -> float:
+        """The learning rate of the next update."""
+        return self.learning_rate * self.remaining
 
     @property
     def remaining(self) -> float:

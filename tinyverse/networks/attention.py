@@ -44,12 +44,9 @@ class Attention(Stage):
         self.norm, self.norm_mlp = nn.LayerNorm(size), nn.LayerNorm(size)
         self.query, self.mix = (orthogonal(nn.Linear(size, size), 1.0) for _ in range(2))
         self.key_value = orthogonal(nn.Linear(size, 2 * size), 1.0)
-        self.nearness = nn.Parameter(
-            torch.zeros(self.heads, self.memory + 1)
-        )  # [heads, distance]; distance 0 is the row itself
-        self.mlp = nn.Sequential(
-            orthogonal(nn.Linear(size, 4 * size)), nn.ReLU(), orthogonal(nn.Linear(4 * size, size))
-        )
+        self.nearness = nn.Parameter(torch.zeros(self.heads, self.memory + 1))  # by distance; 0 is the row itself
+        wide = orthogonal(nn.Linear(size, 4 * size))
+        self.mlp = nn.Sequential(wide, nn.ReLU(), orthogonal(nn.Linear(4 * size, size)))
         self.gate, self.gate_mlp = Gate(size), Gate(size)
         return size
 
@@ -71,10 +68,7 @@ class Attention(Stage):
         return y, {"embeddings": newest, "valid": valid}
 
     def _attend(self, history: Tensor, seen: Tensor) -> Tensor:
-        """Returns the attention's output [T, B, size] over `history` [memory + T, B, size].
-
-        `seen` is [B, T, memory + T].
-        """
+        """Returns [T, B, size] of `history` [memory + T, B, size], of which row t sees `seen` [B, T, memory + T]."""
         normed, steps = self.norm(history), seen.shape[1]
         queries = self._apart(self.query(normed[-steps:]))
         keys, values = (self._apart(part) for part in self.key_value(normed).chunk(2, -1))
