@@ -1,7 +1,4 @@
-"""TorchAgent: an agent with a PyTorch network, which it shares with a learner.
-
-It converts between NumPy and tensors.
-"""
+"""TorchAgent: an agent with a PyTorch network, which it shares with a learner; it converts between NumPy and tensors."""
 
 from __future__ import annotations
 
@@ -49,10 +46,7 @@ class TorchAgent(Agent):
         self.generator.seed()  # a random seed; new generators all have the same one
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> TorchAgent:
-        """Moves the network to a device or dtype.
-
-        A player on a CPU with bfloat16 acts about 1.6 times as fast in bfloat16.
-        """
+        """Moves the network to a device or dtype; a CPU that has bfloat16 acts about 1.6 times as fast in it."""
         self.network.to(device=device, dtype=dtype)
         if self.generator.device != self.device:
             self.generator = torch.Generator(self.device).manual_seed(self.generator.initial_seed())
@@ -86,10 +80,7 @@ class TorchAgent(Agent):
         return nest.map(_array, state)
 
     def get_weights(self) -> Weights:
-        """Returns a copy of parameters and buffers by their names in the network.
-
-        Floats of any width become float32.
-        """
+        """Returns a copy of parameters and buffers by their names in the network, floats of any width as float32."""
         return {name: _copy(tensor) for name, tensor in self.network.state_dict().items()}
 
     def set_weights(self, weights: Weights) -> None:
@@ -102,7 +93,12 @@ class TorchAgent(Agent):
         _check(own, weights)
         with torch.no_grad():
             for name, tensor in own.items():
-                _fill(tensor, weights[name])
+                if tensor.device.type == "cpu" and tensor.dtype is not torch.bfloat16:
+                    np.copyto(
+                        tensor.numpy(), weights[name], casting="same_kind"
+                    )  # reads read-only arrays without a copy
+                else:
+                    tensor.copy_(_readable(weights[name]))
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return _readable(array).to(self.device, non_blocking=True)
@@ -112,14 +108,6 @@ def _readable(array: np.ndarray) -> Tensor:
     """Returns a tensor that shares the array's memory, or a copy of a read-only array, which torch would warn about."""
     array = np.asarray(array)
     return torch.from_numpy(array if array.flags.writeable else array.copy())
-
-
-def _fill(tensor: Tensor, array: np.ndarray) -> None:
-    """Writes an array into a tensor. On a CPU NumPy does it, because it reads read-only arrays without a copy."""
-    if tensor.device.type == "cpu" and tensor.dtype is not torch.bfloat16:
-        np.copyto(tensor.numpy(), array, casting="same_kind")
-    else:
-        tensor.copy_(_readable(array))
 
 
 def _array(tensor: Tensor) -> np.ndarray:

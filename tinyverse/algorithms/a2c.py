@@ -60,15 +60,17 @@ class A2C(TorchLearner):
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         policy, values = self.evaluate(batch)
         mask, entropies = batch.mask, policy.entropy()
-        targets = self.targets(self.rewards(batch), batch, values)
+        rows = self.rewards(batch), batch.discounts(self.discount), batch.continues, values
+        n_step = self.n_step
+        targets = returns.lambda_returns(*rows, self.lambda_) if n_step is None else returns.n_step(*rows, n_step)
         advantages = targets - values[:-1].detach()
         if self.normalize_advantages:
             advantages = losses.normalize(advantages, mask)
 
-        weights, rows = mask * batch.weights, losses.count(mask)
-        policy_loss = losses.policy_gradient(policy.log_prob(batch.actions), advantages, weights) / rows
-        value_loss = losses.value(values[:-1], targets, weights) / rows
-        entropy_loss = losses.entropy(entropies, weights) / rows
+        weights, count = mask * batch.weights, losses.count(mask)
+        policy_loss = losses.policy_gradient(policy.log_prob(batch.actions), advantages, weights) / count
+        value_loss = losses.value(values[:-1], targets, weights) / count
+        entropy_loss = losses.entropy(entropies, weights) / count
         loss = policy_loss + self.value_cost * value_loss + self.entropy_cost * entropy_loss
 
         metrics = {
@@ -80,10 +82,3 @@ class A2C(TorchLearner):
             "value/explained_variance": losses.explained_variance(values[:-1], targets, mask),
         }
         return loss, {name: metric.detach() for name, metric in metrics.items()}
-
-    def targets(self, rewards: Tensor, batch: Batch, values: Tensor) -> Tensor:
-        """Returns the value targets G [T, B], of the kind chosen; `values` is [T+1, B]."""
-        rows = rewards, batch.discounts(self.discount), batch.continues, values
-        if self.n_step is not None:
-            return returns.n_step(*rows, self.n_step)
-        return returns.lambda_returns(*rows, self.lambda_)

@@ -48,7 +48,9 @@ class BehaviourCloning(TorchLearner):
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         policy, _ = self.evaluate(batch)
-        mask, entropies = self.mask(batch), policy.entropy()
+        mask, entropies = batch.mask, policy.entropy()
+        if self.whom == "human":
+            mask = mask * (0 if batch.human is None else batch.human)
         weights, rows = mask * batch.weights, losses.count(mask)
         imitation = -losses.masked_sum(policy.log_prob(batch.actions), weights) / rows
         loss = imitation + self.entropy_cost * losses.entropy(entropies, weights) / rows
@@ -59,9 +61,3 @@ class BehaviourCloning(TorchLearner):
             "imitation/rows": mask.mean(),
         }
         return loss, {name: metric.detach() for name, metric in metrics.items()}
-
-    def mask(self, batch: Batch) -> Tensor:
-        """Returns [T, B] 1 for valid rows to imitate, else 0."""
-        if self.whom == "all":
-            return batch.mask
-        return batch.mask * 0 if batch.human is None else batch.mask * batch.human

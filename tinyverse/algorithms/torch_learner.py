@@ -136,10 +136,7 @@ class TorchLearner(Learner):
         return network.distribution(nest.map(lambda rows: rows[:-1], outputs.policy)), outputs.values.float()
 
     def rewards(self, batch: Batch) -> Tensor:
-        """Returns the rewards [T, B] for learning: clipped, then normalised.
-
-        Each call updates the normaliser's statistics.
-        """
+        """Returns the rewards [T, B] for learning: clipped, then normalised by statistics that each call updates."""
         clip = float("inf") if self.reward_clip is None else self.reward_clip
         rewards = batch.rewards.clamp(-clip, clip)
         return rewards if self.return_scale is None else self.return_scale(rewards, batch.continues, batch.mask)
