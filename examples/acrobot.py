@@ -41,11 +41,6 @@ def make_experiment(
         return A2C(agent, learning_rate=learning_rate, entropy_cost=entropy_cost, **options)
 
     return Experiment(
-        make_env=make_env,
-        make_agent=make_agent,
-        make_learner=make_learner,
-        unroll_length=unroll_length,
-        num_envs=num_envs,
-        batch_size=num_envs,
-        publish_every=1,
-    )
+        make_env=make_env, make_agent=make_agent, make_learner=make_learner,
+        unroll_length=unroll_length, num_envs=num_envs, batch_size=num_envs, publish_every=1,
+    )  # fmt: skip

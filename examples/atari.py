@@ -48,30 +48,13 @@ def make_experiment(
 
     def make_learner(agent):
         return VTrace(
-            agent,
-            learning_rate=learning_rate,
-            total_updates=total_updates,
-            normalize_advantages=True,
-            entropy_cost=entropy_cost,
-            surrogate_clip=surrogate_clip,
-            discount=discount,
-            lambda_=0.95,
-            max_grad_norm=0.5,
-            optimizer="adam",
-        )
+            agent, learning_rate=learning_rate, total_updates=total_updates, normalize_advantages=True,
+            entropy_cost=entropy_cost, surrogate_clip=surrogate_clip, discount=discount, lambda_=0.95,
+            max_grad_norm=0.5, optimizer="adam",
+        )  # fmt: skip
 
     return Experiment(
-        make_pool=make_pool,
-        make_env=make_env,
-        make_agent=make_agent,
-        make_learner=make_learner,
-        unroll_length=unroll_length,
-        num_envs=16,
-        batch_size=4,
-        sampler="uniform",
-        reuse=3,
-        buffer_size=32,
-        publish_every=4,
-        precision="auto",
-        frame_skip=FRAME_SKIP,
-    )
+        make_pool=make_pool, make_env=make_env, make_agent=make_agent, make_learner=make_learner,
+        unroll_length=unroll_length, num_envs=16, batch_size=4, sampler="uniform", reuse=3, buffer_size=32,
+        publish_every=4, precision="auto", frame_skip=FRAME_SKIP,
+    )  # fmt: skip

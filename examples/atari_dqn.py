@@ -45,27 +45,11 @@ def make_experiment(
 
     def make_learner(agent):
         return DQN(
-            agent,
-            learning_rate=learning_rate,
-            target_every=target_every,
-            discount=discount,
-            n=3,
-            reward_clip=1.0,
-        )
+            agent, learning_rate=learning_rate, target_every=target_every, discount=discount, n=3, reward_clip=1.0,
+        )  # fmt: skip
 
     return Experiment(
-        make_pool=make_pool,
-        make_env=make_env,
-        make_agent=make_agent,
-        make_learner=make_learner,
-        unroll_length=unroll_length,
-        num_envs=16,
-        batch_size=16,
-        sampler="prioritized",
-        reuse=reuse,
-        buffer_size=10_000,
-        min_sessions=500,
-        publish_every=10,
-        precision="auto",
-        frame_skip=FRAME_SKIP,
-    )
+        make_pool=make_pool, make_env=make_env, make_agent=make_agent, make_learner=make_learner,
+        unroll_length=unroll_length, num_envs=16, batch_size=16, sampler="prioritized", reuse=reuse,
+        buffer_size=10_000, min_sessions=500, publish_every=10, precision="auto", frame_skip=FRAME_SKIP,
+    )  # fmt: skip

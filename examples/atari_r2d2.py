@@ -48,18 +48,7 @@ def make_experiment(
         return R2D2(agent, learning_rate=learning_rate, target_every=target_every, burn_in=burn_in, length=length)
 
     return Experiment(
-        make_pool=make_pool,
-        make_env=make_env,
-        make_agent=make_agent,
-        make_learner=make_learner,
-        unroll_length=burn_in + length,
-        num_envs=16,
-        batch_size=8,
-        sampler=Prioritized(alpha=0.9, beta=0.6),
-        reuse=reuse,
-        buffer_size=3000,
-        min_sessions=200,
-        publish_every=10,
-        precision="auto",
-        frame_skip=FRAME_SKIP,
-    )
+        make_pool=make_pool, make_env=make_env, make_agent=make_agent, make_learner=make_learner,
+        unroll_length=burn_in + length, num_envs=16, batch_size=8, sampler=Prioritized(alpha=0.9, beta=0.6),
+        reuse=reuse, buffer_size=3000, min_sessions=200, publish_every=10, precision="auto", frame_skip=FRAME_SKIP,
+    )  # fmt: skip

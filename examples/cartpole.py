@@ -26,24 +26,11 @@ def make_experiment(env_id="CartPole-v1", learning_rate=6e-3, total_updates=500,
 
     def make_learner(agent):
         return PPO(
-            agent,
-            learning_rate=learning_rate,
-            total_updates=total_updates,
-            epochs=6,
-            minibatches=1,
-            clip=0.2,
-            value_cost=1.0,
-            entropy_cost=0.0,
-            discount=0.98,
-            lambda_=0.8,
-        )
+            agent, learning_rate=learning_rate, total_updates=total_updates, epochs=6, minibatches=1, clip=0.2,
+            value_cost=1.0, entropy_cost=0.0, discount=0.98, lambda_=0.8,
+        )  # fmt: skip
 
     return Experiment(
-        make_env=make_env,
-        make_agent=make_agent,
-        make_learner=make_learner,
-        unroll_length=unroll_length,
-        num_envs=num_envs,
-        batch_size=num_envs,
-        publish_every=1,
-    )
+        make_env=make_env, make_agent=make_agent, make_learner=make_learner,
+        unroll_length=unroll_length, num_envs=num_envs, batch_size=num_envs, publish_every=1,
+    )  # fmt: skip

@@ -38,15 +38,7 @@ def make_experiment(
         return DQN(agent, learning_rate=learning_rate, total_updates=total_updates, n=3, target_every=50)
 
     return Experiment(
-        make_env=make_env,
-        make_agent=make_agent,
-        make_learner=make_learner,
-        unroll_length=10,
-        num_envs=num_envs,
-        batch_size=16,
-        sampler="prioritized",
-        reuse=reuse,
-        buffer_size=1000,
-        min_sessions=64,
-        publish_every=5,
-    )
+        make_env=make_env, make_agent=make_agent, make_learner=make_learner,
+        unroll_length=10, num_envs=num_envs, batch_size=16, sampler="prioritized", reuse=reuse, buffer_size=1000,
+        min_sessions=64, publish_every=5,
+    )  # fmt: skip

@@ -75,30 +75,13 @@ def make_experiment(
 
     def make_learner(agent):
         return VTrace(
-            agent,
-            learning_rate=learning_rate,
-            entropy_cost=entropy_cost,
-            surrogate_clip=surrogate_clip,
-            discount=discount,
-            lambda_=0.95,
-            reward_clip=None,
-            return_scale=True,
-            max_grad_norm=0.5,
-            optimizer="adam",
-        )
+            agent, learning_rate=learning_rate, entropy_cost=entropy_cost, surrogate_clip=surrogate_clip,
+            discount=discount, lambda_=0.95, reward_clip=None, return_scale=True, max_grad_norm=0.5, optimizer="adam",
+        )  # fmt: skip
 
     return Experiment(
-        make_env=make_env,
-        make_agent=make_agent,
-        make_learner=make_learner,
-        unroll_length=unroll_length,
-        num_envs=8,
-        batch_size=16,
-        sampler="uniform",
-        reuse=3,
-        buffer_size=32,
-        publish_every=1,
-        precision="auto",
-        frame_skip=frame_skip,
+        make_env=make_env, make_agent=make_agent, make_learner=make_learner,
+        unroll_length=unroll_length, num_envs=8, batch_size=16, sampler="uniform", reuse=3, buffer_size=32,
+        publish_every=1, precision="auto", frame_skip=frame_skip,
         keys={"left": 3, "right": 2, "space": 1, "up": 1, "": 0},
-    )
+    )  # fmt: skip

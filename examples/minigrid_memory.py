@@ -91,20 +91,11 @@ def make_experiment(
 
     def make_learner(agent):
         return PPO(
-            agent,
-            learning_rate=learning_rate,
-            total_updates=total_updates,
-            entropy_cost=entropy_cost,
-            discount=discount,
-            value_cost=1.0,
-        )
+            agent, learning_rate=learning_rate, total_updates=total_updates, entropy_cost=entropy_cost,
+            discount=discount, value_cost=1.0,
+        )  # fmt: skip
 
     return Experiment(
-        make_env=make_env,
-        make_agent=make_agent,
-        make_learner=make_learner,
-        unroll_length=unroll_length,
-        num_envs=num_envs,
-        batch_size=num_envs,
-        publish_every=1,
-    )
+        make_env=make_env, make_agent=make_agent, make_learner=make_learner,
+        unroll_length=unroll_length, num_envs=num_envs, batch_size=num_envs, publish_every=1,
+    )  # fmt: skip

@@ -30,15 +30,7 @@ def make_experiment(task="click-test-2", by="elements", learning_rate=2e-3, entr
         )
 
     return Experiment(
-        make_env=make_env,
-        make_agent=make_agent,
-        make_learner=make_learner,
-        unroll_length=8,
-        num_envs=num_envs,
-        batch_size=8,
-        sampler="uniform",
-        reuse=4,
-        buffer_size=32,
-        publish_every=1,
+        make_env=make_env, make_agent=make_agent, make_learner=make_learner,
+        unroll_length=8, num_envs=num_envs, batch_size=8, sampler="uniform", reuse=4, buffer_size=32, publish_every=1,
         realtime=True,
-    )
+    )  # fmt: skip

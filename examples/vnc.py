@@ -76,17 +76,7 @@ def make_experiment(rate=20.0, num_envs=4, learning_rate=1e-3, epsilon=0.3, reus
         return DQN(agent, learning_rate=learning_rate, discount=0.95, n=5, target_every=100)
 
     return Experiment(
-        make_env=make_env,
-        make_pool=make_pool,
-        make_agent=make_agent,
-        make_learner=make_learner,
-        unroll_length=10,
-        num_envs=num_envs,
-        batch_size=16,
-        sampler="prioritized",
-        reuse=reuse,
-        buffer_size=5000,
-        min_sessions=50,
-        publish_every=10,
-        realtime=True,
-    )
+        make_env=make_env, make_pool=make_pool, make_agent=make_agent, make_learner=make_learner,
+        unroll_length=10, num_envs=num_envs, batch_size=16, sampler="prioritized", reuse=reuse, buffer_size=5000,
+        min_sessions=50, publish_every=10, realtime=True,
+    )  # fmt: skip
