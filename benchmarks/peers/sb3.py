@@ -43,8 +43,8 @@ def falling(start: float) -> Callable[[float], float]:
 def pong(algorithm: str, processes: bool) -> BaseAlgorithm:
     gymnasium.register_envs(ale_py)
     kind, options = (SubprocVecEnv, {"start_method": "fork"}) if processes else (DummyVecEnv, {})
-    num_envs = make_atari_env("PongNoFrameskip-v4", n_envs=NUM_ENVS, vec_env_cls=kind, vec_env_kwargs=options)
-    stacked: Any = VecFrameStack(num_envs, 4)
+    envs = make_atari_env("PongNoFrameskip-v4", n_envs=NUM_ENVS, vec_env_cls=kind, vec_env_kwargs=options)
+    stacked: Any = VecFrameStack(envs, 4)
     if algorithm == "a2c":
         rmsprop = {"optimizer_class": RMSpropTFLike, "optimizer_kwargs": {"eps": 1e-5}}
         return A2C("CnnPolicy", stacked, ent_coef=0.01, vf_coef=0.25, policy_kwargs=rmsprop, device="cpu")
@@ -55,9 +55,9 @@ def pong(algorithm: str, processes: bool) -> BaseAlgorithm:
 
 
 def cartpole(seed: int) -> BaseAlgorithm:
-    num_envs = make_vec_env("CartPole-v1", n_envs=NUM_ENVS, seed=seed)
+    envs = make_vec_env("CartPole-v1", n_envs=NUM_ENVS, seed=seed)
     return PPO(
-        "MlpPolicy", num_envs, n_steps=32, batch_size=256, n_epochs=20, gae_lambda=0.8, gamma=0.98, ent_coef=0.0,
+        "MlpPolicy", envs, n_steps=32, batch_size=256, n_epochs=20, gae_lambda=0.8, gamma=0.98, ent_coef=0.0,
         learning_rate=falling(1e-3), clip_range=falling(0.2), seed=seed, device="cpu",
     )  # fmt: skip
 
