@@ -1,13 +1,13 @@
-"""PPO on CartPole in JAX: another framework's agent and learner under the same players and the same trainer.
+"""PPO on CartPole in JAX: another framework's agent and learner with the same players and the same trainer.
 
     pip install -e '.[jax]'
     tinyverse jax_cartpole.py local
     tinyverse jax_cartpole.py run --players 1
 
-All that tinyverse asks is NumPy at the door: `act` gives arrays, `train_step` gets a batch that `batch.numpy()` turns
-into arrays, weights are arrays by name. Inside, everything is functions that JAX compiles once.
+tinyverse only needs NumPy arrays: `act` returns arrays, `batch.numpy()` turns the batch of `train_step` into arrays, and
+weights are arrays by name. All else is functions that JAX compiles once.
 
-A mean return of 500 over 100 episodes after 126,000, 251,000 and 145,000 steps, 20 to 41 s (seeds 1 to 3; `local`).
+The mean return over 100 episodes is 500 after 126,000, 251,000 and 145,000 steps, 20 to 41 s (seeds 1 to 3; `local`).
 """
 
 from functools import partial
@@ -27,7 +27,7 @@ except ModuleNotFoundError as error:
 
 
 def network(weights, x):
-    """Logits [..., A] and values [...] of observations [..., D]: two towers of two layers."""
+    """Returns logits [..., A] and values [...] of observations [..., D], from two networks of two layers."""
 
     def tower(name):
         hidden = jnp.tanh(x @ weights[f"{name}.w0"] + weights[f"{name}.b0"])
@@ -50,7 +50,7 @@ def new_weights(key, inputs, actions, hidden=64):
 
 @jax.jit
 def choose(weights, x, key):
-    """Sampled actions [n], the likeliest ones, and log-probabilities [n, A]."""
+    """Returns sampled actions [n], the likeliest ones [n], and log-probabilities [n, A]."""
     log_probs = jax.nn.log_softmax(network(weights, x)[0])
     return jax.random.categorical(key, log_probs), log_probs.argmax(-1), log_probs
 
@@ -77,7 +77,7 @@ class JaxAgent(Agent):
 
 
 def advantages_of(rewards, discounts, continues, values, lambda_):
-    """[T, B] of generalised advantage estimation (Schulman et al. 2016, eq. 16); values [T+1, B]."""
+    """Returns generalised advantage estimates [T, B] (Schulman et al. 2016, eq. 16). values: [T+1, B]."""
 
     def back(following, row):
         delta, decay = row

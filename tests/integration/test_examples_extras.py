@@ -36,11 +36,11 @@ def built(name: str, **settings: str) -> Experiment:
     return loader.build(context.module, context.resolved({}))
 
 
-def learned(name: str, updates: int, num_envs: int = 20, greedy: bool = True, **settings: str) -> Evaluation:
+def learned(name: str, updates: int, episodes: int = 20, greedy: bool = True, **settings: str) -> Evaluation:
     context = RunContext(name, seed=1, quiet=True, settings=settings)
     trainer = local.callback(context, TrainOptions(updates=updates))
     return evaluate(
-        built(name, **settings), trainer.agent, num_envs=num_envs, at_once=min(num_envs, 10), greedy=greedy, seed=3
+        built(name, **settings), trainer.agent, episodes=episodes, at_once=min(episodes, 10), greedy=greedy, seed=3
     )
 
 
@@ -206,7 +206,7 @@ def test_jax_balances_the_pole() -> None:
 def test_memory_tells_where_to_turn() -> None:
     pytest.importorskip("minigrid")
     with_memory, without = (
-        learned("minigrid_memory", 120, num_envs=200, greedy=False, memory=memory) for memory in ("attention", "none")
+        learned("minigrid_memory", 120, episodes=200, greedy=False, memory=memory) for memory in ("attention", "none")
     )
     assert np.mean(np.array(with_memory.returns) > 0) >= 0.9 and np.mean(np.array(without.returns) > 0) < 0.6
 
