@@ -196,11 +196,11 @@ def naive_of(kind: Kind, url: str) -> Works:
 
 def as_before(session: Session) -> tuple[np.ndarray, ...]:
     """A session as the original held it: as many rows of observations as of actions, images stacked by 4."""
-    rows, memory = session.observations[:-1], session.initial_memory
+    rows, state = session.observations[:-1], session.initial_state
     if rows.ndim == 3:
-        frames = np.concatenate([*memory.values(), rows])
-        rows, memory = np.moveaxis(np.lib.stride_tricks.sliding_window_view(frames, 4, axis=0), -1, 1), ()
-    return np.ascontiguousarray(rows), session.actions, session.rewards, session.alive, memory
+        frames = np.concatenate([*state.values(), rows])
+        rows, state = np.moveaxis(np.lib.stride_tricks.sliding_window_view(frames, 4, axis=0), -1, 1), ()
+    return np.ascontiguousarray(rows), session.actions, session.rewards, session.valid, state
 
 
 def bare(bench: measure.Bench, binary: str, kind: Kind, server: Server, by: str, command: str) -> measure.Way:

@@ -133,8 +133,8 @@ class Drawn(Agent):
     def __init__(self, pool: Pool) -> None:
         self._choices = itertools.cycle(drawn(pool))
 
-    def act(self, observations: Any, memory: Any, first: np.ndarray, greedy: bool = False) -> tuple[Any, Any, dict]:
-        return next(self._choices), memory, {}
+    def act(self, observations: Any, state: Any, is_first: np.ndarray, greedy: bool = False) -> tuple[Any, Any, dict]:
+        return next(self._choices), state, {}
 
 
 def drawn(pool: Pool) -> list[nest.Tree]:

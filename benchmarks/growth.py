@@ -175,9 +175,9 @@ class Cheap(Agent):
     def __init__(self) -> None:
         self._random, self._weights = np.random.default_rng(0), np.ones(4, np.float32)
 
-    def act(self, observations: Any, memory: Any, first: np.ndarray, greedy: bool = False) -> tuple[Any, Any, Any]:
-        logits = observations @ self._weights + self._random.standard_normal(len(first), np.float32)
-        return (logits > 0).astype(np.int64), memory, {"behaviour_log_prob": -np.abs(logits)}
+    def act(self, observations: Any, state: Any, is_first: np.ndarray, greedy: bool = False) -> tuple[Any, Any, Any]:
+        logits = observations @ self._weights + self._random.standard_normal(len(is_first), np.float32)
+        return (logits > 0).astype(np.int64), state, {"behaviour_log_prob": -np.abs(logits)}
 
 
 # Sessions

@@ -66,12 +66,12 @@ def test_rows_are_those_of_the_drawing(pool: Pool) -> None:
     assert (ends > GAMES).all(), "too few ends to prove anything"
 
 
-def test_memory_counts_what_the_observation_says(pool: Pool) -> None:
+def test_the_state_counts_what_the_observation_says(pool: Pool) -> None:
     agent = CountingAgent(pool.observation_space, pool.action_space)
-    observations, memory, first = pool.reset(seed=1), agent.initial_state(GAMES), np.ones(GAMES, bool)
+    observations, state, first = pool.reset(seed=1), agent.initial_state(GAMES), np.ones(GAMES, bool)
     ended = np.zeros(GAMES, bool)
     for _ in range(STEPS):
-        actions, memory, extras = agent.act(observations, memory, first)
+        actions, state, extras = agent.act(observations, state, first)
         waits = ended & first  # an agent that is out, while others play on
         np.testing.assert_array_equal(extras["count"][~waits], clock(observations)[~waits, 1])
         observations, _, terminated, truncated, _ = pool.step(actions)
