@@ -100,8 +100,6 @@ class Database(abc.ABC):
     Raises `DatabaseLost` when it cannot be reached (the caller may retry), `DatabaseError` when it says no.
     """
 
-    # -- the run ------------------------------------------------------------------------------------------------
-
     @abc.abstractmethod
     def create(self, meta: Mapping[str, str]) -> dict[str, str]:
         """Creates the run with `meta` and a random `run_id`, unless it exists; returns the meta in force."""
@@ -123,8 +121,6 @@ class Database(abc.ABC):
 
     def close(self) -> None:  # noqa: B027
         """Gives back connections. The run stays."""
-
-    # -- sessions -----------------------------------------------------------------------------------------------
 
     @abc.abstractmethod
     def append(
@@ -153,8 +149,6 @@ class Database(abc.ABC):
             after = entries[-1][0]
         return list(found)
 
-    # -- weights ------------------------------------------------------------------------------------------------
-
     @abc.abstractmethod
     def put_weights(
         self, blob: bytes, version: int, *, holder: str, update: int = 0, step: int = 0, run_id: str | None = None
@@ -181,8 +175,6 @@ class Database(abc.ABC):
     @abc.abstractmethod
     def release_lease(self, holder: str) -> None:
         """Gives the lease back, if `holder` has it."""
-
-    # -- people and numbers -------------------------------------------------------------------------------------
 
     @abc.abstractmethod
     def beat(self, worker: Worker) -> State:

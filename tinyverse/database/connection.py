@@ -139,7 +139,9 @@ def errors(url: str) -> Iterator[None]:
     try:
         yield
     except (redis.RedisError, RedisClusterException, OSError, ValueError) as error:
-        reason = _reason(error)
+        reason: BaseException = error
+        while isinstance(reason, RedisClusterException) and (cause := reason.__cause__ or reason.__context__):
+            reason = cause  # why no node could be asked
         raise _translated(reason, url) from reason
 
 
@@ -147,6 +149,13 @@ def public(url: str) -> str:
     """The URL without passwords."""
     hidden = r"(://[^:@/]*):.*@|(?<=password=)[^&]*"
     return re.sub(hidden, lambda hit: f"{hit[1]}:***@" if hit[1] is not None else "***", url)
+
+
+def with_login(url: str, user: str, password: str) -> str:
+    """The URL with this user and password."""
+    parts = urllib.parse.urlsplit(url)
+    place = parts.netloc.rpartition("@")[2]
+    return parts._replace(netloc=f"{user}:{urllib.parse.quote(password, safe='')}@{place}").geturl()
 
 
 def _kind(url: str) -> str:
@@ -198,13 +207,6 @@ def _sentinel(url: str, options: dict[str, Any]) -> redis.Redis:
     asking = {word: options[word] for word in ("socket_timeout", "socket_connect_timeout")}
     secure = {"ssl": True} if "ssl" in given else {}
     return Sentinel(places, sentinel_kwargs={**asking, **secure}).master_for(name, **{**given, **options})
-
-
-def _reason(error: BaseException) -> BaseException:
-    """Why no node of a cluster could be asked, which RedisClusterException only carries along."""
-    while isinstance(error, RedisClusterException) and (cause := error.__cause__ or error.__context__):
-        error = cause
-    return error
 
 
 def _translated(error: BaseException, url: str) -> DatabaseError:

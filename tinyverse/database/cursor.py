@@ -6,7 +6,6 @@ Ids only grow within one incarnation of a run. A session's id is the cursor of a
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 
 BEGINNING = "0-0"  # before every session
 
@@ -21,11 +20,6 @@ def is_behind(position: str, reader: str) -> bool:
     return to_numbers(position) <= to_numbers(reader)
 
 
-def is_ahead(reader: str, other: str) -> bool:
-    """Whether a reader has come further than another."""
-    return to_numbers(reader) > to_numbers(other)
-
-
 def furthest(*positions: str) -> str:
     """The cursor that has come furthest.
 
@@ -38,7 +32,7 @@ def furthest(*positions: str) -> str:
 def just_before(position: str) -> str:
     """The cursor from which a reader finds the session at `position` first."""
     first, second = to_numbers(position)
-    return from_numbers([first, second - 1] if second else [max(first - 1, 0), 2**64 - 1])
+    return f"{first}-{second - 1}" if second else f"{max(first - 1, 0)}-{2**64 - 1}"
 
 
 def to_numbers(position: str) -> list[int]:
@@ -48,9 +42,3 @@ def to_numbers(position: str) -> list[int]:
     """
     first, second = position.split("-")
     return [int(first), int(second)]
-
-
-def from_numbers(numbers: Sequence[int]) -> str:
-    """The inverse of `to_numbers`."""
-    first, second = numbers
-    return f"{first}-{second}"

@@ -101,12 +101,10 @@ class BackgroundHeartbeat(BackgroundThread):
         if self._heartbeat is not None:
             self._heartbeat.beat()
         else:
-            self._heartbeat = Heartbeat(self._open(), self.worker, self.waiting)
+            self._connection.close()  # that of a first beat which failed
+            try:
+                database = self._connection.enter_context(self._connect())
+            except ServerError as error:
+                raise DatabaseLost(str(error)) from error
+            self._heartbeat = Heartbeat(database, self.worker, self.waiting)
         self.closing.wait(HEARTBEAT_SECONDS)
-
-    def _open(self) -> Database:
-        self._connection.close()  # that of a first beat which failed
-        try:
-            return self._connection.enter_context(self._connect())
-        except ServerError as error:
-            raise DatabaseLost(str(error)) from error

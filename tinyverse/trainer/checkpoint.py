@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tinyverse.core import rng
 from tinyverse.core.errors import RunConflict, SpecError, TinyverseError
 from tinyverse.core.weights import decode_weights
-from tinyverse.database.cursor import is_ahead
+from tinyverse.database.cursor import is_behind
 from tinyverse.replay import checkpoint as replay_checkpoint
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ class Checkpoints:
             replay.forget_positions()
             return
         feeder.load_cursor(checkpoint)
-        if replay.sampler.reuse is not None and is_ahead(feeder.cursor.learned, checkpoint["consumed"]):
+        if replay.sampler.reuse is not None and not is_behind(feeder.cursor.learned, checkpoint["consumed"]):
             replay.mark_seen(feeder.cursor.learned)  # updates that were lost had learned from them
 
     def level(self) -> None:
