@@ -50,7 +50,7 @@ def test_a_single_process_exchanges_nothing(monkeypatch):
 
 def test_ranks_step_when_all_have_a_batch_and_players_owe_the_poorest(monkeypatch):
     feeder = a_feeder()
-    feeder.replay.limiter.insert()
+    feeder.replay.limiter.inserted += 1
     ranks, said = Ranks(), beside(monkeypatch)
     assert ranks.agree(True, False, feeder) == Agreement(True, False, "")
     assert said == [(True, False, 2.0, zlib.crc32(b"now"), 7, 1)]

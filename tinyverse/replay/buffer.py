@@ -131,7 +131,7 @@ class Replay:
             about.filled[slot], about.update[slot], about.human[slot] = True, made_at, session.human
             about.position[slot], about.count[slot] = position, seen
             self.sampler.insert(slot, seen, session.human)
-            self.limiter.insert()
+            self.limiter.inserted += 1
             self.limiter.forgive(len(self))
 
     def write_off(self, count: int = 1) -> None:
@@ -160,7 +160,7 @@ class Replay:
             self.began = True
             slots = self.sampler.draw(self.config.batch_size, self.random)
             np.add.at(self.slots.count, slots, 1)
-            self.limiter.sample(len(slots))
+            self.limiter.drawn += len(slots)
             self.newest_sampled = furthest(self.newest_sampled, *(self.slots.position[slot] for slot in slots))
             self.lags.append(update - self.slots.update[slots])
             starts = self.random.integers(0, self.spec.length - rows + 1, len(slots))
