@@ -91,7 +91,7 @@ class Replay:
         self.lags: deque[np.ndarray] = deque(maxlen=100)
         self.dropped = {"expired": 0, "unused": 0}
         self.series = secrets.token_hex(4)
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
 
     def __len__(self) -> int:
         return int(self.slots.filled.sum())
@@ -155,7 +155,7 @@ class Replay:
             raise SettingsError(f"slices of {rows} rows cannot be cut from sessions of {self.spec.length}.")
         with self.lock:
             self._expire(update)
-            if self._waits_for():
+            if self.waits_for():
                 return None
             self.began = True
             slots = self.sampler.draw(self.config.batch_size, self.random)
@@ -169,7 +169,13 @@ class Replay:
     def waits_for(self) -> str:
         """Why no batch can be drawn now, in words; "" when one can."""
         with self.lock:
-            return self._waits_for()
+            if (filling := self.filling) is not None:
+                return f"{filling[0]} of {filling[1]} sessions"
+            if missing := self.sampler.missing(self.config.batch_size):
+                return counted(missing, "more new session")
+            if missing := self.limiter.missing:
+                return f"{counted(missing, 'more session')} (reuse {self.limiter.reuse:g} is reached)"
+        return ""
 
     @property
     def filling(self) -> tuple[int, int] | None:
@@ -210,15 +216,6 @@ class Replay:
             self.slots.position = [BEGINNING] * len(self.slots)
             self.newest_sampled = BEGINNING
 
-    def _waits_for(self) -> str:
-        if (filling := self.filling) is not None:
-            return f"{filling[0]} of {filling[1]} sessions"
-        if missing := self.sampler.missing(self.config.batch_size):
-            return counted(missing, "more new session")
-        if missing := self.limiter.missing:
-            return f"{counted(missing, 'more session')} (reuse {self.limiter.reuse:g} is reached)"
-        return ""
-
     def _expire(self, update: int) -> None:
         if self.config.max_lag is None:
             return
@@ -233,9 +230,8 @@ class Replay:
     def _cut(self, slots: np.ndarray, starts: np.ndarray, rows: int, burn_in: int, update: int) -> Batch:
         index = torch.from_numpy(slots).to(self.device, non_blocking=True)
         if rows == self.spec.length:
-            leaves = {
-                name: leaf if _is_memory(name) else leaf.transpose(0, 1) for name, leaf in self.ring.take(index).items()
-            }
+            taken = self.ring.take(index)
+            leaves = {name: leaf if rows_beyond(name) is None else leaf.transpose(0, 1) for name, leaf in taken.items()}
         else:
             leaves = self._slices(index, torch.from_numpy(starts).to(self.device, non_blocking=True), rows)
         trees = {name: nest.unflatten(leaves, name) for name in FIELDS}
@@ -253,15 +249,10 @@ class Replay:
         leaves = {}
         with self.ring.reading() as fields:
             for name, tensor in fields.items():
-                if _is_memory(name):
+                if (beyond := rows_beyond(name)) is None:
                     memory = tensor[index]
                     begins_late = start.reshape(-1, *[1] * (memory.ndim - 1)) > 0
                     leaves[name] = torch.where(begins_late, torch.zeros_like(memory), memory)
                 else:
-                    count = rows + (tensor.shape[1] - self.spec.length)  # observations have a row more
-                    leaves[name] = tensor[index, start + torch.arange(count, device=self.device)[:, None]]
+                    leaves[name] = tensor[index, start + torch.arange(rows + beyond, device=self.device)[:, None]]
         return leaves
-
-
-def _is_memory(name: str) -> bool:
-    return rows_beyond(name) is None

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from tinyverse.core import rng
+from tinyverse.core import distributed, rng
 from tinyverse.core.errors import RunConflict, SpecError, TinyverseError
 from tinyverse.core.weights import decode_weights
 from tinyverse.database.cursor import is_behind
@@ -81,8 +81,6 @@ class Checkpoints:
             self.save_replay = False
         return self.save_replay is not False
 
-    # -- back again ---------------------------------------------------------------------------------------------
-
     def restore(self) -> None:
         """Takes up the newest checkpoint; without a folder or a checkpoint in it, the weights that were published.
 
@@ -97,11 +95,8 @@ class Checkpoints:
         elif (found := trainer.database.get_weights()) is not None:
             weights, numbers = decode_weights(found[1])
             trainer.agent.set_weights(weights)
-            trainer.publisher.version, trainer.update, trainer.feeder.steps = (
-                found[0],
-                numbers["update"],
-                numbers["step"],
-            )
+            trainer.publisher.version, trainer.update = found[0], numbers["update"]
+            trainer.feeder.steps = numbers["step"]
 
     def _take_up(self, checkpoint: Mapping[str, Any]) -> None:
         trainer, feeder, replay = self.trainer, self.trainer.feeder, self.trainer.replay
@@ -141,7 +136,7 @@ class Checkpoints:
         trainer, feeder = self.trainer, self.trainer.feeder
         if trainer.ranks.size == 1:
             return
-        first = trainer.ranks.broadcast({
+        first = distributed.broadcast({
             "learner": trainer.learner.state_dict(), "update": trainer.update, "version": trainer.version,
             "consumed": feeder.cursor.learned, "counted": feeder.cursor.counted, **feeder.counters(),
         })  # fmt: skip

@@ -84,13 +84,6 @@ class Publisher:
             self.database.release_lease(self.holder)
             self.database.leave(self.worker.id)
 
-    # -- weights ------------------------------------------------------------------------------------------------
-
-    def snapshot(self, update: int, weights: Weights) -> Snapshot:
-        """These weights under the next version."""
-        self.version += 1
-        return Snapshot(self.version, update, self.feeder.steps, weights)
-
     def publish(self, snapshot: Snapshot) -> None:
         """Publishes weights. Players see version and weights change together.
 
@@ -123,13 +116,6 @@ class Publisher:
             meta = self.database.create({key: value for key, value in self.meta.items() if key != "run_id"})
             self.database.acquire_lease(self.holder)
         return meta["run_id"]
-
-    def compare(self, state: State, published: int) -> None:
-        """Asks for a publication where a newer state lacks the weights that were `published` before it."""
-        if self.ranks.is_rank_zero and (state.version < published or not state.run_id):
-            self.published, self.must_publish = -1, True
-
-    # -- numbers ------------------------------------------------------------------------------------------------
 
     @property
     def sampled(self) -> float:
@@ -164,18 +150,15 @@ class Publisher:
             new, self._rejections_told = rejections - self._rejections_told, rejections
             self.database.count(rejected=new)
         worker.steps, worker.steps_per_second = feeder.steps, feeder.step_rate.per_second()
-        worker.version, worker.lag = (
-            self.version if self.ranks.is_rank_zero else feeder.state.version,
-            feeder.replay.lag,
-        )
+        worker.version = self.version if self.ranks.is_rank_zero else feeder.state.version
+        worker.lag = feeder.replay.lag
         return self._heartbeat.beat()
 
-    # -- in a thread of its own ---------------------------------------------------------------------------------
-
-    def offer(self, snapshot: Snapshot) -> None:
-        """Hands a snapshot to the publisher's thread. A newer one replaces one that still waits."""
-        self._snapshots.append(snapshot)
-        self.wake()
+    def offer(self, snapshot: Snapshot | None) -> None:
+        """Hands a snapshot, if it is one, to the publisher's thread. A newer one replaces one that still waits."""
+        if snapshot is not None:
+            self._snapshots.append(snapshot)
+            self.wake()
 
     def wake(self) -> None:
         self._turn.set()

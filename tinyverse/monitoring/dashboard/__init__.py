@@ -65,7 +65,7 @@ def history(database: Database, folder: RunFolder) -> dict[str, Any]:
     """
     rows = database.metrics(LOG_KEPT)
     begins = min((row["step"] for row in rows if "step" in row), default=math.inf)
-    rows = [row for row in folder.metrics() if row.get("step", begins) < begins] + rows
+    rows = [row for row in folder.rows() if row.get("step", begins) < begins] + rows
     log, evaluations = metrics.split(rows)
     log = metrics.growing([row for row in log if row.get("step") is not None])
     log = log[(len(log) - 1) % -(-len(log) // POINTS) :: -(-len(log) // POINTS)] if log else []  # ends with the newest
