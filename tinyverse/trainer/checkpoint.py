@@ -63,23 +63,26 @@ class Checkpoints:
         """All that a checkpoint holds, but for the stored sessions themselves."""
         trainer, feeder, replay = self.trainer, self.trainer.feeder, self.trainer.replay
         with feeder.storing:
-            keeps_replay = feeder.caught_up and self._keeps_replay()
             return {
                 "learner": trainer.learner.state_dict(), "weights": dict(trainer.learner.get_weights()),
                 "update": trainer.update, "version": trainer.version, "meta": trainer.publisher.meta, "rng": rng.get_state(),
                 "run_id": feeder.state.run_id, "consumed": feeder.cursor.learned, **feeder.state_dict(),
                 "drawing": json.dumps(replay.random.bit_generator.state),
-                "replay": replay_checkpoint.state_of(replay) if keeps_replay else None,
+                "replay": self._replay_state() if feeder.caught_up else None,
             }  # fmt: skip
 
-    def _keeps_replay(self) -> bool:
-        nbytes = replay_checkpoint.nbytes_of(self.trainer.replay)
-        if self.save_replay is None and nbytes > REPLAY_SAVED:
-            logger.warning(
-                "the stored sessions take %.1f GB: checkpoints leave them out, unless --save-replay.", nbytes / 1e9
-            )
-            self.save_replay = False
-        return self.save_replay is not False
+    def _replay_state(self) -> dict[str, Any] | None:
+        if self.save_replay is False:
+            return None
+        state = replay_checkpoint.state_of(replay := self.trainer.replay)
+        nbytes = len(state["numbers"]) * replay.ring.bytes.shape[1]
+        if self.save_replay or nbytes <= REPLAY_SAVED:
+            return state
+        logger.warning(
+            "the stored sessions take %.1f GB: checkpoints leave them out, unless --save-replay.", nbytes / 1e9
+        )
+        self.save_replay = False
+        return None
 
     def restore(self) -> None:
         """Takes up the newest checkpoint; without a folder or a checkpoint in it, the weights that were published.
