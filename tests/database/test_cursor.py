@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from tinyverse.database.cursor import BEGINNING, furthest, is_behind, is_position, just_before, to_numbers
+from tinyverse.database.base import BEGINNING, furthest, is_behind, is_position, just_before, to_numbers
 
 CURSOR = some.builds("{}-{}".format, some.integers(0, 12), some.integers(0, 12))
 

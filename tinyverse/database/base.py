@@ -4,6 +4,9 @@ MemoryDatabase (one process), RedisDatabase and SignedDatabase (around either) p
 works too (`--database module:Class`). Losing a database loses the replay, never the run: the trainer's checkpoint is
 the truth.
 
+A session's position is its id "milliseconds-number". Ids only grow within one incarnation of a run. A reader's cursor is the
+position of the newest session that it has read.
+
     player                                  trainer
       append(blobs) -> State                  create(meta), acquire_lease(holder)
       get_weights(newer_than)                 read(after, limit) -> blobs, State
@@ -17,6 +20,7 @@ import abc
 import contextlib
 import dataclasses
 import os
+import re
 import secrets
 import socket
 import time
@@ -27,8 +31,8 @@ from typing import Any
 
 from tinyverse.core.errors import DatabaseError, LeaseLost, RunConflict
 from tinyverse.core.system import is_gone
-from tinyverse.database.cursor import BEGINNING
 
+BEGINNING = "0-0"  # the cursor of a reader who has read nothing
 WEIGHTS_KEPT = 3
 LOG_KEPT = 10_000  # rows of each of the two short logs: episodes and metrics
 ERRORS_KEPT = 100  # with their tracebacks
@@ -268,3 +272,37 @@ def check_report(numbers: Mapping[str, Any]) -> None:
     """Raises TypeError for names that `Database.report` does not set."""
     if unknown := sorted(set(numbers) - set(REPORTED)):
         raise TypeError(f"report() sets {', '.join(REPORTED)}, not {', '.join(unknown)}.")
+
+
+def is_position(text: str) -> bool:
+    """Whether the text is the id of a session, as `sessions ls` prints it."""
+    return re.fullmatch(r"[0-9]{1,20}-[0-9]{1,20}", text) is not None
+
+
+def is_behind(position: str, reader: str) -> bool:
+    """Whether a reader at the cursor `reader` has passed the session at `position`."""
+    return to_numbers(position) <= to_numbers(reader)
+
+
+def furthest(*positions: str) -> str:
+    """The cursor that has come furthest.
+
+    >>> furthest("5-9", "10-0", "5-10")
+    '10-0'
+    """
+    return max(positions, key=to_numbers)
+
+
+def just_before(position: str) -> str:
+    """The cursor from which a reader finds the session at `position` first."""
+    first, second = to_numbers(position)
+    return f"{first}-{second - 1}" if second else f"{max(first - 1, 0)}-{2**64 - 1}"
+
+
+def to_numbers(position: str) -> list[int]:
+    """
+    >>> to_numbers("17-2")
+    [17, 2]
+    """
+    first, second = position.split("-")
+    return [int(first), int(second)]

@@ -20,7 +20,7 @@ from tinyverse.core.batch import Batch
 from tinyverse.core.errors import SettingsError
 from tinyverse.core.session import FIELDS, Session, SessionSpec, rows_beyond
 from tinyverse.core.text import counted
-from tinyverse.database.cursor import BEGINNING, furthest, is_behind
+from tinyverse.database.base import BEGINNING, furthest, is_behind
 from tinyverse.replay.config import ReplayConfig
 from tinyverse.replay.rate_limiter import RateLimiter
 from tinyverse.replay.ring import Ring

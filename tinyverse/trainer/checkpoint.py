@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tinyverse.core import distributed, rng
 from tinyverse.core.errors import RunConflict, SpecError, TinyverseError
 from tinyverse.core.weights import decode_weights
-from tinyverse.database.cursor import is_behind
+from tinyverse.database.base import is_behind
 from tinyverse.replay import checkpoint as replay_checkpoint
 
 if TYPE_CHECKING:

@@ -19,8 +19,7 @@ import numpy as np
 
 from tinyverse.core.errors import CodecError, DatabaseLost, SettingsError, SpecError
 from tinyverse.core.timing import Rate
-from tinyverse.database.base import UNSIGNED, WRONG_SIGNATURE, Database, State, Worker
-from tinyverse.database.cursor import BEGINNING, furthest, is_behind
+from tinyverse.database.base import BEGINNING, UNSIGNED, WRONG_SIGNATURE, Database, State, Worker, furthest, is_behind
 from tinyverse.replay.buffer import Replay
 from tinyverse.replay.samplers import Fresh
 from tinyverse.trainer.ranks import SingleProcess

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tinyverse.core import distributed
 from tinyverse.core.errors import SettingsError
-from tinyverse.database.cursor import BEGINNING, furthest
+from tinyverse.database.base import BEGINNING, furthest
 
 if TYPE_CHECKING:
     from tinyverse.algorithms.learner import Learner

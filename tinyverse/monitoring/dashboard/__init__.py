@@ -26,8 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyverse.core.errors import ServerError, SettingsError, TinyverseError
-from tinyverse.database.base import LOG_KEPT, Database
-from tinyverse.database.cursor import BEGINNING, is_position
+from tinyverse.database.base import BEGINNING, LOG_KEPT, Database, is_position
 from tinyverse.monitoring import metrics, status
 from tinyverse.monitoring.dashboard.games import Games
 from tinyverse.trainer.run_folder import RunFolder
