@@ -44,6 +44,7 @@ UNSIGNED = b"unsigned"  # in place of a session whose signature is wrong; no ses
 WRONG_SIGNATURE = "its signature is missing or made with another secret. Set the same TINYVERSE_SECRET everywhere."
 REPORTED = ("update", "step", "delivered", "reuse", "allowance", "capacity", "cursor")  # of State, by the trainer
 KEPT_BY_CLEAR = ("update", "step", "capacity", "stop")  # of State, when the weights are kept
+Episodes = Iterable[Mapping[str, Any]]  # {"return": …, "length": …} of each that ended
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,9 +128,7 @@ class Database(abc.ABC):
         """Gives back connections. The run stays."""
 
     @abc.abstractmethod
-    def append(
-        self, blobs: Sequence[bytes], *, worker: Worker | None = None, episodes: Iterable[Mapping[str, Any]] = ()
-    ) -> State:
+    def append(self, blobs: Sequence[bytes], *, worker: Worker | None = None, episodes: Episodes = ()) -> State:
         """Appends sessions (the newest `State.capacity` are kept), a heartbeat and finished episodes, all or nothing.
 
         Never retried here: an append that failed half-way may have arrived, so sessions carry (player, sequence).

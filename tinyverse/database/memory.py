@@ -7,7 +7,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tinyverse.database.base import (
@@ -18,6 +18,7 @@ from tinyverse.database.base import (
     STALE_AFTER,
     WEIGHTS_KEPT,
     Database,
+    Episodes,
     State,
     Worker,
     check_epoch,
@@ -72,9 +73,7 @@ class MemoryDatabase(Database):
         with self._changed:
             self._reset(keep_weights)
 
-    def append(
-        self, blobs: Sequence[bytes], *, worker: Worker | None = None, episodes: Iterable[Mapping[str, Any]] = ()
-    ) -> State:
+    def append(self, blobs: Sequence[bytes], *, worker: Worker | None = None, episodes: Episodes = ()) -> State:
         with self._changed:
             for blob in blobs:
                 self._last += 1

@@ -13,7 +13,7 @@ import functools
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import redis
@@ -28,6 +28,7 @@ from tinyverse.database.base import (
     STALE_AFTER,
     WEIGHTS_KEPT,
     Database,
+    Episodes,
     State,
     Worker,
     check_epoch,
@@ -123,9 +124,7 @@ class RedisDatabase(Database):
         if self._client is not None:
             self._client.close()
 
-    def append(
-        self, blobs: Sequence[bytes], *, worker: Worker | None = None, episodes: Iterable[Mapping[str, Any]] = ()
-    ) -> State:
+    def append(self, blobs: Sequence[bytes], *, worker: Worker | None = None, episodes: Episodes = ()) -> State:
         keys, rows, size = self._keys, [encode_row(row) for row in episodes], sum(map(len, blobs))
         _check_size(size, "These sessions")
         if self._clock is None:

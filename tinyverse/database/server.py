@@ -69,8 +69,14 @@ def find_server(
     for source, candidate in named:
         if candidate:
             address = candidate.strip()
-            user = urllib.parse.urlsplit(address).username or ""
-            return _reach(with_login(address, user, password) if password else address, source)
+            if password:
+                address = with_login(address, urllib.parse.urlsplit(address).username or "", password)
+            try:
+                ping(address)
+            except DatabaseError as error:
+                hint = ". Is the server running and the address right?" if isinstance(error, DatabaseLost) else ""
+                raise ServerError(f"{error} (named by {source}){hint}") from error
+            return Address(address, source)
     if password:
         raise SettingsError(
             "--password is given but no server. Add --redis URL or --host NAME; the local server needs no password."
@@ -240,15 +246,6 @@ def _ready(server: Server) -> Server:
 def _failure(server: Server, said: str) -> str:
     lines = [line.strip() for line in said.splitlines() if line.strip()][-3:]
     return f"The server ({server.version}) in {server.folder} did not start: {' / '.join(lines) or 'it said nothing'}"
-
-
-def _reach(url: str, source: str) -> Address:
-    try:
-        ping(url)
-    except DatabaseError as error:
-        hint = ". Is the server running and the address right?" if isinstance(error, DatabaseLost) else ""
-        raise ServerError(f"{error} (named by {source}){hint}") from error
-    return Address(url, source)
 
 
 @contextlib.contextmanager

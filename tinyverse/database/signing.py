@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import hmac
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tinyverse.core.errors import CodecError, SettingsError
-from tinyverse.database.base import UNSIGNED, WRONG_SIGNATURE, Database, State, Worker
+from tinyverse.database.base import UNSIGNED, WRONG_SIGNATURE, Database, Episodes, State, Worker
 
 SHORTEST = 16  # characters of a secret
 SIZE = 32  # bytes of a signature
@@ -59,9 +59,7 @@ class SignedDatabase(Database):
         self._database, self._signer, self.run = database, Signer(secret, run), run
         self._run_id: str | None = None  # as of the last State
 
-    def append(
-        self, blobs: Sequence[bytes], *, worker: Worker | None = None, episodes: Iterable[Mapping[str, Any]] = ()
-    ) -> State:
+    def append(self, blobs: Sequence[bytes], *, worker: Worker | None = None, episodes: Episodes = ()) -> State:
         run_id = self.state().run_id if self._run_id is None else self._run_id
         signed = [self._signer.sign(run_id, "session", blob) + blob for blob in blobs]
         return self._noted(self._database.append(signed, worker=worker, episodes=episodes))

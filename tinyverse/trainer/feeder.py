@@ -230,17 +230,15 @@ class PlayerQuota:
         if self.most >= 1:
             return True
         if len(self._came) == self._came.maxlen:
-            self._forget(*self._came[0])
+            oldest, was_admitted = self._came.popleft()
+            self._players[oldest] -= 1
+            self._admitted[oldest] -= was_admitted
+            if not self._players[oldest]:
+                del self._players[oldest], self._admitted[oldest]
         others = self._admitted.total() - self._admitted[player]
-        alone = len(self._players.keys() - {player}) == 0
+        alone = self._players[player] == len(self._came)
         admitted = alone or self._admitted[player] + 1 <= max(1.0, self.most * (self._admitted[player] + 1 + others))
         self._came.append((player, admitted))
         self._players[player] += 1
         self._admitted[player] += admitted
         return admitted
-
-    def _forget(self, player: str, admitted: bool) -> None:
-        for counts, count in ((self._players, 1), (self._admitted, int(admitted))):
-            counts[player] -= count
-            if not counts[player]:
-                del counts[player]

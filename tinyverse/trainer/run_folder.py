@@ -116,10 +116,6 @@ class RunFolder:
         """
         self.finish()
         path, copied = self.checkpoints / f"update-{update:09d}.pt", plain(contents)
-        if wait:
-            self._write(path, copied, sessions)
-            self._failure = ""
-            return path
 
         def write() -> None:
             try:
@@ -127,10 +123,15 @@ class RunFolder:
                 self._failure = ""
             except Exception as error:
                 self._failure = str(error)
+                if wait:
+                    raise
                 logger.warning("%s cannot be written (%s). Training goes on; those before it are whole.", path, error)
 
-        self._writer = threading.Thread(target=write, name="checkpoint")  # no daemon: half a file is of no use
-        self._writer.start()
+        if wait:
+            write()
+        else:
+            self._writer = threading.Thread(target=write, name="checkpoint")  # no daemon: half a file is of no use
+            self._writer.start()
         return path
 
     @property
