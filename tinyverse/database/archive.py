@@ -66,11 +66,7 @@ class Archive:
         return sum(len(shard["sessions"]) for shard in self.shards)
 
     def __iter__(self) -> Iterator[tuple[str, Session]]:
-        """Every session.
-
-        Raises:
-            CodecError: a shard is missing, damaged, or not what the index says.
-        """
+        """Every session. Raises CodecError where a shard is missing, damaged, or not what the index says."""
         for shard in self.shards:
             arrays = self._arrays(shard["file"], shard["xxh3"], len(shard["sessions"]))
             for row, about in enumerate(shard["sessions"]):

@@ -193,11 +193,7 @@ class Database(abc.ABC):
 
     @abc.abstractmethod
     def report(self, **numbers: Any) -> None:
-        """Sets any of State's update, step, delivered, reuse, allowance, capacity (at once), cursor.
-
-        Raises:
-            TypeError: another name is given.
-        """
+        """Sets any of State's update, step, delivered, reuse, allowance, capacity (at once), cursor; TypeError for others."""
 
     @abc.abstractmethod
     def count(self, **numbers: int) -> None:

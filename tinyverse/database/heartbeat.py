@@ -34,7 +34,6 @@ class Heartbeat:
 
     Args:
         worker: the facts that are sent; `waits_for`, `waits_seconds` and `uptime` are kept up to date here.
-        waiting: what the worker waits for.
     Raises:
         DatabaseLost: by the constructor and by `beat`, where the database cannot be reached.
     """

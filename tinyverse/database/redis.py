@@ -54,10 +54,7 @@ class RedisDatabase(Database):
     """One run on a server. Threads may share it; each method is one round trip unless it says otherwise.
 
     Args:
-        url: redis://, rediss:// or unix://, with user and password where the server wants them.
-        run: the run's name.
-        name: how the server's list of clients calls us.
-        timeout: seconds without an answer after which the server counts as lost.
+        url, name, timeout: as of `connect`.
     """
 
     def __init__(self, url: str, run: str, *, name: str = "tinyverse", timeout: float = 5.0) -> None:

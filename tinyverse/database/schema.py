@@ -79,8 +79,7 @@ def encode_heartbeat(worker: Worker, now: float) -> str:
 
 
 def decode_heartbeat(text: bytes, now: float) -> Worker | None:
-    """The worker of a heartbeat, `seen` so many seconds before `now`; None when it makes no sense. Fields of other
-    releases are passed over."""
+    """The worker of a heartbeat, `seen` before `now`; None when it makes no sense. Passes over fields of other releases."""
     beat = decode_row(text) or {}
     try:
         worker = Worker(**{name: beat[name] for name in beat if name in _WORKER})

@@ -50,9 +50,6 @@ class SignedDatabase(Database):
     """Signs what goes into another database, and verifies what comes out.
 
     A session with a wrong signature comes out as UNSIGNED, so its place is known and its reader rejects it.
-
-    Raises:
-        SettingsError: the secret is too short.
     """
 
     def __init__(self, database: Database, secret: str, run: str) -> None:
@@ -79,11 +76,7 @@ class SignedDatabase(Database):
         self._database.put_weights(signed, version, holder=holder, update=update, step=step, run_id=run_id)
 
     def get_weights(self, newer_than: int = -1, version: int | None = None) -> tuple[int, bytes] | None:
-        """As of Database.
-
-        Raises:
-            CodecError: their signature is wrong.
-        """
+        """As of Database. Raises CodecError where their signature is wrong."""
         found = self._database.get_weights(newer_than, version)
         if found is None:
             return None

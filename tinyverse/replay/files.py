@@ -82,8 +82,7 @@ class StoredSessions:
                 path.unlink()
 
     def read(self, files: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields (numbers [m], bytes [m, width]) of what `write` returned; what is gone or damaged is left out, with a
-        warning."""
+        """Yields (numbers [m], bytes [m, width]) of what `write` returned; leaves out what is gone or damaged, and warns."""
         import torch
 
         count = sum(len(file["numbers"]) for file in files)

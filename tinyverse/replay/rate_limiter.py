@@ -80,10 +80,6 @@ class RateLimiter:
         return {"received": self.inserted, "_delivered": self.drawn}
 
     def load_state_dict(self, state: Mapping[str, Any], reuse: float | None) -> None:
-        """Takes the counts of a checkpoint.
-
-        Args:
-            reuse: the configured one then; what was owed by another is not owed now.
-        """
+        """Takes the counts of a checkpoint; what was owed by another configured `reuse` is not owed now."""
         self.inserted, self.drawn = state["received"], state["_delivered"]
         self._restored = reuse == self.config.reuse

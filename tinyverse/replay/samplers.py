@@ -70,8 +70,7 @@ class Sampler:
         return np.ones(len(slots), bool)
 
     def state_dict(self) -> dict[str, Any] | None:
-        """What it knows of the stored sessions beside which are there, by slot; None: nothing that `insert` would not
-        tell it again."""
+        """What it knows of the stored sessions, by slot; None: nothing that `insert` would not tell it again."""
         return None
 
     def load_state_dict(self, state: Mapping[str, Any], moved: Mapping[int, int]) -> None:

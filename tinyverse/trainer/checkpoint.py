@@ -33,8 +33,7 @@ class Checkpoints:
         self._saved = -1  # update of the newest checkpoint
 
     def save(self, wait: bool = False) -> None:
-        """Writes a checkpoint unless nothing was learned since the last, or NaN was; beside learning, unless it is to
-        `wait`.
+        """Writes a checkpoint, unless nothing was learned since the last, or NaN; beside learning, unless it is to `wait`.
 
         Raises:
             TinyverseError: with `wait`, it could not be written.

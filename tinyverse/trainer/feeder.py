@@ -78,13 +78,10 @@ class Feeder:
         self._limit = READ_AT_ONCE  # sessions asked for
 
     def feed(self, update: int = 0, wait: float = 0.0) -> int:
-        """Reads new sessions into the replay; returns how many there were.
+        """Reads new sessions into the replay, waiting at most so many seconds for the first; returns how many there were.
 
         Args:
             update: the trainer's now, against which lag is measured.
-            wait: seconds at most for the first session.
-        Raises:
-            DatabaseLost: the caller may try again.
         """
         limit = min(self._limit, max(1, READ_BYTES // self.replay.spec.nbytes))
         try:
@@ -105,11 +102,7 @@ class Feeder:
         return len(entries)
 
     def take(self, position: str, blob: bytes, update: int = 0) -> str:
-        """Stores one session; returns why it was rejected, or "".
-
-        Args:
-            position: its id in the database, behind all that were taken before.
-        """
+        """Stores the session at a position behind all that were taken before; returns why it was rejected, or ""."""
         with self.storing:
             self.cursor.read = position
             try:

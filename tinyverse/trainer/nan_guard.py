@@ -45,11 +45,7 @@ class BadUpdate:
 
 
 class NanGuard:
-    """Checks updates by their losses and gradients, and weights by themselves.
-
-    Args:
-        folder: keeps the bad batch; None: nothing does, as on all ranks but 0.
-    """
+    """Checks updates by their losses and gradients, and weights by themselves. `folder` keeps the bad batch."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
@@ -94,11 +90,7 @@ class NanGuard:
         return False
 
     def stop(self, update: int) -> NoReturn:
-        """Keeps the batch of the bad update and raises NotANumber.
-
-        Args:
-            update: the newest, for where only another rank knows which was bad.
-        """
+        """Keeps the batch of the bad update (or names the newest, where only another rank knows it); raises NotANumber."""
         bad, kept = self.bad, ""
         if bad and self.folder and bad.batch:
             try:

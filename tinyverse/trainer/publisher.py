@@ -38,8 +38,6 @@ class Publisher:
 
     Args:
         meta: the run config; the publisher creates the run again if the database comes back empty.
-        worker: what the heartbeat says.
-        waiting: what the trainer waits for.
         feeder: knows the cursor, the state, and what was played.
     Attributes:
         version: of the newest snapshot.
@@ -174,11 +172,7 @@ class Publisher:
         self._turn.clear()
 
     def step(self, update: int) -> None:
-        """Publishes, reports, sends a heartbeat.
-
-        Raises:
-            LeaseLost: another trainer publishes now.
-        """
+        """Publishes, reports, sends a heartbeat. Raises LeaseLost where another trainer publishes now."""
         if self.ranks.is_rank_zero:
             if not self.database.acquire_lease(self.holder):
                 raise LeaseLost("another trainer has taken over this run, so this one ends. Its checkpoint is kept.")

@@ -44,8 +44,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """For who trains without a server that others share, whose lease would keep two apart. The kernel lets go of it
-        however its holder ends.
+        """Keeps out other processes of this machine, where no server's lease does; the kernel frees it however we end.
 
         Raises:
             RunConflict: another process of this machine trains into this folder.
