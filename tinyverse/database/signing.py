@@ -20,11 +20,7 @@ SIZE = 32  # bytes of a signature
 
 
 class Signer:
-    """Signs and verifies what belongs to one run.
-
-    Raises:
-        SettingsError: the secret is too short.
-    """
+    """Signs and verifies what belongs to one run. Raises SettingsError where the secret is too short."""
 
     def __init__(self, secret: str, run: str) -> None:
         if len(secret) < SHORTEST:

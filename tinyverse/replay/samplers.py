@@ -182,9 +182,8 @@ class Mixed(Sampler):
         new = self._fresh_of(batch)
         shown = min(round(batch * self.human), batch - new) if self._parts[2].slots else 0
         counts = new, batch - new - shown, shown
-        return np.concatenate(
-            [part.draw(count, random) for part, count in zip(self._parts, counts, strict=True) if count]
-        )
+        drawn = (part.draw(count, random) for part, count in zip(self._parts, counts, strict=True) if count)
+        return np.concatenate(list(drawn))
 
     def pending(self) -> int:
         return self._parts[0].pending()
