@@ -149,7 +149,7 @@ def load(folder: Path | str, *, experiment: str | None = None, best: bool = Fals
         raise NoWeights(
             f"{folder} holds no {'best weights' if best else 'checkpoint'}. Is it the folder of a trained run?"
         )
-    starts = run_folder.starts()
+    starts = run_folder.rows("starts")
     source = experiment or (starts[-1]["source"] if starts else "")
     if not source:
         raise SettingsError(

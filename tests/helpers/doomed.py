@@ -192,7 +192,7 @@ class Witness:
         score = WeightsFile.read(best).score["mean"] if best.exists() else -1.0
         assert score >= self.best, "better weights were replaced by worse"
         self.best = score
-        assert all(row["eval/return"] <= score for row in [*RunFolder(self.folder).metrics(), *self.database.metrics()])
+        assert all(row["eval/return"] <= score for row in [*RunFolder(self.folder).rows(), *self.database.metrics()])
         ledger = self.folder.parent / "ledger"
         learned = ledger.read_text().splitlines() if ledger.exists() else []
         assert len(learned) == len(set(learned)), "learned from twice"

@@ -27,9 +27,8 @@ from hypothesis.stateful import (
 
 from tests.helpers.chaos import Breakable, Proxy
 from tinyverse.core.errors import DatabaseLost, LeaseLost
-from tinyverse.database.base import BEGINNING, State
+from tinyverse.database.base import BEGINNING, State, is_behind
 from tinyverse.database.connection import connect
-from tinyverse.database.cursor import is_behind
 from tinyverse.database.redis import RedisDatabase
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(240)]

@@ -333,7 +333,7 @@ def test_sessions_written_over_meanwhile_are_left_out(tmp_path, sessions):
     folder.save(1, {"update": 1, "replay": state}, sessions_of(replay, state))
     again = restored(folder)
     assert again.slots.numbers(kept_slots(again)).tolist() == [3, 4, 5, 6, 7]
-    assert again.sampler._slots and set(again.sampler._slots) == {3, 4, 5, 6, 7}
+    assert again.sampler.slots and set(again.sampler.slots) == {3, 4, 5, 6, 7}
 
 
 @pytest.mark.parametrize("damage", ["gone", "short", "changed"])

@@ -8,7 +8,7 @@ from tests.helpers.people import a_trainer
 from tests.trainer.test_trainer import push, some_sessions
 from tinyverse.core.errors import SettingsError
 from tinyverse.database.memory import MemoryDatabase
-from tinyverse.trainer.player_quota import PlayerQuota
+from tinyverse.trainer.feeder import PlayerQuota
 
 
 def admitted(quota, *players):

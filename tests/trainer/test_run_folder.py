@@ -159,16 +159,16 @@ def test_settings_come_back(folder):
 
 
 def test_rows_are_kept_over_a_crash_in_the_middle_of_a_line(folder):
-    assert folder.metrics() == []
+    assert folder.rows() == []
     folder.write_settings({})
     folder.log({"update": 1, "loss": None})
     with (folder.path / "metrics.jsonl").open("a") as file:
         file.write('{"update": 2, "lo')
-    assert folder.metrics() == [{"update": 1, "loss": None}]
+    assert folder.rows() == [{"update": 1, "loss": None}]
     folder.log({"update": 3})  # the restarted trainer's first row
     folder.log({"update": 4})
-    assert folder.metrics()[0] == {"update": 1, "loss": None}
-    assert folder.metrics()[-1] == {"update": 4}
+    assert folder.rows()[0] == {"update": 1, "loss": None}
+    assert folder.rows()[-1] == {"update": 4}
 
 
 def test_the_agreement_says_what_it_was_told():

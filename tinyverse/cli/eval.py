@@ -103,7 +103,7 @@ def evaluate(
                     _record(context, found, now, seen)
                 elif weights in (None, "best") or weights.isdigit():  # those of a file may be another run's
                     with contextlib.suppress(OSError):  # the folder may be somebody else's, or not here
-                        context.folder.log_evaluation(_row(found, now))
+                        context.folder.log(_row(found, now), "evaluations")
                 _print(context, now, as_json, video=video and not render)
             if every is None:
                 break

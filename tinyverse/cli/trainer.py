@@ -194,10 +194,10 @@ def make_trainer(context: RunContext, options: TrainOptions, database: Database)
     if distributed.is_rank_zero():
         words = without_secrets(sys.argv[1:]) if Path(sys.argv[0]).stem in ("tinyverse", "__main__") else []
         folder.write_settings({"experiment": context.title, "settings": settings, "seed": seed, "argv": words})
-        folder.log_start({
+        folder.log({
             "when": time.strftime("%Y-%m-%d %H:%M:%S %z"), "argv": words, "seed": seed, "source": context.source,
             "device": options.device, "machine": system.facts(), "versions": system.versions(Path(context.source).parent),
-        })  # fmt: skip
+        }, "starts")  # fmt: skip
     return trainer, experiment
 
 

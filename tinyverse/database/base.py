@@ -4,6 +4,9 @@ MemoryDatabase (one process), RedisDatabase and SignedDatabase (around either) p
 works too (`--database module:Class`). Losing a database loses the replay, never the run: the trainer's checkpoint is
 the truth.
 
+A session's position is its id "milliseconds-number". Ids only grow within one incarnation of a run. A reader's cursor is the
+position of the newest session that it has read.
+
     player                                  trainer
       append(blobs) -> State                  create(meta), acquire_lease(holder)
       get_weights(newer_than)                 read(after, limit) -> blobs, State
@@ -17,6 +20,7 @@ import abc
 import contextlib
 import dataclasses
 import os
+import re
 import secrets
 import socket
 import time
@@ -27,8 +31,8 @@ from typing import Any
 
 from tinyverse.core.errors import DatabaseError, LeaseLost, RunConflict
 from tinyverse.core.system import is_gone
-from tinyverse.database.cursor import BEGINNING
 
+BEGINNING = "0-0"  # the cursor of a reader who has read nothing
 WEIGHTS_KEPT = 3
 LOG_KEPT = 10_000  # rows of each of the two short logs: episodes and metrics
 ERRORS_KEPT = 100  # with their tracebacks
@@ -40,6 +44,7 @@ UNSIGNED = b"unsigned"  # in place of a session whose signature is wrong; no ses
 WRONG_SIGNATURE = "its signature is missing or made with another secret. Set the same TINYVERSE_SECRET everywhere."
 REPORTED = ("update", "step", "delivered", "reuse", "allowance", "capacity", "cursor")  # of State, by the trainer
 KEPT_BY_CLEAR = ("update", "step", "capacity", "stop")  # of State, when the weights are kept
+Episodes = Iterable[Mapping[str, Any]]  # {"return": …, "length": …} of each that ended
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,8 +105,6 @@ class Database(abc.ABC):
     Raises `DatabaseLost` when it cannot be reached (the caller may retry), `DatabaseError` when it says no.
     """
 
-    # -- the run ------------------------------------------------------------------------------------------------
-
     @abc.abstractmethod
     def create(self, meta: Mapping[str, str]) -> dict[str, str]:
         """Creates the run with `meta` and a random `run_id`, unless it exists; returns the meta in force."""
@@ -124,12 +127,8 @@ class Database(abc.ABC):
     def close(self) -> None:  # noqa: B027
         """Gives back connections. The run stays."""
 
-    # -- sessions -----------------------------------------------------------------------------------------------
-
     @abc.abstractmethod
-    def append(
-        self, blobs: Sequence[bytes], *, worker: Worker | None = None, episodes: Iterable[Mapping[str, Any]] = ()
-    ) -> State:
+    def append(self, blobs: Sequence[bytes], *, worker: Worker | None = None, episodes: Episodes = ()) -> State:
         """Appends sessions (the newest `State.capacity` are kept), a heartbeat and finished episodes, all or nothing.
 
         Never retried here: an append that failed half-way may have arrived, so sessions carry (player, sequence).
@@ -152,8 +151,6 @@ class Database(abc.ABC):
             found.extend(entries)
             after = entries[-1][0]
         return list(found)
-
-    # -- weights ------------------------------------------------------------------------------------------------
 
     @abc.abstractmethod
     def put_weights(
@@ -182,8 +179,6 @@ class Database(abc.ABC):
     def release_lease(self, holder: str) -> None:
         """Gives the lease back, if `holder` has it."""
 
-    # -- people and numbers -------------------------------------------------------------------------------------
-
     @abc.abstractmethod
     def beat(self, worker: Worker) -> State:
         """A heartbeat alone."""
@@ -198,11 +193,7 @@ class Database(abc.ABC):
 
     @abc.abstractmethod
     def report(self, **numbers: Any) -> None:
-        """Sets any of State's update, step, delivered, reuse, allowance, capacity (at once), cursor.
-
-        Raises:
-            TypeError: another name is given.
-        """
+        """Sets any of State's update, step, delivered, reuse, allowance, capacity (at once), cursor; TypeError for others."""
 
     @abc.abstractmethod
     def count(self, **numbers: int) -> None:
@@ -276,3 +267,37 @@ def check_report(numbers: Mapping[str, Any]) -> None:
     """Raises TypeError for names that `Database.report` does not set."""
     if unknown := sorted(set(numbers) - set(REPORTED)):
         raise TypeError(f"report() sets {', '.join(REPORTED)}, not {', '.join(unknown)}.")
+
+
+def is_position(text: str) -> bool:
+    """Whether the text is the id of a session, as `sessions ls` prints it."""
+    return re.fullmatch(r"[0-9]{1,20}-[0-9]{1,20}", text) is not None
+
+
+def is_behind(position: str, reader: str) -> bool:
+    """Whether a reader at the cursor `reader` has passed the session at `position`."""
+    return to_numbers(position) <= to_numbers(reader)
+
+
+def furthest(*positions: str) -> str:
+    """The cursor that has come furthest.
+
+    >>> furthest("5-9", "10-0", "5-10")
+    '10-0'
+    """
+    return max(positions, key=to_numbers)
+
+
+def just_before(position: str) -> str:
+    """The cursor from which a reader finds the session at `position` first."""
+    first, second = to_numbers(position)
+    return f"{first}-{second - 1}" if second else f"{max(first - 1, 0)}-{2**64 - 1}"
+
+
+def to_numbers(position: str) -> list[int]:
+    """
+    >>> to_numbers("17-2")
+    [17, 2]
+    """
+    first, second = position.split("-")
+    return [int(first), int(second)]

@@ -79,20 +79,14 @@ def encode_heartbeat(worker: Worker, now: float) -> str:
 
 
 def decode_heartbeat(text: bytes, now: float) -> Worker | None:
-    """The worker of a heartbeat, `seen` so many seconds before `now`; None when it makes no sense. Fields of other
-    releases are passed over."""
+    """The worker of a heartbeat, `seen` before `now`; None when it makes no sense. Passes over fields of other releases."""
+    beat = decode_row(text) or {}
     try:
-        beat = json.loads(text)
         worker = Worker(**{name: beat[name] for name in beat if name in _WORKER})
         worker.seen = max(0.0, now - float(beat["at"]))
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError):
         return None
-    if not all(_is_like(getattr(worker, name), kind) for name, kind in _WORKER.items()):
-        return None
-    for name, kind in _WORKER.items():
-        if kind is str:
-            setattr(worker, name, _harmless(getattr(worker, name)))
-    return worker
+    return worker if all(_is_like(getattr(worker, name), kind) for name, kind in _WORKER.items()) else None
 
 
 def _is_like(value: Any, kind: type) -> bool:

@@ -119,7 +119,7 @@ def server_folder() -> Path:
 
 def announcement(run_folder: Path) -> Path:
     """Where the URL of the server of a `run` in this folder is written while it lives."""
-    return server_folder() / f"run-{_sha256(str(run_folder.absolute()))[:16]}.json"
+    return server_folder() / f"run-{sha256(str(run_folder.absolute()))[:16]}.json"
 
 
 def _configuration(
@@ -135,8 +135,8 @@ def _configuration(
         "proto-max-bulk-len 256mb", "client-query-buffer-limit 512mb", "client-output-buffer-limit normal 1gb 512mb 30",
         *(locks if version >= (7, 0) else []),  # an older server does not start on a directive it does not know
         "user default reset",
-        f"user tv reset on #{_sha256(password)} resetchannels ~{PREFIX}* -@all {allowed}",
-        f"user tvadmin reset on #{_sha256(admin)} ~* &* +@all",
+        f"user tv reset on #{sha256(password)} resetchannels ~{PREFIX}* -@all {allowed}",
+        f"user tvadmin reset on #{sha256(admin)} ~* &* +@all",
         *(f"user {rules}" for rules in _kept_users(path.parent).values()),
     ]  # fmt: skip
 
@@ -203,5 +203,5 @@ def _quoted(path: Path) -> str:
     return json.dumps(str(path), ensure_ascii=False)
 
 
-def _sha256(text: str) -> str:
+def sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()

@@ -25,7 +25,7 @@ def curve(folder: Path, x: str = "step", y: str = "play/return") -> tuple[np.nda
         SettingsError: there are none.
     """
     name, unit = ("seconds", 60.0) if x == "minutes" else (x, 1.0)
-    rows = RunFolder(folder).metrics()
+    rows = RunFolder(folder).rows()
     points = growing([row for row in rows if row.get(name) is not None and row.get(y) is not None], name)
     if not points:
         there = sorted({key for row in rows for key, value in row.items() if value is not None})

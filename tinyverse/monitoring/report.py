@@ -59,7 +59,7 @@ def write_report(folders: Sequence[RunFolder], *, title: str, experiment: str, f
 def _report(folders: Sequence[RunFolder], title: str, experiment: str, place: Path) -> Report:
     run = folders[0].path.name
     settings = folders[0].settings().get("settings", {})
-    starts = [start for folder in folders for start in folder.starts()]
+    starts = [start for folder in folders for start in folder.rows("starts")]
     known = published(settings)
     results = [_result(folder) for folder in folders]
     picture = folders[0].path / "report.png"
@@ -94,10 +94,10 @@ def _sentence(result: dict[str, str]) -> str:
 
 def _result(folder: RunFolder) -> dict[str, str]:
     """A run's numbers in words; frames per second are those of all its players."""
-    rows, _ = metrics.split(folder.metrics())
+    rows, _ = metrics.split(folder.rows())
     best = _best(folder)
     last = rows[-1] if rows else {}
-    seconds, starts = last.get("seconds"), folder.starts()
+    seconds, starts = last.get("seconds"), folder.rows("starts")
     cores = starts[-1]["machine"]["cores"] if starts else None
     rate = last.get("frames", 0) / seconds if seconds else None
     returns = [row["play/return"] for row in rows if row.get("play/return") is not None]
@@ -121,7 +121,7 @@ def _result(folder: RunFolder) -> dict[str, str]:
 
 def _best(folder: RunFolder) -> dict[str, Any] | None:
     """The evaluation of the highest mean return. One by itself counts if none had more episodes: a few are easily lucky."""
-    (_, series), single = metrics.split(folder.metrics()), folder.evaluations()
+    (_, series), single = metrics.split(folder.rows()), folder.rows("evaluations")
     most = max((row["eval/episodes"] for row in [*series, *single]), default=0)
     judged = [*series, *(row for row in single if row["eval/episodes"] >= most)]
     return max(judged, key=lambda row: row["eval/return"], default=None)
@@ -153,7 +153,7 @@ def _machine(starts: Sequence[dict[str, Any]]) -> Table:
 def _commands(folder: RunFolder) -> list[str]:
     """The commands that trained a run, the first with its seed, so that it draws the same numbers again."""
     commands = []
-    for number, start in enumerate(start for start in folder.starts() if start["argv"]):
+    for number, start in enumerate(start for start in folder.rows("starts") if start["argv"]):
         words = ["tinyverse", *start["argv"]]
         if number == 0 and not any(word.split("=")[0] == "--seed" for word in words):
             words += ["--seed", str(start["seed"])]

@@ -15,8 +15,7 @@ from tinyverse.core import nest
 from tinyverse.core.errors import CodecError, DatabaseError, SettingsError, SpecError
 from tinyverse.core.run_config import experiment_and_settings
 from tinyverse.core.session import Session, SessionSpec
-from tinyverse.database.base import Database, State
-from tinyverse.database.cursor import BEGINNING, is_behind, is_position, just_before
+from tinyverse.database.base import BEGINNING, Database, State, is_behind, is_position, just_before
 from tinyverse.envs.video import picture
 
 if TYPE_CHECKING:

@@ -223,7 +223,7 @@ class TrainLog:
         self._row, self._folder, self._database = row, folder, database
         self._ticker = Ticker(seconds, later=True)
         self._began = time.monotonic()
-        self._seconds_before = max((row.get("seconds", 0.0) for row in folder.metrics()), default=0.0)
+        self._seconds_before = max((row.get("seconds", 0.0) for row in folder.rows()), default=0.0)
         self._writers, self._arrays = list(writers), arrays
 
     def turn(self) -> None:

@@ -19,7 +19,7 @@ from tinyverse.core.batch import Batch
 from tinyverse.core.errors import SettingsError
 from tinyverse.core.session import FIELDS, Session, SessionSpec, field_of, rows_beyond
 from tinyverse.core.text import counted
-from tinyverse.database.cursor import BEGINNING, furthest, is_behind
+from tinyverse.database.base import BEGINNING, furthest, is_behind
 from tinyverse.replay.config import ReplayConfig
 from tinyverse.replay.rate_limiter import RateLimiter
 from tinyverse.replay.ring import Ring
@@ -90,7 +90,7 @@ class Replay:
         self.lags: deque[np.ndarray] = deque(maxlen=100)
         self.dropped = {"expired": 0, "unused": 0}
         self.series = secrets.token_hex(4)
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
 
     def __len__(self) -> int:
         return int(self.slots.filled.sum())
@@ -130,7 +130,7 @@ class Replay:
             about.filled[slot], about.update[slot], about.human[slot] = True, made_at, session.human
             about.position[slot], about.count[slot] = position, seen
             self.sampler.insert(slot, seen, session.human)
-            self.limiter.insert()
+            self.limiter.inserted += 1
             self.limiter.forgive(len(self))
 
     def write_off(self, count: int = 1) -> None:
@@ -154,12 +154,12 @@ class Replay:
             raise SettingsError(f"slices of {rows} rows cannot be cut from sessions of {self.spec.length}.")
         with self.lock:
             self._expire(update)
-            if self._waits_for():
+            if self.waits_for():
                 return None
             self.began = True
             slots = self.sampler.draw(self.config.batch_size, self.random)
             np.add.at(self.slots.count, slots, 1)
-            self.limiter.sample(len(slots))
+            self.limiter.drawn += len(slots)
             self.newest_sampled = furthest(self.newest_sampled, *(self.slots.position[slot] for slot in slots))
             self.lags.append(update - self.slots.update[slots])
             starts = self.random.integers(0, self.spec.length - rows + 1, len(slots))
@@ -168,7 +168,13 @@ class Replay:
     def waits_for(self) -> str:
         """Why no batch can be drawn now, in words; "" when one can."""
         with self.lock:
-            return self._waits_for()
+            if (filling := self.filling) is not None:
+                return f"{filling[0]} of {filling[1]} sessions"
+            if missing := self.sampler.missing(self.config.batch_size):
+                return counted(missing, "more new session")
+            if missing := self.limiter.missing:
+                return f"{counted(missing, 'more session')} (reuse {self.limiter.reuse:g} is reached)"
+        return ""
 
     @property
     def filling(self) -> tuple[int, int] | None:
@@ -209,15 +215,6 @@ class Replay:
             self.slots.position = [BEGINNING] * len(self.slots)
             self.newest_sampled = BEGINNING
 
-    def _waits_for(self) -> str:
-        if (filling := self.filling) is not None:
-            return f"{filling[0]} of {filling[1]} sessions"
-        if missing := self.sampler.missing(self.config.batch_size):
-            return counted(missing, "more new session")
-        if missing := self.limiter.missing:
-            return f"{counted(missing, 'more session')} (reuse {self.limiter.reuse:g} is reached)"
-        return ""
-
     def _expire(self, update: int) -> None:
         if self.config.max_lag is None:
             return
@@ -232,10 +229,8 @@ class Replay:
     def _cut(self, slots: np.ndarray, starts: np.ndarray, rows: int, burn_in: int, update: int) -> Batch:
         index = torch.from_numpy(slots).to(self.device, non_blocking=True)
         if rows == self.spec.length:
-            leaves = {
-                name: leaf if rows_beyond(name) is None else leaf.transpose(0, 1)
-                for name, leaf in self.ring.take(index).items()
-            }
+            taken = self.ring.take(index)
+            leaves = {name: leaf if rows_beyond(name) is None else leaf.transpose(0, 1) for name, leaf in taken.items()}
         else:
             leaves = self._slices(index, torch.from_numpy(starts).to(self.device, non_blocking=True), rows)
         return Batch(
@@ -252,11 +247,10 @@ class Replay:
         leaves = {}
         with self.ring.reading() as fields:
             for name, tensor in fields.items():
-                if rows_beyond(name) is None:
+                if (beyond := rows_beyond(name)) is None:
                     state = tensor[index]
                     begins_late = start.reshape(-1, *[1] * (state.ndim - 1)) > 0
                     leaves[name] = torch.where(begins_late, torch.zeros_like(state), state)
                 else:
-                    count = rows + (tensor.shape[1] - self.spec.length)  # observations have a row more
-                    leaves[name] = tensor[index, start + torch.arange(count, device=self.device)[:, None]]
+                    leaves[name] = tensor[index, start + torch.arange(rows + beyond, device=self.device)[:, None]]
         return leaves

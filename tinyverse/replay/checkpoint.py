@@ -27,12 +27,6 @@ def kept_slots(replay: Replay) -> np.ndarray:
     return slots[np.argsort(replay.slots.numbers(slots))]
 
 
-def nbytes_of(replay: Replay) -> int:
-    """Bytes of the sessions that a checkpoint would hold now."""
-    with replay.lock:
-        return len(kept_slots(replay)) * replay.ring.bytes.shape[1]
-
-
 def state_of(replay: Replay) -> dict[str, Any]:
     """The books, copied, without the bytes of the sessions, which `sessions_of` reads."""
     with replay.lock:
@@ -78,9 +72,8 @@ def restore(replay: Replay, state: Mapping[str, Any], sessions: Iterable[Rows]) 
             about.position[slot] = position
         about.written = state["_written"] if same_size else len(numbers)
         replay.series = state["series"] if same_size else replay.series
-        replay.newest_sampled, replay.dropped, replay.began = (
-            state["newest_delivered"], dict(state["dropped"]), state["_began"]
-        )  # fmt: skip
+        replay.newest_sampled, replay.began = state["newest_delivered"], state["_began"]
+        replay.dropped = dict(state["dropped"])
         replay.limiter.load_state_dict(state, state["reuse"])
         if state["sampling"] is not None and state["sampler"] == type(replay.sampler).__name__:
             before = (numbers % state["size"])[there].tolist()

@@ -26,8 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyverse.core.errors import ServerError, SettingsError, TinyverseError
-from tinyverse.database.base import LOG_KEPT, Database
-from tinyverse.database.cursor import BEGINNING, is_position
+from tinyverse.database.base import BEGINNING, LOG_KEPT, Database, is_position
 from tinyverse.monitoring import metrics, status
 from tinyverse.monitoring.dashboard.games import Games
 from tinyverse.trainer.run_folder import RunFolder
@@ -65,7 +64,7 @@ def history(database: Database, folder: RunFolder) -> dict[str, Any]:
     """
     rows = database.metrics(LOG_KEPT)
     begins = min((row["step"] for row in rows if "step" in row), default=math.inf)
-    rows = [row for row in folder.metrics() if row.get("step", begins) < begins] + rows
+    rows = [row for row in folder.rows() if row.get("step", begins) < begins] + rows
     log, evaluations = metrics.split(rows)
     log = metrics.growing([row for row in log if row.get("step") is not None])
     log = log[(len(log) - 1) % -(-len(log) // POINTS) :: -(-len(log) // POINTS)] if log else []  # ends with the newest

@@ -20,8 +20,7 @@ from tinyverse.core import nest, system
 from tinyverse.core.errors import CodecError, DatabaseLost, SpecError
 from tinyverse.core.session import Session, SessionSpec, rows_beyond
 from tinyverse.core.weights import decode_weights
-from tinyverse.database.base import Database
-from tinyverse.database.cursor import BEGINNING, is_behind
+from tinyverse.database.base import BEGINNING, Database, is_behind
 from tinyverse.monitoring.sessions import evaluate_states, frames_of, steps_of
 
 logger = logging.getLogger(__name__)
