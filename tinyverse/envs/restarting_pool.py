@@ -25,7 +25,7 @@ class RestartingPool(Pool):
         self._make = make
         self.num_envs, self.realtime = pool.num_envs, pool.realtime
         self.observation_space, self.action_space = pool.observation_space, pool.action_space
-        self._restarts, self._step_count = RestartPolicy(1, "pool"), 0
+        self._restarts = RestartPolicy(1, "pool")
         self._seeds = np.random.SeedSequence()
         self._failure: Exception | None = None  # raised by `send`, handled by `receive`
 
@@ -53,7 +53,7 @@ class RestartingPool(Pool):
                 self._failure = error
 
     def receive(self) -> Step:
-        self._step_count += 1
+        self._restarts.steps += 1
         try:
             step = self._restart_pool() if self._pool is None else self._received(self._pool)
         except Exception as error:
@@ -75,7 +75,7 @@ class RestartingPool(Pool):
     def _restart_pool(self) -> Step:
         self._restarts.wait([0])
         self._pool = self._make()
-        self._restarts.restarted(0, step=self._step_count)
+        self._restarts.restarted(0)
         observations = self._pool.reset(as_int(self._seeds.spawn(1)[0]))
         nobody = np.zeros(self.num_envs, bool)
         return Step(observations, np.zeros(self.num_envs, np.float32), nobody, nobody.copy())
@@ -85,5 +85,5 @@ class RestartingPool(Pool):
         with contextlib.suppress(Exception):  # an error while closing a broken pool is of no use
             if pool is not None:
                 pool.close()
-        self._restarts.failed(0, error, step=self._step_count)
+        self._restarts.failed(0, error)
         self.faults, self.fault = self._restarts.faults, self._restarts.fault

@@ -94,12 +94,17 @@ def fit(spec: nest.Tree, observation: nest.Tree) -> nest.Tree:
         SpecError: they differ from `spec`.
     """
     try:
-        return nest.map(fit_leaf, spec, observation)
+        if isinstance(spec, Array):  # the common case, without the overhead of a tree
+            return _fit_leaf(spec, observation)
+        return nest.map(_fit_leaf, spec, observation)
     except (LookupError, TypeError, ValueError):
-        raise unlike(observation) from None
+        raise SpecError(
+            f"the environment's observation is {article(observation)} that is not built like its observation_space: "
+            "wanted arrays, for a Dict a dict with its keys, for a Tuple a tuple of its length."
+        ) from None
 
 
-def fit_leaf(wanted: Array, part: Any) -> np.ndarray:
+def _fit_leaf(wanted: Array, part: Any) -> np.ndarray:
     array = np.asarray(part)
     if array.shape == wanted.shape and array.dtype == wanted.dtype:
         return array
@@ -109,16 +114,9 @@ def fit_leaf(wanted: Array, part: Any) -> np.ndarray:
     raise SpecError(f"the environment's observation is {got}, its observation_space is {wanted}. Change one of them.")
 
 
-def unlike(observation: nest.Tree) -> SpecError:
-    return SpecError(
-        f"the environment's observation is {article(observation)} that is not built like its observation_space: "
-        "wanted arrays, for a Dict a dict with its keys, for a Tuple a tuple of its length."
-    )
-
-
-def number_of(reward: Any) -> float:
-    if isinstance(reward, (float, int)) or not np.ndim(reward):
-        return float(reward)
+def fit_reward(shape: tuple[int, ...], reward: Any) -> Any:
+    if isinstance(reward, (float, int)) or np.shape(reward) == shape:
+        return reward
     raise SpecError(f"the environment's reward has shape {list(np.shape(reward))}, wanted one number. Return a float.")
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import cv2
 import gymnasium
@@ -87,7 +87,9 @@ class Grey(_ImageTransform):
     def __call__(self, array: np.ndarray) -> np.ndarray:
         if array.ndim == 2:
             return array
-        return array[:, :, 0] if array.shape[2] == 1 else cv2.cvtColor(_contiguous(array), cv2.COLOR_RGB2GRAY)
+        if array.shape[2] == 1:
+            return array[:, :, 0]
+        return cv2.cvtColor(np.ascontiguousarray(array), cv2.COLOR_RGB2GRAY)
 
 
 @dataclasses.dataclass
@@ -98,7 +100,8 @@ class Resize(_ImageTransform):
     width: int
 
     def __call__(self, array: np.ndarray) -> np.ndarray:
-        resized = cv2.resize(_contiguous(array), (self.width, self.height), interpolation=cv2.INTER_AREA)
+        image = np.ascontiguousarray(array)
+        resized = cv2.resize(image, (self.width, self.height), interpolation=cv2.INTER_AREA)
         return resized.reshape(self.height, self.width, *array.shape[2:])
 
 
@@ -168,12 +171,18 @@ def preprocess(env: Any, *steps: Transform) -> Any:
 
 
 class _Pipeline:
-    """The steps of one environment, with their state."""
+    """The steps of one environment, with their state, and the space after them."""
 
     def __init__(self, space: Any, steps: Sequence[Transform]) -> None:
         self.steps = copy.deepcopy(steps)
         for number, step in enumerate(self.steps, 1):
-            space = _after(space, step, number)
+            wanted = step.refuses(space) if isinstance(space, spaces.Box) else "numbers or an image, a Box"
+            if wanted:
+                raise ExperimentError(
+                    f"step {number} of preprocessing, {step}, got observations {space}, wanted {wanted}."
+                )
+            low, high = step.bounds(space)
+            space = spaces.Box(low, high, dtype=low.dtype.type)
         self.space = space
 
     def __call__(self, array: np.ndarray, begins: bool) -> np.ndarray:
@@ -182,14 +191,6 @@ class _Pipeline:
                 step.reset()
             array = step(array)
         return array
-
-
-def _after(space: Any, step: Transform, number: int) -> spaces.Box:
-    wanted = step.refuses(space) if isinstance(space, spaces.Box) else "numbers or an image, a Box"
-    if wanted:
-        raise ExperimentError(f"step {number} of preprocessing, {step}, got observations {space}, wanted {wanted}.")
-    low, high = step.bounds(space)
-    return spaces.Box(low, high, dtype=low.dtype.type)
 
 
 class Preprocess(gymnasium.ObservationWrapper):
@@ -283,8 +284,9 @@ def shape_rewards(env: Any, *, normalize: float | None = None, scale: float = 1.
         scale: factor.
         clip: largest absolute value; None: no limit.
     """
-    shape = _Rewards(getattr(env, "num_envs", 1) if isinstance(env, VectorEnv) else 1, normalize, scale, clip)
-    return (_ShapeVector if isinstance(env, VectorEnv) else _ShapeSingle)(env, shape)
+    if isinstance(env, VectorEnv):
+        return _ShapeVector(env, _Rewards(env.num_envs, normalize, scale, clip))
+    return _ShapeSingle(env, _Rewards(1, normalize, scale, clip))
 
 
 class _Rewards:
@@ -293,29 +295,26 @@ class _Rewards:
     def __init__(self, num_envs: int, discount: float | None, scale: float, clip: float | None) -> None:
         self._discount, self._scale = discount, scale
         self._clip = np.inf if clip is None else clip
-        self._sums, self.resetting = np.zeros(num_envs), np.zeros(num_envs, bool)
+        self._sums, self._resetting = np.zeros(num_envs), np.zeros(num_envs, bool)
         self._count, self._mean, self._squares = 0, 0.0, 0.0
 
-    def __call__(self, rewards: np.ndarray, ended: np.ndarray) -> np.ndarray:
-        rewards = np.asarray(rewards, float)
+    def __call__(self, rewards: Any, ended: Any) -> np.ndarray:
+        rewards = np.atleast_1d(rewards).astype(float)
         if self._discount is not None:
-            self._sums = np.where(self.resetting, 0.0, self._discount * self._sums + rewards)
-            self._see(self._sums[~self.resetting])
+            self._sums = np.where(self._resetting, 0.0, self._discount * self._sums + rewards)
+            for number in self._sums[~self._resetting]:  # Welford 1962
+                self._count += 1
+                delta = number - self._mean
+                self._mean += delta / self._count
+                self._squares += delta * (number - self._mean)
             variance = self._squares / max(self._count, 1)
             rewards = rewards / np.sqrt(variance if variance > 1e-8 else 1.0)
-            self._sums[ended] = 0.0
+        self._resetting = np.atleast_1d(ended)
         return np.clip(self._scale * rewards, -self._clip, self._clip)
 
     def begin(self, which: np.ndarray | bool = True) -> None:
         """Begins new episodes, in some environments or all."""
-        self._sums[which], self.resetting[which] = 0.0, False
-
-    def _see(self, sums: np.ndarray) -> None:
-        for number in sums:  # Welford 1962
-            self._count += 1
-            delta = number - self._mean
-            self._mean += delta / self._count
-            self._squares += delta * (number - self._mean)
+        self._sums[which], self._resetting[which] = 0.0, False
 
 
 class _ShapeSingle(gymnasium.Wrapper):
@@ -329,8 +328,7 @@ class _ShapeSingle(gymnasium.Wrapper):
 
     def step(self, action: Any) -> Any:
         observation, reward, terminated, truncated, info = self.env.step(action)
-        ended = np.array([terminated or truncated])
-        return observation, float(self._shape(np.array([reward]), ended)[0]), terminated, truncated, info
+        return observation, float(self._shape(reward, terminated or truncated)[0]), terminated, truncated, info
 
 
 class _ShapeVector(VectorWrapper):
@@ -344,12 +342,4 @@ class _ShapeVector(VectorWrapper):
 
     def step(self, actions: Any) -> tuple[Any, ...]:
         observations, rewards, terminated, truncated, info = self.env.step(actions)
-        ended = np.asarray(terminated) | np.asarray(truncated)
-        shaped = self._shape(rewards, ended)
-        self._shape.resetting = ended
-        return observations, shaped, terminated, truncated, info
-
-
-def _contiguous(array: np.ndarray) -> np.ndarray:
-    """Returns a contiguous array, which OpenCV needs."""
-    return cast(np.ndarray, np.ascontiguousarray(array))
+        return observations, self._shape(rewards, np.logical_or(terminated, truncated)), terminated, truncated, info
