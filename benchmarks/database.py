@@ -5,7 +5,7 @@
 The same experience each time: 20 steps of Pong (`atari_pool`) as the example's agent plays it, of CartPole, and of
 random floats, which hardly compress (141 KB). The unit is sessions per second.
 
-ours: `Session.encode` and `RedisDatabase.append` of 32 at once, as a player of 32 games does, with its heartbeat; `RedisDatabase.read` of as
+ours: `Session.encode` and `RedisDatabase.append` of 32 at once, as a player of 32 environments does, with its heartbeat; `RedisDatabase.read` of as
     many as a trainer reads, and `SessionSpec.decode`. Checks, counters and State included.
 limit: the same compressed bytes by bare pipelined XADD and XRANGE, nothing encoded, decoded, counted or checked.
 naive: the original's design. Images stacked by 4, joblib, one LPUSH a session (and an LTRIM every 32) or one LINDEX at a

@@ -48,7 +48,7 @@ from tinyverse.replay.samplers import Fresh  # noqa: E402
 PONG = measure.HERE / "experiments" / "pong.py"
 NAME = "bench"
 PPO = {"algorithm": "ppo", "unroll_length": 32, "publish_every": 1}  # 4 minibatches of 256, as Stable-Baselines3's
-SMALL = {"games": 4, "batch_size": 4}
+SMALL = {"num_envs": 4, "batch_size": 4}
 
 
 class Alone:

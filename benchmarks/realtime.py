@@ -2,8 +2,8 @@
 
     python benchmarks/realtime.py [--json] [--smoke] [--repeats N]
 
-A game at 30 Hz shows frames of noise, which do not compress, to the network of 2015 (6.7 MB). What is told is the 99th
-percentile of the gaps between two actions, as actions per second; and, in a sentence, by how much of the game's period
+An environment at 30 Hz shows frames of noise, which do not compress, to the network of 2015 (6.7 MB). What is told is the 99th
+percentile of the gaps between two actions, as actions per second; and, in a sentence, by how much of the environment's period
 pushing and loading make it longer, which may be a tenth. With `--repeats 3` it takes less than four minutes.
 
 ours     the loop of `play` in real time: sessions pushed to a real server, new weights every second from another process;

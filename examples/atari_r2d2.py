@@ -1,10 +1,10 @@
-"""Any Atari game by R2D2: Q-learning with a memory, from prioritised replay of sequences.
+"""Any Atari game by R2D2: Q-learning with a recurrent state, from prioritised replay of sequences.
 
     tinyverse atari_r2d2.py run --players 2 -o env_id=ALE/MsPacman-v5
     tinyverse atari_r2d2.py eval -n 5 --greedy
 
 Rules are those of `atari.py`, but rewards are not clipped: values are of squashed returns. The network sees one frame
-at a time and remembers the rest. Sessions are learned from as a whole, from the memory they began with in play; their
+at a time and remembers the rest. Sessions are learned from as a whole, from the state they began with in play; their
 first 10 rows only bring it up to date with today's weights. 3,000 of them are 120,000 steps and 0.9 GB of frames on the
 trainer's device (`--buffer-size`).
 

@@ -23,11 +23,11 @@ class LinearAgent(Agent):
         scores = np.exp(observations @ self.w)
         return scores / scores.sum(-1, keepdims=True)
 
-    def act(self, observations, memory, first, greedy=False):
-        """One action for each of the n games; `memory` and `first` are for agents that remember."""
+    def act(self, observations, state, is_first, greedy=False):
+        """One action for each of the n games; `state` and `is_first` are for agents that remember."""
         p = self.probabilities(observations)  # [n, actions]
         drawn = (self.random.random((len(p), 1)) > p.cumsum(-1)[:, :-1]).sum(-1)
-        return (p.argmax(-1) if greedy else drawn), memory, {}
+        return (p.argmax(-1) if greedy else drawn), state, {}
 
     def get_weights(self):  # what players fetch …
         return {"w": self.w.copy()}
@@ -41,8 +41,8 @@ def train_step(agent, batch, learning_rate=0.05, discount=0.95):
     batch = batch.numpy()  # arrays, time first: rewards [T, B], observations [T+1, B, 4]
     returns, following = np.zeros_like(batch.rewards), 0.0
     for t in reversed(range(len(returns))):
-        following = returns[t] = batch.rewards[t] + discount * batch.traces[t] * following
-    rows = batch.alive  # the row after an episode's end is its reset: it did not happen
+        following = returns[t] = batch.rewards[t] + discount * batch.continues[t] * following
+    rows = batch.valid  # the row after an episode's end is its reset: it did not happen
     observations, actions = batch.observations[:-1][rows], batch.actions[rows]
     advantages = returns[rows] - returns[rows].mean()
     slopes = np.eye(agent.w.shape[1])[actions] - agent.probabilities(observations)  # of log π in the scores

@@ -20,13 +20,13 @@ class ActorCritic(TorchLearner):
 
     def train_step(self, batch):
         # the network again over all sessions: [T+1, B], one row more than there are actions
-        outputs, _ = self.agent.network(batch.observations, batch.initial_memory, batch.first)
+        outputs, _ = self.agent.network(batch.observations, batch.initial_state, batch.is_first)
         policy = self.agent.network.distribution(tuple(rows[:-1] for rows in outputs.policy))
         values = outputs.values[:-1]
 
-        # `discounts` is 0 where a game was over, `traces` where an episode ended in any way
+        # `discounts` is 0 where a game was over, `continues` where an episode ended in any way
         targets = returns.lambda_returns(
-            batch.rewards, batch.discounts(self.discount), batch.traces, outputs.values, lambda_=0.95
+            batch.rewards, batch.discounts(self.discount), batch.continues, outputs.values, lambda_=0.95
         )
         advantages = targets - values.detach()
 

@@ -22,14 +22,14 @@ class TwoTowers(nn.Module):
         self.policy = nn.Sequential(nn.Linear(inputs, size), nn.Tanh(), nn.Linear(size, int(action_space.n)))
         self.value = nn.Sequential(nn.Linear(inputs, size), nn.Tanh(), nn.Linear(size, 1))
 
-    def initial_memory(self, n):
+    def initial_state(self, n):
         """What n games remember at the beginning of an episode: tensors [n, …], or () for nothing."""
         return ()
 
-    def forward(self, observations, memory, first):
-        """Rows [T, B, …] at once: T is 1 while playing, a whole session while learning. `first` [T, B] restarts memory."""
+    def forward(self, observations, state, is_first):
+        """Rows [T, B, …] at once: T is 1 while playing, a whole session while learning. `is_first` [T, B] resets the state."""
         values = self.value(observations).squeeze(-1)
-        return Outputs(policy=(self.policy(observations),), values=values), memory
+        return Outputs(policy=(self.policy(observations),), values=values), state
 
     def distribution(self, policy):
         """What the tensors in `Outputs.policy` mean: something with log_prob, entropy, sample and mode."""

@@ -27,11 +27,11 @@ class Table(Agent):
     def seed(self, seed):
         self.random = np.random.default_rng(seed)
 
-    def act(self, observations, memory, first, greedy=False):
+    def act(self, observations, state, is_first, greedy=False):
         noise = self.random.random(self.q[observations].shape) * 1e-6  # ties are broken at random
         actions = np.argmax(self.q[observations] + noise, axis=-1)
         explore = self.random.random(len(actions)) < (0.0 if greedy else self.epsilon[0])
-        return np.where(explore, self.random.integers(0, self.q.shape[1], len(actions)), actions), memory, {}
+        return np.where(explore, self.random.integers(0, self.q.shape[1], len(actions)), actions), state, {}
 
     def get_weights(self):
         return {"q": self.q.copy(), "epsilon": self.epsilon.copy()}
@@ -53,7 +53,7 @@ class QLearning(Learner):
 
     def train_step(self, batch):
         batch, q = batch.numpy(), self.agent.q
-        rows = batch.alive
+        rows = batch.valid
         states, nexts = batch.observations[:-1][rows], batch.observations[1:][rows]
         actions, ends = batch.actions[rows], batch.terminated[rows]
         targets = batch.rewards[rows] + self.discount * ~ends * q[nexts].max(axis=-1)

@@ -131,7 +131,7 @@ def load(folder: Path | str, *, experiment: str | None = None, best: bool = Fals
     """The agent of a run's folder, ready to play.
 
         agent = tinyverse.load("runs/pong").agent
-        actions, memory, _ = agent.act(observations, agent.initial_memory(n), first=np.ones(n, bool))
+        actions, state, _ = agent.act(observations, agent.initial_state(n), is_first=np.ones(n, bool))
 
     The run's experiment is imported, which runs its code: load only what you would run.
 

@@ -59,14 +59,14 @@ class StopWatch(gymnasium.vector.VectorWrapper):
 
 SETTINGS = {
     # rl-baselines3-zoo's, whose 100,000 steps are 390 updates
-    "same": {"games": 8, "layers": (64, 64), "epochs": 20, "learning_rate": 1e-3, "total_updates": 390},
-    "own": {"games": 16, "layers": (64,), "epochs": 6, "learning_rate": 6e-3, "total_updates": 250},
+    "same": {"num_envs": 8, "layers": (64, 64), "epochs": 20, "learning_rate": 1e-3, "total_updates": 390},
+    "own": {"num_envs": 16, "layers": (64,), "epochs": 6, "learning_rate": 6e-3, "total_updates": 250},
 }
 
 
 def make_experiment(settings="same", result="result.json"):
     chosen = dict(SETTINGS[settings])
-    num_envs, layers = chosen.pop("games"), chosen.pop("layers")
+    num_envs, layers = chosen.pop("num_envs"), chosen.pop("layers")
 
     def make_pool(num_envs):
         pool = gymnasium.make_vec("CartPole-v1", num_envs=num_envs, vectorization_mode="vector_entry_point")

@@ -35,8 +35,8 @@ def test_it_learns_to_walk_the_chain(parts):
     for _ in range(40):
         metrics = learner.train_step(play(agent, 16, 20))
     after = play(agent, 16, 20)
-    assert before.rewards.sum() / before.alive.sum() < 0.15
-    assert after.rewards.sum() / after.alive.sum() > 0.9 / LENGTH
+    assert before.rewards.sum() / before.valid.sum() < 0.15
+    assert after.rewards.sum() / after.valid.sum() > 0.9 / LENGTH
     assert metrics["value/explained_variance"] > 0.5
 
 
@@ -46,21 +46,21 @@ def test_the_loss_row_by_row(agent, batch):
     )
     whole = learner.estimates(batch)
     _, values, targets, advantages = whole
-    outputs, _ = agent.network(batch.observations, (), batch.first)
+    outputs, _ = agent.network(batch.observations, (), batch.is_first)
     alive_values = outputs.values.detach()
-    expected = returns.gae(batch.rewards, batch.discounts(0.9), batch.traces, alive_values, 0.7)
+    expected = returns.gae(batch.rewards, batch.discounts(0.9), batch.continues, alive_values, 0.7)
     torch.testing.assert_close(advantages, expected)
     torch.testing.assert_close(targets, expected + values)
     with torch.no_grad():
         for parameter in agent.network.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
     loss, metrics = learner.loss(*whole)
-    outputs, _ = agent.network(batch.observations, (), batch.first)
+    outputs, _ = agent.network(batch.observations, (), batch.is_first)
     log_probs = outputs.policy[0].log_softmax(-1)
     total, rows, clipped, distance = 0.0, 0, 0, 0.0
     for t in range(10):
         for b in range(8):
-            if not batch.alive[t, b]:
+            if not batch.valid[t, b]:
                 continue
             log_rho = log_probs[t, b, batch.actions[t, b]] - batch.extras["behaviour_log_prob"][t, b]
             rho, advantage = log_rho.exp().item(), advantages[t, b].item()

@@ -111,13 +111,13 @@ def batches_of(case, learner):
         whole = [random_batch(seed) for seed in range(UPDATES)]  # of 5 environments: a sixth did not happen
         keep = torch.tensor([0, 1, 2, 3, 4, 4, 4, 4])
         whole = [batch.columns(keep) for batch in whole]
-        return [dataclasses.replace(batch, alive=batch.alive & (torch.arange(8) < 6)) for batch in whole]
+        return [dataclasses.replace(batch, valid=batch.valid & (torch.arange(8) < 6)) for batch in whole]
     random = torch.Generator().manual_seed(0)
     whole = [play(learner.agent, GAMES, 10) for _ in range(UPDATES)]
     for batch in whole:
         batch.weights = torch.rand(GAMES, generator=random) + 0.5
         batch.extras["behaviour_log_prob"] += 0.2 * torch.randn(10, GAMES, generator=random)
-        batch.alive[:, 1] &= torch.arange(10) < 3
+        batch.valid[:, 1] &= torch.arange(10) < 3
     return whole
 
 

@@ -160,9 +160,9 @@ def test_rom_name(env_id: str) -> None:
 
 def test_rom_name_of_everything_gymnasium_knows() -> None:
     gymnasium.register_envs(ale_py)
-    num_envs = {name: spec.kwargs["game"] for name, spec in gymnasium.registry.items() if "game" in spec.kwargs}
-    assert len(num_envs) > 100
-    assert {name: rom_name(name) for name in num_envs} == num_envs
+    games = {name: spec.kwargs["game"] for name, spec in gymnasium.registry.items() if "game" in spec.kwargs}
+    assert len(games) > 100
+    assert {name: rom_name(name) for name in games} == games
 
 
 def test_an_unknown_game_names_those_that_are_close() -> None:
@@ -212,11 +212,11 @@ def test_a_life_is_an_episode_and_the_game_goes_on() -> None:
     )
     assert np.array_equal(with_lives.observations, without.observations)
     assert with_lives.episodes == without.episodes and sum(map(len, without.episodes)) >= 2
-    ends, num_envs = with_lives.terminated, without.terminated
-    assert ends[num_envs].all() and 4.5 * num_envs.sum() < ends.sum() < 5.5 * num_envs.sum() + 10  # of 5 lives
-    lost = np.flatnonzero(ends[:, 0] & ~num_envs[:, 0])
-    assert not with_lives.alive[lost + 1, 0].any() and without.alive[lost + 1, 0].all()
-    rows = with_lives.alive & without.alive
+    ends, games = with_lives.terminated, without.terminated
+    assert ends[games].all() and 4.5 * games.sum() < ends.sum() < 5.5 * games.sum() + 10  # of 5 lives
+    lost = np.flatnonzero(ends[:, 0] & ~games[:, 0])
+    assert not with_lives.valid[lost + 1, 0].any() and without.valid[lost + 1, 0].all()
+    rows = with_lives.valid & without.valid
     assert np.array_equal(with_lives.rewards[rows], without.rewards[rows]) and not with_lives.rewards[~rows].any()
 
 

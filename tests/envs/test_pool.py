@@ -69,7 +69,7 @@ def test_rows_are_those_of_the_drawing(pool: Pool) -> None:
 
 def test_memory_counts_what_the_observation_says(pool: Pool) -> None:
     agent = CountingAgent(pool.observation_space, pool.action_space)
-    observations, memory, first = pool.reset(seed=1), agent.initial_memory(GAMES), np.ones(GAMES, bool)
+    observations, memory, first = pool.reset(seed=1), agent.initial_state(GAMES), np.ones(GAMES, bool)
     ended = np.zeros(GAMES, bool)
     for _ in range(STEPS):
         actions, memory, extras = agent.act(observations, memory, first)
@@ -86,7 +86,7 @@ def test_equal_seeds_give_equal_games_and_unequal_ones_do_not(source: str) -> No
         agent = CountingAgent(pool.observation_space, pool.action_space)
         rows = [clock(pool.reset(seed)).copy()]
         for _ in range(20):
-            actions = agent.act(rows[-1], agent.initial_memory(GAMES), np.ones(GAMES, bool))[0]
+            actions = agent.act(rows[-1], agent.initial_state(GAMES), np.ones(GAMES, bool))[0]
             rows.append(clock(pool.step(actions).observations).copy())
         return np.stack(rows)
 

@@ -74,12 +74,12 @@ def test_a_worker_that_is_lost_is_replaced(
         assert "faulty.py" in pool.fault and "step" in pool.fault, "where it hangs"
     lost = pids[0] == after[0]
     assert sum(a != b for a, b in zip(pids, after, strict=True)) == 1
-    num_envs = slice(2 * lost, 2 * lost + 2)
+    its = slice(2 * lost, 2 * lost + 2)
     others = slice(2 - 2 * lost, 4 - 2 * lost)
-    ends = np.flatnonzero(truncated[:, num_envs].all(1) & (rewards[:, num_envs] == 0).all(1))
+    ends = np.flatnonzero(truncated[:, its].all(1) & (rewards[:, its] == 0).all(1))
     first, last = ends[0], ends[-1]
-    assert (seen[first : last + 2, num_envs] == seen[first, num_envs]).all()  # what they showed last
-    assert (seen[last + 2, num_envs, :2] == 0).all() and not (terminated | truncated)[last + 1, num_envs].any()
+    assert (seen[first : last + 2, its] == seen[first, its]).all()  # what they showed last
+    assert (seen[last + 2, its, :2] == 0).all() and not (terminated | truncated)[last + 1, its].any()
     assert (np.diff(seen[:, others, 2], axis=0) == 0).all(), "the other worker's environments went on"
     assert not (truncated[1:, others] & truncated[:-1, others]).any()
     assert all(not is_gone(pid) for pid in after)

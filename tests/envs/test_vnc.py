@@ -99,7 +99,7 @@ class TestTheGame:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(tmp_path)
-        experiment = loader.build(loader.load_module("vnc"), {"games": 2})
+        experiment = loader.build(loader.load_module("vnc"), {"num_envs": 2})
         pool = experiment.pool(2)
         try:
             chance, returns, total = np.random.default_rng(1), [], np.zeros(2)
@@ -162,7 +162,7 @@ class TestTheGame:
         context = RunContext("vnc", seed=1, quiet=True)
         trainer = local.callback(context, TrainOptions(minutes=4))
         evaluation = evaluate(
-            loader.build(context.module, context.resolved({})), trainer.agent, num_envs=5, greedy=True
+            loader.build(context.module, context.resolved({})), trainer.agent, episodes=5, greedy=True
         )
         assert trainer.row()["play/return"] > 0 > RANDOM_RETURN
         assert evaluation.mean > 0 > RANDOM_RETURN, evaluation

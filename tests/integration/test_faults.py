@@ -107,10 +107,10 @@ class Team:
         for batch in self.trainer.learner.batches:
             seen, counts = batch.observations, batch.extras["count"]
             assert torch.equal(batch.extras["saw"], seen[:-1].float())
-            alive = batch.alive
+            valid = batch.valid
             expected = reward_of(seen[:-1, :, 0], seen[:-1, :, 1], batch.actions)
-            assert torch.equal(batch.rewards[alive], expected[alive].float())
-            assert torch.equal(counts[alive].long(), seen[:-1, :, 1][alive].long())
+            assert torch.equal(batch.rewards[valid], expected[valid].float())
+            assert torch.equal(counts[valid].long(), seen[:-1, :, 1][valid].long())
             for row in seen[0].tolist():
                 assert tuple(row) not in opened, "learned from twice"
                 opened.add(tuple(row))

@@ -16,6 +16,7 @@ from tinyverse.algorithms.learner import Learner
 from tinyverse.algorithms.vtrace import VTrace
 from tinyverse.core import nest
 from tinyverse.core.run_config import run_config
+from tinyverse.core.session import flatten
 from tinyverse.database.base import BEGINNING, new_worker
 from tinyverse.envs.pool import SerialPool
 from tinyverse.experiment.experiment import session_spec
@@ -66,25 +67,20 @@ def walk(sessions, nested, *, waits=False, apart=1):
         apart: episodes from one that is shown to the next; a source may throw some away.
     """
     met = set()
-    expected, count, ended, first = (
-        None,
-        0,
-        False,
-        True,
-    )  # next observation; agent's memory; previous row; opens an episode
+    expected, count, ended, is_first = None, 0, False, True  # next observation; agent's state; previous row; opens one
     total, length = 0.0, 0
     for session in sessions:
         episodes = []
         rows = clock(session.observations)
-        if first:
+        if is_first:
             met.add("opens an episode at row 0")
-        if not first and not ended and count:
+        if not is_first and not ended and count:
             met.add("goes on within an episode")
-        assert session.initial_memory == (0 if first else count)
+        assert session.initial_state == (0 if is_first else count)
         for t in range(len(session.rewards)):
             episode, step, tag = rows[t].tolist()
             assert expected is None or rows[t].tolist() == expected
-            count = 0 if first else count
+            count = 0 if is_first else count
             assert session.extras["count"][t] == count
             np.testing.assert_array_equal(session.extras["saw"][t], rows[t])
             button = session.actions["button"][t] if nested else session.actions[t]
@@ -94,18 +90,18 @@ def walk(sessions, nested, *, waits=False, apart=1):
                 assert pair[0][t] == step
                 assert (pair[1][t] == episode % 2).all()
                 assert (session.actions["stick"][t] == 9.0).all()  # as chosen, before the door clips it
-            assert session.alive[t] == (not ended)
+            assert session.valid[t] == (not ended)
             if ended:
                 assert (session.rewards[t], session.terminated[t], session.truncated[t]) == (0, False, False)
                 met.add({0: "reset at row 0", len(session.rewards) - 1: "reset at the last row"}.get(t, "reset"))
                 ended = waits and rows[t + 1].tolist() == [episode, step, tag]
                 expected = [episode, step, tag] if ended else [episode + apart, 0, tag]
-                first, total, length = True, 0.0, 0
+                is_first, total, length = True, 0.0, 0
             else:
                 assert count == step
                 assert session.rewards[t] == reward_of(episode, step, button)
                 total, length = total + reward_of(episode, step, int(button)), length + 1
-                expected, first = [episode, step + 1, tag], False
+                expected, is_first = [episode, step + 1, tag], False
                 over = bool(session.terminated[t] or session.truncated[t])
                 assert session.terminated[t] == (over and not truncates(episode))
                 assert session.truncated[t] == (over and truncates(episode))
@@ -137,10 +133,10 @@ def columns(batches):
     for batch in batches:
         for b in range(len(batch.slots)):
             leaves = {}
-            for field in ("observations", "actions", "rewards", "terminated", "truncated", "alive", "extras"):
-                for name, leaf in nest.items(getattr(batch, field), field):
+            for field in ("observations", "actions", "rewards", "terminated", "truncated", "valid", "extras"):
+                for name, leaf in flatten({field: getattr(batch, field)}).items():
                     leaves[name] = leaf[:, b].numpy()
-            for name, leaf in nest.items(batch.initial_memory, "initial_memory"):
+            for name, leaf in flatten({"initial_state": batch.initial_state}).items():
                 leaves[name] = leaf[b].numpy()
             yield leaves
 
@@ -166,9 +162,9 @@ def test_every_row_arrives_as_it_was_played_each_once(redis_url, source):
     assert {session.metadata["player"] for session in sessions} == {courier.worker.id}
     check_envs(sessions, num_envs, nested, waits="agents" in source, apart=2 if "disabled" in source else 1)
     check_same(sessions, trainer.learner.batches)
-    alive = sum(int(session.alive.sum()) for session in sessions)
+    valid = sum(int(session.valid.sum()) for session in sessions)
     ended = [episode for session in sessions for episode in session.episodes]
-    assert (trainer.feeder.steps, trainer.feeder.episodes, player.rate.total) == (alive, len(ended), alive)
+    assert (trainer.feeder.steps, trainer.feeder.episodes, player.rate.total) == (valid, len(ended), valid)
     assert list(trainer.feeder.returns) == [total for total, _ in ended][-100:]
     stored = [(row["return"], row["length"]) for row in database.episodes(10_000)]
     assert stored == ended
@@ -215,11 +211,11 @@ def test_the_agents_unroll_over_a_batch_is_what_it_did_when_it_played(redis_url)
     agent, restarts = an_agent(), 0
     for batch in trainer.learner.batches:
         arrays = batch.numpy()
-        memory = arrays.initial_memory
+        state = arrays.initial_state
         for t in range(LENGTH):
-            _, memory, extras = agent.act(arrays.observations[t], memory, arrays.first[t])
+            _, state, extras = agent.act(arrays.observations[t], state, arrays.is_first[t])
             np.testing.assert_array_equal(extras["count"], arrays.extras["count"][t])
-        restarts += int(arrays.first[:-1].sum())
+        restarts += int(arrays.is_first[:-1].sum())
     assert restarts > 30
 
 
@@ -258,15 +254,15 @@ PARTS = {
 def a_torch_agent(parts):
     env = SmallNumbers()
     agent = TorchAgent(ModularNetwork(env.observation_space, env.action_space, **PARTS[parts]()))
-    with torch.no_grad():  # far from its calm beginning, so that another memory would show
+    with torch.no_grad():  # far from its calm beginning, so that another state would show
         for parameter in agent.network.parameters():
             parameter.copy_(torch.randn_like(parameter) / parameter.shape[-1] ** 0.5)
     agent.seed(0)
     return agent
 
 
-def log_probs(network, batch, memory, first):
-    outputs, _ = network(batch.observations, memory, first)
+def log_probs(network, batch, state, is_first):
+    outputs, _ = network(batch.observations, state, is_first)
     return network.distribution(nest.map(lambda rows: rows[:-1], outputs.policy)).log_prob(batch.actions)
 
 
@@ -282,17 +278,17 @@ def test_training_recomputes_the_log_probabilities_of_acting(redis_url, parts):
     courier = Uploader(database, new_worker("play", num_envs=GAMES), a_torch_agent(parts))
     player = Player(a_torch_agent(parts), pool, 7)
     through_the_pipe(database, trainer, player, courier, 30)
-    off_memory = off_first = 0.0
+    off_state = off_first = 0.0
     with torch.no_grad():
         for batch in trainer.learner.batches:
             played = batch.extras["behaviour_log_prob"]
-            again = log_probs(learning.network, batch, batch.initial_memory, batch.first)
+            again = log_probs(learning.network, batch, batch.initial_state, batch.is_first)
             assert float((again - played).abs().max()) < 1e-4
-            blank = log_probs(learning.network, batch, learning.initial_memory(GAMES), batch.first)
-            never = log_probs(learning.network, batch, batch.initial_memory, torch.zeros_like(batch.first))
-            off_memory = max(off_memory, float((blank - played).abs().max()))
+            blank = log_probs(learning.network, batch, learning.initial_state(GAMES), batch.is_first)
+            never = log_probs(learning.network, batch, batch.initial_state, torch.zeros_like(batch.is_first))
+            off_state = max(off_state, float((blank - played).abs().max()))
             off_first = max(off_first, float((never - played).abs().max()))
-    assert off_memory > 0.01  # what a mistake in the bookkeeping would give
+    assert off_state > 0.01  # what a mistake in the bookkeeping would give
     assert off_first > 0.01
 
 

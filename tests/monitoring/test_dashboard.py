@@ -115,11 +115,11 @@ class Page:
 
 @contextmanager
 def a_page(database: Any, films: Path, context: RunContext | None = None, **options: Any) -> Iterator[Page]:
-    num_envs = Games(database, context and context.make_agent)
+    games = Games(database, context and context.make_agent)
 
     def make(hosts: tuple[str, ...], closing: threading.Event) -> Any:
         return dashboard.application(
-            database, RunFolder(films / "counting"), num_envs, films, hosts=hosts, closing=closing, **options
+            database, RunFolder(films / "counting"), games, films, hosts=hosts, closing=closing, **options
         )
 
     with dashboard.served(make, "127.0.0.1:0") as url:
@@ -218,10 +218,10 @@ def test_the_trainers_log_has_the_band() -> None:
 
 def test_a_strip_is_one_game_without_a_gap(redis_url: str, tmp_path: Path) -> None:
     database = a_database(a_run(redis_url))
-    num_envs = play(database, 4)
+    played = play(database, 4)
     play(database, 2, "play-2", 3)
     with a_page(database, tmp_path) as seen:
-        for seat, sessions in enumerate(num_envs):
+        for seat, sessions in enumerate(played):
             strip = seen.json(f"/game?player=play-1&game={seat}")
             rewards = np.concatenate([session.rewards for session in sessions])
             assert [step["reward"] for step in strip["steps"]] == rewards.tolist() and strip["version"] == 3
@@ -277,22 +277,22 @@ def test_values_are_those_of_the_newest_weights(
         player = Player(agent, experiment.pool(2), experiment.unroll_length, seed=1)
         player.version = 4
         database.append([session.encode() for session in player.play().sessions("play-1", 0)], worker=worker())
-        num_envs = Games(database, context.make_agent)
-        before = num_envs.strip("play-1")
+        games = Games(database, context.make_agent)
+        before = games.strip("play-1")
         assert (
             before["values_of"] is None and before["steps"][0]["value"] is None and before["steps"][0]["probabilities"]
         )
         weights = {name: 0 * array for name, array in agent.get_weights().items()}
         database.acquire_lease("me:1:x")
         database.put_weights(encode_weights(weights, version=5, update=0, step=0), 5, holder="me:1:x")
-        after = num_envs.strip("play-1")
+        after = games.strip("play-1")
         assert after["values_of"] == 5 and {step["value"] for step in after["steps"]} == {0.0}
         assert after["steps"][0]["probabilities"] == before["steps"][0]["probabilities"], "it was drawn with these"
         with monkeypatch.context() as lost:
             lost.setattr(database, "get_weights", swallow)
             with pytest.raises(DatabaseLost):
-                num_envs.strip("play-1")
-        assert num_envs.strip("play-1")["values_of"] == 5
+                games.strip("play-1")
+        assert games.strip("play-1")["values_of"] == 5
         broken = Games(database, lambda meta: 1 / 0)
         assert broken.strip("play-1")["note"] == "no values: division by zero" and broken.strip("play-1")["steps"]
         database.clear()

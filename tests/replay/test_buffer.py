@@ -63,13 +63,13 @@ def test_what_was_stored_comes_out_time_first():
     batch = replay_of(count=2).sample()
     for column, number in enumerate((1, 2)):
         session = session_of(number)
-        for field in ("observations", "actions", "rewards", "terminated", "truncated", "alive", "extras"):
+        for field in ("observations", "actions", "rewards", "terminated", "truncated", "valid", "extras"):
             got, wanted = nest.flatten(getattr(batch, field), field), nest.flatten(getattr(session, field), field)
             assert got.keys() == wanted.keys()
             for name, leaf in wanted.items():
                 np.testing.assert_array_equal(got[name][:, column], leaf)
                 assert got[name].dtype == torch.from_numpy(np.array(leaf)).dtype
-        assert batch.initial_memory[column] == session.initial_memory
+        assert batch.initial_state[column] == session.initial_state
     assert isinstance(batch.observations["pair"], tuple)
     assert batch.weights.tolist() == [1, 1] and batch.lag.tolist() == [0, 0] and batch.slots.tolist() == [0, 1]
 
@@ -106,7 +106,7 @@ def test_a_batch_does_not_change_when_its_slot_is_overwritten():
     batch = replay.sample()
     for number in (7, 8):
         replay.add(session_of(number))
-    assert numbers_of(batch) == [1, 2] and batch.initial_memory.tolist() == [100, 200]
+    assert numbers_of(batch) == [1, 2] and batch.initial_state.tolist() == [100, 200]
 
 
 def test_what_is_stored_does_not_change_with_the_session():
@@ -132,9 +132,9 @@ def test_slices_are_consecutive_rows_and_begin_anywhere(length, burn_in):
         torch.testing.assert_close(batch.actions["button"], wanted[:-1])
         torch.testing.assert_close(batch.observations["pair"][0], wanted)
         torch.testing.assert_close(batch.extras["saw"][..., 1], wanted[:-1].float())
-        torch.testing.assert_close(batch.initial_memory, torch.where(start == 0, 100 * number, 0))
+        torch.testing.assert_close(batch.initial_state, torch.where(start == 0, 100 * number, 0))
         assert batch.burn_in == burn_in and not batch.mask[:burn_in].any()
-        torch.testing.assert_close(batch.mask[burn_in:], batch.alive[burn_in:].float())
+        torch.testing.assert_close(batch.mask[burn_in:], batch.valid[burn_in:].float())
     assert starts == set(range(T - rows + 1))
 
 

@@ -59,7 +59,7 @@ def go_on(trainer, sessions, updates):
 
 def steps(sessions):
     """Agent steps in these sessions: resets are none."""
-    return sum(int(session.alive.sum()) for session in sessions)
+    return sum(int(session.valid.sum()) for session in sessions)
 
 
 def ended(trainer):

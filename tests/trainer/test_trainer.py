@@ -647,7 +647,7 @@ def test_a_row_says_where_training_stands(database):
     trainer.step()
     trainer.step()
     row = trainer.row()
-    steps = sum(int(session.alive.sum()) for session in sessions)
+    steps = sum(int(session.valid.sum()) for session in sessions)
     ended = [episode for session in sessions for episode in session.episodes]
     assert (row["update"], row["step"], row["frames"], row["version"]) == (2, steps, 4 * steps, 0)
     assert row["play/return"] == pytest.approx(np.mean([total for total, _ in ended]))

@@ -21,10 +21,10 @@ from tinyverse.networks import Categorical, Distribution, Outputs
 class Network(Protocol):
     """The interface of an `nn.Module` that TorchAgent and the algorithms use. `ModularNetwork` implements it."""
 
-    def initial_memory(self, n: int) -> nest.Tree:
+    def initial_state(self, n: int) -> nest.Tree:
         """Returns the recurrent state [n, …] per leaf on the network's device, or `()`."""
 
-    def __call__(self, observations: nest.Tree, memory: nest.Tree, first: Tensor) -> tuple[Outputs, nest.Tree]:
+    def __call__(self, observations: nest.Tree, state: nest.Tree, is_first: Tensor) -> tuple[Outputs, nest.Tree]:
         """Returns the outputs for rows [T, B, …], and the recurrent state after them."""
 
     def distribution(self, policy: tuple[Tensor, ...]) -> Distribution:
@@ -66,24 +66,24 @@ class TorchAgent(Agent):
     def seed(self, seed: int) -> None:
         self.generator.manual_seed(seed)
 
-    def initial_memory(self, n: int) -> nest.Tree:
-        return self.network.initial_memory(n)
+    def initial_state(self, n: int) -> nest.Tree:
+        return self.network.initial_state(n)
 
     @torch.inference_mode()
     def act(
-        self, observations: nest.Tree, memory: nest.Tree, first: np.ndarray, greedy: bool = False
+        self, observations: nest.Tree, state: nest.Tree, is_first: np.ndarray, greedy: bool = False
     ) -> tuple[nest.Tree, nest.Tree, dict[str, np.ndarray]]:
         rows = nest.map(lambda array: self._tensor(array)[None], observations)
-        outputs, memory = self.network(rows, memory, self._tensor(first)[None])
+        outputs, state = self.network(rows, state, self._tensor(is_first)[None])
         policy = self.network.distribution(nest.map(lambda rows: rows[0], outputs.policy))
         actions = policy.mode() if greedy else policy.sample(self.generator)
         extras = {"behaviour_log_prob": policy.log_prob(actions)}
         if isinstance(policy, Categorical):
             extras["behaviour_logits"] = policy.logits
-        return nest.map(_array, actions), memory, {name: _array(extra) for name, extra in extras.items()}
+        return nest.map(_array, actions), state, {name: _array(extra) for name, extra in extras.items()}
 
-    def memory_arrays(self, memory: nest.Tree) -> nest.Tree:
-        return nest.map(_array, memory)
+    def state_arrays(self, state: nest.Tree) -> nest.Tree:
+        return nest.map(_array, state)
 
     def get_weights(self) -> Weights:
         """Returns a copy of parameters and buffers by their names in the network.

@@ -79,7 +79,7 @@ class A2C(TorchLearner):
             rewards: [T, B] as `rewards` returns them.
         """
         network, mask = self.agent.network, batch.mask
-        outputs, _ = network(batch.observations, batch.initial_memory, batch.first)
+        outputs, _ = network(batch.observations, batch.initial_state, batch.is_first)
         policy = network.distribution(nest.map(lambda rows: rows[:-1], outputs.policy))
         values, entropies = outputs.values.float(), policy.entropy()
         targets = self.targets(rewards, batch, values)
@@ -107,7 +107,7 @@ class A2C(TorchLearner):
 
     def targets(self, rewards: Tensor, batch: Batch, values: Tensor) -> Tensor:
         """Returns the value targets G [T, B], of the kind chosen; `values` is [T+1, B]."""
-        rows = rewards, batch.discounts(self.discount), batch.traces, values
+        rows = rewards, batch.discounts(self.discount), batch.continues, values
         if self.n_step is not None:
             return returns.n_step(*rows, self.n_step)
         return returns.lambda_returns(*rows, self.lambda_)

@@ -55,7 +55,7 @@ class BehaviourCloning(TorchLearner):
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the loss, a scalar, and metrics as 0-d tensors without gradient."""
         network, mask = self.agent.network, self.mask(batch)
-        outputs, _ = network(batch.observations, batch.initial_memory, batch.first)
+        outputs, _ = network(batch.observations, batch.initial_state, batch.is_first)
         policy = network.distribution(nest.map(lambda rows: rows[:-1], outputs.policy))
         weights, rows, entropies = mask * batch.weights, losses.count(mask), policy.entropy()
         imitation = -losses.masked_sum(policy.log_prob(batch.actions), weights) / rows

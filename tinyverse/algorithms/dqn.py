@@ -94,7 +94,9 @@ class DQN(TorchLearner):
         rows = slice(batch.burn_in, None)
         rewards, discounts = self.rewards(batch)[rows], batch.discounts(self.discount)[rows]
         chooser = online if self.double else target
-        targets = returns.double_q(rewards, discounts, batch.traces[rows], chooser, target, self.n, squash=self.squash)
+        targets = returns.double_q(
+            rewards, discounts, batch.continues[rows], chooser, target, self.n, squash=self.squash
+        )
         actions = batch.actions[rows].long() - self.agent.start
         chosen = online[:-1].gather(-1, actions[..., None])[..., 0]
 
@@ -118,10 +120,10 @@ class DQN(TorchLearner):
 
     def _q_of_rows(self, network: Any, batch: Batch) -> Tensor:
         """Returns Q [T − burn_in + 1, B, A] of the rows after the burn-in, into which no gradient flows."""
-        memory, first, start = batch.initial_memory, batch.first, batch.burn_in
+        state, is_first, start = batch.initial_state, batch.is_first, batch.burn_in
         if start:
             with torch.no_grad():
                 early = nest.map(lambda rows: rows[:start], batch.observations)
-                _, memory = network(early, memory, first[:start])
+                _, state = network(early, state, is_first[:start])
         late = nest.map(lambda rows: rows[start:], batch.observations)
-        return self.agent.q_values(network(late, memory, first[start:])[0])
+        return self.agent.q_values(network(late, state, is_first[start:])[0])

@@ -108,9 +108,9 @@ class PPO(TorchLearner):
     @torch.no_grad()
     def estimates(self, batch: Batch) -> Estimates:
         """Computes advantages and targets once per batch, from the values before the first epoch."""
-        outputs, _ = self.agent.network(batch.observations, batch.initial_memory, batch.first)
+        outputs, _ = self.agent.network(batch.observations, batch.initial_state, batch.is_first)
         rewards, values = self.rewards(batch), outputs.values.float()
-        advantages = returns.gae(rewards, batch.discounts(self.discount), batch.traces, values, self.lambda_)
+        advantages = returns.gae(rewards, batch.discounts(self.discount), batch.continues, values, self.lambda_)
         targets = values[:-1] + advantages
         if self.normalize_advantages:
             advantages = losses.normalize(advantages, batch.mask)
@@ -128,7 +128,7 @@ class PPO(TorchLearner):
         """
         network, mask = self.agent.network, batch.mask
         observations = nest.map(lambda rows: rows[:-1], batch.observations)
-        outputs, _ = network(observations, batch.initial_memory, batch.first[:-1])
+        outputs, _ = network(observations, batch.initial_state, batch.is_first[:-1])
         policy, values = network.distribution(outputs.policy), outputs.values.float()
         log_rhos = policy.log_prob(batch.actions) - self.behaviour_log_probs(batch)
         clip = self.clip * self.optimizer.remaining

@@ -176,9 +176,9 @@ class SAC(Learner):
         return self.log_temperature.exp() * (entropy - self.target_entropy)
 
     def _policy(self, observations: nest.Tree) -> SquashedGaussian:
-        first = torch.zeros(nest.leaves(observations)[0].shape[:2], dtype=torch.bool, device=self.device)
+        is_first = torch.zeros(nest.leaves(observations)[0].shape[:2], dtype=torch.bool, device=self.device)
         network = self.agent.network
-        return network.distribution(network(observations, (), first)[0].policy)
+        return network.distribution(network(observations, (), is_first)[0].policy)
 
     def get_weights(self) -> Weights:
         """Returns the actor's weights."""

@@ -133,7 +133,7 @@ class TorchLearner(Learner):
         """
         clip = float("inf") if self.reward_clip is None else self.reward_clip
         rewards = batch.rewards.clamp(-clip, clip)
-        return rewards if self.return_scale is None else self.return_scale(rewards, batch.traces, batch.mask)
+        return rewards if self.return_scale is None else self.return_scale(rewards, batch.continues, batch.mask)
 
     def behaviour_log_probs(self, batch: Batch) -> Tensor:
         """Returns log μ(a|o) [T, B] of the actions under the weights that played them.

@@ -72,14 +72,14 @@ class VTrace(TorchLearner):
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the loss, a scalar, and metrics as 0-d tensors without gradient."""
         network, mask = self.agent.network, batch.mask
-        outputs, _ = network(batch.observations, batch.initial_memory, batch.first)
+        outputs, _ = network(batch.observations, batch.initial_state, batch.is_first)
         policy = network.distribution(nest.map(lambda rows: rows[:-1], outputs.policy))
         values = outputs.values.float()
         log_probs, entropies = policy.log_prob(batch.actions), policy.entropy()
         log_rhos = log_probs - self.behaviour_log_probs(batch)
 
         targets, advantages, unweighted = returns.vtrace(
-            log_rhos, self.rewards(batch), batch.discounts(self.discount), batch.traces, values, **self.clips
+            log_rhos, self.rewards(batch), batch.discounts(self.discount), batch.continues, values, **self.clips
         )
         if self.surrogate_clip is not None:
             advantages = unweighted  # the surrogate multiplies by the ratio itself

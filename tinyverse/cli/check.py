@@ -61,7 +61,7 @@ def check(context: RunContext) -> list[tuple[str, str]]:
     player.version, player.update = 0, 0
 
     def show_rollout(rollout: Any) -> str:
-        return f"{counted(rollout.alive.size, 'step')} of {counted(rollout.num_envs, 'environment')}"
+        return f"{counted(rollout.valid.size, 'step')} of {counted(rollout.num_envs, 'environment')}"
 
     rollout = timed("playing", player.play, show_rollout)
     session = rollout.sessions("check", 0)[0]

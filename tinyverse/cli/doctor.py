@@ -272,6 +272,6 @@ def _experiment(context: RunContext) -> Iterator[Finding]:
         advice = f"tinyverse {context.experiment} check shows more."
         yield Finding("experiment", f"{context.experiment}: {error}", advice)
         return
-    steps = rollout.alive.size
+    steps = rollout.valid.size
     said = f"{context.experiment}: {steps} steps at {steps / seconds:,.0f} steps/s, a session that fits"
     yield Finding("experiment", said)

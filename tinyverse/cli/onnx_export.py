@@ -38,7 +38,7 @@ class Acting(nn.Module):
         super().__init__()
         self.agent, self.network = agent, agent.network
         self.observations = nest.flatten(observations, "observations")
-        self.memory = nest.flatten(self.network.initial_memory(len(next(iter(self.observations.values())))), "memory")
+        self.memory = nest.flatten(self.network.initial_state(len(next(iter(self.observations.values())))), "memory")
 
     @property
     def examples(self) -> dict[str, Tensor]:

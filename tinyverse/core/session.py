@@ -5,7 +5,7 @@
     actions        a0   a1   a2   ·    b0   b1          · was ignored by the environment
     rewards        r    r    r    0    r    r
     terminated     –    –    ✓    –    –    –           (or truncated)
-    alive          ✓    ✓    ✓    –    ✓    ✓           row 3 is the reset: it did not happen
+    valid          ✓    ✓    ✓    –    ✓    ✓           row 3 is the reset: it did not happen
 
 The reset spends a row (Gymnasium's NEXT_STEP), so the true last observation of an episode is in the sequence.
 """
@@ -32,20 +32,34 @@ FIELDS: dict[str, int | None] = {  # rows beyond T of a field's leaves; None: th
     "rewards": 0,  # [T] float32, raw
     "terminated": 0,  # [T] bool
     "truncated": 0,  # [T] bool
-    "alive": 0,  # [T] bool
-    "initial_memory": None,  # […] per leaf: the agent's memory before row 0, any reset applied
+    "valid": 0,  # [T] bool
+    "initial_state": None,  # […] per leaf: the agent's recurrent state before row 0, any reset applied
     "extras": 0,  # [T, …] float32 each, a dict: what the agent added
 }
+
+STORED = {"valid": "alive", "initial_state": "initial_memory"}  # fields that have another name on the wire and in files
+_ROWS_BEYOND = {STORED.get(field, field): rows for field, rows in FIELDS.items()}
 
 
 def rows_beyond(name: str) -> int | None:
     """`FIELDS` by the dotted name of a leaf."""
-    return FIELDS[name.partition(".")[0]]
+    return _ROWS_BEYOND[name.partition(".")[0]]
+
+
+def field_of(leaves: Mapping[str, Any], name: str) -> nest.Tree:
+    """The tree of one of `FIELDS` from leaves by dotted name."""
+    tree = nest.unflatten(leaves, STORED.get(name, name))
+    return tree or {} if name == "extras" else tree
 
 
 def flatten(trees: Mapping[str, nest.Tree]) -> dict[str, Any]:
     """The leaves of fields given as trees, by dotted name in the order of `FIELDS`."""
-    return {name: leaf for field in FIELDS if field in trees for name, leaf in nest.items(trees[field], field)}
+    return {
+        name: leaf
+        for field in FIELDS
+        if field in trees
+        for name, leaf in nest.items(trees[field], STORED.get(field, field))
+    }
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -67,8 +81,7 @@ class Session:
     def __getattr__(self, name: str) -> Any:
         if name not in FIELDS:
             raise AttributeError(f"a session has no {name}; its fields are {', '.join(FIELDS)}.")
-        tree = nest.unflatten(self.arrays, name)
-        return tree or {} if name == "extras" else tree
+        return field_of(self.arrays, name)
 
     def encode(self) -> bytes:
         """Bytes for the wire: safetensors, compressed where it pays."""

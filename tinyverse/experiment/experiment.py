@@ -154,7 +154,7 @@ class Experiment:
         agent = _call("make_agent", self.make_agent, observation_space=observation_space, action_space=action_space)
         if not callable(getattr(agent, "act", None)):
             raise ExperimentError(
-                f"make_agent returned {type(agent).__name__}, wanted an Agent with act(observations, memory, first)."
+                f"make_agent returned {type(agent).__name__}, wanted an Agent with act(observations, state, is_first)."
             )
         return agent
 
@@ -225,12 +225,12 @@ def session_spec(observation_space: Any, action_space: Any, agent: Agent, length
         SpecError: a space's samples have no fixed shape.
     """
     observations = nest.of_space(observation_space, _blank)
-    memory = agent.initial_memory(1)
-    actions, _, extras = agent.act(observations, memory, np.ones(1, bool))
+    state = agent.initial_state(1)
+    actions, _, extras = agent.act(observations, state, np.ones(1, bool))
     trees = {
         "observations": observations, "actions": actions, "rewards": np.zeros(1, np.float32),
-        **dict.fromkeys(("terminated", "truncated", "alive"), np.zeros(1, bool)),
-        "initial_memory": agent.memory_arrays(memory), "extras": extras,
+        **dict.fromkeys(("terminated", "truncated", "valid"), np.zeros(1, bool)),
+        "initial_state": agent.state_arrays(state), "extras": extras,
     }  # fmt: skip
     fields = {}
     for name, leaf in flatten(trees).items():

@@ -126,7 +126,7 @@ def summary(key: str, session: Session, state: State) -> dict[str, Any]:
     return {
         "id": key, "player": metadata.get("player", ""), "human": session.human, "sequence": int(metadata["sequence"]),
         "version": int(metadata["version"]), "lag": max(0, state.update - int(metadata["update"])),
-        "steps": int(session.alive.sum()), "reward": float(session.rewards[session.alive].sum()),
+        "steps": int(session.valid.sum()), "reward": float(session.rewards[session.valid].sum()),
         "episodes": [total for total, _ in session.episodes],
     }  # fmt: skip
 
@@ -149,8 +149,8 @@ def steps_of(
         rows.append({
             "step": t, "action": nest.map(lambda leaf, t=t: leaf[t].tolist(), session.actions), "reward": float(session.rewards[t]),
             "value": _at(value, t), "entropy": _at(entropy, t), "log_prob": _at(log_prob, t),
-            "terminated": bool(session.terminated[t]), "truncated": bool(session.truncated[t]), "alive": bool(session.alive[t]),
-            "end": end if session.alive[t] else "reset",
+            "terminated": bool(session.terminated[t]), "truncated": bool(session.truncated[t]), "valid": bool(session.valid[t]),
+            "end": end if session.valid[t] else "reset",
         })  # fmt: skip
     return rows
 
@@ -191,10 +191,10 @@ def evaluate_states(agent: TorchAgent, session: Session) -> dict[str, np.ndarray
         return torch.from_numpy(np.array(array))
 
     rows = nest.map(lambda leaf: tensor(leaf)[:, None], session.observations)
-    memory = nest.map(lambda leaf: tensor(leaf)[None], session.initial_memory)
-    first = torch.cat([torch.zeros(1, dtype=torch.bool), ~tensor(session.alive)])[:, None]
+    state = nest.map(lambda leaf: tensor(leaf)[None], session.initial_state)
+    is_first = torch.cat([torch.zeros(1, dtype=torch.bool), ~tensor(session.valid)])[:, None]
     with torch.inference_mode():
-        outputs, _ = agent.network(rows, memory, first)
+        outputs, _ = agent.network(rows, state, is_first)
         policy = agent.network.distribution(outputs.policy)
         computed = {"value": outputs.values, "entropy": policy.entropy()}
         if isinstance(policy, Categorical):

@@ -53,18 +53,18 @@ class Attention(Stage):
         self.gate, self.gate_mlp = Gate(size), Gate(size)
         return size
 
-    def initial_memory(self, n: int, device: torch.device) -> nest.Tree:
+    def initial_state(self, n: int, device: torch.device) -> nest.Tree:
         return {
             "embeddings": torch.zeros(n, self.memory, self.size, device=device),
             "valid": torch.zeros(n, self.memory, dtype=torch.bool, device=device),
         }
 
-    def forward(self, x: Tensor, memory: nest.Tree, first: Tensor) -> tuple[Tensor, nest.Tree]:
+    def forward(self, x: Tensor, state: nest.Tree, is_first: Tensor) -> tuple[Tensor, nest.Tree]:
         weight = self.embed.weight
         with in_full_precision(x.device):
             e = self.embed(x.flatten(2).to(weight.dtype))
-            history = torch.cat([memory["embeddings"].transpose(0, 1).to(weight.dtype), e])  # row t at memory + t
-            seen, valid = visible(memory["valid"], first)
+            history = torch.cat([state["embeddings"].transpose(0, 1).to(weight.dtype), e])  # row t at memory + t
+            seen, valid = visible(state["valid"], is_first)
             y = self.gate(e, functional.relu(self._attend(history, seen)))
             y = self.gate_mlp(y, functional.relu(self.mlp(self.norm_mlp(y))))
         newest = history[-self.memory :].transpose(0, 1).float() * valid[..., None]
@@ -107,18 +107,21 @@ class Gate(nn.Module):
         return (1 - z) * x + z * (h_y + self.rx(r * x)).tanh()
 
 
-def visible(valid: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
+def visible(valid: Tensor, is_first: Tensor) -> tuple[Tensor, Tensor]:
     """Returns which places of the history each row may attend to: itself and the M before it, within its episode.
 
     Args:
         valid: [B, M] bool: which places of the recurrent state hold an embedding; row t is at place M + t.
-        first: [T, B] bool: an episode begins at this row.
+        is_first: [T, B] bool: an episode begins at this row.
     Returns:
         [B, T, M + T] bool, and the `valid` [B, M] of the newest M places after the last row.
     """
-    past, (steps, num_envs) = valid.shape[1], first.shape
-    places, rows = torch.arange(past + steps, device=first.device), torch.arange(steps, device=first.device)[:, None]
-    oldest = torch.where(first, rows + past, 0).cummax(0).values.t()[..., None]  # [B, T, 1]
+    past, (steps, num_envs) = valid.shape[1], is_first.shape
+    places, rows = (
+        torch.arange(past + steps, device=is_first.device),
+        torch.arange(steps, device=is_first.device)[:, None],
+    )
+    oldest = torch.where(is_first, rows + past, 0).cummax(0).values.t()[..., None]  # [B, T, 1]
     held = torch.cat([valid, valid.new_ones(num_envs, steps)], 1)
     near = (places >= rows) & (places <= rows + past)
     seen = near & held[:, None] & (places >= oldest)

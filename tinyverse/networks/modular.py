@@ -1,7 +1,7 @@
 """ModularNetwork: trunks → body → heads, checked against the observation and action spaces when it is built.
 
 network = ModularNetwork(observation_space, action_space, trunk=Window(4, NatureConv()), body=LSTM(256))
-outputs, memory = network(observations, memory, first)
+outputs, state = network(observations, state, is_first)
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from tinyverse.core import nest
 from tinyverse.core.errors import SettingsError
-from tinyverse.networks.bodies import Stage, as_stage, build_stage, in_full_precision, initial_memories, run_stage
+from tinyverse.networks.bodies import Stage, as_stage, build_stage, in_full_precision, initial_states, run_stage
 from tinyverse.networks.convs import NatureConv
 from tinyverse.networks.heads import Distribution, Head, Joint, ValueHead, choices, head_for, masked
 from tinyverse.networks.trunks import MLP
@@ -95,37 +95,37 @@ class ModularNetwork(nn.Module):
         ]
         return nn.ModuleList(stages), sum(sizes)
 
-    def initial_memory(self, n: int) -> nest.Tree:
+    def initial_state(self, n: int) -> nest.Tree:
         """Returns the recurrent state of `n` environments at the beginning of an episode: a dict by stage, or `()`."""
         stages: dict[str, Any] = {f"trunk{i}": stage for i, stage in enumerate(self.trunks)}
         stages |= {f"value{i}": stage for i, stage in enumerate(self.value_trunks or ())}
         stages |= {} if self.body is None else {"body": self.body}
-        return initial_memories(stages, n, self.value.linear.weight.device) or ()
+        return initial_states(stages, n, self.value.linear.weight.device) or ()
 
-    def forward(self, observations: nest.Tree, memory: nest.Tree, first: Tensor) -> tuple[Outputs, nest.Tree]:
+    def forward(self, observations: nest.Tree, state: nest.Tree, is_first: Tensor) -> tuple[Outputs, nest.Tree]:
         """Returns the outputs for every row, and the recurrent state after the last.
 
         Args:
             observations: [T, B, …] per leaf.
-            memory: the recurrent state before row 0, [B, …] per leaf.
-            first: [T, B] bool; the state is reset before these rows.
+            state: the recurrent state before row 0, [B, …] per leaf.
+            is_first: [T, B] bool; the state is reset before these rows.
         """
-        leaves, memory = nest.leaves(observations), dict(memory)
+        leaves, state = nest.leaves(observations), dict(state)
         available = None if self.mask_at is None else leaves.pop(self.mask_at)
         inputs = [encoder(leaf) for encoder, leaf in zip(self.encoders, leaves, strict=True)]
 
-        features = _embeddings("trunk", self.trunks, inputs, memory, first)
+        features = _embeddings("trunk", self.trunks, inputs, state, is_first)
         if self.body is not None:
-            features = run_stage("body", self.body, features, memory, first)
+            features = run_stage("body", self.body, features, state, is_first)
         valued = features
         if self.value_trunks is not None:
-            valued = _embeddings("value", self.value_trunks, inputs, memory, first)
-        with in_full_precision(first.device):
+            valued = _embeddings("value", self.value_trunks, inputs, state, is_first)
+        with in_full_precision(is_first.device):
             policy = tuple(head(features) for head in self.heads)
             values = self.value(valued)
         if available is not None:
             policy = masked(policy, available.flatten(2), self.options)
-        return Outputs(policy, values), memory or ()
+        return Outputs(policy, values), state or ()
 
     def distribution(self, policy: tuple[Tensor, ...]) -> Distribution:
         """Returns the distribution over actions with the parameters `Outputs.policy`, or with some rows of them."""
@@ -146,10 +146,10 @@ def _fitting(head: Callable[[Any, int], Head], space: Any, features: int) -> Hea
     return layer
 
 
-def _embeddings(kind: str, stages: Any, inputs: list[Tensor], memory: dict[str, Any], first: Tensor) -> Tensor:
+def _embeddings(kind: str, stages: Any, inputs: list[Tensor], state: dict[str, Any], is_first: Tensor) -> Tensor:
     """Runs each stage on its input and returns the concatenated outputs [T, B, D]."""
     pairs = enumerate(zip(stages, inputs, strict=True))
-    parts = [run_stage(f"{kind}{i}", stage, x, memory, first) for i, (stage, x) in pairs]
+    parts = [run_stage(f"{kind}{i}", stage, x, state, is_first) for i, (stage, x) in pairs]
     return torch.cat(parts, -1) if len(parts) > 1 else parts[0]
 
 

@@ -39,11 +39,11 @@ class LSTM(Stage):
         nn.init.ones_(biases[self.size : 2 * self.size])  # input, forget, cell, output
         return self.size
 
-    def initial_memory(self, n: int, device: torch.device) -> nest.Tree:
+    def initial_state(self, n: int, device: torch.device) -> nest.Tree:
         return {name: torch.zeros(n, self.size, device=device) for name in ("h", "c")}
 
-    def forward(self, x: Tensor, memory: nest.Tree, first: Tensor) -> tuple[Tensor, nest.Tree]:
-        return unroll(self._rows, x.flatten(2), memory, first, self.lstm.weight_ih_l0.dtype)
+    def forward(self, x: Tensor, state: nest.Tree, is_first: Tensor) -> tuple[Tensor, nest.Tree]:
+        return unroll(self._rows, x.flatten(2), state, is_first, self.lstm.weight_ih_l0.dtype)
 
     def _rows(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         h, c = state["h"], state["c"]
@@ -72,11 +72,11 @@ class GRU(Stage):
         self.gru: Any = orthogonal(nn.GRU(Identity().build(shape), self.size), gain=1.0)
         return self.size
 
-    def initial_memory(self, n: int, device: torch.device) -> nest.Tree:
+    def initial_state(self, n: int, device: torch.device) -> nest.Tree:
         return {"h": torch.zeros(n, self.size, device=device)}
 
-    def forward(self, x: Tensor, memory: nest.Tree, first: Tensor) -> tuple[Tensor, nest.Tree]:
-        return unroll(self._rows, x.flatten(2), memory, first, self.gru.weight_ih_l0.dtype)
+    def forward(self, x: Tensor, state: nest.Tree, is_first: Tensor) -> tuple[Tensor, nest.Tree]:
+        return unroll(self._rows, x.flatten(2), state, is_first, self.gru.weight_ih_l0.dtype)
 
     def _rows(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         if len(x) == 1:
@@ -113,18 +113,18 @@ class NormalizedLSTM(nn.Module):
 
 
 def unroll(
-    rows: Callable[[Tensor, State], tuple[Tensor, State]], x: Tensor, memory: State, first: Tensor, dtype: torch.dtype
+    rows: Callable[[Tensor, State], tuple[Tensor, State]], x: Tensor, state: State, is_first: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, State]:
-    """Runs a recurrence over x [T, B, D], with a state of zeros before every row where `first` [T, B] is True.
+    """Runs a recurrence over x [T, B, D], with a state of zeros before every row where `is_first` [T, B] is True.
 
     Args:
         rows: takes consecutive rows and the state before them; returns outputs and the state after them.
-        memory: the state before row 0, float32; so is the returned state.
+        state: the state before row 0, float32; so is the returned state.
         dtype: of the recurrence's weights.
     """
-    kept, outputs, state = (~first).to(dtype)[..., None], [], {name: part.to(dtype) for name, part in memory.items()}
+    kept, outputs, state = (~is_first).to(dtype)[..., None], [], {name: part.to(dtype) for name, part in state.items()}
     with in_full_precision(x.device):
-        for start, stop in itertools.pairwise(_pieces(first)):
+        for start, stop in itertools.pairwise(_pieces(is_first)):
             begun = {name: part * kept[start] for name, part in state.items()}
             output, state = rows(x[start:stop].to(dtype), begun)
             outputs.append(output)
@@ -132,12 +132,12 @@ def unroll(
     return features, {name: part.float() for name, part in state.items()}
 
 
-def _pieces(first: Tensor) -> list[int]:
+def _pieces(is_first: Tensor) -> list[int]:
     """Returns the rows where some environment starts an episode, with 0 and T.
 
     The fused kernel runs from one to the next.
     """
-    if len(first) == 1:
+    if len(is_first) == 1:
         return [0, 1]
-    restarts = first[1:].any(1).nonzero().flatten() + 1
-    return [0, *restarts.tolist(), len(first)]  # CPU–GPU sync
+    restarts = is_first[1:].any(1).nonzero().flatten() + 1
+    return [0, *restarts.tolist(), len(is_first)]  # CPU–GPU sync

@@ -141,7 +141,7 @@ class SquashedActor(ModularNetwork):
             body=body,
             head=SquashedGaussianHead,
         )
-        if self.initial_memory(1) != ():
+        if self.initial_state(1) != ():
             raise SettingsError(
                 "SquashedActor got a trunk or body that remembers. SAC learns single steps: leave it out."
             )
@@ -181,8 +181,8 @@ class Critic(nn.Module):
 
     def forward(self, observations: nest.Tree, actions: Tensor) -> Tensor:
         """Returns Q [T, B] of observations [T, B, …] per leaf and unit actions [T, B, D]."""
-        first = torch.zeros(actions.shape[:2], dtype=torch.bool, device=actions.device)
-        return self.network({"actions": actions, "observations": observations}, (), first)[0].values
+        is_first = torch.zeros(actions.shape[:2], dtype=torch.bool, device=actions.device)
+        return self.network({"actions": actions, "observations": observations}, (), is_first)[0].values
 
 
 def _check_bounded(space: Any) -> None:

@@ -86,21 +86,21 @@ def evaluate(
     returns: list[list[float]] = [[] for _ in quota]
     lengths: list[list[int]] = [[] for _ in quota]
     agent.seed(seed)
-    observations, memory = pool.reset(seed), agent.initial_memory(seats)
-    first, ended = np.ones(seats, bool), np.zeros(seats, bool)
+    observations, state = pool.reset(seed), agent.initial_state(seats)
+    is_first, ended = np.ones(seats, bool), np.zeros(seats, bool)
     total, length = np.zeros(seats), np.zeros(seats, np.int64)
     with contextlib.ExitStack() as stack:
         stack.callback(pool.close)
         camera = stack.enter_context(_Camera(video, envs[0] if envs else None))
         camera.shoot(observations)
         while not should_stop() and any(len(done) < wanted for done, wanted in zip(returns, quota, strict=True)):
-            actions, memory, _ = agent.act(observations, memory, first, greedy)
+            actions, state, _ = agent.act(observations, state, is_first, greedy)
             step = pool.step(actions)
-            alive, first = ~ended, ended
+            valid, is_first = ~ended, ended
             observations, ended = step.observations, step.terminated | step.truncated
-            total, length = (total + step.rewards) * alive, (length + 1) * alive
+            total, length = (total + step.rewards) * valid, (length + 1) * valid
             camera.shoot(observations)
-            for seat in np.flatnonzero((ended & alive) | (length >= MAX_STEPS)):
+            for seat in np.flatnonzero((ended & valid) | (length >= MAX_STEPS)):
                 if seat == 0:
                     camera.cut()
                 if len(returns[seat]) < quota[seat]:

@@ -1,4 +1,4 @@
-"""Human: a person plays, in a window, at the game's own pace; the agent's memory and extras run beside them.
+"""Human: a person plays, in a window, at the game's own pace; the agent's state and extras run beside them.
 
 Whoever learns from it must know what the person's policy μ was. Nobody does, but a person does not throw dice: the
 action they took is the one they meant, so μ(a|o) = 1, `behaviour_log_prob` is 0 and `behaviour_logits` have all their
@@ -71,7 +71,7 @@ class HumanControls:
 
 
 class HumanAgent(Agent):
-    """An agent whose actions a person chooses. Memory, extras and weights are the agent's own."""
+    """An agent whose actions a person chooses. State, extras and weights are the agent's own."""
 
     def __init__(self, agent: Agent, action_space: Any, choose: Callable[[nest.Tree], nest.Tree]) -> None:
         self.agent, self._choose = agent, choose
@@ -80,14 +80,14 @@ class HumanAgent(Agent):
     def seed(self, seed: int) -> None:
         self.agent.seed(seed)
 
-    def initial_memory(self, n: int) -> Any:
-        return self.agent.initial_memory(n)
+    def initial_state(self, n: int) -> Any:
+        return self.agent.initial_state(n)
 
     def act(
-        self, observations: nest.Tree, memory: Any, first: np.ndarray, greedy: bool = False
+        self, observations: nest.Tree, state: Any, is_first: np.ndarray, greedy: bool = False
     ) -> tuple[nest.Tree, Any, dict[str, np.ndarray]]:
         """As the agent's, for one game; waits for the game's clock."""
-        actions, memory, extras = self.agent.act(observations, memory, first, greedy)
+        actions, state, extras = self.agent.act(observations, state, is_first, greedy)
         chosen = self._choose(observations)
         actions = nest.map(lambda like, part: np.asarray(part, np.asarray(like).dtype)[None], actions, chosen)
         certain = {}
@@ -97,10 +97,10 @@ class HumanAgent(Agent):
             logits = np.full_like(extras["behaviour_logits"], UNLIKELY)
             logits[0, int(chosen) - self._start] = 0.0
             certain["behaviour_logits"] = logits
-        return actions, memory, {**extras, **certain}
+        return actions, state, {**extras, **certain}
 
-    def memory_arrays(self, memory: Any) -> nest.Tree:
-        return self.agent.memory_arrays(memory)
+    def state_arrays(self, state: Any) -> nest.Tree:
+        return self.agent.state_arrays(state)
 
     def get_weights(self) -> Weights:
         return self.agent.get_weights()

@@ -20,8 +20,8 @@ class Rollout:
     rewards: np.ndarray  # [T, B]
     terminated: np.ndarray  # [T, B]
     truncated: np.ndarray  # [T, B]
-    alive: np.ndarray  # [T, B]
-    initial_memory: nest.Tree  # [B, …] per leaf
+    valid: np.ndarray  # [T, B]
+    initial_state: nest.Tree  # [B, …] per leaf
     extras: dict[str, np.ndarray]  # [T, B, …]
     episodes: list[list[tuple[float, int]]]  # per environment: (return, length) of those that ended
     version: int  # of the weights that play it

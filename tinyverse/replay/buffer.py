@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from tinyverse.core import nest
 from tinyverse.core.batch import Batch
 from tinyverse.core.errors import SettingsError
-from tinyverse.core.session import FIELDS, Session, SessionSpec, rows_beyond
+from tinyverse.core.session import FIELDS, Session, SessionSpec, field_of, rows_beyond
 from tinyverse.core.text import counted
 from tinyverse.database.cursor import BEGINNING, furthest, is_behind
 from tinyverse.replay.config import ReplayConfig
@@ -147,8 +146,8 @@ class Replay:
     def sample(self, update: int = 0, *, length: int | None = None, burn_in: int = 0) -> Batch | None:
         """A batch of slices of `burn_in + length` rows (default: whole sessions), or None while `waits_for` says why.
 
-        Slices shorter than the session begin at a random row. One that begins at row 0 has its stored memory; any
-        other begins with empty memory, which is what `burn_in` rows are for.
+        Slices shorter than the session begin at a random row. One that begins at row 0 has its stored state; any
+        other begins with an empty one, which is what `burn_in` rows are for.
         """
         rows = self.spec.length if length is None else burn_in + length
         if not 0 < rows <= self.spec.length:
@@ -234,13 +233,13 @@ class Replay:
         index = torch.from_numpy(slots).to(self.device, non_blocking=True)
         if rows == self.spec.length:
             leaves = {
-                name: leaf if _is_memory(name) else leaf.transpose(0, 1) for name, leaf in self.ring.take(index).items()
+                name: leaf if rows_beyond(name) is None else leaf.transpose(0, 1)
+                for name, leaf in self.ring.take(index).items()
             }
         else:
             leaves = self._slices(index, torch.from_numpy(starts).to(self.device, non_blocking=True), rows)
-        trees = {name: nest.unflatten(leaves, name) for name in FIELDS}
         return Batch(
-            **{**trees, "extras": trees["extras"] or {}},
+            **{name: field_of(leaves, name) for name in FIELDS},
             weights=self.sampler.weights(slots).to(self.device),
             lag=torch.from_numpy(update - self.slots.update[slots]).to(self.device),
             slots=torch.from_numpy(self.slots.numbers(slots)).to(self.device, non_blocking=True),
@@ -249,19 +248,15 @@ class Replay:
         )
 
     def _slices(self, index: torch.Tensor, start: torch.Tensor, rows: int) -> dict[str, torch.Tensor]:
-        """`rows` rows from `start` [B] on; memory is empty where that is not the session's beginning."""
+        """`rows` rows from `start` [B] on; the recurrent state is empty where that is not the session's beginning."""
         leaves = {}
         with self.ring.reading() as fields:
             for name, tensor in fields.items():
-                if _is_memory(name):
-                    memory = tensor[index]
-                    begins_late = start.reshape(-1, *[1] * (memory.ndim - 1)) > 0
-                    leaves[name] = torch.where(begins_late, torch.zeros_like(memory), memory)
+                if rows_beyond(name) is None:
+                    state = tensor[index]
+                    begins_late = start.reshape(-1, *[1] * (state.ndim - 1)) > 0
+                    leaves[name] = torch.where(begins_late, torch.zeros_like(state), state)
                 else:
                     count = rows + (tensor.shape[1] - self.spec.length)  # observations have a row more
                     leaves[name] = tensor[index, start + torch.arange(count, device=self.device)[:, None]]
         return leaves
-
-
-def _is_memory(name: str) -> bool:
-    return rows_beyond(name) is None

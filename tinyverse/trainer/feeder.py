@@ -136,7 +136,7 @@ class Feeder:
         return ""
 
     def _count(self, session: Session) -> None:
-        steps = int(session.arrays["alive"].sum())
+        steps = int(session.valid.sum())
         self.steps += steps
         self.step_rate.add(steps)
         for total, length in () if session.human else session.episodes:  # the curve is the agent's

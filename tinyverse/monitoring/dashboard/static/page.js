@@ -325,7 +325,7 @@ const game = {
     screen.getContext("2d").drawImage(this.sheet, left, top, sheet.width, sheet.height, 0, 0, sheet.width, sheet.height);
     const action = typeof row.action === "number" ? number(row.action) : JSON.stringify(row.action);
     $("step").textContent = `step ${this.at + 1} of ${steps.length}: ` +
-      (row.alive ? `action ${action}, reward ${number(row.reward, 3)}, value ${number(row.value, 3)}${row.end ? ", " + row.end : ""}` : "a new episode");
+      (row.valid ? `action ${action}, reward ${number(row.reward, 3)}, value ${number(row.value, 3)}${row.end ? ", " + row.end : ""}` : "a new episode");
     $("scrub").value = this.at;
     $("scrub").setAttribute("aria-valuetext", $("step").textContent);
     this.showBars(row);
@@ -348,7 +348,7 @@ const game = {
       const one = this.bars[at];
       one.bar.style.width = `${100 * (span > 0 ? (value - least) / span : 0)}%`;
       one.value.textContent = row.q ? number(value, 3) : `${(100 * value).toFixed(1)} %`;
-      one.item.className = row.alive && row.action === at ? "taken" : "";
+      one.item.className = row.valid && row.action === at ? "taken" : "";
     });
   },
 
@@ -369,7 +369,7 @@ const game = {
     pen.beginPath();
     let drawing = false;
     steps.forEach((row, at) => {
-      if (row.value == null || !row.alive) drawing = false; // an episode ends here
+      if (row.value == null || !row.valid) drawing = false; // an episode ends here
       else {
         if (drawing) pen.lineTo(x(at), y(row.value));
         else pen.moveTo(x(at), y(row.value));
