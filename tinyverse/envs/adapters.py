@@ -176,7 +176,7 @@ class MultiAgentAdapter:
         if missing:
             raise SpecError(f"reset gave no observation of {missing}, wanted one of each of possible_agents.")
         for index, agent in enumerate(self.agents):
-            self._store(index, observations[agent])
+            nest.assign(self._observations, index, fit(self._spec, observations[agent]))
         self._over[:] = False
         return self._observations, {}
 
@@ -191,15 +191,12 @@ class MultiAgentAdapter:
             # an agent that vanishes without flags is truncated
             cut[index] = not dead[index] and truncated.get(agent, agent not in observations)
             if agent in observations:
-                self._store(index, observations[agent])
+                nest.assign(self._observations, index, fit(self._spec, observations[agent]))
         self._over = dead | cut
         return self._observations, paid, dead, cut, {}
 
     def close(self) -> None:
         self.env.close()
-
-    def _store(self, index: int, observation: nest.Tree) -> None:
-        nest.map(lambda rows, leaf: rows.__setitem__(index, leaf), self._observations, fit(self._spec, observation))
 
 
 def _shared(space_for: Callable[[Any], Any], agents: list[Any], what: str) -> Any:

@@ -219,12 +219,12 @@ class SerialPool(Pool):
 
     def _fail(self, index: int, error: Exception) -> None:
         """Closes a failed environment. Its rows repeat the rows before and truncate the episodes."""
+        self._restarts.failed(index, error)
+        self.faults, self.fault = self._restarts.faults, self._restarts.fault
         env, self._envs[index] = self._envs[index], None
         with contextlib.suppress(Exception):  # an error while closing a broken environment is of no use
             env.close()
         self._repeat(index)
-        self._restarts.failed(index, error)
-        self.faults, self.fault = self._restarts.faults, self._restarts.fault
 
     def _fail_rows_with_nan(self) -> None:
         for index, rows in enumerate(self._rows):
@@ -248,7 +248,7 @@ class SerialPool(Pool):
         if isinstance(self._spec, Array):  # the common case, without the overhead of a tree
             self._observations[rows] = fitting
         else:
-            nest.map(lambda batch, leaf: batch.__setitem__(rows, leaf), self._observations, fitting)
+            nest.assign(self._observations, rows, fitting)
         self._rewards[rows], self._terminated[rows], self._truncated[rows] = reward, terminated, truncated
 
 

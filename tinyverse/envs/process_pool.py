@@ -45,7 +45,7 @@ if sys.platform == "win32":
 
 START_SECONDS = 120.0  # for a worker to import the experiment and make its environments
 CHECK_MEMORY_EVERY = 256  # steps between two checks of a worker's memory
-COMMAND = struct.Struct("<cBq")  # command, index of the buffer, seed
+COMMAND = struct.Struct("<Bq")  # index of the buffer; seed of a reset, or -1 for a step
 
 
 class ProcessPool(Pool):
@@ -78,7 +78,7 @@ class ProcessPool(Pool):
         context = multiprocessing.get_context("spawn")
         observations, actions = (spec_of(space, (num_envs,)) for space in spaces)
         rewards, flags = (Array((num_envs,), np.dtype(kind)) for kind in (np.float32, bool))
-        spec = _Views((observations, observations), actions, (rewards, flags, flags))
+        spec = (observations, observations), actions, (rewards, flags, flags)
         # unnamed files, removed with the last process that maps them
         shared = nest.map(lambda leaf: context.RawArray("B", max(1, leaf.dtype.itemsize * math.prod(leaf.shape))), spec)
         self._action_adapter = ActionAdapter(self.action_space, num_envs)
@@ -102,7 +102,7 @@ class ProcessPool(Pool):
                 if not worker.ready:
                     worker.start()
                     worker.await_ready(START_SECONDS)
-                worker.send(b"R", self._turn, as_int(sequence))
+                worker.send(self._turn, as_int(sequence))
             for worker in self._workers:
                 worker.answer(START_SECONDS)
         self._needs_reset = [False] * len(self._workers)
@@ -113,24 +113,17 @@ class ProcessPool(Pool):
         return self.receive()
 
     def send(self, actions: nest.Tree) -> None:
-        nest.map(
-            lambda shared, leaf: shared.__setitem__(..., leaf),
-            self._views.actions,
-            self._action_adapter.arrays(actions),
-        )
+        nest.assign(self._views.actions, ..., self._action_adapter.arrays(actions))
         self._restarts.steps += 1
         self._turn ^= 1  # two buffers in turn: a failed worker repeats its rows of the step before
         self._restart_failed()
         self._stepping = [index for index, worker in enumerate(self._workers) if worker.ready]
         for index in self._stepping:
-            worker = self._workers[index]
-            if self._needs_reset[index]:
-                worker.send(b"R", self._turn, as_int(self._seeds[index].spawn(1)[0]))
-            else:
-                worker.send(b"S", self._turn)
+            seed = as_int(self._seeds[index].spawn(1)[0]) if self._needs_reset[index] else None
+            self._workers[index].send(self._turn, seed)
 
     def receive(self) -> Step:
-        views, until = self._views, None if self._timeout is None else time.monotonic() + self._timeout
+        until = None if self._timeout is None else time.monotonic() + self._timeout
         for index, worker in enumerate(self._workers):
             if index not in self._stepping:
                 self._repeat(worker)
@@ -142,8 +135,7 @@ class ProcessPool(Pool):
                     self.faults, self.fault = self.faults + 1, news
             except ExperimentError as error:
                 self._fail(index, error)
-        rewards, terminated, truncated = (np.array(column) for column in views.results)
-        return Step(views.observations[self._turn], rewards, terminated, truncated)
+        return Step(self._views.observations[self._turn], *map(np.array, self._views.results))
 
     def close(self) -> None:
         for worker in self._workers:
@@ -176,12 +168,9 @@ class ProcessPool(Pool):
 
     def _repeat(self, worker: _Worker) -> None:
         """Fills the rows of an absent worker with its last observations, and truncates them."""
-        envs, now, before = worker.task.envs, self._turn, 1 - self._turn
-        nest.map(
-            lambda new, old: new.__setitem__(envs, old[envs]), *(self._views.observations[n] for n in (now, before))
-        )
-        for column, value in zip(self._views.results, (0.0, False, True), strict=True):
-            column[envs] = value
+        envs, observations = worker.task.envs, self._views.observations
+        before = nest.map(lambda leaf: leaf[envs], observations[1 - self._turn])
+        nest.assign((observations[self._turn], self._views.results), envs, (before, (0.0, False, True)))
 
     @contextlib.contextmanager
     def _closing_on_error(self) -> Any:
@@ -193,11 +182,11 @@ class ProcessPool(Pool):
 
 
 class _Views(NamedTuple):
-    """Arrays in shared memory; as a tree of `Array` and of `RawArray`, what they are made of."""
+    """Arrays in shared memory."""
 
     observations: tuple[nest.Tree, nest.Tree]  # [B, …] per leaf, used in turn
     actions: nest.Tree  # [B, …] per leaf
-    results: tuple[Any, Any, Any]  # rewards, terminated, truncated: [B]
+    results: tuple[np.ndarray, np.ndarray, np.ndarray]  # rewards, terminated, truncated: [B]
 
 
 @dataclasses.dataclass
@@ -206,16 +195,15 @@ class _Task:
 
     make: Callable[[int], Pool]
     envs: slice
-    spec: _Views
-    shared: _Views
+    spec: nest.Tree
+    shared: nest.Tree
     memory: int | None
 
     def views(self) -> _Views:
-        return _Views(*nest.map(_view, self.spec, self.shared))
+        def view(leaf: Array, memory: Any) -> np.ndarray:
+            return np.frombuffer(memory, leaf.dtype, math.prod(leaf.shape)).reshape(leaf.shape)
 
-
-def _view(leaf: Array, memory: Any) -> np.ndarray:
-    return np.frombuffer(memory, leaf.dtype, math.prod(leaf.shape)).reshape(leaf.shape)
+        return _Views(*nest.map(view, self.spec, self.shared))
 
 
 class _Worker:
@@ -256,9 +244,10 @@ class _Worker:
         self.ready = True
         return True
 
-    def send(self, what: bytes, buffer: int, seed: int = 0) -> None:
+    def send(self, buffer: int, seed: int | None) -> None:
+        """Begins a step, or with a seed a reset; the observations go to this buffer."""
         with contextlib.suppress(OSError):  # a dead worker is noticed when `answer` waits for it
-            self.connection.send_bytes(COMMAND.pack(what, buffer, seed))
+            self.connection.send_bytes(COMMAND.pack(buffer, -1 if seed is None else seed))
 
     def answer(self, seconds: float | None) -> str:
         """Waits until a command is carried out.
@@ -305,7 +294,7 @@ class _Worker:
     def close(self) -> None:
         """Lets the worker close its environments; kills it after 2 seconds."""
         if self.alive:
-            self.send(b"C", 0)
+            self.connection.close()
             self._process.join(2.0)
             self.kill()
         self._crash_log.close()
@@ -372,22 +361,19 @@ def _build_pool(task: _Task) -> Pool:
 
 def _serve(task: _Task, pool: Pool, connection: Connection) -> None:
     envs, views, faults, count = task.envs, task.views(), 0, 0
-    results: list[Any]
+    results: tuple[Any, ...]
     while True:
         try:
-            what, buffer, seed = COMMAND.unpack(connection.recv_bytes())
-        except (EOFError, OSError):
+            buffer, seed = COMMAND.unpack(connection.recv_bytes())
+        except (EOFError, OSError):  # the pool is closed
             return
-        if what == b"C":
-            return
-        if what == b"R":
-            observations, results = pool.reset(seed), [0.0, False, False]
+        if seed >= 0:
+            observations, results = pool.reset(seed), (0.0, False, False)
         else:
             # copies, because an environment may keep its actions
-            observations, *results = pool.step(nest.map(lambda leaf: np.array(leaf[envs]), views.actions))[:4]
-        nest.map(lambda shared, leaf: shared.__setitem__(envs, leaf), views.observations[buffer], observations)
-        for column, values in zip(views.results, results, strict=True):
-            column[envs] = values
+            observations, *rest = pool.step(nest.map(lambda leaf: np.array(leaf[envs]), views.actions))
+            results = tuple(rest[:3])
+        nest.assign((views.observations[buffer], views.results), envs, (observations, results))
         count += 1
         if task.memory is not None and count % CHECK_MEMORY_EVERY == 0 and (size := _resident()) > task.memory:
             words = f"it has grown to {size >> 20} MiB, and may have {task.memory >> 20} (--worker-memory)."

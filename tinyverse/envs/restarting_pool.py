@@ -55,11 +55,12 @@ class RestartingPool(Pool):
     def receive(self) -> Step:
         self._restarts.steps += 1
         try:
-            step = self._restart_pool() if self._pool is None else self._received(self._pool)
+            if self._failure is not None:
+                raise self._failure
+            step = self._restart() if self._pool is None else self._pool.receive()
         except Exception as error:
             self._fail(error)
-            everybody = np.ones(self.num_envs, bool)  # rows repeat the last observations
-            return Step(self._last, np.zeros(self.num_envs, np.float32), ~everybody, everybody)
+            step = self._idle(self._last, truncated=True)
         self._last = step.observations
         return step
 
@@ -67,18 +68,15 @@ class RestartingPool(Pool):
         if self._pool is not None:
             self._pool.close()
 
-    def _received(self, pool: Pool) -> Step:
-        if self._failure is not None:
-            raise self._failure
-        return pool.receive()
-
-    def _restart_pool(self) -> Step:
+    def _restart(self) -> Step:
         self._restarts.wait([0])
         self._pool = self._make()
         self._restarts.restarted(0)
-        observations = self._pool.reset(as_int(self._seeds.spawn(1)[0]))
-        nobody = np.zeros(self.num_envs, bool)
-        return Step(observations, np.zeros(self.num_envs, np.float32), nobody, nobody.copy())
+        return self._idle(self._pool.reset(as_int(self._seeds.spawn(1)[0])), truncated=False)
+
+    def _idle(self, observations: nest.Tree, truncated: bool) -> Step:
+        rewards, no = np.zeros(self.num_envs, np.float32), np.zeros(self.num_envs, bool)
+        return Step(observations, rewards, no, np.full(self.num_envs, truncated))
 
     def _fail(self, error: Exception) -> None:
         pool, self._pool, self._failure = self._pool, None, None

@@ -41,7 +41,13 @@ class HumanControls:
     """
 
     def __init__(self, experiment: Experiment, title: str, fps: float | None = None) -> None:
-        self.pool = SerialPool(self._make(experiment), 1, realtime=True)
+        def make() -> Any:
+            self._env = experiment.env(render_mode="rgb_array")
+            return self._env
+
+        self.pool = SerialPool(make, 1, realtime=True)
+        if self.pool.num_envs > 1:
+            raise ExperimentError(f"a person plays one agent, and this environment has {self.pool.num_envs}.")
         self.keys = bindings(experiment.keys, self._env, self.pool.action_space)
         fps = fps or (getattr(self._env, "metadata", None) or {}).get("render_fps") or FPS
         names = sorted({name for keys in self.keys for name in keys})
@@ -51,13 +57,6 @@ class HumanControls:
     def agent(self, agent: Agent) -> HumanAgent:
         """An agent that acts as the person wants it."""
         return HumanAgent(agent, self.pool.action_space, self._choose)
-
-    def _make(self, experiment: Experiment) -> Callable[[], Any]:
-        def make() -> Any:
-            self._env = experiment.env(render_mode="rgb_array")
-            return self._env
-
-        return make
 
     def _choose(self, observations: nest.Tree) -> nest.Tree:
         frame = picture(observations, self._env)
@@ -119,20 +118,17 @@ def bindings(keys: Mapping[str, Any] | None, env: Any, action_space: Any) -> dic
     """
     if keys is None:
         named: Mapping[Any, Any] = getattr(getattr(env, "unwrapped", env), "get_keys_to_action", dict)()
-        keys = {"+".join(_key_name(key) for key in combination): action for combination, action in named.items()}
+        keys = {"+".join(map(_key_name, combination)): action for combination, action in named.items()}
     if not keys:
         raise ExperimentError(
             "this game does not say which key means which action: give Experiment "
             'keys={"left": 0, "right": 1}, and "" for no key at all.'
         )
     nothing = nest.of_space(action_space, lambda space: getattr(space, "start", np.zeros(space.shape, space.dtype)))
-    found: dict[frozenset[str], Any] = {}
-    if "" not in keys:
-        found[frozenset()] = _fitted("", nothing, action_space)
-    for combination, action in keys.items():
-        names = frozenset(name.strip() for name in combination.split("+")) if combination else frozenset[str]()
-        found[names] = _fitted(combination, action, action_space)
-    return found
+    return {
+        frozenset(name.strip() for name in combination.split("+") if name): _fitted(combination, action, action_space)
+        for combination, action in {"": nothing, **keys}.items()
+    }
 
 
 def _key_name(key: Any) -> str:
@@ -188,12 +184,10 @@ class Window:
             self._screen = pygame.display.set_mode((width * factor, height * factor), pygame.RESIZABLE)
             pygame.display.set_caption(self._title)
         rgb = np.broadcast_to(np.atleast_3d(frame), (height, width, 3))
-        screen = self._screen.get_size()
-        scale = min(screen[0] / width, screen[1] / height)
-        size = (max(1, int(width * scale)), max(1, int(height * scale)))
-        image = pygame.transform.scale(pygame.surfarray.make_surface(rgb.swapaxes(0, 1)), size)
+        image = pygame.surfarray.make_surface(rgb.swapaxes(0, 1))
+        place = image.get_rect().fit(self._screen.get_rect())
         self._screen.fill((0, 0, 0))
-        self._screen.blit(image, ((screen[0] - size[0]) // 2, (screen[1] - size[1]) // 2))
+        self._screen.blit(pygame.transform.scale(image, place.size), place)
         pygame.display.flip()
 
     def wait(self) -> set[str]:

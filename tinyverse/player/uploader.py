@@ -114,30 +114,26 @@ class Uploader(BackgroundThread):
 
     def _turn(self) -> None:
         if not self._unsent:
-            self._unsent = list(self._pushes(self._next_rollout()))
+            rollout = None  # when it is time for a heartbeat
+            with contextlib.suppress(queue.Empty):
+                rollout = self._rollouts.get(timeout=POLL_SECONDS if self.waiting.reason else HEARTBEAT_SECONDS)
+                if rollout is None:
+                    self._rollouts.task_done()
+            self._unsent = list(self._pushes(rollout))
         while self._unsent:
             self._send(self._unsent[0])
             del self._unsent[0]
         self._fetch()
 
-    def _next_rollout(self) -> Rollout | None:
-        """The next one that is offered; None when it is time for a heartbeat."""
-        try:
-            rollout = self._rollouts.get(timeout=POLL_SECONDS if self.waiting.reason else HEARTBEAT_SECONDS)
-        except queue.Empty:
-            return None
-        if rollout is None:
-            self._rollouts.task_done()
-        return rollout
-
     def _pushes(self, rollout: Rollout | None) -> Iterator[_Push]:
         """What is sent of a rollout, in parts of some size; with nothing to send, a heartbeat."""
         blobs, episodes, size = list[bytes](), list[dict[str, Any]](), 0
         if rollout is not None:
-            marks = {"human": "1"} if self._human else {}
-            row = {"version": rollout.version, **({"human": True} if self._human else {})}
+            marks, person = ({"human": "1"}, {"human": True}) if self._human else ({}, {})
             episodes = [
-                {"return": total, "length": length, **row} for ended in rollout.episodes for total, length in ended
+                {"return": total, "length": length, "version": rollout.version, **person}
+                for ended in rollout.episodes
+                for total, length in ended
             ]
             for session in rollout.sessions(self.worker.id, self._sequence, **marks):
                 blob = session.encode()
