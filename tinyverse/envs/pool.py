@@ -335,20 +335,16 @@ def _autoreset(env: VectorEnv) -> AutoresetMode:
         ExperimentError: the VectorEnv does not declare its mode, or resets in the step that ends an episode
             (SAME_STEP).
     """
-    shared = env.metadata is VectorEnv.metadata
+    name, shared = type(env.unwrapped).__name__, env.metadata is VectorEnv.metadata
     mode = getattr(env.unwrapped, "autoreset_mode", None) or (None if shared else env.metadata.get("autoreset_mode"))
     if mode is None:
         raise ExperimentError(
-            f"{_name(env)} does not say how it resets: give it metadata = "
+            f"{name} does not say how it resets: give it metadata = "
             '{"autoreset_mode": gymnasium.vector.AutoresetMode.NEXT_STEP} if the step after an end is the reset.'
         )
     if AutoresetMode(mode) is AutoresetMode.SAME_STEP:
         raise ExperimentError(
-            f"{_name(env)} resets in the step that ends an episode (SAME_STEP), wanted NEXT_STEP: "
+            f"{name} resets in the step that ends an episode (SAME_STEP), wanted NEXT_STEP: "
             "build it with autoreset_mode=gymnasium.vector.AutoresetMode.NEXT_STEP."
         )
     return AutoresetMode(mode)
-
-
-def _name(env: Any) -> str:
-    return type(env.unwrapped).__name__

@@ -324,22 +324,17 @@ def _run_worker(task: _Task, connection: Connection, crash_log: Connection) -> N
     faulthandler.enable(file)
     if hasattr(faulthandler, "register"):
         faulthandler.register(signal.SIGUSR2, file)
+    pool, mark = None, "!"
     try:
         pool = _build_pool(task)
         connection.send_bytes(b"")
+        mark = "!!"  # of failures from here on: the pool's own restarts did not help
+        _serve(task, pool, connection)
     except Exception:
-        _send_failure(connection, "!")
-    else:
-        try:
-            _serve(task, pool, connection)
-        except Exception:
-            _send_failure(connection, "!!")  # "!!": the pool's own restarts did not help
+        with contextlib.suppress(OSError):
+            connection.send_bytes(f"{mark}{traceback.format_exc().rstrip()}".encode())
+    if pool is not None:
         pool.close()
-
-
-def _send_failure(connection: Connection, mark: str) -> None:
-    with contextlib.suppress(OSError):
-        connection.send_bytes(f"{mark}{traceback.format_exc().rstrip()}".encode())
 
 
 def _end_with_parent() -> None:

@@ -38,16 +38,17 @@ class ActionAdapter:
 
     def columns(self, actions: nest.Tree) -> nest.Tree:
         """Returns one sequence of B per leaf, whose elements single environments take: int for Discrete."""
-        return nest.map(
-            lambda space, leaf: leaf.tolist() if _is_discrete(space) else leaf, self._spaces, self.arrays(actions)
-        )
+
+        def column(space: Any, leaf: np.ndarray) -> Any:
+            return leaf.tolist() if hasattr(space, "n") and space.shape == () else leaf
+
+        return nest.map(column, self._spaces, self.arrays(actions))
 
     def _leaf(self, space: Any, actions: Any) -> np.ndarray:
         array, shape = np.asarray(actions), (self._num_envs, *space.shape)
         if array.shape != shape or not np.can_cast(array.dtype, space.dtype, "same_kind"):
-            raise SpecError(
-                f"the agent's actions are {array.dtype}{list(array.shape)}, the environments want {space.dtype}{list(shape)}."
-            )
+            got, wanted = Array(array.shape, array.dtype), Array(shape, space.dtype)
+            raise SpecError(f"the agent's actions are {got}, the environments want {wanted}.")
         if hasattr(space, "low") and hasattr(space, "high"):
             array = np.clip(array, space.low, space.high)
         return array.astype(space.dtype, copy=False)
@@ -134,10 +135,6 @@ def not_a_number(what: str) -> SpecError:
     return SpecError(
         f"the environment's {what} is not a number (NaN or infinite). A network that sees one never recovers."
     )
-
-
-def _is_discrete(space: Any) -> bool:
-    return hasattr(space, "n") and space.shape == ()
 
 
 def article(thing: Any) -> str:

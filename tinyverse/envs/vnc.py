@@ -233,10 +233,8 @@ class VncPool(Pool):
         self._ended = [True] * len(envs)
 
     def reset(self, seed: int | None = None) -> np.ndarray:
-        for game, env in enumerate(self._envs):
-            self._observations[game] = env.begin(self.clock)
-        self._ended = [False] * self.num_envs
-        return self._observations
+        self._ended = [True] * self.num_envs
+        return self.receive().observations
 
     def send(self, actions: np.ndarray) -> None:
         for env, action, ended in zip(self._envs, actions, self._ended, strict=True):
@@ -299,7 +297,8 @@ class _Connection:
         except Exception as error:
             # twisted should not log this again; `disconnect` would wait for a connection
             reactor.callFromThread(self._client.factory.deferred.addErrback, lambda failure: None)
-            self._stop()
+            if self._desktop is not None:
+                self._desktop.close()
             raise ExperimentError(
                 f"no VNC server can be used at {self.address}: {str(error).rstrip('.') or type(error).__name__}. Start one there, or "
                 'give another address, as "host::5900".'
@@ -311,9 +310,8 @@ class _Connection:
 
         def act() -> None:
             protocol = self._client.protocol
-            for word in words:
-                if place := _position(word):
-                    protocol.mouseMove(*place)
+            for place in filter(None, map(_position, words)):
+                protocol.mouseMove(*place)
             changes = [(word, False) for word in held if word not in words]
             changes += [(word, True) for word in words if word not in held]
             for word, down in changes:
@@ -334,9 +332,6 @@ class _Connection:
     def close(self) -> None:
         with contextlib.suppress(Exception):
             self._client.disconnect()
-        self._stop()
-
-    def _stop(self) -> None:
         if self._desktop is not None:
             self._desktop.close()
 

@@ -238,10 +238,7 @@ class PreprocessImage(Preprocess):
 
 
 class _PreprocessVector(VectorWrapper):
-    """A vector environment with transformed observations.
-
-    Each environment has its own steps. NEXT_STEP or DISABLED resets.
-    """
+    """A vector environment with transformed observations, whose resets are NEXT_STEP or DISABLED."""
 
     def __init__(self, env: VectorEnv, *steps: Transform) -> None:
         super().__init__(env)
@@ -284,22 +281,33 @@ def shape_rewards(env: Any, *, normalize: float | None = None, scale: float = 1.
         scale: factor.
         clip: largest absolute value; None: no limit.
     """
-    if isinstance(env, VectorEnv):
-        return _ShapeVector(env, _Rewards(env.num_envs, normalize, scale, clip))
-    return _ShapeSingle(env, _Rewards(1, normalize, scale, clip))
+    kind, num_envs = (_ShapedVector, env.num_envs) if isinstance(env, VectorEnv) else (_ShapedEnv, 1)
+    return kind(env, num_envs, normalize, scale, clip)
 
 
-class _Rewards:
-    """Shapes the rewards [n] of n environments. The row after an end is a reset and is not counted."""
+class _Shaped:
+    """Shapes the rewards of n environments. The row after an end is a reset and is not counted."""
 
-    def __init__(self, num_envs: int, discount: float | None, scale: float, clip: float | None) -> None:
-        self._discount, self._scale = discount, scale
-        self._clip = np.inf if clip is None else clip
-        self._sums, self._resetting = np.zeros(num_envs), np.zeros(num_envs, bool)
+    env: Any
+
+    def __init__(self, env: Any, n: int, discount: float | None, scale: float, clip: float | None) -> None:
+        super().__init__(env)  # type: ignore[call-arg]  # a wrapper of Gymnasium
+        self._discount, self._scale, self._clip = discount, scale, np.inf if clip is None else clip
+        self._sums, self._resetting = np.zeros(n), np.zeros(n, bool)
         self._count, self._mean, self._squares = 0, 0.0, 0.0
 
-    def __call__(self, rewards: Any, ended: Any) -> np.ndarray:
-        rewards = np.atleast_1d(rewards).astype(float)
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        begins = (options or {}).get("reset_mask", True)  # some environments of a vector, or all
+        self._sums[begins], self._resetting[begins] = 0.0, False
+        return self.env.reset(seed=seed, options=options)
+
+    def step(self, actions: Any) -> tuple[Any, ...]:
+        observations, rewards, terminated, truncated, info = self.env.step(actions)
+        shaped = self._shape(np.atleast_1d(rewards).astype(float))
+        self._resetting = np.atleast_1d(np.logical_or(terminated, truncated))
+        return observations, shaped if np.ndim(rewards) else float(shaped[0]), terminated, truncated, info
+
+    def _shape(self, rewards: np.ndarray) -> np.ndarray:
         if self._discount is not None:
             self._sums = np.where(self._resetting, 0.0, self._discount * self._sums + rewards)
             for number in self._sums[~self._resetting]:  # Welford 1962
@@ -309,37 +317,12 @@ class _Rewards:
                 self._squares += delta * (number - self._mean)
             variance = self._squares / max(self._count, 1)
             rewards = rewards / np.sqrt(variance if variance > 1e-8 else 1.0)
-        self._resetting = np.atleast_1d(ended)
         return np.clip(self._scale * rewards, -self._clip, self._clip)
 
-    def begin(self, which: np.ndarray | bool = True) -> None:
-        """Begins new episodes, in some environments or all."""
-        self._sums[which], self._resetting[which] = 0.0, False
+
+class _ShapedEnv(_Shaped, gymnasium.Wrapper):
+    """One environment."""
 
 
-class _ShapeSingle(gymnasium.Wrapper):
-    def __init__(self, env: gymnasium.Env, shape: _Rewards) -> None:
-        super().__init__(env)
-        self._shape = shape
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        self._shape.begin()
-        return self.env.reset(seed=seed, options=options)
-
-    def step(self, action: Any) -> Any:
-        observation, reward, terminated, truncated, info = self.env.step(action)
-        return observation, float(self._shape(reward, terminated or truncated)[0]), terminated, truncated, info
-
-
-class _ShapeVector(VectorWrapper):
-    def __init__(self, env: VectorEnv, shape: _Rewards) -> None:
-        super().__init__(env)
-        self._shape = shape
-
-    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        self._shape.begin((options or {}).get("reset_mask", True))
-        return self.env.reset(seed=seed, options=options)
-
-    def step(self, actions: Any) -> tuple[Any, ...]:
-        observations, rewards, terminated, truncated, info = self.env.step(actions)
-        return observations, self._shape(rewards, np.logical_or(terminated, truncated)), terminated, truncated, info
+class _ShapedVector(_Shaped, VectorWrapper):
+    """A vector environment, whose resets are NEXT_STEP or DISABLED."""

@@ -131,17 +131,16 @@ def bindings(keys: Mapping[str, Any] | None, env: Any, action_space: Any) -> dic
     }
 
 
-def _key_name(key: Any) -> str:
-    text = chr(key) if isinstance(key, int) else str(key)
-    return "space" if text == " " else text
+def _key_name(key: int | str) -> str:
+    name = chr(key) if isinstance(key, int) else key
+    return "space" if name == " " else name
 
 
 def _fitted(keys: str, action: Any, space: Any) -> nest.Tree:
     """The action as arrays of the space's dtypes."""
     try:
-        fitted = nest.map(
-            lambda part, leaf: np.asarray(leaf, part.dtype), nest.of_space(space, lambda part: part), action
-        )
+        dtypes = nest.of_space(space, lambda part: part.dtype)
+        fitted = nest.map(lambda dtype, leaf: np.asarray(leaf, dtype), dtypes, action)
         sound = space.contains(nest.map(lambda leaf: leaf if leaf.ndim else leaf[()], fitted))
     except (LookupError, TypeError, ValueError):
         sound = False
@@ -158,11 +157,10 @@ class Window:
     """
 
     def __init__(self, title: str, fps: float) -> None:
-        self.closed = False
+        self.closed, self._title = False, title
         self._pygame, self._tick, self._next = _pygame(), 1 / fps, 0.0
         self._pressed: set[str] = set()  # since the last step, however shortly
         self._down: set[str] = set()
-        self._title = title
         self._screen: Any = None
 
     def check(self, names: Iterable[str]) -> None:
