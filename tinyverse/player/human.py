@@ -30,13 +30,13 @@ LATE = 5  # steps behind the clock after which it starts anew instead of racing
 
 
 class HumanControls:
-    """The one game that a person plays, its window and its keys.
+    """The one environment that a person plays, its window and its keys.
 
     Args:
         title: of the window.
         fps: steps a second; None: the environment's `render_fps`, else 30.
     Raises:
-        ExperimentError: there is nothing to be seen, or the keys are no actions of the game.
+        ExperimentError: nothing can be seen, several agents play, or the keys are no actions of the environment.
         SettingsError: pygame or a screen is missing.
     """
 
@@ -55,7 +55,7 @@ class HumanControls:
         self.window.check(names)
 
     def agent(self, agent: Agent) -> HumanAgent:
-        """An agent that acts as the person wants it."""
+        """Returns an agent that acts as the person wants it."""
         return HumanAgent(agent, self.pool.action_space, self._choose)
 
     def _choose(self, observations: nest.Tree) -> nest.Tree:
@@ -85,7 +85,7 @@ class HumanAgent(Agent):
     def act(
         self, observations: nest.Tree, state: Any, is_first: np.ndarray, greedy: bool = False
     ) -> tuple[nest.Tree, Any, dict[str, np.ndarray]]:
-        """As the agent's, for one game; waits for the game's clock."""
+        """Acts as the person in one environment, after the next tick of the window's clock."""
         actions, state, extras = self.agent.act(observations, state, is_first, greedy)
         chosen = self._choose(observations)
         actions = nest.map(lambda like, part: np.asarray(part, np.asarray(like).dtype)[None], actions, chosen)
@@ -109,7 +109,7 @@ class HumanAgent(Agent):
 
 
 def bindings(keys: Mapping[str, Any] | None, env: Any, action_space: Any) -> dict[frozenset[str], Any]:
-    """{the keys pressed together: action}; no key is the first action, or zeros, unless `keys` has "".
+    """Returns {keys pressed together: action}; no key is the first action, or zeros, unless `keys` has "".
 
     Args:
         keys: as `Experiment.keys`; None: those of the environment's `get_keys_to_action`, as Gymnasium's `play` has it.
@@ -137,7 +137,7 @@ def _key_name(key: int | str) -> str:
 
 
 def _fitted(keys: str, action: Any, space: Any) -> nest.Tree:
-    """The action as arrays of the space's dtypes."""
+    """Returns the action as arrays of the space's dtypes."""
     try:
         dtypes = nest.of_space(space, lambda part: part.dtype)
         fitted = nest.map(lambda dtype, leaf: np.asarray(leaf, dtype), dtypes, action)
@@ -164,7 +164,7 @@ class Window:
         self._screen: Any = None
 
     def check(self, names: Iterable[str]) -> None:
-        """Raises ExperimentError where there is no key of such a name."""
+        """Raises ExperimentError if pygame has no key of such a name."""
         for name in names:
             try:
                 self._pygame.key.key_code(name)
@@ -174,7 +174,7 @@ class Window:
                 ) from None
 
     def show(self, frame: np.ndarray) -> None:
-        """Draws a frame [H, W] or [H, W, 3], uint8, as large as the window is, its sides in proportion."""
+        """Draws a frame [H, W] or [H, W, 3], uint8, as large as the window allows in the same proportions."""
         pygame = self._pygame
         height, width = frame.shape[:2]
         if self._screen is None:
@@ -189,10 +189,10 @@ class Window:
         pygame.display.flip()
 
     def wait(self) -> set[str]:
-        """Waits for the clock; the names of the keys that are down, or were at any time since the last call.
+        """Waits for the clock; returns the keys that are down, or were at any time since the last call.
 
         Raises:
-            WindowClosed: the person has closed it, or pressed Escape.
+            WindowClosed: the person has closed the window or pressed Escape.
         """
         now, due = time.monotonic(), self._next + self._tick
         self._next = due if due > now - LATE * self._tick else now + self._tick
@@ -206,7 +206,7 @@ class Window:
         return pressed
 
     def look(self) -> None:
-        """Reads what happened at the keyboard; also while nobody plays, or the system thinks the window hangs."""
+        """Reads the keyboard; also while nobody plays, or the system thinks that the window hangs."""
         pygame = self._pygame
         for event in pygame.event.get():
             if event.type == pygame.QUIT or (event.type == pygame.KEYDOWN and event.key == pygame.K_ESCAPE):

@@ -1,4 +1,4 @@
-"""Player: steps a batch of environments and writes down what happened, as rollouts from which sessions are cut."""
+"""Player: steps a batch of environments and records rollouts, from which sessions are cut."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Player:
             self.num_envs = columns.stop
 
     def play(self) -> Rollout:
-        """The next T steps of every environment."""
+        """Plays the next T steps of every environment."""
         T, slots = self.unroll_length, self._slots
         rollout = self._blank()
         for slot in slots:
@@ -68,7 +68,7 @@ class Player:
 
 
 class EnvSlot:
-    """Some columns of a rollout: one pool's environments, and what is known of them between two steps."""
+    """Some columns of a rollout: one pool's environments, and their state between two steps."""
 
     def __init__(self, agent: Agent, pool: Pool, columns: slice, seed: int) -> None:
         num_envs = pool.num_envs
@@ -95,7 +95,7 @@ class EnvSlot:
         self.pool.send(actions)
 
     def receive(self, rollout: Rollout, t: int) -> None:
-        """What came of the actions of row t."""
+        """Receives what the actions of row t led to."""
         step, valid, here = self.pool.receive(), ~self._ended, (t, self.columns)
         rollout.rewards[here], rollout.valid[here] = step.rewards * valid, valid
         rollout.terminated[here], rollout.truncated[here] = step.terminated & valid, step.truncated & valid
@@ -108,7 +108,7 @@ class EnvSlot:
             rollout.episodes[self.columns.start + index].append(ended)
 
     def state_before_row_0(self, agent: Agent) -> nest.Tree:
-        """The recurrent state as arrays, with the reset before row 0 applied: sessions cannot tell it otherwise."""
+        """Returns the recurrent state as arrays, with the reset before row 0 applied, which sessions cannot tell."""
 
         def reset(blank: np.ndarray, now: np.ndarray) -> np.ndarray:
             return np.where(self._is_first.reshape(-1, *[1] * (now.ndim - 1)), blank, now)
