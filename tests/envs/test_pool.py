@@ -13,7 +13,7 @@ from tests.helpers.counting import BUTTONS, CountingAgent, CountingEnv, clock, c
 from tests.helpers.sources import GAMES, SOURCES, UNSEEDED, Passing, asynchronous
 from tinyverse.core.errors import ExperimentError, SpecError
 from tinyverse.envs import Pool, SerialPool, VectorPool, pool_of
-from tinyverse.envs.multi_agent import MultiAgentPool
+from tinyverse.envs.adapters import MultiAgentAdapter
 
 STEPS = 120
 
@@ -52,7 +52,8 @@ def test_rows_are_those_of_the_drawing(pool: Pool) -> None:
             episode, step, tag = now[game]
             assert tag == before[game, 2], "an environment's row holds another environment"
             if ended[game] and truncated[game]:  # an agent waits for the others
-                assert isinstance(pool, MultiAgentPool) and (now[game] == before[game]).all() and rewards[game] == 0
+                assert isinstance(pool, SerialPool) and isinstance(pool._envs[0], MultiAgentAdapter)
+                assert (now[game] == before[game]).all() and rewards[game] == 0
                 continue
             if ended[game]:
                 assert episode > before[game, 0] and step == 0, "the row after an end is not a reset"

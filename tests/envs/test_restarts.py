@@ -120,14 +120,17 @@ def test_a_game_that_cannot_begin_raises_what_it_raised() -> None:
 def test_an_episodes_own_end_or_a_thousand_steps_make_good_an_earlier_failure() -> None:
     policy, error = RestartPolicy(1, "environment"), KeyError("mine")
     for _ in range(10):
-        policy.failed(0, error, step=0)
+        policy.failed(0, error)
         policy.recovered(0)
-    for turn in range(10):
-        policy.failed(0, error, step=1000 * (turn + 1))
-        policy.restarted(0, step=1000 * (turn + 1))
-    policy.failed(0, error, step=10_001)
+    for _ in range(10):
+        policy.steps += 1000
+        policy.failed(0, error)
+        policy.restarted(0)
+    policy.steps += 1
+    policy.failed(0, error)
+    policy.steps += 1
     with pytest.raises(KeyError):
-        policy.failed(0, error, step=10_002)
+        policy.failed(0, error)
 
 
 def test_pauses_grow_and_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +138,7 @@ def test_pauses_grow_and_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = RestartPolicy(2, "environment")
     pauses = []
     for _ in range(10):
-        policy.failed(0, KeyError("mine"), step=0)
+        policy.failed(0, KeyError("mine"))
         pauses.append(policy.delay(0))
     assert pauses == pytest.approx([0, 0.5, 1, 2, 4, 8, 16, 30, 30, 30], abs=0.1)
     assert policy.delay(1) == 0
@@ -185,7 +188,7 @@ class FaultyWorld(World):
 def test_a_world_of_agents_that_fails_is_built_anew_and_the_others_never_notice(how: str, caplog: Any) -> None:
     faults = [how]
     pool = pool_of(lambda: FaultyWorld(faults.pop() if faults else "", 10), 10, restart=True)
-    faulty, here = pool._worlds[0], slice(0, 5)
+    faulty, here = pool._envs[0].env, slice(0, 5)
     with caplog.at_level(logging.WARNING):
         seen, rewards, terminated, truncated, valid = rows(pool, 60)
     check_others((seen, rewards, terminated, truncated), pool_of(FaultyWorld, 10), 5)

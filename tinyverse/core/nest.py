@@ -68,6 +68,11 @@ def map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
     return function(tree, *others)
 
 
+def assign(arrays: Tree, index: Any, values: Tree) -> None:
+    """Writes the values at `index` of the arrays."""
+    map(lambda array, value: array.__setitem__(index, value), arrays, values)
+
+
 def leaves(tree: Tree) -> list[Any]:
     """Returns the leaves in the order of `items`."""
     return [leaf for _, leaf in items(tree, "")]
