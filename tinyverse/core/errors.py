@@ -18,13 +18,6 @@
 A user should only ever see an error of this tree. A traceback is a bug of tinyverse.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
 
 class TinyverseError(Exception):
     """Raised when the user can fix the problem; the message says how."""

@@ -43,8 +43,7 @@ def keep_freed_memory() -> None:
 def set_threads(count: int) -> None:
     """Sets the number of torch's threads in this process; players use 1.
 
-    From here on floats below 1e-38 become 0. Gradients of a solved task get that small, and CPUs then take ten times as
-    long.
+    From here on floats below 1e-38 become 0: CPUs take ten times as long with the tiny gradients of a solved task.
     """
     import torch
 
@@ -92,21 +91,14 @@ def python_path() -> dict[str, str]:
 
 
 def has_bfloat16() -> bool:
-    """Tells whether this CPU multiplies bfloat16 in hardware (AMX or AVX512-BF16).
-
-    It reads the CPU's flags, because a timing would be wrong on a busy machine.
-    """
+    """Tells whether this CPU multiplies bfloat16 in hardware, by its flags: a timing would be wrong on a busy machine."""
     with contextlib.suppress(OSError):
-        words = Path("/proc/cpuinfo").read_text().split()
-        return "avx512_bf16" in words or "amx_bf16" in words
+        return not {"avx512_bf16", "amx_bf16"}.isdisjoint(Path("/proc/cpuinfo").read_text().split())
     return False
 
 
 def facts() -> dict[str, Any]:
-    """Describes this machine for a result's JSON file: CPU, cores, bytes of memory, GPUs, operating system.
-
-    It lists GPUs only if torch is imported already.
-    """
+    """Describes this machine for a result's JSON file. It lists GPUs only if torch is imported already."""
     cpu, memory, gpus = platform.processor() or platform.machine(), 0, []
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -127,6 +119,6 @@ def versions(folder: Path) -> dict[str, str]:
     if shutil.which("git"):
         words = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--exclude=*"]
         with contextlib.suppress(subprocess.TimeoutExpired):
-            told = subprocess.run(words, capture_output=True, text=True, check=False, timeout=10)
-            found |= {"commit": told.stdout.strip()} if told.returncode == 0 else {}
+            described = subprocess.run(words, capture_output=True, text=True, check=False, timeout=10)
+            found |= {"commit": described.stdout.strip()} if described.returncode == 0 else {}
     return found
