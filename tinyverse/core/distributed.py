@@ -196,7 +196,9 @@ def launch(words: Iterable[str], ranks: int) -> None:
             run.run(run.parse_args([*options, "-m", "tinyverse", *words]))
         except SignalException as end:
             if end.sigval == signal.SIGQUIT:
-                raise TinyverseError(f"the {ranks} ranks have ended; the message of one of them above says why.") from None
+                raise TinyverseError(
+                    f"the {ranks} ranks have ended; the message of one of them above says why."
+                ) from None
         except ChildFailedError:
             raise TinyverseError(
                 f"one of the {ranks} ranks has died {RESTARTS + 1} times; see above for why. The checkpoint is kept."
