@@ -6,8 +6,6 @@ launcher started is alone. Every function here is then the identity and costs no
     launch(words, 4)         starts this command four times here, and again from the checkpoint when one of them dies
     with joined("cuda"):     in each of them (also under `torchrun`, on several machines)
         exchange(ready, …)   once a turn: all ranks step, or all wait
-        total(rows)          sums over all ranks, where a loss needs them
-        average_gradients    before every step of an optimizer
 
 Control numbers travel over gloo and host memory, so they wait for no GPU. Gradients on GPUs travel over NCCL. Only the
 training thread calls collectives, in the same order on all ranks.
@@ -56,7 +54,7 @@ def size() -> int:
 
 
 def neighbours() -> int:
-    """How many ranks share this machine, this one among them."""
+    """How many ranks share this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if _together() else 1
 
 
@@ -181,8 +179,8 @@ def launch(words: Iterable[str], ranks: int) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "lo")
-    for library in ("GLOO", "NCCL"):  # a machine's own name need not be one that it can look up
-        os.environ.setdefault(f"{library}_SOCKET_IFNAME", loopback)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)  # a machine's own name need not be one that it can look up
+    os.environ.setdefault("NCCL_SOCKET_IFNAME", loopback)
     # else ranks that start again find the addresses of those before them in the launcher's store, and wait for the dead
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     os.environ["TINYVERSE_PARENT"] = str(os.getpid())  # the ranks end when this process is gone

@@ -52,8 +52,8 @@ def flatten(trees: Mapping[str, nest.Tree]) -> dict[str, Any]:
 class Session:
     """T steps of one environment. Synonyms: an unroll (IMPALA), a rollout (PPO), a sequence (R2D2).
 
-    Its arrays stay flat from the player to the trainer's memory. Each of `FIELDS` is an attribute too, a tree as the
-    environment or the agent gave it: `session.observations["image"]`. The tree is built when it is asked for.
+    Each of `FIELDS` is an attribute too, a tree as the environment or the agent gave it, built when it is asked for:
+    `session.observations["image"]`.
 
     Attributes:
         arrays: every leaf by its dotted name.

@@ -14,7 +14,7 @@ class BackgroundThread(threading.Thread):
     """Runs `step()` again and again until it is closed.
 
     A step that raises `DatabaseLost` is run again after a pause. Any other exception ends the thread and is kept in
-    `failure`: whoever owns the thread raises it, because a dead thread must not look like a slow one.
+    `failure`; its owner calls `raise_failure`.
 
     Args:
         step: one turn; it waits for its work itself, at most for a second or so.

@@ -39,15 +39,11 @@ class Stages:
 
 
 class Rate:
-    """Counts events per second over a sliding window.
-
-    Args:
-        window: seconds.
-    """
+    """Counts events per second over a sliding window of so many seconds."""
 
     def __init__(self, window: float = 10.0) -> None:
         self._window = window
-        self._marks: list[tuple[float, int]] = [(time.monotonic(), 0)]
+        self._marks = [(time.monotonic(), 0)]
         self.total = 0
 
     def add(self, count: int) -> None:
@@ -70,10 +66,7 @@ class Waiting:
         self._since = time.monotonic()
 
     def set(self, reason: str) -> None:
-        """Sets the reason.
-
-        "" means that the worker does not wait. The time runs on while only numbers in the reason change.
-        """
+        """Sets the reason, "" where the worker does not wait. The time runs on from one reason to the next."""
         if bool(reason) != bool(self.reason):
             self._since = time.monotonic()
         self.reason = reason

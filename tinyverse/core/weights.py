@@ -30,7 +30,6 @@ def encode_weights(
     """Encodes weights together with their version, update and step.
 
     Args:
-        weights: arrays by name.
         bfloat16: round float32 arrays to bfloat16, which halves their size.
         about: more strings for the metadata.
     """
@@ -40,11 +39,7 @@ def encode_weights(
 
 
 def decode_weights(blob: bytes) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    """Returns (arrays by name, {"version", "update", "step"}).
-
-    Raises:
-        CodecError: the bytes are no encoded weights.
-    """
+    """Returns (arrays by name, {"version", "update", "step"}). Raises CodecError for other bytes."""
     arrays, metadata = codec.decode(blob)
     return arrays, {name: codec.whole_number(metadata, name) for name in ("version", "update", "step")}
 

@@ -184,11 +184,7 @@ def check_writer(name: str) -> None:
 
 
 def open_writer(name: str, folder: RunFolder) -> Writer:
-    """The writer of this name.
-
-    Raises:
-        SettingsError: there is none, it is not installed, or it does not let us in.
-    """
+    """The writer of this name. Raises SettingsError where it cannot be used."""
     check_writer(name)
     try:
         return WRITERS[name](folder)
@@ -202,7 +198,7 @@ class TrainLog:
     """Writes a row of the trainer's numbers each interval: to metrics.jsonl, the database and the writers.
 
     Args:
-        row: makes the row; `latest` is the newest one.
+        row: makes the row.
         arrays: makes what writers get beside the row.
     """
 
