@@ -4,8 +4,6 @@ It cannot carry code, and the reader checks every size against `max_bytes` and t
 library copies every buffer (59 µs to encode an Atari session and 52 to decode it; here 10 and 8).
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import math

@@ -11,8 +11,6 @@ Control numbers travel over gloo and host memory, so they wait for no GPU. Gradi
 training thread calls collectives, in the same order on all ranks.
 """
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import io

@@ -8,8 +8,6 @@
 Names alone restore the tree: a level with the names 0, 1, 2 … is a tuple. Keys of a dict must therefore not be numbers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 

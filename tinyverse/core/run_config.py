@@ -3,8 +3,6 @@
 The database holds it as a flat dict of strings: format, experiment, settings (JSON) and spec (JSON).
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from typing import Any

@@ -4,8 +4,6 @@ Several busy processes share the cores. OpenMP threads that spin while they wait
 than one. An allocator that returns memory to the system makes an update on a CPU up to twice as slow.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import os

@@ -1,7 +1,5 @@
 """BackgroundThread: one step, run again and again beside the main loop, which sees how it ended."""
 
-from __future__ import annotations
-
 import math
 import threading
 import time

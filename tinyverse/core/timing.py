@@ -1,7 +1,5 @@
 """Timing: stage timers, rates and tickers for the loops of players and trainers."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Diagnosis: what a run's numbers mean, in sentences: how long a wait will last, how learning goes, who is the bottleneck."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence

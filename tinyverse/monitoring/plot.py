@@ -1,7 +1,5 @@
 """Plot: learning curves from metrics.jsonl to a PNG; several runs of one kind become a mean and a band."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -3,8 +3,6 @@
 report.html is one file with curve and video inside; report.md, for a repository, names the files beside it.
 """
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import html

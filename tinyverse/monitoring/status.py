@@ -3,8 +3,6 @@
 `info --json` prints it. Panel, dashboard and diagnosis are made from it.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math

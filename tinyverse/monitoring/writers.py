@@ -3,8 +3,6 @@
 `TrainLog` writes a row to all of them each interval. `open_writer` refuses what is not installed before training starts.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib.util
 import io

@@ -9,8 +9,6 @@
 It asks nothing of a player: all of this is in the database already. Needs the extra `page`.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import hmac

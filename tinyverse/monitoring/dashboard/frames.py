@@ -5,8 +5,6 @@ the newest weights, computed here, if the experiment can be built here. Probabil
 with, where the agent noted them.
 """
 
-from __future__ import annotations
-
 import base64
 import logging
 import threading
