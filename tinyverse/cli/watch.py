@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import secrets
 import threading
 from importlib.util import find_spec
-from typing import Any
 
 import click
 
@@ -48,12 +48,7 @@ def watch(context: RunContext, listen: str, values: bool) -> None:
     token = "" if dashboard.is_loopback(host) else os.environ.get(TOKEN) or secrets.token_urlsafe(24)
     with context.connected(start=False) as database, stop_on_signals() as should_stop:
         frames = Frames(database, context.make_agent if values else None)
-
-        def make(hosts: tuple[str, ...], closing: threading.Event) -> Any:
-            return dashboard.application(
-                database, context.folder, frames, RECORDS, token=token, hosts=hosts, closing=closing
-            )
-
+        make = functools.partial(dashboard.application, database, context.folder, frames, RECORDS, token=token)
         with dashboard.served(make, listen) as url:
             print(f"open {url}{f'?token={token}' if token else ''} (Ctrl-C ends it)", flush=True)
             waiting = threading.Event()

@@ -150,9 +150,8 @@ def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
     if not _together():
         return
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    averaged = mean(torch.cat([gradient.flatten() for gradient in gradients]))  # one message
-    for gradient, part in zip(gradients, averaged.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(part.view_as(gradient))
+    averaged = mean(nn.utils.parameters_to_vector(gradients))  # one message
+    nn.utils.vector_to_parameters(averaged, gradients)
 
 
 def is_mine(player: str, sequence: int) -> bool:

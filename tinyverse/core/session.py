@@ -10,14 +10,12 @@
 The reset spends a row (Gymnasium's NEXT_STEP), so the true last observation of an episode is in the sequence.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import json
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -114,7 +112,7 @@ class SessionSpec:
         return json.dumps({name: [dtype.str, list(shape)] for name, (shape, dtype) in self.fields.items()})
 
     @classmethod
-    def from_json(cls, text: str) -> SessionSpec:
+    def from_json(cls, text: str) -> Self:
         """Inverse of `to_json`.
 
         Raises:

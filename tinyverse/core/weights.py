@@ -3,14 +3,12 @@
 The blob holds version, update and step, so weights and version cannot be mixed up. It is not compressed.
 """
 
-from __future__ import annotations
-
 import json
 import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -61,7 +59,7 @@ class WeightsFile(NamedTuple):
         atomic_write(path, blob)
 
     @classmethod
-    def read(cls, path: Path) -> WeightsFile:
+    def read(cls, path: Path) -> Self:
         """Reads a file of `write`, or the weights of a trainer's checkpoint.
 
         Raises:
@@ -82,7 +80,7 @@ class WeightsFile(NamedTuple):
             ) from None
 
     @classmethod
-    def of_checkpoint(cls, contents: Mapping[str, Any]) -> WeightsFile:
+    def of_checkpoint(cls, contents: Mapping[str, Any]) -> Self:
         """Returns the weights in the contents of a trainer's checkpoint."""
         meta = contents.get("meta")
         agreed = {"experiment": meta["experiment"], "settings": json.loads(meta["settings"])} if meta else {}

@@ -2,13 +2,10 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from tinyverse.core.errors import TinyverseError
-from tinyverse.core.session import SessionSpec
-from tinyverse.database.base import State
-from tinyverse.monitoring.metrics import Row, sparkline
+from tinyverse.monitoring.metrics import sparkline
 
 PLAYS = ("play", "human")
 ROLES = {"train": "trainer", "play": "player", "human": "person", "eval": "evaluator"}
@@ -19,32 +16,8 @@ ADVICE = {
 }
 
 
-def more(facts: Mapping[str, Any], state: State, meta: Mapping[str, str], rows: Sequence[Row]) -> dict[str, Any]:
-    """What `status.gather` adds to its plain facts."""
-    workers = facts["workers"]
-    players = [worker for worker in workers if worker["role"] in PLAYS]
-    steps = sum(worker["steps_per_second"] for worker in players)
-    try:
-        spec = SessionSpec.from_json(meta["spec"])
-    except (KeyError, TinyverseError):
-        spec = None
-    per_second = steps / spec.length if spec else None
-    return {
-        "reuse_wanted": None if state.allowance is None else state.reuse,
-        "compression": spec.nbytes * facts["sessions"] / facts["bytes"] if spec and facts["bytes"] else None,
-        "steps_per_second": steps,
-        "frames_per_second": sum(worker["steps_per_second"] * worker["frame_skip"] for worker in players),
-        "sessions_per_second": per_second,
-        "curve": [
-            [row["step"], row["play/return"]] for row in rows if None not in map(row.get, ("step", "play/return"))
-        ],
-        "waits": {worker["id"]: sentence for worker in workers if (sentence := wait(worker, per_second))},
-        "bottleneck": bottleneck(facts),
-    }
-
-
 def lines(facts: Mapping[str, Any]) -> list[str]:
-    """The same as sentences; none of a run that does not exist."""
+    """The facts of `status.gather` as sentences; none of a run that does not exist."""
     if not facts["run_id"]:
         return []
     messages = [f"{facts['steps_per_second']:,.0f} steps/s, {facts['frames_per_second']:,.0f} frames/s"]
@@ -103,6 +76,6 @@ def bottleneck(facts: Mapping[str, Any]) -> str:
 
 def _idle(worker: Mapping[str, Any]) -> float:
     """The share of its time in which a player does nothing."""
-    if worker["waits_for"] and not worker["stages"]:
-        return 1.0
-    return max(0.0, 1 - sum(worker["stages"].values())) if worker["stages"] else 0.0
+    if not worker["stages"]:
+        return float(bool(worker["waits_for"]))
+    return max(0.0, 1 - sum(worker["stages"].values()))

@@ -4,13 +4,11 @@ Progress    for a loop without an end, or with one far away: shows where it is c
 Bar         for what has an end: a thread shows it, and only if the end is not reached in 2 seconds
 """
 
-from __future__ import annotations
-
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Self, TypeVar
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -73,7 +71,7 @@ class Progress:
         self._live = live if console.is_terminal and not quiet else None
         self._ticker = Ticker(0.5 if self._live else seconds)
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         if self._live:
             self._live.start()
         return self
@@ -134,7 +132,7 @@ class Bar:
             yield thing
             self.count()
 
-    def __enter__(self) -> Bar:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 

@@ -40,7 +40,10 @@ def write_report(folders: Sequence[RunFolder], *, title: str, experiment: str, v
         videos: the folder with the videos that `eval` makes.
     """
     home, results = folders[0].path, [_result(folder) for folder in folders]
-    title, sentence = f"{home.name} ({title})", _sentence(results[0])
+    title, first = f"{home.name} ({title})", results[0]
+    mean = f"Mean return {first['return']} over the last 100 training episodes"
+    mean = "No episode has ended" if first["return"] == "–" else mean
+    sentence = f"{mean} after {first['steps']} steps ({first['frames']} frames) in {first['wall time']}."
     say, note = html.escape, f"There is no video yet: tinyverse {shlex.quote(experiment)} eval makes one."
     page, text = [f"<h1>{say(title)}</h1><p>{say(sentence)}</p>"], [f"# {_words(title)}", _words(sentence)]
 
@@ -102,13 +105,6 @@ def _tables(folders: Sequence[RunFolder], results: Sequence[dict[str, str]]) -> 
         "Versions": [["package", "version"], *map(list, starts[-1]["versions"].items() if starts else ())],
     }
     return {name: table for name, table in tables.items() if len(table) > 1}
-
-
-def _sentence(result: dict[str, str]) -> str:
-    """The first row in words."""
-    none = result["return"] == "–"
-    mean = "No episode has ended" if none else f"Mean return {result['return']} over the last 100 training episodes"
-    return f"{mean} after {result['steps']} steps ({result['frames']} frames) in {result['wall time']}."
 
 
 def _result(folder: RunFolder) -> dict[str, str]:

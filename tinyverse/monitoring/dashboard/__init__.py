@@ -49,13 +49,6 @@ HEADERS = {
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
-def facts(database: Database, run: str, videos: Path) -> dict[str, Any]:
-    """What `info --json` says, less the curve, which /history has; and the newest video of an evaluation."""
-    known = status.gather(database, run)
-    del known["curve"]
-    return known | {"video": newest_video(run, videos)}
-
-
 def history(database: Database, folder: RunFolder) -> dict[str, Any]:
     """{"columns": a list per name that is drawn, None where a row has no number; "evaluations": rows}, oldest first.
 
@@ -102,7 +95,12 @@ def application(
     from starlette.staticfiles import StaticFiles
 
     run = folder.path.name
-    newest = _Once(lambda: facts(database, run, videos))
+
+    @_Once
+    def newest() -> dict[str, Any]:
+        facts = status.gather(database, run)
+        del facts["curve"]  # which /history has
+        return facts | {"video": newest_video(run, videos)}
 
     def answer(ask: Callable[[], Any]) -> Response:
         return Response(_json(ask), media_type="application/json")
@@ -141,8 +139,8 @@ def application(
 
 
 @contextlib.contextmanager
-def served(make: Callable[[tuple[str, ...], threading.Event], Callable[..., Any]], listen: str) -> Iterator[str]:
-    """Serves what `make(hosts, closing)` returns on `listen` ("host:port") in a thread; yields its URL.
+def served(make: Callable[..., Any], listen: str) -> Iterator[str]:
+    """Serves what `make(hosts=…, closing=…)` returns on `listen` ("host:port") in a thread; yields its URL.
 
     Raises:
         SettingsError: `listen` is no host and port. ServerError: nobody can listen there.
@@ -159,7 +157,7 @@ def served(make: Callable[[tuple[str, ...], threading.Event], Callable[..., Any]
         ) from None
     closing = threading.Event()
     config = uvicorn.Config(
-        make((*LOOPBACK, host), closing), log_config=None, access_log=False, server_header=False, lifespan="off", ws="none",
+        make(hosts=(*LOOPBACK, host), closing=closing), log_config=None, access_log=False, server_header=False, lifespan="off", ws="none",
         timeout_graceful_shutdown=2, limit_concurrency=VIEWERS,
     )  # fmt: skip
     server = uvicorn.Server(config)
