@@ -68,10 +68,8 @@ def decode(blob: bytes, *, max_bytes: int = MAX_BYTES) -> tuple[dict[str, np.nda
     Raises:
         CodecError: the blob breaks any rule of the format, or is larger than `max_bytes`.
     """
-    if len(blob) > max_bytes + MAX_HEADER + 8:
-        raise CodecError(f"{len(blob)} bytes is more than the {max_bytes} allowed here.")
-    if len(blob) < 8:
-        raise CodecError(f"{len(blob)} bytes is too short to be a blob.")
+    if not 8 <= len(blob) <= max_bytes + MAX_HEADER + 8:
+        raise CodecError(f"a blob has {len(blob)} bytes; 8 to {max_bytes + MAX_HEADER + 8} are allowed here.")
     (length,) = struct.unpack_from("<Q", blob)
     if length > MAX_HEADER or length > len(blob) - 8:
         raise CodecError(f"the header claims {length} bytes; {min(MAX_HEADER, len(blob) - 8)} are possible.")

@@ -65,10 +65,7 @@ def is_rank_zero() -> bool:
 def joined(device: str) -> Iterator[str]:
     """Makes this process one of the ranks that its launcher started, if one did; yields the device to learn on.
 
-    Args:
-        device: "cpu", or "cuda", of which each rank of a machine takes another.
-    Raises:
-        SettingsError: one certain GPU for all ranks.
+    Of "cuda" each rank of a machine takes another. Raises SettingsError where all are to take a certain GPU.
     """
     if not launched():
         yield device
@@ -157,8 +154,7 @@ def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
 def is_mine(player: str, sequence: int) -> bool:
     """Whether a session falls into this rank's share: a player's sessions go round the ranks, from a hash of its name on.
 
-    Shares are equal to one session for each player. A session that was pushed twice reaches the same rank twice, which
-    then knows it.
+    A session that was pushed twice thus reaches the same rank twice, which then knows it.
     """
     return (xxhash.xxh3_64_intdigest(player.encode(errors="surrogatepass")) + sequence) % size() == rank()
 

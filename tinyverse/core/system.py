@@ -8,7 +8,6 @@ import contextlib
 import ctypes
 import os
 import platform
-import shutil
 import site
 import subprocess
 import sys
@@ -18,21 +17,13 @@ from pathlib import Path
 from typing import Any
 
 LOW_PRIORITY = 10  # nice value; 19 is the lowest priority
-
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.h
 
 
 def prepare() -> None:
-    """Sets environment and allocator; must run before torch is imported."""
+    """Sets OpenMP, and glibc's malloc to keep freed memory; must run before torch is imported."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    keep_freed_memory()
-
-
-def keep_freed_memory() -> None:
-    """Makes glibc's malloc keep freed memory. Does nothing with other C libraries."""
-    if not sys.platform.startswith("linux"):
-        return
-    with contextlib.suppress(OSError, AttributeError):
+    with contextlib.suppress(OSError, AttributeError):  # another C library
         mallopt = ctypes.CDLL("libc.so.6").mallopt
         for option, value in ((M_MMAP_THRESHOLD, 1 << 30), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 64 << 20)):
             mallopt(option, value)
@@ -114,9 +105,8 @@ def versions(folder: Path) -> dict[str, str]:
     for name in ("tinyverse", "torch", "numpy", "gymnasium", "ale-py"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-    if shutil.which("git"):
+    with contextlib.suppress(OSError, subprocess.SubprocessError):  # no git, or no repository
         words = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--exclude=*"]
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            described = subprocess.run(words, capture_output=True, text=True, check=False, timeout=10)
-            found |= {"commit": described.stdout.strip()} if described.returncode == 0 else {}
+        described = subprocess.run(words, capture_output=True, text=True, check=True, timeout=10)
+        found["commit"] = described.stdout.strip()
     return found

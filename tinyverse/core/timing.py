@@ -75,7 +75,7 @@ class Waiting:
 
 
 class Ticker:
-    """Becomes due every `seconds`; the first time at once, or after `seconds` with `later`."""
+    """Becomes due every `seconds`; the first time at once, or with `later` after `seconds`."""
 
     def __init__(self, seconds: float, *, later: bool = False) -> None:
         self.seconds = seconds

@@ -19,7 +19,7 @@ def curve(folder: Path, x: str = "step", y: str = "play/return") -> tuple[np.nda
     What a trainer logged after its last checkpoint and before a kill is left out (see `metrics.growing`).
 
     Args:
-        x: the name of a metric, or "minutes" for its `seconds` in minutes.
+        x: the name of a metric, or "minutes".
     Raises:
         SettingsError: there are none.
     """

@@ -108,8 +108,7 @@ class Bar:
         with Bar("environments", 20) as bar:
             for environment in bar.over(environments): ...
 
-    Args:
-        refresh: called before each refresh, instead of counting in `share`.
+    `refresh` makes the share each time, instead of counting in `share`.
     """
 
     def __init__(

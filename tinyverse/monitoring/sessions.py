@@ -23,17 +23,14 @@ from tinyverse.envs.video import picture
 if TYPE_CHECKING:
     from tinyverse.agents.torch_agent import TorchAgent
 
+Entry = tuple[str, bytes]  # a stored session: its id, and what was pushed
 AT_ONCE = 64  # sessions in one read or push
 PUSH_BYTES = 16 << 20  # of arrays in one push, and one session more
 CELL = 24  # pixels of a number in the picture of an observation without images
 
 
 def spec_of(database: Database, run: str) -> tuple[dict[str, str], SessionSpec]:
-    """What the run's workers agreed on, and the spec of its sessions.
-
-    Raises:
-        DatabaseError: there is no such run.
-    """
+    """What the run's workers agreed on, and the spec of its sessions. Raises DatabaseError where there is no such run."""
     meta = database.meta()
     if not meta:
         raise DatabaseError(f"there is no run {run} on this server. `tinyverse info` names those there are.")
@@ -41,8 +38,8 @@ def spec_of(database: Database, run: str) -> tuple[dict[str, str], SessionSpec]:
     return meta, SessionSpec.from_json(meta["spec"])
 
 
-def every(database: Database) -> Iterator[tuple[str, bytes]]:
-    """(id, bytes) of every stored session, oldest first."""
+def every(database: Database) -> Iterator[Entry]:
+    """Every stored session, oldest first."""
     after = BEGINNING
     while entries := database.read(after, AT_ONCE)[0]:
         yield from entries
@@ -50,11 +47,7 @@ def every(database: Database) -> Iterator[tuple[str, bytes]]:
 
 
 def decoded(
-    entries: Iterable[tuple[str, bytes]],
-    spec: SessionSpec,
-    *,
-    human: bool = False,
-    on_damaged: Callable[[str, Exception], object],
+    entries: Iterable[Entry], spec: SessionSpec, *, on_damaged: Callable[[str, Exception], object], human: bool = False
 ) -> Iterator[tuple[str, Session]]:
     """(id, session) of the entries that can be read; with `human`, only of those that people played.
 
@@ -72,11 +65,7 @@ def decoded(
 
 
 def find(database: Database, spec: SessionSpec, run: str, key: str | None) -> tuple[str, Session]:
-    """The session with this id, or the newest.
-
-    Raises:
-        SettingsError: `key` is no id, or there is no such session.
-    """
+    """The session with this id, or the newest. Raises SettingsError where there is no such id or session."""
     if key is None:
         entries = database.newest(1)
     elif is_position(key):
@@ -93,24 +82,20 @@ def find(database: Database, spec: SessionSpec, run: str, key: str | None) -> tu
 
 
 def push(
-    database: Database,
-    spec: SessionSpec,
-    sessions: Iterable[Session],
-    should_stop: Callable[[], bool],
-    on_pushed: Callable[[int], object],
-) -> int:
-    """Pushes sessions under the names of their players, and waits for the trainer as players do; returns how many."""
-    pushed, sessions = 0, iter(sessions)
+    database: Database, spec: SessionSpec, sessions: Iterator[Session], should_stop: Callable[[], bool]
+) -> Iterator[int]:
+    """Pushes sessions under the names of their players, and waits for the trainer as players do.
+
+    Yields how many it has pushed, each time.
+    """
     at_once = min(AT_ONCE, 1 + PUSH_BYTES // spec.nbytes)
     while part := [session.encode() for session in itertools.islice(sessions, at_once)]:
         while not database.state().may_play and any(worker.role == "train" for worker in database.workers()):
             if should_stop():
-                return pushed
+                return
             time.sleep(0.1)
         database.append(part)
-        pushed += len(part)
-        on_pushed(len(part))
-    return pushed
+        yield len(part)
 
 
 def summary(key: str, session: Session, state: State) -> dict[str, Any]:
@@ -127,11 +112,7 @@ def summary(key: str, session: Session, state: State) -> dict[str, Any]:
 def steps_of(
     session: Session, value: np.ndarray | None = None, entropy: np.ndarray | None = None
 ) -> list[dict[str, Any]]:
-    """A row per step with plain values; None where the session does not know.
-
-    Args:
-        value, entropy: [T] of an agent that was asked; else what the player's agent noted when it played.
-    """
+    """A row per step with plain values; None where neither `value` and `entropy` [T] nor the player's notes know."""
     extras, rows = session.extras, []
     if entropy is None and "behaviour_logits" in extras:
         chances = softmax(extras["behaviour_logits"])

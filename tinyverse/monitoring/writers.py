@@ -133,8 +133,6 @@ class Prometheus:
 
     Args:
         place: "9100", which only this machine reaches, or "HOST:PORT".
-    Raises:
-        SettingsError: that is no port, or it cannot be listened on.
     """
 
     def __init__(self, place: str, labels: Mapping[str, str]) -> None:
@@ -187,9 +185,8 @@ def open_writer(name: str, folder: RunFolder) -> Writer:
     try:
         return WRITERS[name](folder)
     except Exception as error:  # theirs, of any kind: no account, no network, another schema
-        raise SettingsError(
-            f"--track {name} cannot be used: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}."
-        ) from error
+        first = (str(error).splitlines() or [""])[0]
+        raise SettingsError(f"--track {name} cannot be used: {type(error).__name__}: {first}.") from error
 
 
 class TrainLog:
