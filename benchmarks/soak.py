@@ -44,7 +44,7 @@ from tinyverse.core import codec  # noqa: E402
 from tinyverse.core.errors import DatabaseLost  # noqa: E402
 from tinyverse.database.base import State  # noqa: E402
 from tinyverse.database.connection import connect  # noqa: E402
-from tinyverse.database.cursor import BEGINNING, is_ahead  # noqa: E402
+from tinyverse.database.base import BEGINNING, is_ahead  # noqa: E402
 from tinyverse.database.redis import RedisDatabase  # noqa: E402
 from tinyverse.database.server_config import find_binary  # noqa: E402
 

@@ -65,13 +65,13 @@ def test_the_card_says_what_the_run_says():
 def test_the_page_is_one_file_in_which_words_stay_words():
     a_run("pong", words="</td><script>alert(1)</script>|")
     Path("records").mkdir()
-    Path("records/pong-v3.webm").write_bytes(b"a film")
+    Path("records/pong-v3.webm").write_bytes(b"a video")
     page, text = a_report(RunContext("atari", "pong"))
     html = page.read_text()
     assert re.findall(r'(?:src|href)="(?!data:)', html) == []
-    assert html.count('src="data:') == 2 and 'src="data:video/webm;base64,YSBmaWxt"' in html
+    assert html.count('src="data:') == 2 and 'src="data:video/webm;base64,YSB2aWRlbw=="' in html
     assert "<script" not in html and "<script" not in text.read_text()
-    assert "[Film](../../records/pong-v3.webm)" in text.read_text()
+    assert "[Video](../../records/pong-v3.webm)" in text.read_text()
 
 
 def test_other_seeds_get_a_row_and_other_settings_are_refused():

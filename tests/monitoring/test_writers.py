@@ -86,7 +86,6 @@ def test_wandb_writes_offline(folder, monkeypatch):
     for step in (100, 200):  # the second goes on with the first
         writer = open_writer("wandb", folder)
         writer.write({**ROW, **ARRAYS, "step": step})
-        writer.video("eval/video", a_video("a.webm"), step)
         writer.close()
         identity = (folder.path / "wandb-id").read_text()
     files = list((folder.path / "wandb").glob(f"offline-run-*/run-{identity}.wandb"))

@@ -173,9 +173,9 @@ class RunContext:
             )
         return address.url
 
-    def bar(self, what: str, total: float | None = None, look: Callable[[], Share] | None = None) -> Bar:
+    def bar(self, what: str, total: float | None = None, refresh: Callable[[], Share] | None = None) -> Bar:
         """Shows how far something is, if it takes long."""
-        return Bar(what, total, quiet=self.quiet or not self.bars, look=look)
+        return Bar(what, total, quiet=self.quiet or not self.bars, refresh=refresh)
 
     def say(self, text: str) -> None:
         if not self.quiet:

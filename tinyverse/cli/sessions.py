@@ -166,8 +166,9 @@ def import_(context: RunContext, file: Path) -> None:
                 f"the run keeps {counted(capacity, 'session')}; of these {len(found):,} the newest will be left"
             )
         with context.bar("sessions imported", len(found)) as bar:
-            pushed = stored.push(database, (session for _, session in found), should_stop, on_pushed=bar.count)
-    print(f"{counted(pushed, 'session')} imported into run {context.run}")
+            for count in stored.push(database, spec, (session for _, session in found), should_stop):
+                bar.count(count)
+    print(f"{counted(bar.share.done, 'session')} imported into run {context.run}")
 
 
 @contextlib.contextmanager

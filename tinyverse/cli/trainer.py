@@ -105,12 +105,12 @@ def train_run(
 def join(context: RunContext, trainer: Trainer, should_stop: Callable[[], bool] = lambda: False) -> None:
     """`trainer.join`, which shows what takes long in it."""
 
-    def look() -> Share:
+    def refresh() -> Share:
         done, total = trainer.folder.stored.loaded if trainer.folder else (0, 0)
         waits = f"waits for {trainer.waiting.reason}" if trainer.waiting.reason else f"joining run {context.run}"
         return Share("stored sessions taken up", done, total) if total else Share(waits)
 
-    with context.bar("", look=look):
+    with context.bar("", refresh=refresh):
         trainer.join(should_stop=should_stop)
 
 
@@ -122,7 +122,7 @@ def aim(trainer: Trainer, options: TrainOptions, began: float) -> Callable[[], S
     """
     first = trainer.update
 
-    def look() -> Share | None:
+    def share() -> Share | None:
         if (filling := trainer.replay.filling) is not None:
             return Share("sessions before learning begins", *filling)
         if options.updates is not None:
@@ -131,7 +131,7 @@ def aim(trainer: Trainer, options: TrainOptions, began: float) -> Callable[[], S
             return Share("minutes", round((time.monotonic() - began) / 60, 1), options.minutes)
         return None
 
-    return look
+    return share
 
 
 def open_log(context: RunContext, options: TrainOptions, database: Database, trainer: Trainer) -> writers.TrainLog:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import secrets
 import threading
 from importlib.util import find_spec
-from typing import Any
 
 import click
 
@@ -34,7 +34,7 @@ TOKEN = "TINYVERSE_PAGE_TOKEN"
     help="Build the experiment's agent here, to draw what it thinks of a state.",
 )
 def watch(context: RunContext, listen: str, values: bool) -> None:
-    """The run as a page in a browser, which reads and changes nothing: curves, workers, films, any player's game.
+    """The run as a page in a browser, which reads and changes nothing: curves, workers, videos, any player's environments.
 
     Example: tinyverse atari.py watch
     """
@@ -42,18 +42,13 @@ def watch(context: RunContext, listen: str, values: bool) -> None:
     if missing:
         raise SettingsError(f"watch needs {' and '.join(missing)}: pip install 'tinyverse[page]'.")
     from tinyverse.monitoring import dashboard
-    from tinyverse.monitoring.dashboard.games import Games
+    from tinyverse.monitoring.dashboard.frames import Frames
 
     host, _ = dashboard.address(listen)
     token = "" if dashboard.is_loopback(host) else os.environ.get(TOKEN) or secrets.token_urlsafe(24)
     with context.connected(start=False) as database, stop_on_signals() as should_stop:
-        games = Games(database, context.make_agent if values else None)
-
-        def make(hosts: tuple[str, ...], closing: threading.Event) -> Any:
-            return dashboard.application(
-                database, context.folder, games, RECORDS, token=token, hosts=hosts, closing=closing
-            )
-
+        frames = Frames(database, context.make_agent if values else None)
+        make = functools.partial(dashboard.application, database, context.folder, frames, RECORDS, token=token)
         with dashboard.served(make, listen) as url:
             print(f"open {url}{f'?token={token}' if token else ''} (Ctrl-C ends it)", flush=True)
             waiting = threading.Event()

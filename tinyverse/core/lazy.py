@@ -3,8 +3,6 @@
 Commands such as `info` and `--help` therefore start without torch.
 """
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Mapping
 from typing import Any

@@ -3,8 +3,6 @@
 The database holds it as a flat dict of strings: format, experiment, settings (JSON) and spec (JSON).
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -16,19 +14,9 @@ FORMAT = "1"
 
 
 def run_config(experiment: str, settings: Mapping[str, Any], spec: SessionSpec) -> dict[str, str]:
-    """Returns the run config as strings, ready for the database.
-
-    Args:
-        experiment: name of the experiment.
-        settings: arguments of its `make_experiment`.
-        spec: shapes and dtypes of its sessions.
-    """
-    return {
-        "format": FORMAT,
-        "experiment": experiment,
-        "settings": json.dumps(dict(settings), default=str),
-        "spec": spec.to_json(),
-    }
+    """Returns the run config as strings: the experiment's name, the arguments of its `make_experiment`, the spec."""
+    text = json.dumps(dict(settings), default=str)
+    return {"format": FORMAT, "experiment": experiment, "settings": text, "spec": spec.to_json()}
 
 
 def experiment_and_settings(meta: Mapping[str, str]) -> dict[str, Any]:
@@ -40,9 +28,7 @@ def experiment_and_settings(meta: Mapping[str, str]) -> dict[str, Any]:
     if not meta:
         return {}
     if meta["format"] != FORMAT:
-        raise RunConflict(
-            f"the run speaks format {meta['format']}, this tinyverse {FORMAT}: use one version everywhere."
-        )
+        raise RunConflict(f"the run has format {meta['format']}, this tinyverse {FORMAT}: use one version everywhere.")
     return {"experiment": meta["experiment"], "settings": json.loads(meta["settings"])}
 
 
@@ -75,11 +61,7 @@ def check_can_join(
 
 
 def check_spec(name: str, meta: Mapping[str, str], spec: SessionSpec) -> None:
-    """Checks that sessions of this `spec` are sessions of run `name`.
-
-    Raises:
-        RunConflict: they differ.
-    """
+    """Raises RunConflict where sessions of this `spec` are not sessions of run `name`."""
     wrong = SessionSpec.from_json(meta["spec"]).difference(spec.fields)
     if wrong:
         raise RunConflict(f"run {name} cannot be joined: {wrong} Is the experiment file the same everywhere?")

@@ -10,14 +10,12 @@
 The reset spends a row (Gymnasium's NEXT_STEP), so the true last observation of an episode is in the sequence.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import json
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -66,8 +64,8 @@ def flatten(trees: Mapping[str, nest.Tree]) -> dict[str, Any]:
 class Session:
     """T steps of one environment. Synonyms: an unroll (IMPALA), a rollout (PPO), a sequence (R2D2).
 
-    Its arrays stay flat from the player to the trainer's memory. Each of `FIELDS` is an attribute too, a tree as the
-    environment or the agent gave it: `session.observations["image"]`. The tree is built when it is asked for.
+    Each of `FIELDS` is an attribute too, a tree as the environment or the agent gave it, built when it is asked for:
+    `session.observations["image"]`.
 
     Attributes:
         arrays: every leaf by its dotted name.
@@ -95,8 +93,8 @@ class Session:
     @property
     def episodes(self) -> list[tuple[float, int]]:
         """(return, length in steps) of each episode that ended in this session."""
-        returns, lengths = self.metadata.get("returns", "[]"), self.metadata.get("lengths", "[]")
-        if returns == lengths == "[]":
+        returns, lengths = (self.metadata.get(name, "[]") for name in ("returns", "lengths"))
+        if returns == lengths == "[]":  # of most sessions, which are read faster without JSON
             return []
         return list(zip(json.loads(returns), json.loads(lengths), strict=True))
 
@@ -119,15 +117,15 @@ class SessionSpec:
 
     @functools.cached_property
     def _floats(self) -> list[tuple[str, bool]]:
-        """The float arrays, and whether infinity is refused in them: an agent may say −∞ of an action not allowed."""
-        kinds = {name: dtype.kind for name, (_, dtype) in self.fields.items()}
-        return [(name, name.startswith(("observations", "rewards"))) for name in kinds if kinds[name] == "f"]
+        """The float arrays, and whether infinity is refused in them: an agent may note −∞ for an action not allowed."""
+        names = [name for name, (_, dtype) in self.fields.items() if dtype.kind == "f"]
+        return [(name, name.startswith(("observations", "rewards"))) for name in names]
 
     def to_json(self) -> str:
         return json.dumps({name: [dtype.str, list(shape)] for name, (shape, dtype) in self.fields.items()})
 
     @classmethod
-    def from_json(cls, text: str) -> SessionSpec:
+    def from_json(cls, text: str) -> Self:
         """Inverse of `to_json`.
 
         Raises:

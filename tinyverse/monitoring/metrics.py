@@ -3,8 +3,6 @@
 A row is a dict of numbers by name, as metrics.jsonl, the database and the writers have it.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
