@@ -3,7 +3,7 @@
     /                 the page: static/index.html, its style and script, and uPlot 1.6.32 (MIT) to draw curves with
     /history          the trainer's log so far, thinned, as columns
     /events           what `info --json` says, as server-sent events, once a second
-    /frames?player=ID&env=N    the newest steps of one of a player's environments, with what its agent computes (see `frames`)
+    /frames           the newest steps of an environment (player=ID&env=N), with what its agent computes (see `frames`)
     /video/NAME       a video of an evaluation
 
 It asks nothing of a player: all of this is in the database already. Needs the extra `page`.
