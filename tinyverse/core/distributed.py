@@ -57,7 +57,7 @@ def neighbours() -> int:
 
 
 def is_rank_zero() -> bool:
-    """Whether this is rank 0, which alone holds the lease, publishes, and writes files."""
+    """Whether this is rank 0, which alone publishes and writes files."""
     return rank() == 0
 
 
@@ -148,7 +148,8 @@ def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
         return
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     averaged = mean(nn.utils.parameters_to_vector(gradients))  # one message
-    nn.utils.vector_to_parameters(averaged, gradients)
+    for gradient, part in zip(gradients, averaged.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
 
 
 def is_mine(player: str, sequence: int) -> bool:
@@ -187,9 +188,7 @@ def launch(words: Iterable[str], ranks: int) -> None:
             run.run(run.parse_args([*options, "-m", "tinyverse", *words]))
         except SignalException as end:
             if end.sigval == signal.SIGQUIT:
-                raise TinyverseError(
-                    f"the {ranks} ranks have ended; the message of one of them above says why."
-                ) from None
+                raise TinyverseError(f"the {ranks} ranks have ended; a message of one of them says why.") from None
         except ChildFailedError:
             raise TinyverseError(
                 f"one of the {ranks} ranks has died {RESTARTS + 1} times; see above for why. The checkpoint is kept."

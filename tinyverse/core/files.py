@@ -47,13 +47,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path, name: str) -> None:
-    """Removes unfinished files that killed processes have left behind.
+    """Removes what killed processes have left behind of files whose names match the glob pattern `name`.
 
     A file goes if its process is gone from this machine (or had the id of this process, as in a restarted container)
     and nobody has written to it for an hour. The hour protects processes of other machines that share the folder.
-
-    Args:
-        name: a glob pattern of the finished files' names.
     """
     for file in folder.glob(f"{name}.*.writing"):
         pid = file.name.split(".")[-2]

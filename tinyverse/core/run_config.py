@@ -22,8 +22,7 @@ def run_config(experiment: str, settings: Mapping[str, Any], spec: SessionSpec) 
 def experiment_and_settings(meta: Mapping[str, str]) -> dict[str, Any]:
     """Returns {"experiment": name, "settings": dict} of a run config, as settings.json holds them; {} for an empty one.
 
-    Raises:
-        RunConflict: another version of tinyverse, with another format, wrote it.
+    Raises RunConflict where a tinyverse with another format wrote it.
     """
     if not meta:
         return {}
@@ -39,7 +38,6 @@ def check_can_join(
 
     Args:
         agreed: what `experiment_and_settings` returned for the run; {} accepts every worker.
-        given: the settings that the user asked for.
         force: accept settings that differ.
     Raises:
         RunConflict: the run has another experiment, or settings that differ. The message names both.

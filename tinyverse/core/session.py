@@ -126,11 +126,7 @@ class SessionSpec:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Inverse of `to_json`.
-
-        Raises:
-            SpecError: the text is no spec.
-        """
+        """Inverse of `to_json`. Raises SpecError where the text is no spec."""
         try:
             stored = json.loads(text).items()
             fields = {name: (tuple(map(int, shape)), np.dtype(str(dtype))) for name, (dtype, shape) in stored}
@@ -167,8 +163,8 @@ class SessionSpec:
             raise SpecError(wrong)
         for name, strict in self._floats:
             if not (np.isfinite(arrays[name]) if strict else ~np.isnan(arrays[name])).all():
-                what = "NaN or infinity" if strict else "NaN"
-                raise SpecError(f"session.{name} holds {what}: learning from it would spoil the weights.")
+                kind = "NaN or infinity" if strict else "NaN"
+                raise SpecError(f"session.{name} holds {kind}: learning from it would spoil the weights.")
         session = Session(arrays, metadata)
         if len(metadata.get("player", "")) > LONGEST_NAME:
             raise CodecError(f"the session's player has a name of more than {LONGEST_NAME} characters.")

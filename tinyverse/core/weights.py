@@ -25,12 +25,7 @@ Weights = Mapping[str, np.ndarray]
 def encode_weights(
     weights: Weights, *, version: int, update: int, step: int, bfloat16: bool = False, about: Mapping[str, str] = {}
 ) -> bytes:
-    """Encodes weights together with their version, update and step.
-
-    Args:
-        bfloat16: round float32 arrays to bfloat16, which halves their size.
-        about: more strings for the metadata.
-    """
+    """Encodes weights, their numbers and more strings `about` them. With `bfloat16` float32 arrays take half the bytes."""
     names = [name for name, array in weights.items() if array.dtype == np.float32] if bfloat16 else []
     numbers = {"version": str(version), "update": str(update), "step": str(step)}
     return codec.encode(weights, {**about, **numbers}, bfloat16=names)

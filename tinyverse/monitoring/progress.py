@@ -34,8 +34,7 @@ class Share(NamedTuple):
     left: str = ""  # how long the rest will take, in words
 
     def __str__(self) -> str:
-        """In words.
-
+        """
         >>> print(Share("environments", 1200, 2000, "3m20s"))
         environments: 1,200 of 2,000, 3m20s left
         """

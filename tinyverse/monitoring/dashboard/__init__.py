@@ -3,7 +3,7 @@
     /                 the page: static/index.html, its style and script, and uPlot 1.6.32 (MIT) to draw curves with
     /history          the trainer's log so far, thinned, as columns
     /events           what `info --json` says, as server-sent events, once a second
-    /frames?player=ID&env=N    the newest steps of one of a player's environments, with what its agent computes (see `frames`)
+    /frames           the newest steps of an environment (player=ID&env=N), with what its agent computes (see `frames`)
     /video/NAME       a video of an evaluation
 
 It asks nothing of a player: all of this is in the database already. Needs the extra `page`.
@@ -51,8 +51,7 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 def history(database: Database, folder: RunFolder) -> dict[str, Any]:
     """{"columns": a list per name that is drawn, None where a row has no number; "evaluations": rows}, oldest first.
 
-    Where the server came back empty, older rows come from the run's folder, if it is on this machine. Steps only grow (see
-    `metrics.growing`).
+    Where the server came back empty, older rows come from the run's folder, if it is on this machine. Steps only grow.
     """
     rows = database.metrics(LOG_KEPT)
     begins = min((row["step"] for row in rows if "step" in row), default=math.inf)
@@ -61,10 +60,8 @@ def history(database: Database, folder: RunFolder) -> dict[str, Any]:
     log = metrics.growing([row for row in log if row.get("step") is not None])
     log = log[(len(log) - 1) % -(-len(log) // POINTS) :: -(-len(log) // POINTS)] if log else []  # ends with the newest
     names = sorted({name for row in log for name in row if DRAWN.fullmatch(name)})
-    return {
-        "columns": {name: [row.get(name) for row in log] for name in names},
-        "evaluations": evaluations[-POINTS:],
-    }
+    columns = {name: [row.get(name) for row in log] for name in names}
+    return {"columns": columns, "evaluations": evaluations[-POINTS:]}
 
 
 def application(
