@@ -104,7 +104,11 @@ def run(
         run_here.callback(context, options, players=players)
     else:
         local.callback(context, options)
-    return curve_of(context.folder.path)
+    try:
+        steps, returns = curve(context.folder.path)
+    except SettingsError:  # no episode has ended yet
+        steps, returns = np.zeros(0), np.zeros(0)
+    return Curve(context.folder.path, steps, returns)
 
 
 def _refuse_either_way(context: RunContext, here: Mapping[str, Any]) -> None:
@@ -116,15 +120,6 @@ def _refuse_either_way(context: RunContext, here: Mapping[str, Any]) -> None:
                 f"{name} is a keyword of tinyverse.run and a setting of {context.title}: give the setting as "
                 f"settings={{{name!r}: …}}; with it, {name}={here[name]!r} is the keyword."
             )
-
-
-def curve_of(folder: Path | str) -> Curve:
-    """The curve of a run's folder; empty as long as no episode has ended."""
-    try:
-        steps, returns = curve(Path(folder))
-    except SettingsError:
-        steps, returns = np.zeros(0), np.zeros(0)
-    return Curve(Path(folder), steps, returns)
 
 
 def load(folder: Path | str, *, experiment: str | None = None, best: bool = False) -> Loaded:

@@ -21,7 +21,7 @@ def clear(context: RunContext, yes: bool, keep_weights: bool, force: bool, stop_
     Example: tinyverse atari.py clear --yes
     """
     what = "sessions and bookkeeping" if keep_weights else "sessions, weights and bookkeeping"
-    with context.known(force) as database:
+    with context.known() as database:
         workers = database.workers()
         if workers and not force:
             who = ", ".join(f"{worker.role} on {worker.host} (pid {worker.pid})" for worker in workers[:3])

@@ -91,11 +91,7 @@ TRAIN_OPTIONS = [
     click.Option(["--save-every"], type=float, default=TrainOptions.save_every, show_default=True, metavar="SECONDS", help="Between two checkpoints."),
 ]  # fmt: skip
 
-weights_option = click.option(
-    "--weights",
-    metavar="VERSION|FILE|best",
-    help="A kept version, a checkpoint or an export, or the best evaluated [the newest].",
-)
+weights_option = click.option("--weights", metavar="VERSION|FILE|best", help="A kept version, a checkpoint or an export, or the best evaluated [the newest].")  # fmt: skip
 
 
 def stepping_options(function: F) -> F:
@@ -125,7 +121,7 @@ class RunCommand(click.Command):
 
     def gathered(self, ctx: click.Context, given: dict[str, Any]) -> list[Any]:
         """The first arguments of the function, made of options that are taken out of `given`."""
-        return [_run_context(ctx, **{option.name or "": given.pop(option.name or "") for option in RUN_OPTIONS})]
+        return [_run_context(ctx, **{str(option.name): given.pop(str(option.name)) for option in RUN_OPTIONS})]
 
 
 class TrainCommand(RunCommand):
@@ -141,8 +137,7 @@ class TrainCommand(RunCommand):
 
 
 def _run_context(
-    ctx: click.Context, *, redis: str | None, password: str | None, name: str | None, options: tuple[str, ...], config: Path | None,
-    verbose: int, **given: Any,
+    ctx: click.Context, *, redis: str | None, name: str | None, options: tuple[str, ...], config: Path | None, verbose: int, **given: Any
 ) -> RunContext:  # fmt: skip
     from tinyverse.cli.context import RunContext
     from tinyverse.database.server import public
@@ -155,14 +150,10 @@ def _run_context(
             "tinyverse: a password on the command line is seen by everyone on this machine; TINYVERSE_PASSWORD and TINYVERSE_REDIS_URL are not.",
             file=sys.stderr,
         )
-    return RunContext(ctx.obj, name or "", _settings(config, options), redis=redis, password=password, **given)
-
-
-def _settings(config: Path | None, options: tuple[str, ...]) -> dict[str, Any]:
     settings: dict[str, Any] = read(config)[0] if config else {}
     for option in options:
-        name, equals, value = option.partition("=")
-        if not equals or not name:
+        setting, equals, value = option.partition("=")
+        if not equals or not setting:
             raise SettingsError(f"-o {option}: write it as NAME=VALUE.")
-        settings[name.strip()] = value
-    return settings
+        settings[setting.strip()] = value
+    return RunContext(ctx.obj, name or "", settings, redis=redis, **given)

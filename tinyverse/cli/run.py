@@ -42,9 +42,8 @@ def run(
     """
     from tinyverse.cli.trainer import change_settings, check_options, start_fresh, train_run
 
-    check_options(options)
+    check_options(context, options)
     positive(players=players, num_envs=num_envs, step_timeout=stepping.get("step_timeout"))
-    context.load()
     options = dataclasses.replace(options, threads=options.threads or max(1, system.cores() - players))
     with contextlib.ExitStack() as stack:
         should_stop = stack.enter_context(stop_on_signals())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import threading
+import time
 from importlib.util import find_spec
 from typing import Any
 
@@ -20,19 +21,8 @@ TOKEN = "TINYVERSE_PAGE_TOKEN"
 
 
 @click.command(cls=RunCommand)
-@click.option(
-    "--listen",
-    default=LISTEN,
-    show_default=True,
-    metavar="HOST:PORT",
-    help="Where to serve it; on another address than loopback, with a token.",
-)
-@click.option(
-    "--values/--no-values",
-    default=True,
-    show_default=True,
-    help="Build the experiment's agent here, to draw what it thinks of a state.",
-)
+@click.option("--listen", default=LISTEN, show_default=True, metavar="HOST:PORT", help="Where to serve it; on another address than loopback, with a token.")  # fmt: skip
+@click.option("--values/--no-values", default=True, show_default=True, help="Build the experiment's agent here, to draw what it thinks of a state.")  # fmt: skip
 def watch(context: RunContext, listen: str, values: bool) -> None:
     """The run as a page in a browser, which reads and changes nothing: curves, workers, films, any player's game.
 
@@ -56,6 +46,5 @@ def watch(context: RunContext, listen: str, values: bool) -> None:
 
         with dashboard.served(make, listen) as url:
             print(f"open {url}{f'?token={token}' if token else ''} (Ctrl-C ends it)", flush=True)
-            waiting = threading.Event()
             while not should_stop():
-                waiting.wait(0.2)
+                time.sleep(0.2)

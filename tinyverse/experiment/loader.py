@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 _WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 _PREFIX = "tinyverse_experiment_"  # names of modules loaded from files begin so
-_OWN = Path(__file__).parents[1]
-_LIBRARIES = [Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
 
 
 def load_module(name: str) -> ModuleType:
@@ -122,9 +120,14 @@ def build(module: ModuleType, settings: Mapping[str, Any]) -> Experiment:
     return experiment
 
 
+def rebuild(name: str, settings: Mapping[str, Any]) -> Experiment:
+    """Loads and builds an experiment; another process can, for its name and settings travel and no code does."""
+    return build(load_module(name), settings)
+
+
 def is_ours(error: BaseException) -> bool:
     """Tells whether tinyverse raised the error itself: no frame of the user's code is in its traceback."""
-    return not any(map(_is_theirs, traceback.extract_tb(error.__traceback__)))
+    return _first_of_theirs(traceback.extract_tb(error.__traceback__)) is None
 
 
 def user_traceback(error: BaseException) -> str:
@@ -133,14 +136,19 @@ def user_traceback(error: BaseException) -> str:
     For an error in a library that the user imports, the last frame.
     """
     frames = traceback.extract_tb(error.__traceback__)
-    first = next((index for index, frame in enumerate(frames) if _is_theirs(frame)), len(frames) - 1)
-    return "".join(traceback.format_list(frames[first:]) + traceback.format_exception_only(error)).rstrip()
+    first = _first_of_theirs(frames)
+    shown = frames[-1:] if first is None else frames[first:]
+    return "".join(traceback.format_list(shown) + traceback.format_exception_only(error)).rstrip()
 
 
-def _is_theirs(frame: traceback.FrameSummary) -> bool:
-    """Tells whether the frame's file is outside this package, Python and installed packages."""
-    path = Path(frame.filename)
-    return not frame.filename.startswith("<") and not any(path.is_relative_to(place) for place in (_OWN, *_LIBRARIES))
+def _first_of_theirs(frames: traceback.StackSummary) -> int | None:
+    """Returns the index of the first frame outside this package, Python and folders of installed packages."""
+    places = [Path(__file__).parents[1], *(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib"))]
+    places += [place for place in map(Path, filter(None, sys.path)) if any(place.glob("*.dist-info"))]
+    for index, frame in enumerate(frames):
+        if not frame.filename.startswith("<") and not any(map(Path(frame.filename).is_relative_to, places)):
+            return index
+    return None
 
 
 def _convert(name: str, value: Any, default: Any) -> Any:
