@@ -141,17 +141,16 @@ def load(folder: Path | str, *, experiment: str | None = None, best: bool = Fals
     run_folder = RunFolder(folder)
     file = run_folder.best if best else run_folder.newest()
     if file is None or not file.exists():
-        raise NoWeights(
-            f"{folder} holds no {'best weights' if best else 'checkpoint'}. Is it the folder of a trained run?"
-        )
-    starts = run_folder.starts()
-    source = experiment or (starts[-1]["source"] if starts else "")
-    if not source:
-        raise SettingsError(
-            f"{folder} does not say where its experiment is: load({str(folder)!r}, experiment='my_game.py')."
-        )
+        wanted = "best weights" if best else "checkpoint"
+        raise NoWeights(f"{folder} holds no {wanted}. Is it the folder of a trained run?")
+    if experiment is None:
+        starts = run_folder.starts()
+        if not starts:
+            call = f"load({str(folder)!r}, experiment='my_game.py')"
+            raise SettingsError(f"{folder} does not say where its experiment is: {call}.")
+        experiment = starts[-1]["source"]
     found = WeightsFile.read(file)
-    module = loader.load_module(source)
+    module = loader.load_module(experiment)
     settings = loader.resolve(module, (found.agreed or run_folder.settings())["settings"])
     made = loader.build(module, settings)
     agent = made.agent()

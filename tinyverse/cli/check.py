@@ -73,9 +73,8 @@ def check(context: RunContext) -> list[tuple[str, str]]:
     with timed("learner") as said:
         learner = experiment.learner(agent)
         said.append(type(learner).__name__)
-    config = ReplayConfig(
-        batch_size=experiment.batch_size, buffer_size=experiment.batch_size + experiment.num_envs, reuse=None
-    )
+    batch_size = experiment.batch_size
+    config = ReplayConfig(batch_size=batch_size, buffer_size=batch_size + experiment.num_envs, reuse=None)
     replay = Replay(spec, config, sampler_of(experiment.sampler))
     while (batch := replay.sample(length=learner.length, burn_in=learner.burn_in)) is None:
         for each in rollout.sessions("check", 0):
@@ -90,9 +89,7 @@ def check(context: RunContext) -> list[tuple[str, str]]:
     pool.close()
     bad = [name for name, value in row.items() if not math.isfinite(value)]
     if bad:
-        raise TinyverseError(
-            f"{', '.join(bad)} of the first update is not finite. Are observations and rewards finite?"
-        )
+        raise TinyverseError(f"{', '.join(bad)} of an update is not finite. Are observations and rewards finite?")
     width = max(len(what) for what, _ in rows)
     for what, seen in rows:
         print(f"{what:<{width}}  {seen}")

@@ -25,9 +25,8 @@ def clear(context: RunContext, yes: bool, keep_weights: bool, force: bool, stop_
         workers = database.workers()
         if workers and not force:
             who = ", ".join(f"{worker.role} on {worker.host} (pid {worker.pid})" for worker in workers[:3])
-            raise RunConflict(
-                f"run {context.run} is at work: {who}. Stop it first (tinyverse {context.experiment} stop), or add --force."
-            )
+            stop = f"tinyverse {context.experiment} stop"
+            raise RunConflict(f"run {context.run} is at work: {who}. Stop it first ({stop}), or add --force.")
         if not yes:
             click.confirm(f"Remove the {what} of run {context.run} from the database?", abort=True)
         database.clear(keep_weights)

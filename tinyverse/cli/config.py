@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -19,16 +19,8 @@ from tinyverse.experiment import loader
 if TYPE_CHECKING:
     from tinyverse.experiment.experiment import Experiment
 
+COLUMNS = ("part", "name", "value", "source")  # a part: "settings", or the command whose option it is
 HIDDEN = ("config", "options", "password", "redis")  # where the values come from, and secrets
-
-
-class Value(NamedTuple):
-    """An effective value."""
-
-    part: str  # "settings", or the command whose option it is
-    name: str
-    value: Any
-    source: str
 
 
 @click.command(cls=RunCommand)
@@ -44,24 +36,24 @@ def config(ctx: click.Context, context: RunContext, as_json: bool) -> None:
     kept = context.folder.settings()
     check_can_join(context.run, kept, context.title, context.given)
     settings = context.resolved(kept.get("settings", {}))
-    values = list(_settings(context, settings, kept.get("settings", {}), file, ctx.params["options"]))
+    rows = list(_settings(context, settings, kept.get("settings", {}), file, ctx.params["options"]))
     experiment = loader.build(context.module, settings)
     for verb in ("play", "train", "eval"):
         command = group.get_command(ctx, verb)
         assert command is not None
         made = command.make_context(verb, ["--config", str(file)] if file else [], parent=ctx.parent)
-        values += _options(made, experiment, file)
+        rows += _options(made, experiment, file)
     if as_json:
-        print(json.dumps([value._asdict() for value in values], default=str))
+        print(json.dumps([dict(zip(COLUMNS, row, strict=True)) for row in rows], default=str))
         return
-    widths = [max(len(str(value[column])) for value in values) for column in range(3)]
-    for value in values:
-        print("  ".join(f"{word!s:<{width}}" for word, width in zip(value, [*widths, 0], strict=True)).rstrip())
+    *widths, _ = (max(map(len, map(str, column))) for column in zip(*rows, strict=True))
+    for row in rows:
+        print("  ".join(f"{word!s:<{width}}" for word, width in zip(row, [*widths, 0], strict=True)))
 
 
 def _settings(
     context: RunContext, settings: Mapping[str, Any], kept: Mapping[str, Any], file: Path | None, options: Sequence[str]
-) -> Iterator[Value]:
+) -> Iterator[tuple[str, str, Any, str]]:
     """The run's settings: of `-o`, of the file of `--config`, those kept in the run's folder, and the experiment's own."""
     in_file, asked = read(file)[0] if file else {}, {option.split("=", 1)[0].strip() for option in options}
     for name, value in settings.items():
@@ -71,10 +63,10 @@ def _settings(
             else f"{context.folder.path}/settings.json" if name in kept
             else "make_experiment"
         )  # fmt: skip
-        yield Value("settings", name, value, source)
+        yield "settings", name, value, source
 
 
-def _options(ctx: click.Context, experiment: Experiment, file: Path | None) -> Iterator[Value]:
+def _options(ctx: click.Context, experiment: Experiment, file: Path | None) -> Iterator[tuple[str, str, Any, str]]:
     """The options of a command that have a value without a word on its command line."""
     for option in ctx.command.params:
         name, source = str(option.name), "default"
@@ -87,4 +79,4 @@ def _options(ctx: click.Context, experiment: Experiment, file: Path | None) -> I
             value, source = getattr(experiment, name), "the experiment"
         if (value or source not in ("default", "the experiment")) and name not in HIDDEN:
             words = [word.removeprefix("--") for word in option.opts if word.startswith("--")]
-            yield Value(str(ctx.info_name), (words or [name])[-1], value, source)
+            yield str(ctx.info_name), (words or [name])[-1], value, source

@@ -163,9 +163,7 @@ class RunContext:
             return url
         address = self.address(start)
         if address.source == "started":
-            self.say(
-                f"started a local server for this user, {address}; it stays for the others (tinyverse server stop ends it)"
-            )
+            self.say(f"started a local server, {address}; it stays for others (tinyverse server stop ends it)")
         return address.url
 
     def bar(self, what: str, total: float | None = None, look: Callable[[], Share] | None = None) -> Bar:

@@ -87,9 +87,8 @@ def main(arguments: list[str] | None = None) -> None:
 
         if is_ours(error) or "-vv" in words:
             raise
-        _fail(
-            f"the experiment raised {type(error).__name__} (-vv shows the whole way there):\n{user_traceback(error)}", 1
-        )
+        kind = type(error).__name__
+        _fail(f"the experiment raised {kind} (-vv shows the whole way there):\n{user_traceback(error)}", 1)
     sys.exit(code if isinstance(code, int) else 0)
 
 

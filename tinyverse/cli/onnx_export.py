@@ -75,9 +75,8 @@ def to_onnx(experiment: str, found: WeightsFile) -> bytes:
     made = loader.rebuild(experiment, found.agreed["settings"])
     agent = made.agent()
     if not isinstance(agent, TorchAgent):
-        raise ExperimentError(
-            f"{type(agent).__name__} is no TorchAgent, so there is no network to export; write a .safetensors file."
-        )
+        kind = type(agent).__name__
+        raise ExperimentError(f"{kind} is no TorchAgent: there is no network to export; write a .safetensors file.")
     agent.set_weights(found.weights)
     pool = made.pool(EXAMPLE)
     acting = Acting(agent, nest.map(lambda leaf: torch.from_numpy(leaf.copy()), pool.reset(0))).eval()
@@ -95,9 +94,8 @@ def to_onnx(experiment: str, found: WeightsFile) -> bytes:
             )  # fmt: skip
     except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ExperimentError(
-            f"this network cannot be expressed in ONNX ({reason}); write a .safetensors file."
-        ) from error
+        message = f"this network cannot be expressed in ONNX ({reason}); write a .safetensors file."
+        raise ExperimentError(message) from error
     finally:
         logger.setLevel(level)
     model: Any = onnx.load_from_string(buffer.getvalue())

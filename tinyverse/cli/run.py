@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import click
@@ -59,44 +59,35 @@ def run(
             change_settings(context, database)  # before players agree to the old ones
         if own:
             stack.enter_context(_announced(context.folder, context.redis or ""))
-        crew = stack.enter_context(_Players(context, players, {"num_envs": num_envs, **stepping}))
-        return train_run(context, options, database, lambda: should_stop() or crew.is_gone(), show=terminal.panel)
+        are_gone = stack.enter_context(_players(context, players, {"num_envs": num_envs, **stepping}))
+        return train_run(context, options, database, lambda: should_stop() or are_gone(), show=terminal.panel)
 
 
-class _Players:
-    """Player processes of `run`. They end when it ends, also when it is killed."""
+@contextlib.contextmanager
+def _players(context: RunContext, count: int, options: Mapping[str, float | None]) -> Iterator[Callable[[], bool]]:
+    """Starts player processes; yields whether none is left. They end when this process does, also when it is killed."""
+    words = [sys.executable, "-m", "tinyverse", context.experiment, "play", "--name", context.run, "--quiet"]
+    words += [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if value]
+    words += ["--database", context.database] if context.database else []
+    seeds = [[] if context.seed is None else ["--seed", str(context.seed + 1 + index)] for index in range(count)]
+    # the server's password goes through the environment: everyone can read the words of a command
+    place = {"TINYVERSE_REDIS_URL": context.server(start=True), "TINYVERSE_PARENT": str(os.getpid())}
+    env = {**os.environ, **place, **system.python_path()}
+    processes = [subprocess.Popen(words + seed, env=env, start_new_session=True) for seed in seeds]
 
-    def __init__(self, context: RunContext, count: int, options: Mapping[str, float | None]) -> None:
-        words = [sys.executable, "-m", "tinyverse", context.experiment, "play", "--name", context.run, "--quiet"]
-        words += [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if value]
-        words += ["--database", context.database] if context.database else []
-        seeds = [[] if context.seed is None else ["--seed", str(context.seed + 1 + index)] for index in range(count)]
-        # the server's password goes through the environment: everyone can read the words of a command
-        place = {
-            "TINYVERSE_REDIS_URL": context.server(start=True),
-            "TINYVERSE_PARENT": str(os.getpid()),
-            **system.python_path(),
-        }
-        self._processes = [
-            subprocess.Popen(words + seed, env={**os.environ, **place}, start_new_session=True) for seed in seeds
-        ]
-
-    def is_gone(self) -> bool:
-        """Whether no player is left; that one failed is an error, which its own output explains."""
-        codes = [process.poll() for process in self._processes]
-        if None not in codes and any(codes):
-            raise TinyverseError(
-                f"{counted(len(codes), 'player')} failed, and none is left (exit codes {codes}); see above for why."
-            )
+    def are_gone() -> bool:
+        codes = [process.poll() for process in processes]
+        if None not in codes and any(codes):  # their own output says why
+            failed = counted(len(codes), "player")
+            raise TinyverseError(f"{failed} failed, and none is left (exit codes {codes}); see above for why.")
         return None not in codes
 
-    def __enter__(self) -> _Players:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for process in self._processes:
+    try:
+        yield are_gone
+    finally:
+        for process in processes:
             process.terminate()
-        for process in self._processes:
+        for process in processes:
             try:
                 process.wait(8.0)
             except subprocess.TimeoutExpired:

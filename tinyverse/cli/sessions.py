@@ -158,9 +158,7 @@ def import_(context: RunContext, file: Path) -> None:
         with context.bar("sessions checked", len(found)) as bar:
             archive.check(found, spec, context.run, on_session=bar.count)
         if len(found) > (capacity := database.state().capacity):
-            context.say(
-                f"the run keeps {counted(capacity, 'session')}; of these {len(found):,} the newest will be left"
-            )
+            context.say(f"the run keeps {counted(capacity, 'session')}; of {len(found):,} the newest will be left")
         with context.bar("sessions imported", len(found)) as bar:
             pushed = stored.push(database, (session for _, session in found), should_stop, on_pushed=bar.count)
     print(f"{counted(pushed, 'session')} imported into run {context.run}")

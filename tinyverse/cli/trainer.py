@@ -216,7 +216,7 @@ def _compile(agent: Agent, device: str) -> None:
         raise SettingsError(f"--compile wants an agent with a PyTorch network; {type(agent).__name__} has none.")
     if device == "cpu" and not any(map(shutil.which, [os.environ.get("CXX", "g++"), "clang++"])):
         raise SettingsError(
-            "--compile on a CPU wants a C++ compiler, and there is no g++ here. Install one or leave it out."
+            "--compile on a CPU wants a C++ compiler; there is no g++ here. Install it or leave it out."
         )
     network.compile(mode="reduce-overhead" if device.startswith("cuda") else "default")
 
@@ -257,9 +257,8 @@ def change_settings(context: RunContext, database: Database) -> bool:
         return False
     _refuse_beside_a_trainer(context, database, "--force")
     if context.folder.newest() is None:
-        raise RunConflict(
-            f"--force: there is no checkpoint of run {context.run} in {context.folder.path}/ to go on from."
-        )
+        where = f"{context.folder.path}/"
+        raise RunConflict(f"--force: there is no checkpoint of run {context.run} in {where} to go on from.")
     database.clear()
     return True
 
@@ -267,9 +266,8 @@ def change_settings(context: RunContext, database: Database) -> bool:
 def _refuse_beside_a_trainer(context: RunContext, database: Database, option: str) -> None:
     for worker in database.workers():
         if worker.role == "train":
-            raise RunConflict(
-                f"{option}: run {context.run} is being trained on {worker.host} (pid {worker.pid}). Stop that first."
-            )
+            where = f"{worker.host} (pid {worker.pid})"
+            raise RunConflict(f"{option}: run {context.run} is being trained on {where}. Stop that first.")
 
 
 def _line(trainer: Trainer) -> str:

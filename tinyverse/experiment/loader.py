@@ -49,9 +49,7 @@ def load_module(name: str) -> ModuleType:
     else:
         raise ExperimentError(f"{name} is no file, no module and no packaged example.{_hint(name)}")
     if not callable(getattr(module, "make_experiment", None)):
-        raise ExperimentError(
-            f"{name} has no function make_experiment(); define one that returns a tinyverse.Experiment."
-        )
+        raise ExperimentError(f"{name} has no function make_experiment(); define one that returns an Experiment.")
     return module
 
 
@@ -77,9 +75,7 @@ def defaults(module: ModuleType) -> dict[str, Any]:
     parameters = inspect.signature(module.make_experiment).parameters
     for name, parameter in parameters.items():
         if parameter.default is inspect.Parameter.empty:
-            raise ExperimentError(
-                f"make_experiment({name}) has no default; give every argument one: they are the settings."
-            )
+            raise ExperimentError(f"make_experiment({name}) has no default; give every argument one: it is a setting.")
     return {name: parameter.default for name, parameter in parameters.items()}
 
 
@@ -126,7 +122,7 @@ def rebuild(name: str, settings: Mapping[str, Any]) -> Experiment:
 
 
 def is_ours(error: BaseException) -> bool:
-    """Tells whether tinyverse raised the error itself: no frame of the user's code is in its traceback."""
+    """Tells whether no frame of the user's code is in the traceback: tinyverse raised the error itself."""
     return _first_of_theirs(traceback.extract_tb(error.__traceback__)) is None
 
 
@@ -166,10 +162,9 @@ def _convert(name: str, value: Any, default: Any) -> Any:
         if kind is bool:
             return _WORDS[str(value).lower()]
         if kind in (tuple, list):
-            parts = (
-                [part for part in value.strip("()[] ").split(",") if part.strip()] if isinstance(value, str) else value
-            )
-            return kind(_convert(name, part, default[0] if default else None) for part in parts)
+            if isinstance(value, str):
+                value = [part for part in value.strip("()[] ").split(",") if part.strip()]
+            return kind(_convert(name, part, default[0] if default else None) for part in value)
         if kind in (int, float, str) and isinstance(value, (str, int)):
             return kind(value)
     except (ValueError, KeyError, TypeError):
