@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import TYPE_CHECKING
 
 import click
@@ -42,21 +43,20 @@ def local(context: RunContext, options: TrainOptions, num_envs: int | None = Non
         batch = trainer.replay.config.batch_size
         count = num_envs or min(batch, experiment.num_envs)
         if isinstance(trainer.replay.sampler, Fresh) and batch % count:
-            raise SettingsError(
-                f"local with {count} environments and batches of {batch} would learn from stale sessions; make -b a multiple of --num-envs."
-            )
+            stale = f"local with {count} environments and batches of {batch} would learn from stale sessions"
+            raise SettingsError(f"{stale}; make -b a multiple of --num-envs.")
         seed = _seed_after(context.fresh_seed(), trainer.update)
         player = Player(trainer.agent, experiment.pool(count), experiment.unroll_length, seed=seed)
-        saving, made, sequence = Ticker(options.save_every, later=True), 0, 0
+        saving, left, sequence = Ticker(options.save_every, later=True), options.updates or math.inf, 0
         try:
-            while not should_stop() and (options.updates is None or made < options.updates):
+            while left and not should_stop():
                 player.version, player.update = trainer.version, trainer.update
                 sessions = player.play().sessions("local", sequence)
                 sequence += len(sessions)
                 database.append([session.encode() for session in sessions])
                 while trainer.feed():
                     pass
-                made += _learn_what_there_is(trainer, options.updates, made)
+                left -= _learn_what_there_is(trainer, left)
                 turn()
                 if saving.due():
                     trainer.save()
@@ -72,12 +72,12 @@ def _seed_after(seed: int, update: int) -> int:
     return seed if update == 0 else int(np.random.SeedSequence([seed, update]).generate_state(1)[0] >> 1)
 
 
-def _learn_what_there_is(trainer: Trainer, updates: int | None, made: int) -> int:
-    """Updates until data or `updates` run out; of a replay that nothing else bounds (`reuse=None`) only one."""
-    before = made
-    while (updates is None or made < updates) and trainer.step():
+def _learn_what_there_is(trainer: Trainer, most: float) -> int:
+    """Updates until data or `most` run out; of a replay that nothing else bounds (`reuse=None`) only one."""
+    made = 0
+    while made < most and trainer.step():
         made += 1
         trainer.publisher.version += 1  # in lockstep each update is a version, though nobody fetches it
         if trainer.replay.config.reuse is None:
             break
-    return made - before
+    return made

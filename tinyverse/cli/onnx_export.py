@@ -36,13 +36,8 @@ class Acting(nn.Module):
         self.agent, self.network = agent, agent.network
         self.observations = nest.flatten(observations, "observations")
         self.memory = nest.flatten(self.network.initial_memory(EXAMPLE), "memory")
+        self.examples = {"first": torch.ones(EXAMPLE, dtype=torch.bool), **self.observations, **self.memory}
 
-    @property
-    def examples(self) -> dict[str, Tensor]:
-        """What goes in, by name."""
-        return {"first": torch.ones(EXAMPLE, dtype=torch.bool), **self.observations, **self.memory}
-
-    @property
     def results(self) -> list[str]:
         """The names of what comes out."""
         actions, memory = self._step(*self.examples.values())
@@ -81,7 +76,7 @@ def to_onnx(experiment: str, found: WeightsFile) -> bytes:
     pool = made.pool(EXAMPLE)
     acting = Acting(agent, nest.map(lambda leaf: torch.from_numpy(leaf.copy()), pool.reset(0))).eval()
     pool.close()
-    names, results = list(acting.examples), acting.results
+    names, results = list(acting.examples), acting.results()
     buffer: Any = io.BytesIO()
     logger = logging.getLogger("torch.onnx")
     level = logger.level

@@ -11,16 +11,15 @@ import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import click
 from click.core import ParameterSource
 
 from tinyverse.cli.config_file import adopt, read
+from tinyverse.cli.context import RunContext
 from tinyverse.core.errors import SettingsError
-
-if TYPE_CHECKING:
-    from tinyverse.cli.context import RunContext
+from tinyverse.database.server import public
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -129,9 +128,6 @@ class TrainCommand(RunCommand):
 def _run_context(
     ctx: click.Context, *, redis: str | None, name: str | None, options: tuple[str, ...], config: Path | None, verbose: int, **given: Any
 ) -> RunContext:  # fmt: skip
-    from tinyverse.cli.context import RunContext
-    from tinyverse.database.server import public
-
     level = logging.DEBUG if verbose > 1 else logging.INFO if verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(name)s: %(message)s")
     typed = ctx.get_parameter_source("password") is ParameterSource.COMMANDLINE

@@ -40,6 +40,9 @@ from tinyverse.trainer.config import TrainerConfig
 from tinyverse.trainer.loop import train
 from tinyverse.trainer.trainer import Trainer
 
+Stop = Callable[[], bool]
+Show = Callable[[dict[str, Any]], RenderableType]  # makes what is shown of a run's status
+
 
 def check_options(context: RunContext, options: TrainOptions) -> None:
     """Says what is wrong with the options, the experiment or its settings before anything is started for it."""
@@ -58,11 +61,7 @@ def check_options(context: RunContext, options: TrainOptions) -> None:
 
 
 def train_run(
-    context: RunContext,
-    options: TrainOptions,
-    database: Database,
-    should_stop: Callable[[], bool],
-    show: Callable[[dict[str, Any]], RenderableType] | None = None,
+    context: RunContext, options: TrainOptions, database: Database, should_stop: Stop, show: Show | None = None
 ) -> Trainer:
     with at_work(context, options, database, should_stop, show) as (trainer, _, asked, turn):
         context.say(f"training run {context.run} from update {trainer.update:,}, into {context.folder.path}/")
@@ -72,12 +71,8 @@ def train_run(
 
 @contextlib.contextmanager
 def at_work(
-    context: RunContext,
-    options: TrainOptions,
-    database: Database,
-    should_stop: Callable[[], bool],
-    show: Callable[[dict[str, Any]], RenderableType] | None = None,
-) -> Iterator[tuple[Trainer, Experiment, Callable[[], bool], Callable[[], None]]]:
+    context: RunContext, options: TrainOptions, database: Database, should_stop: Stop, show: Show | None = None
+) -> Iterator[tuple[Trainer, Experiment, Stop, Callable[[], None]]]:
     """A trainer that has joined its run, the experiment, whether to stop, and what is to be called after each turn.
 
     While it trains, its log is written, and on the terminal its line or what `show` makes of the run's status.
@@ -119,7 +114,7 @@ def at_work(
                 log.close()
 
 
-def _join(context: RunContext, trainer: Trainer, should_stop: Callable[[], bool]) -> None:
+def _join(context: RunContext, trainer: Trainer, should_stop: Stop) -> None:
     """`trainer.join`, which shows what takes long in it."""
 
     def look() -> Share:
@@ -132,11 +127,7 @@ def _join(context: RunContext, trainer: Trainer, should_stop: Callable[[], bool]
 
 
 def _share(trainer: Trainer, options: TrainOptions, began: float) -> Callable[[], Share | None]:
-    """What the command has come to: of the sessions that it needs to begin with, then of its updates or minutes.
-
-    Args:
-        began: when its minutes did, by `time.monotonic`.
-    """
+    """What the command has come to: of the sessions that it needs to begin with, then of its updates or minutes."""
     first = trainer.update
 
     def look() -> Share | None:
@@ -293,7 +284,7 @@ def _profiled(context: RunContext) -> Iterator[None]:
         context.say(f"wrote where the training thread's time went to {path}")
 
 
-def saying_so(context: RunContext, should_stop: Callable[[], bool], ends: float = float("inf")) -> Callable[[], bool]:
+def saying_so(context: RunContext, should_stop: Stop, ends: float = float("inf")) -> Stop:
     """`should_stop`, or the time `ends`; says once that it has come, for to save and to leave takes seconds."""
     heard = False
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import secrets
-import threading
 import time
 from importlib.util import find_spec
-from typing import Any
 
 import click
 
@@ -38,13 +37,8 @@ def watch(context: RunContext, listen: str, values: bool) -> None:
     token = "" if dashboard.is_loopback(host) else os.environ.get(TOKEN) or secrets.token_urlsafe(24)
     with context.connected(start=False) as database, stop_on_signals() as should_stop:
         games = Games(database, context.make_agent if values else None)
-
-        def make(hosts: tuple[str, ...], closing: threading.Event) -> Any:
-            return dashboard.application(
-                database, context.folder, games, RECORDS, token=token, hosts=hosts, closing=closing
-            )
-
-        with dashboard.served(make, listen) as url:
+        page = functools.partial(dashboard.application, database, context.folder, games, RECORDS, token=token)
+        with dashboard.served(lambda hosts, closing: page(hosts=hosts, closing=closing), listen) as url:
             print(f"open {url}{f'?token={token}' if token else ''} (Ctrl-C ends it)", flush=True)
             while not should_stop():
                 time.sleep(0.2)

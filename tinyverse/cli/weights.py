@@ -36,8 +36,8 @@ class Seen:
 
 
 def weights_for(context: RunContext, weights: str | None, seen: Seen) -> WeightsFile | None:
-    """The weights asked for, with all settings resolved: of a file, the best, a version, else the newest. Versions are
-    looked for in the database and in the folder. None where they are what was seen last.
+    """The weights asked for, with all settings resolved: of a file, the best, a version of the database or the folder,
+    else the newest. None where they are what was seen last.
 
     Raises:
         NoWeights: there are none at all.
@@ -66,9 +66,8 @@ def _find(context: RunContext, weights: str | None, seen: Seen) -> WeightsFile |
         )
     found = WeightsFile.read(path)
     if (its := found.agreed.get("experiment", title)) != title:
-        raise SettingsError(
-            f"--weights {weights} is of the experiment {its}, this is {title}: tinyverse {its} eval --weights {weights}"
-        )
+        command = f"tinyverse {its} eval --weights {weights}"
+        raise SettingsError(f"--weights {weights} is of the experiment {its}, this is {title}: {command}")
     return found
 
 
@@ -94,9 +93,8 @@ def _version(context: RunContext, wanted: int | None, seen: Seen) -> WeightsFile
             there = max(state.version, newest.version if newest else -1)
             raise SettingsError(f"run {context.run} has no version {wanted}; the newest is {there}, and 3 are kept.")
     if kept is None:
-        raise NoWeights(
-            f"run {context.run} has no weights yet, neither on a server nor in {folder.path}/. Train it first: tinyverse {context.experiment} train"
-        )
+        nowhere = f"run {context.run} has no weights yet, neither on a server nor in {folder.path}/"
+        raise NoWeights(f"{nowhere}. Train it first: tinyverse {context.experiment} train")
     return kept
 
 

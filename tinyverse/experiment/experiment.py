@@ -78,16 +78,16 @@ class Experiment:
 
     def make_env(self, evaluation: bool = False) -> Any:
         raise ExperimentError(
-            "the experiment gives no environment: pass Experiment make_env=… or make_pool=…, or override."
+            "the experiment gives no environment: pass it make_env=… or make_pool=…, or override one."
         )
 
     def make_agent(self, observation_space: Any, action_space: Any) -> Agent:
-        raise ExperimentError("the experiment gives no agent: pass make_agent=… to Experiment, or override it.")
+        raise ExperimentError("the experiment gives no agent: pass it make_agent=…, or override it.")
 
     def make_learner(self, agent: Agent) -> Learner:
         if self.train_step is None:
             raise ExperimentError(
-                "the experiment cannot learn: pass Experiment make_learner=… or train_step=…, or override."
+                "the experiment cannot learn: pass it make_learner=… or train_step=…, or override one."
             )
         return FunctionLearner(self.train_step, agent)
 
@@ -178,9 +178,8 @@ def _call(name: str, function: Callable[..., Any], **arguments: Any) -> Any:
     try:
         inspect.signature(function).bind(*arguments.values())
     except TypeError as error:
-        raise ExperimentError(
-            f"{name} is called as {name}({', '.join(arguments)}), which it does not take: {error}."
-        ) from None
+        call = f"{name}({', '.join(arguments)})"
+        raise ExperimentError(f"{name} is called as {call}, which it does not take: {error}.") from None
     except ValueError:  # a builtin, which has no signature
         pass
     return function(*arguments.values())
