@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +36,15 @@ def config(ctx: click.Context, context: RunContext, as_json: bool) -> None:
     kept = context.folder.settings()
     check_can_join(context.run, kept, context.title, context.given)
     settings = context.resolved(kept.get("settings", {}))
-    rows = list(_settings(context, settings, kept.get("settings", {}), file, ctx.params["options"]))
+    sources = {
+        "-o": [option.split("=", 1)[0].strip() for option in ctx.params["options"]],
+        str(file): read(file)[0] if file else {},
+        f"{context.folder.path}/settings.json": kept.get("settings", {}),
+    }
+    rows = [
+        ("settings", name, value, next((source for source in sources if name in sources[source]), "make_experiment"))
+        for name, value in settings.items()
+    ]
     experiment = loader.build(context.module, settings)
     for verb in ("play", "train", "eval"):
         command = group.get_command(ctx, verb)
@@ -49,21 +57,6 @@ def config(ctx: click.Context, context: RunContext, as_json: bool) -> None:
     *widths, _ = (max(map(len, map(str, column))) for column in zip(*rows, strict=True))
     for row in rows:
         print("  ".join(f"{word!s:<{width}}" for word, width in zip(row, [*widths, 0], strict=True)))
-
-
-def _settings(
-    context: RunContext, settings: Mapping[str, Any], kept: Mapping[str, Any], file: Path | None, options: Sequence[str]
-) -> Iterator[tuple[str, str, Any, str]]:
-    """The run's settings: of `-o`, of the file of `--config`, those kept in the run's folder, and the experiment's own."""
-    in_file, asked = read(file)[0] if file else {}, {option.split("=", 1)[0].strip() for option in options}
-    for name, value in settings.items():
-        source = (
-            "-o" if name in asked
-            else str(file) if name in in_file
-            else f"{context.folder.path}/settings.json" if name in kept
-            else "make_experiment"
-        )  # fmt: skip
-        yield "settings", name, value, source
 
 
 def _options(ctx: click.Context, experiment: Experiment, file: Path | None) -> Iterator[tuple[str, str, Any, str]]:

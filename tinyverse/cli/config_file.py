@@ -21,11 +21,7 @@ from tinyverse.core.text import did_you_mean
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """(settings, {verb: options}) of a TOML file.
-
-    Raises:
-        SettingsError: it cannot be read.
-    """
+    """(settings, {verb: options}) of a TOML file; SettingsError if it cannot be read."""
     try:
         found = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -35,11 +31,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
 
 
 def adopt(ctx: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
-    """The callback of `--config`: the file's table of this command becomes the defaults of its options.
-
-    Raises:
-        SettingsError: the file cannot be read, or has a table of no verb, or an option that the verb does not have.
-    """
+    """The callback of `--config`: the file's table of this command becomes the defaults of its options."""
     if path is None:
         return None
     tables, group = read(path)[1], ctx.find_root().command

@@ -93,11 +93,7 @@ class RunContext:
         return RunFolder(RUNS / self.run)
 
     def resolved(self, agreed: Mapping[str, Any]) -> dict[str, Any]:
-        """All settings: defaults, over them what the run has agreed on, over that what was asked for.
-
-        Raises:
-            RunConflict: the run has settings that the experiment has no longer.
-        """
+        """All settings: defaults, over them what the run has agreed on, over that what was asked for."""
         if gone := sorted(agreed.keys() - loader.defaults(self.module).keys()):
             raise RunConflict(
                 f"run {self.run} was made with {', '.join(gone)}, which {self.title} has no longer: choose another --name, "
@@ -106,11 +102,7 @@ class RunContext:
         return loader.resolve(self.module, {**agreed, **self.given})
 
     def make_agent(self, meta: Mapping[str, str]) -> TorchAgent:
-        """The experiment's agent, built here with the settings of the run config `meta`; its weights are not the run's.
-
-        Raises:
-            SettingsError: the agent is no TorchAgent, so it has no values to show.
-        """
+        """The experiment's agent, built here with the settings of the run config `meta`; its weights are not the run's."""
         from tinyverse.agents.torch_agent import TorchAgent
 
         agreed = experiment_and_settings(meta)
@@ -134,11 +126,7 @@ class RunContext:
 
     @contextlib.contextmanager
     def known(self) -> Iterator[Database]:
-        """The database of a run that is there, or that somebody waits for.
-
-        Raises:
-            RunConflict: nobody has heard of it; names the runs there are.
-        """
+        """The database of a run that is there, or that somebody waits for; else RunConflict names the runs there are."""
         with self.connected(start=False) as database:
             if not (database.meta() or database.workers()):
                 others = [] if self.database else self.runs()

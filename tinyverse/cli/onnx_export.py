@@ -59,9 +59,7 @@ class Acting(nn.Module):
 def to_onnx(experiment: str, found: WeightsFile) -> bytes:
     """The agent of an experiment with these weights as an ONNX model; its metadata say what it is of.
 
-    Raises:
-        SettingsError: onnx is not installed.
-        ExperimentError: the agent cannot be expressed so.
+    Raises SettingsError where onnx is not installed, ExperimentError where the agent cannot be expressed so.
     """
     if not importlib.util.find_spec("onnx"):
         raise SettingsError("export to ONNX wants onnx: pip install 'tinyverse[onnx]', or write a .safetensors file.")

@@ -47,11 +47,7 @@ def plot(runs: Sequence[str], out: Path, x: str, y: str, title: str) -> None:
 
 
 def folder_of(run: str) -> Path:
-    """The folder of a run: its name in ./runs, or a path.
-
-    Raises:
-        SettingsError: there is none with metrics in it.
-    """
+    """The folder of a run: its name in ./runs, or a path."""
     for folder in (RUNS / run, Path(run)):
         if (folder / "metrics.jsonl").is_file():
             return folder

@@ -39,9 +39,7 @@ def weights_for(context: RunContext, weights: str | None, seen: Seen) -> Weights
     """The weights asked for, with all settings resolved: of a file, the best, a version of the database or the folder,
     else the newest. None where they are what was seen last.
 
-    Raises:
-        NoWeights: there are none at all.
-        SettingsError: not those that were asked for.
+    Raises NoWeights where there are none at all, SettingsError where not those that were asked for.
     """
     found = _find(context, weights, seen)
     if found is None or found.version == seen.version:

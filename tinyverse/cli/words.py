@@ -64,10 +64,7 @@ Add --help after a verb for its options.
 def sort_out(words: list[str]) -> tuple[str, list[str]]:
     """(experiment, verb and options): the experiment is lifted out of the front; "" where the verb needs none.
 
-    Help and version are printed, and end the process.
-
-    Raises:
-        click.UsageError: the words name no verb, or an experiment in the wrong place; says what was meant.
+    Help and version are printed, and end the process. A click.UsageError says what was meant by other words.
     """
     if not words or words[0] in ("-h", "--help"):
         print(USAGE, end="")
