@@ -22,10 +22,7 @@ from tinyverse.monitoring import metrics
 
 @click.command(cls=RunCommand)
 def check(context: RunContext) -> list[tuple[str, str]]:
-    """Builds everything once and shows names, shapes, bytes and milliseconds.
-
-    Example: tinyverse my_game.py check
-    """
+    """Builds everything once and shows names, shapes, bytes and milliseconds."""
     from tinyverse.player.player import Player
     from tinyverse.replay.buffer import Replay
     from tinyverse.replay.config import ReplayConfig

@@ -16,10 +16,7 @@ from tinyverse.database import server
 @click.option("--force", is_flag=True, help="Also while workers live.")
 @click.option("--stop", "stop_server", is_flag=True, help="End this user's local server afterwards.")
 def clear(context: RunContext, yes: bool, keep_weights: bool, force: bool, stop_server: bool) -> None:
-    """Removes the run's sessions, weights and bookkeeping from the database; runs/NAME stays.
-
-    Example: tinyverse atari.py clear --yes
-    """
+    """Removes the run's sessions, weights and bookkeeping from the database; runs/NAME stays."""
     what = "sessions and bookkeeping" if keep_weights else "sessions, weights and bookkeeping"
     with context.known() as database:
         workers = database.workers()

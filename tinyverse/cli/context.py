@@ -64,10 +64,6 @@ class RunContext:
         """The settings asked for, checked and converted."""
         return loader.resolve_given(self.module, self.settings)
 
-    def load(self) -> None:
-        """Says what is wrong with the experiment or its settings before a server is started for it."""
-        _ = self.given
-
     @property
     def names_server(self) -> bool:
         """Whether an option or the environment names a server."""

@@ -13,7 +13,7 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,10 +59,7 @@ class Finding(NamedTuple):
 @click.command(cls=RunCommand)
 @click.option("--json", "as_json", is_flag=True, help="One JSON list.")
 def doctor(context: RunContext, as_json: bool) -> int:
-    """Looks at Python, torch, this machine, the server and, if one is named, the experiment. Exits 1 after a warning.
-
-    Example: tinyverse atari.py doctor
-    """
+    """Looks at Python, torch, this machine, the server and, if one is named, the experiment. Exits 1 after a warning."""
     findings = []
     for finding in examine(context):
         findings.append(finding)
@@ -76,14 +73,11 @@ def doctor(context: RunContext, as_json: bool) -> int:
 
 def examine(context: RunContext) -> Iterator[Finding]:
     """Looks at one thing after the other; what fails in a way that nobody foresaw is a finding too."""
-    looks: dict[str, Callable[[RunContext], Iterator[Finding]]] = {
-        "processor": _processor, "memory": _memory, "codec": _codec, "server": _server, "experiment": _experiment,
-    }  # fmt: skip
-    for what, look in looks.items():
+    for look in (_processor, _memory, _codec, _server, _experiment):
         try:
             yield from look(context)
         except (TinyverseError, redis.RedisError, OSError, RuntimeError) as error:
-            yield Finding(what, str(error) or type(error).__name__, "It could not be looked at.")
+            yield Finding(look.__name__[1:], str(error) or type(error).__name__, "It could not be looked at.")
 
 
 def _processor(_: RunContext) -> Iterator[Finding]:
@@ -251,6 +245,5 @@ def _experiment(context: RunContext) -> Iterator[Finding]:
         said = f"{context.experiment}: {steps} steps at {steps / seconds:,.0f} steps/s, a session that fits"
         yield Finding("experiment", said)
     except TinyverseError as error:
-        yield Finding(
-            "experiment", f"{context.experiment}: {error}", f"tinyverse {context.experiment} check shows more."
-        )
+        advice = f"tinyverse {context.experiment} check shows more."
+        yield Finding("experiment", f"{context.experiment}: {error}", advice)

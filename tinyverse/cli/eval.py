@@ -48,10 +48,7 @@ def evaluate(
     context: RunContext, *, episodes: int, at_once: int, jobs: int, greedy: bool, render: bool, weights: str | None, video: bool,
     every: float | None, device: str, as_json: bool,
 ) -> None:  # fmt: skip
-    """Plays whole episodes: mean ± standard error, and a video.
-
-    Example: tinyverse atari.py eval -n 5
-    """
+    """Plays whole episodes: mean ± standard error, and a video."""
     positive(episodes=episodes, at_once=at_once, jobs=jobs)
     check_device(device)
     if every is not None and not every > 0:

@@ -23,10 +23,7 @@ if TYPE_CHECKING:
 @click.command(cls=TrainCommand)
 @click.option("--num-envs", type=int, help="Environments at once [the experiment's, at most -b].")
 def local(context: RunContext, options: TrainOptions, num_envs: int | None = None) -> Trainer:
-    """Plays and trains in one process, in lockstep, without a server.
-
-    Example: tinyverse catch.py local
-    """
+    """Plays and trains in one process, in lockstep, without a server."""
     from tinyverse.cli.trainer import at_work, check_options
     from tinyverse.player.player import Player
     from tinyverse.replay.samplers import Fresh

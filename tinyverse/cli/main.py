@@ -39,6 +39,8 @@ class LazyGroup(click.Group):
             return None
         module = importlib.import_module(f"tinyverse.cli.{cmd_name}")
         command: click.Command = getattr(module, "evaluate" if cmd_name == "eval" else cmd_name)
+        if "Example: " not in (command.help or ""):
+            command.epilog = f"Example: tinyverse {(VERBS | GLOBALS)[cmd_name][0]}"
         return command
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

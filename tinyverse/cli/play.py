@@ -44,10 +44,7 @@ def play(
     context: RunContext, *, num_envs: int | None, batches: int | None, sync_every: int, cores: int, workers: int, step_timeout: float | None,
     worker_memory: int | None, device: str, precision: str | None, human: bool, fps: float | None,
 ) -> None:  # fmt: skip
-    """Steps a batch of environments and pushes sessions.
-
-    Example: tinyverse atari.py play -b 8
-    """
+    """Steps a batch of environments and pushes sessions."""
     from tinyverse.envs.process_pool import ProcessPool, can_measure_memory
 
     positive(
@@ -67,7 +64,7 @@ def play(
     if fps is not None and not (human and 0 < fps <= 1000):
         raise SettingsError(f"--fps {fps:g} is for --human, and between 0 and 1000 steps a second.")
     check_device(device)
-    context.load()
+    context.resolved({})  # what is wrong with the experiment or its settings is said before a server is started
 
     from tinyverse.player.human import HumanControls
     from tinyverse.player.loop import play as play_on

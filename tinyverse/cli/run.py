@@ -36,10 +36,7 @@ if TYPE_CHECKING:
 def run(
     context: RunContext, options: TrainOptions, players: int = 1, num_envs: int | None = None, **stepping: float | None
 ) -> Trainer:
-    """Server, players, trainer and dashboard here, with one command. Ctrl-C ends them all.
-
-    Example: tinyverse cartpole.py run --players 2
-    """
+    """Server, players, trainer and dashboard here, with one command. Ctrl-C ends them all."""
     from tinyverse.cli.trainer import change_settings, check_options, start_fresh, train_run
 
     check_options(context, options)

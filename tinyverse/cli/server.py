@@ -13,10 +13,7 @@ from tinyverse.database import users
 
 @click.group()
 def server() -> None:
-    """This user's local database server.
-
-    Example: tinyverse server status
-    """
+    """This user's local database server."""
 
 
 @server.command(name="start")

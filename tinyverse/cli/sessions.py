@@ -35,10 +35,7 @@ from tinyverse.monitoring import sessions as stored
 
 @click.group()
 def sessions() -> None:
-    """The stored sessions: as a list, a table, a film, or files.
-
-    Example: tinyverse atari.py sessions ls
-    """
+    """The stored sessions: as a list, a table, a film, or files."""
 
 
 id_argument = click.argument("key", metavar="[ID]", required=False)

@@ -57,7 +57,7 @@ def check_options(context: RunContext, options: TrainOptions) -> None:
         raise SettingsError("--fresh begins anew and --force goes on with other settings: leave one of them out.")
     if options.init_from is not None and not Path(options.init_from).is_file():
         raise SettingsError(f"--init-from {options.init_from}: there is no such file.")
-    context.load()
+    context.resolved({})
 
 
 def train_run(

@@ -23,10 +23,7 @@ TOKEN = "TINYVERSE_PAGE_TOKEN"
 @click.option("--listen", default=LISTEN, show_default=True, metavar="HOST:PORT", help="Where to serve it; on another address than loopback, with a token.")  # fmt: skip
 @click.option("--values/--no-values", default=True, show_default=True, help="Build the experiment's agent here, to draw what it thinks of a state.")  # fmt: skip
 def watch(context: RunContext, listen: str, values: bool) -> None:
-    """The run as a page in a browser, which reads and changes nothing: curves, workers, films, any player's game.
-
-    Example: tinyverse atari.py watch
-    """
+    """The run as a page in a browser, which reads and changes nothing: curves, workers, films, any player's game."""
     missing = [name for name in ("starlette", "uvicorn") if find_spec(name) is None]
     if missing:
         raise SettingsError(f"watch needs {' and '.join(missing)}: pip install 'tinyverse[page]'.")

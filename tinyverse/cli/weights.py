@@ -5,16 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tinyverse.cli.context import RunContext
 from tinyverse.core.errors import NoWeights, ServerError, SettingsError
 from tinyverse.core.run_config import check_can_join, experiment_and_settings
 from tinyverse.core.weights import WeightsFile, decode_weights
 from tinyverse.database.heartbeat import StopSignal
-
-if TYPE_CHECKING:
-    from tinyverse.monitoring.writers import TensorBoard
+from tinyverse.monitoring.writers import TensorBoard
 
 
 @dataclasses.dataclass

@@ -170,11 +170,7 @@ class Experiment:
 
 
 def _call(name: str, function: Callable[..., Any], **arguments: Any) -> Any:
-    """Calls the user's function with positional arguments.
-
-    Raises:
-        ExperimentError: the function does not take them.
-    """
+    """Calls the user's function with positional arguments; raises ExperimentError where it does not take them."""
     try:
         inspect.signature(function).bind(*arguments.values())
     except TypeError as error:

@@ -127,10 +127,7 @@ def is_ours(error: BaseException) -> bool:
 
 
 def user_traceback(error: BaseException) -> str:
-    """Returns the traceback from the user's first frame on.
-
-    For an error in a library that the user imports, the last frame.
-    """
+    """Returns the traceback from the user's first frame on; where there is none, the last frame."""
     frames = traceback.extract_tb(error.__traceback__)
     first = _first_of_theirs(frames)
     shown = frames[-1:] if first is None else frames[first:]
@@ -148,11 +145,7 @@ def _first_of_theirs(frames: traceback.StackSummary) -> int | None:
 
 
 def _convert(name: str, value: Any, default: Any) -> Any:
-    """Converts `value`, a string of the command line or a value of a file, to the type of `default`.
-
-    Raises:
-        SettingsError: it cannot be converted.
-    """
+    """Converts `value`, a string of the command line or a value of a file, to the type of `default`."""
     kind = type(default)
     if type(value) is kind and not isinstance(value, (tuple, list)):
         return value
