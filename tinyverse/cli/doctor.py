@@ -112,13 +112,13 @@ def _memory(_: RunContext) -> Iterator[Finding]:
             free = 1024 * int(text[text.index("MemAvailable:") + 1])
         advice = "End something, or lower --buffer-size and --num-envs." if free < MEMORY else ""
         yield Finding("memory", f"{metrics.size(free)} available", advice)
-    place = next(path for path in (RUNS, *RUNS.absolute().parents) if path.exists())
-    disk, said = shutil.disk_usage(place).free, f"{place.absolute()} cannot be written"
-    advice = "Train in a folder of yours: checkpoints go to ./runs."
+    place = next(path.absolute() for path in (RUNS, *RUNS.absolute().parents) if path.exists())
+    disk = shutil.disk_usage(place).free
     if os.access(place, os.W_OK):
-        said = f"{metrics.size(disk)} free at {place.absolute()}"
         advice = "Make room: checkpoints go to ./runs." if disk < DISK else ""
-    yield Finding("disk", said, advice)
+        yield Finding("disk", f"{metrics.size(disk)} free at {place}", advice)
+    else:
+        yield Finding("disk", f"{place} cannot be written", "Train in a folder of yours: checkpoints go to ./runs.")
 
 
 def _codec(_: RunContext) -> Iterator[Finding]:

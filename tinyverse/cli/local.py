@@ -42,7 +42,9 @@ def local(context: RunContext, options: TrainOptions, num_envs: int | None = Non
         if isinstance(trainer.replay.sampler, Fresh) and batch % count:
             stale = f"local with {count} environments and batches of {batch} would learn from stale sessions"
             raise SettingsError(f"{stale}; make -b a multiple of --num-envs.")
-        seed = _seed_after(context.fresh_seed(), trainer.update)
+        seed = context.fresh_seed()
+        if trainer.update:  # a run that goes on plays other environments than those it began with, and always the same
+            seed = int(np.random.SeedSequence([seed, trainer.update]).generate_state(1)[0] >> 1)
         player = Player(trainer.agent, experiment.pool(count), experiment.unroll_length, seed=seed)
         saving, left, sequence = Ticker(options.save_every, later=True), options.updates or math.inf, 0
         try:
@@ -62,11 +64,6 @@ def local(context: RunContext, options: TrainOptions, num_envs: int | None = Non
             player.close()
             trainer.leave()
     return trainer
-
-
-def _seed_after(seed: int, update: int) -> int:
-    """The players' seed of a run that goes on: other environments than those it began with, and always the same ones."""
-    return seed if update == 0 else int(np.random.SeedSequence([seed, update]).generate_state(1)[0] >> 1)
 
 
 def _learn_what_there_is(trainer: Trainer, most: float) -> int:

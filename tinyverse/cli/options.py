@@ -11,7 +11,7 @@ import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import click
 from click.core import ParameterSource
@@ -20,8 +20,6 @@ from tinyverse.cli.config_file import adopt, read
 from tinyverse.cli.context import RunContext
 from tinyverse.core.errors import SettingsError
 from tinyverse.database.server import public
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _option(*words: str, default: Any = None, **more: Any) -> Any:
@@ -82,15 +80,11 @@ TRAIN_OPTIONS = [
 weights_option = click.option("--weights", metavar="VERSION|FILE|best", help="A kept version, a checkpoint or an export, or the best evaluated [the newest].")  # fmt: skip
 
 
-def stepping_options(function: F) -> F:
-    """How a player's environments are stepped."""
-    for decorate in (
-        click.option("--worker-memory", type=int, metavar="MIB", help="Replace a worker that grows beyond."),
-        click.option("--step-timeout", type=float, metavar="SECONDS", help="Kill and replace a worker whose step takes longer."),
-        click.option("--workers", type=int, default=0, help="Processes that step a player's environments, where stepping is heavy Python [none]."),
-    ):  # fmt: skip
-        function = decorate(function)
-    return function
+STEPPING_OPTIONS = [  # how a player's environments are stepped
+    click.Option(["--workers"], type=int, default=0, help="Processes that step a player's environments, where stepping is heavy Python [none]."),
+    click.Option(["--step-timeout"], type=float, metavar="SECONDS", help="Kill and replace a worker whose step takes longer."),
+    click.Option(["--worker-memory"], type=int, metavar="MIB", help="Replace a worker that grows beyond."),
+]  # fmt: skip
 
 
 class RunCommand(click.Command):

@@ -12,7 +12,7 @@ import click
 
 from tinyverse.cli.context import RunContext, positive
 from tinyverse.cli.devices import acting, check_device
-from tinyverse.cli.options import RunCommand, stepping_options
+from tinyverse.cli.options import STEPPING_OPTIONS, RunCommand
 from tinyverse.core import system
 from tinyverse.core.errors import DatabaseError, DatabaseLost, SettingsError, WindowClosed
 from tinyverse.core.run_config import check_can_join, check_spec, experiment_and_settings
@@ -30,12 +30,11 @@ if TYPE_CHECKING:
     from tinyverse.player.uploader import Uploader
 
 
-@click.command(cls=RunCommand)
+@click.command(cls=RunCommand, params=[*STEPPING_OPTIONS])
 @click.option("-b", "--num-envs", type=int, help="Environments stepped at once [the experiment's, else 1].")
 @click.option("-n", "batches", type=int, help="Batches of sessions to play [no end].")
 @click.option("-s", "sync_every", type=int, default=1, show_default=True, help="Batches between two looks for new weights.")  # fmt: skip
 @click.option("--cores", type=int, default=1, show_default=True, help="With 2 or more, environments are stepped while the agent acts.")  # fmt: skip
-@stepping_options
 @click.option("--device", default="cpu", show_default=True, help="Where to act.")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), help="Of acting [the experiment's].")
 @click.option("--human", is_flag=True, help="You play, in a window; the experiment or its environment names the keys.")

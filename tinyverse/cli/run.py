@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tinyverse.cli.context import RunContext, positive
-from tinyverse.cli.options import TrainCommand, TrainOptions, stepping_options
+from tinyverse.cli.options import STEPPING_OPTIONS, TrainCommand, TrainOptions
 from tinyverse.core import system
 from tinyverse.core.errors import TinyverseError
 from tinyverse.core.files import atomic_write
@@ -29,10 +29,9 @@ if TYPE_CHECKING:
     from tinyverse.trainer.trainer import Trainer
 
 
-@click.command(cls=TrainCommand)
+@click.command(cls=TrainCommand, params=[*STEPPING_OPTIONS])
 @click.option("--players", type=int, default=1, show_default=True, help="Player processes.")
 @click.option("--num-envs", type=int, help="Environments per player [the experiment's].")
-@stepping_options
 def run(
     context: RunContext, options: TrainOptions, players: int = 1, num_envs: int | None = None, **stepping: float | None
 ) -> Trainer:
