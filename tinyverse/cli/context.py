@@ -111,14 +111,9 @@ class RunContext:
     def fresh_seed(self) -> int:
         return secrets.randbits(31) if self.seed is None else self.seed
 
-    @contextlib.contextmanager
-    def connected(self, start: bool = True) -> Iterator[Database]:
+    def connected(self, start: bool = True) -> contextlib.closing[Database]:
         """The run's database; starts this user's local server if there is no other."""
-        database = open_database(self.server(start), self.run, database=self.database)
-        try:
-            yield database
-        finally:
-            database.close()
+        return contextlib.closing(open_database(self.server(start), self.run, database=self.database))
 
     @contextlib.contextmanager
     def known(self) -> Iterator[Database]:

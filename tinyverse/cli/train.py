@@ -31,7 +31,8 @@ def train(context: RunContext, options: TrainOptions) -> None:
     try:
         with distributed.joined(options.device) as device:
             is_first = distributed.is_rank_zero()
-            resume = options.resume if is_first and not distributed.restarted() else None  # it was for once
+            # --fresh and --resume are for rank 0, and for once
+            resume = options.resume if is_first and not distributed.restarted() else None
             options = dataclasses.replace(options, device=device, resume=resume)
             context = dataclasses.replace(context, quiet=context.quiet or not is_first)
             check_options(context, options)
