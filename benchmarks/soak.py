@@ -42,9 +42,12 @@ sys.path[:0] = [str(CHECKOUT), str(CHECKOUT / "tests")]
 from tests.helpers.chaos import Breakable, Proxy  # noqa: E402
 from tinyverse.core import codec  # noqa: E402
 from tinyverse.core.errors import DatabaseLost  # noqa: E402
-from tinyverse.database.base import State  # noqa: E402
+from tinyverse.database.base import (  # noqa: E402
+    BEGINNING,
+    State,
+    is_behind,
+)
 from tinyverse.database.connection import connect  # noqa: E402
-from tinyverse.database.base import BEGINNING, is_ahead  # noqa: E402
 from tinyverse.database.redis import RedisDatabase  # noqa: E402
 from tinyverse.database.server_config import find_binary  # noqa: E402
 
@@ -212,7 +215,7 @@ class Soak:
         if state.run_id == self.seen.run_id:
             if state.version < self.seen.version:
                 self.wrong.append(f"version {self.seen.version} was followed by {state.version}")
-            if is_ahead(self.seen.cursor, state.cursor):
+            if not is_behind(self.seen.cursor, state.cursor):
                 self.wrong.append(f"cursor {self.seen.cursor} was followed by {state.cursor}")
         else:
             self.loaded.clear()

@@ -104,7 +104,11 @@ def run(
         run_here.callback(context, options, players=players)
     else:
         local.callback(context, options)
-    return curve_of(context.folder.path)
+    try:
+        steps, returns = curve(context.folder.path)
+    except SettingsError:  # no episode has ended yet
+        steps, returns = np.zeros(0), np.zeros(0)
+    return Curve(context.folder.path, steps, returns)
 
 
 def _refuse_either_way(context: RunContext, here: Mapping[str, Any]) -> None:
@@ -116,15 +120,6 @@ def _refuse_either_way(context: RunContext, here: Mapping[str, Any]) -> None:
                 f"{name} is a keyword of tinyverse.run and a setting of {context.title}: give the setting as "
                 f"settings={{{name!r}: …}}; with it, {name}={here[name]!r} is the keyword."
             )
-
-
-def curve_of(folder: Path | str) -> Curve:
-    """The curve of a run's folder; empty as long as no episode has ended."""
-    try:
-        steps, returns = curve(Path(folder))
-    except SettingsError:
-        steps, returns = np.zeros(0), np.zeros(0)
-    return Curve(Path(folder), steps, returns)
 
 
 def load(folder: Path | str, *, experiment: str | None = None, best: bool = False) -> Loaded:
@@ -146,17 +141,16 @@ def load(folder: Path | str, *, experiment: str | None = None, best: bool = Fals
     run_folder = RunFolder(folder)
     file = run_folder.best if best else run_folder.newest()
     if file is None or not file.exists():
-        raise NoWeights(
-            f"{folder} holds no {'best weights' if best else 'checkpoint'}. Is it the folder of a trained run?"
-        )
-    starts = run_folder.rows("starts")
-    source = experiment or (starts[-1]["source"] if starts else "")
-    if not source:
-        raise SettingsError(
-            f"{folder} does not say where its experiment is: load({str(folder)!r}, experiment='my_game.py')."
-        )
+        wanted = "best weights" if best else "checkpoint"
+        raise NoWeights(f"{folder} holds no {wanted}. Is it the folder of a trained run?")
+    if experiment is None:
+        starts = run_folder.rows("starts")
+        if not starts:
+            call = f"load({str(folder)!r}, experiment='my_game.py')"
+            raise SettingsError(f"{folder} does not say where its experiment is: {call}.")
+        experiment = starts[-1]["source"]
     found = WeightsFile.read(file)
-    module = loader.load_module(source)
+    module = loader.load_module(experiment)
     settings = loader.resolve(module, (found.agreed or run_folder.settings())["settings"])
     made = loader.build(module, settings)
     agent = made.agent()

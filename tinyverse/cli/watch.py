@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import secrets
-import threading
+import time
 from importlib.util import find_spec
 
 import click
@@ -20,24 +20,10 @@ TOKEN = "TINYVERSE_PAGE_TOKEN"
 
 
 @click.command(cls=RunCommand)
-@click.option(
-    "--listen",
-    default=LISTEN,
-    show_default=True,
-    metavar="HOST:PORT",
-    help="Where to serve it; on another address than loopback, with a token.",
-)
-@click.option(
-    "--values/--no-values",
-    default=True,
-    show_default=True,
-    help="Build the experiment's agent here, to draw what it thinks of a state.",
-)
+@click.option("--listen", default=LISTEN, show_default=True, metavar="HOST:PORT", help="Where to serve it; on another address than loopback, with a token.")  # fmt: skip
+@click.option("--values/--no-values", default=True, show_default=True, help="Build the experiment's agent here, to draw what it thinks of a state.")  # fmt: skip
 def watch(context: RunContext, listen: str, values: bool) -> None:
-    """The run as a page in a browser, which reads and changes nothing: curves, workers, videos, any player's environments.
-
-    Example: tinyverse atari.py watch
-    """
+    """The run as a page in a browser, which reads and changes nothing: curves, workers, videos, any player's environments."""
     missing = [name for name in ("starlette", "uvicorn") if find_spec(name) is None]
     if missing:
         raise SettingsError(f"watch needs {' and '.join(missing)}: pip install 'tinyverse[page]'.")
@@ -51,6 +37,5 @@ def watch(context: RunContext, listen: str, values: bool) -> None:
         make = functools.partial(dashboard.application, database, context.folder, frames, RECORDS, token=token)
         with dashboard.served(make, listen) as url:
             print(f"open {url}{f'?token={token}' if token else ''} (Ctrl-C ends it)", flush=True)
-            waiting = threading.Event()
             while not should_stop():
-                waiting.wait(0.2)
+                time.sleep(0.2)
