@@ -119,7 +119,7 @@ def timed(bench: measure.Bench, work: Callable[[], int]) -> measure.Way:
 
 
 def ours_of(kind: Kind, database: RedisDatabase) -> Works:
-    worker, batches, position = new_worker("play"), itertools.cycle(in_batches(kind.sessions)), BEGINNING
+    worker, batches, cursor = new_worker("play"), itertools.cycle(in_batches(kind.sessions)), BEGINNING
 
     def append() -> int:
         batch = next(batches)
@@ -127,11 +127,11 @@ def ours_of(kind: Kind, database: RedisDatabase) -> Works:
         return len(batch)
 
     def read() -> int:
-        nonlocal position
-        entries, _ = database.read(position, READ_AT_ONCE)
+        nonlocal cursor
+        entries, _ = database.read(cursor, READ_AT_ONCE)
         for _, blob in entries:
             kind.spec.decode(blob)
-        position = entries[-1][0] if len(entries) == READ_AT_ONCE else BEGINNING
+        cursor = entries[-1][0] if len(entries) == READ_AT_ONCE else BEGINNING
         return len(entries)
 
     return {"append": append, "read": read}
@@ -257,11 +257,11 @@ def by_stored(bench: measure.Bench, kind: Kind, server: Server) -> None:
 def ours_anywhere(kind: Kind, url: str, run: str) -> Works:
     """As `ours_of`, but reading a few sessions from a random place on."""
     database = filled(kind, url, run)
-    position, positions = BEGINNING, [BEGINNING]
-    while entries := database.read(position, READ_AT_ONCE)[0]:
-        position = entries[-1][0]
-        positions += [key for key, _ in entries]
-    starts = positions[: -FEW - 1] or positions[:1]
+    cursor, cursors = BEGINNING, [BEGINNING]
+    while entries := database.read(cursor, READ_AT_ONCE)[0]:
+        cursor = entries[-1][0]
+        cursors += [key for key, _ in entries]
+    starts = cursors[: -FEW - 1] or cursors[:1]
 
     def read() -> int:
         entries, _ = database.read(random.choice(starts), FEW)

@@ -180,16 +180,16 @@ def played(url: str, run: str, pool: Pool, seconds: float) -> measure.Way:
     player.version = 0
 
     def way() -> float:
-        courier = Uploader(database, new_worker("play", num_envs=pool.num_envs), agents[1])
-        courier.start()
+        uploader = Uploader(database, new_worker("play", num_envs=pool.num_envs), agents[1])
+        uploader.start()
 
         def some() -> int:
             before = player.rate.total
-            play(player, courier, batches=2)
+            play(player, uploader, batches=2)
             return player.rate.total - before
 
         rate = measure.rate_of(some, seconds)
-        courier.close()
+        uploader.close()
         return rate
 
     return way

@@ -171,7 +171,7 @@ def written(server: Server, smoke: bool) -> dict[str, Script]:
     database.acquire_lease(HOLDER)
     weights = encode_weights(agent.get_weights(), version=0, update=0, step=0)
     database.put_weights(weights, 0, holder=HOLDER)
-    database.report(capacity=5000, allowance=None)
+    database.report(capacity=5000, max_ahead=None)
     blobs = [sessions[at % len(sessions)].encode() for at in range(NUM_ENVS)]
     worker.uptime, worker.steps_per_second, worker.stages = 100.0, float(SPEED), {"environment": 0.6, "act": 0.3}
     load = recorded(database.get_weights)

@@ -113,28 +113,28 @@ def grow_players(bench: measure.Bench, url: str) -> dict[str, Curve]:
 def play_some(url: str, count: int, seconds: float) -> tuple[float, list[float]]:
     """Plays with some players in threads; (steps/s that arrived, seconds of each push) after a time of settling."""
     databases = [Timed(url, "players") for _ in range(count)]
-    couriers = [Uploader(database, new_worker("play", num_envs=NUM_ENVS), Cheap()) for database in databases]
+    uploaders = [Uploader(database, new_worker("play", num_envs=NUM_ENVS), Cheap()) for database in databases]
     ends = time.monotonic() + 1.5 * seconds
     with ThreadPoolExecutor(count) as threads:
-        playing = [threads.submit(play_until, courier, ends) for courier in couriers]
+        playing = [threads.submit(play_until, uploader, ends) for uploader in uploaders]
         time.sleep(seconds / 2)
-        before, began = sum(courier.worker.sessions for courier in couriers), time.monotonic()
+        before, began = sum(uploader.worker.sessions for uploader in uploaders), time.monotonic()
         for database in databases:
             database.seconds.clear()
         time.sleep(max(0.0, ends - began))
-        pushed, passed = sum(courier.worker.sessions for courier in couriers) - before, time.monotonic() - began
+        pushed, passed = sum(uploader.worker.sessions for uploader in uploaders) - before, time.monotonic() - began
         latencies = [one for database in databases for one in list(database.seconds)]
         for player in playing:
             player.result()
     return STEPS * pushed / passed, latencies
 
 
-def play_until(courier: Uploader, ends: float) -> None:
-    courier.waiting.set("weights")  # makes its first turn a short one
-    courier.start()
-    play(Player(Cheap(), Drift(), STEPS), courier, should_stop=lambda: time.monotonic() > ends)
-    courier.close()
-    courier.database.close()
+def play_until(uploader: Uploader, ends: float) -> None:
+    uploader.waiting.set("weights")  # makes its first turn a short one
+    uploader.start()
+    play(Player(Cheap(), Drift(), STEPS), uploader, should_stop=lambda: time.monotonic() > ends)
+    uploader.close()
+    uploader.database.close()
 
 
 class Timed(RedisDatabase):
@@ -233,12 +233,12 @@ def appending(bench: measure.Bench, database: RedisDatabase, make: Callable[[], 
 
 def reading(bench: measure.Bench, database: RedisDatabase, take: Callable[[bytes], float], at_once: int) -> measure.Way:
     """Walks through all that is stored, again and again."""
-    position = BEGINNING
+    cursor = BEGINNING
 
     def read() -> float:
-        nonlocal position
-        entries, _ = database.read(position, at_once)
-        position = entries[-1][0] if entries else BEGINNING
+        nonlocal cursor
+        entries, _ = database.read(cursor, at_once)
+        cursor = entries[-1][0] if entries else BEGINNING
         return sum(take(blob) for _, blob in entries)
 
     return lambda: measure.rate_of(read, moment(bench))

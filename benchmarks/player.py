@@ -86,14 +86,14 @@ def ours(url: str, dtype: torch.dtype, cores: int, seconds: float) -> measure.Wa
     player.version = 0
 
     def way() -> float:
-        courier = Uploader(database, new_worker("play", num_envs=player.num_envs), agents[1])
-        courier.start()
+        uploader = Uploader(database, new_worker("play", num_envs=player.num_envs), agents[1])
+        uploader.start()
 
         def work() -> float:
-            return play(player, courier, batches=2) * player.num_envs * STEPS
+            return play(player, uploader, batches=2) * player.num_envs * STEPS
 
         rate = measure.rate_of(work, seconds)
-        courier.close()
+        uploader.close()
         return rate
 
     return way

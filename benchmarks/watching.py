@@ -63,14 +63,14 @@ def main() -> None:
         seen = list[int]()
 
         def played() -> float:
-            courier = Uploader(database, new_worker("play", num_envs=player.num_envs), agents[1])
-            courier.start()
+            uploader = Uploader(database, new_worker("play", num_envs=player.num_envs), agents[1])
+            uploader.start()
             with measure.on_core(0):
                 rate = measure.rate_of(
-                    lambda: play(player, courier, batches=1) * player.num_envs * experiment.unroll_length,
+                    lambda: play(player, uploader, batches=1) * player.num_envs * experiment.unroll_length,
                     bench.seconds(15.0),
                 )
-            courier.close()
+            uploader.close()
             return rate
 
         def watched() -> float:

@@ -151,7 +151,7 @@ def load(folder: Path | str, *, experiment: str | None = None, best: bool = Fals
         experiment = starts[-1]["source"]
     found = WeightsFile.read(file)
     module = loader.load_module(experiment)
-    settings = loader.resolve(module, (found.agreed or run_folder.settings())["settings"])
+    settings = loader.resolve(module, (found.run_config or run_folder.settings())["settings"])
     made = loader.build(module, settings)
     agent = made.agent()
     agent.set_weights(found.weights)

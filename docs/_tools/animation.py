@@ -35,7 +35,7 @@ COLORS = 48
 def play(file: WeightsFile, experiment: str, *, start: int, seed: int) -> list[np.ndarray]:
     """FRAMES pictures [H, W, 3] of a game from its step `start` on, played with these weights; actions are sampled."""
     module = loader.load_module(experiment)
-    made = loader.build(module, loader.resolve(module, file.agreed["settings"]))
+    made = loader.build(module, loader.resolve(module, file.run_config["settings"]))
     agent, env = made.agent(), made.env(evaluation=True, render_mode="rgb_array")
     agent.set_weights(file.weights)
     agent.seed(seed)

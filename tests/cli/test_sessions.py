@@ -263,14 +263,14 @@ def test_an_import_comes_in_bounded_parts_and_waits_for_a_trainer_at_work(redis_
     context, _ = a_stored_run(redis_url, some(8))
     path = exported(context, tmp_path / "all.json").path
     there, other = a_stored_run(redis_url)
-    other.report(reuse=1.0, allowance=2.0)
+    other.report(reuse=1.0, max_ahead=2.0)
     other.beat(Worker("train-1", "train"))
     pushes = threading.Thread(target=sessions.import_.callback, args=(there, path), daemon=True)
     pushes.start()
     until(lambda: other.state().inserted == 3)
     time.sleep(0.3)
     assert other.state().inserted == 3
-    other.report(delivered=3)
+    other.report(sampled=3)
     until(lambda: other.state().inserted == 6)
     other.leave("train-1")  # nobody to wait for
     pushes.join(10)

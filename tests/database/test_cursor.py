@@ -6,17 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from tinyverse.database.base import BEGINNING, furthest, is_behind, is_position, just_before, to_numbers
+from tinyverse.database.base import BEGINNING, furthest, is_behind, is_session_id, just_before, to_numbers
 
 CURSOR = some.builds("{}-{}".format, some.integers(0, 12), some.integers(0, 12))
 
 
 @pytest.mark.parametrize(
-    ("position", "reader", "behind"),
+    ("session_id", "reader", "behind"),
     [("5-1", "5-1", True), ("5-1", "5-0", False), ("9-0", "10-0", True), (BEGINNING, BEGINNING, True)],
 )
-def test_a_session_is_behind_whoever_has_read_so_far(position: str, reader: str, behind: bool) -> None:
-    assert is_behind(position, reader) is behind
+def test_a_session_is_behind_whoever_has_read_so_far(session_id: str, reader: str, behind: bool) -> None:
+    assert is_behind(session_id, reader) is behind
 
 
 @given(CURSOR, CURSOR, CURSOR)
@@ -40,4 +40,4 @@ def test_just_before_a_session_lies_no_other(session: str, other: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "5", "5-", "a-1", "5-1@1", "5-1,2-2", "5-1 ", "1" * 21 + "-0", "٥-1"])
 def test_what_is_no_position(text: str) -> None:
-    assert not is_position(text) and is_position("5-1")
+    assert not is_session_id(text) and is_session_id("5-1")

@@ -268,14 +268,14 @@ def test_a_player_says_what_failed_and_goes_on(caplog: Any) -> None:
             return super()._observation().astype(np.int32)
 
     player = Player(CountingAgent(), SerialPool(Whole, 2, restart=True), LENGTH)
-    courier = Uploader(database, new_worker("play", num_envs=2), CountingAgent())
-    courier.start()
+    uploader = Uploader(database, new_worker("play", num_envs=2), CountingAgent())
+    uploader.start()
     with caplog.at_level(logging.CRITICAL):
-        assert play(player, courier, batches=12) == 12
+        assert play(player, uploader, batches=12) == 12
     until(lambda: len(sessions_of(database)) == 24)
     (worker,) = until(lambda: [w for w in database.workers() if w.faults])
     assert worker.faults == 1 and "KeyError: 'mine'" in worker.error and "Traceback" in worker.error
-    courier.close()
+    uploader.close()
     truncated = [session for session in sessions_of(database) if session.truncated.any()]
     assert truncated
 

@@ -35,13 +35,13 @@ GAMES = 3
 BATCHES = 40
 
 
-def through_the_pipe(database, trainer, player, courier, batches=BATCHES):
+def through_the_pipe(database, trainer, player, uploader, batches=BATCHES):
     """Plays and learns until everything played is learned from; returns the sessions as they lie in the database."""
     trainer.join()
-    courier.start()
+    uploader.start()
 
     def play_on(should_stop):
-        return play(player, courier, batches=batches, should_stop=should_stop)
+        return play(player, uploader, batches=batches, should_stop=should_stop)
 
     wanted = batches * player.num_envs
     with Beside(play_on) as playing:
@@ -53,8 +53,8 @@ def through_the_pipe(database, trainer, player, courier, batches=BATCHES):
             return trainer.update * trainer.replay.config.batch_size == wanted
 
         until(all_learned, 30.0)
-    courier.close()
-    assert courier.failure is None
+    uploader.close()
+    assert uploader.failure is None
     assert database.state().inserted == wanted
     return [trainer.replay.spec.decode(blob) for _, blob in database.read(BEGINNING, 10 * wanted)[0]]
 
@@ -156,10 +156,10 @@ def test_every_row_arrives_as_it_was_played_each_once(redis_url, source):
     spec = session_spec(pool.observation_space, pool.action_space, an_agent(nested), LENGTH)
     database = a_run(redis_url)
     trainer = a_trainer(database, flow=ReplayConfig(batch_size=num_envs, buffer_size=500), nested=nested, spec=spec)
-    player, courier = a_player(database, nested=nested, pool=pool)
-    sessions = through_the_pipe(database, trainer, player, courier)
+    player, uploader = a_player(database, nested=nested, pool=pool)
+    sessions = through_the_pipe(database, trainer, player, uploader)
     player.close()
-    assert {session.metadata["player"] for session in sessions} == {courier.worker.id}
+    assert {session.metadata["player"] for session in sessions} == {uploader.worker.id}
     check_envs(sessions, num_envs, nested, waits="agents" in source, apart=2 if "disabled" in source else 1)
     check_same(sessions, trainer.learner.batches)
     valid = sum(int(session.valid.sum()) for session in sessions)
@@ -175,8 +175,8 @@ def test_two_players_do_not_mix(redis_url):
     trainer = a_trainer(database, flow=ReplayConfig(batch_size=2, buffer_size=500))
     trainer.join()
     people = [a_player(a_run_again(redis_url, database), num_envs=1, seed=seed) for seed in (1, 2)]
-    for _, courier in people:
-        courier.start()
+    for _, uploader in people:
+        uploader.start()
 
     def both(should_stop):
         tasks = [Beside(lambda should_stop, who=who: play(*who, batches=20, should_stop=should_stop)) for who in people]
@@ -187,12 +187,12 @@ def test_two_players_do_not_mix(redis_url):
     with Beside(both) as playing:
         until(lambda: (trainer.feed(), trainer.step(), trainer.update == 20)[-1], 30.0)
     assert playing.result == [20, 20]
-    for _, courier in people:
-        courier.close()
+    for _, uploader in people:
+        uploader.close()
     sessions = [trainer.replay.spec.decode(blob) for _, blob in database.read(BEGINNING, 1000)[0]]
     assert len(sessions) == 40
-    for _, courier in people:
-        own = [session for session in sessions if session.metadata["player"] == courier.worker.id]
+    for _, uploader in people:
+        own = [session for session in sessions if session.metadata["player"] == uploader.worker.id]
         assert [int(session.metadata["sequence"]) for session in own] == list(range(20))
         walk(own, nested=False)
     assert trainer.feeder.rejected == {}
@@ -206,8 +206,8 @@ def a_run_again(url, database):
 def test_the_agents_unroll_over_a_batch_is_what_it_did_when_it_played(redis_url):
     database = a_run(redis_url)
     trainer = a_trainer(database, flow=ReplayConfig(batch_size=GAMES, buffer_size=500))
-    player, courier = a_player(database, num_envs=GAMES)
-    through_the_pipe(database, trainer, player, courier)
+    player, uploader = a_player(database, num_envs=GAMES)
+    through_the_pipe(database, trainer, player, uploader)
     agent, restarts = an_agent(), 0
     for batch in trainer.learner.batches:
         arrays = batch.numpy()
@@ -275,9 +275,9 @@ def test_training_recomputes_the_log_probabilities_of_acting(redis_url, parts):
     replay = Replay(spec, ReplayConfig(batch_size=GAMES, buffer_size=500), Fresh())
     trainer = Trainer(learning, Watching(learning), replay, database, run_config("small", {}, spec))
     pool = SerialPool(SmallNumbers, GAMES)
-    courier = Uploader(database, new_worker("play", num_envs=GAMES), a_torch_agent(parts))
+    uploader = Uploader(database, new_worker("play", num_envs=GAMES), a_torch_agent(parts))
     player = Player(a_torch_agent(parts), pool, 7)
-    through_the_pipe(database, trainer, player, courier, 30)
+    through_the_pipe(database, trainer, player, uploader, 30)
     off_state = off_first = 0.0
     with torch.no_grad():
         for batch in trainer.learner.batches:
@@ -300,8 +300,8 @@ def test_vtrace_on_the_batches_of_the_pipe_is_on_policy(redis_url):
     replay = Replay(spec, ReplayConfig(batch_size=GAMES, buffer_size=500), Fresh())
     learner = VTrace(learning, learning_rate=0.0)
     trainer = Trainer(learning, learner, replay, database, run_config("small", {}, spec))
-    courier = Uploader(database, new_worker("play", num_envs=GAMES), a_torch_agent("both"))
-    through_the_pipe(database, trainer, Player(a_torch_agent("both"), SerialPool(SmallNumbers, GAMES), 7), courier, 10)
+    uploader = Uploader(database, new_worker("play", num_envs=GAMES), a_torch_agent("both"))
+    through_the_pipe(database, trainer, Player(a_torch_agent("both"), SerialPool(SmallNumbers, GAMES), 7), uploader, 10)
     assert float(trainer.metrics["vtrace/mean_rho"]) == pytest.approx(1.0, abs=1e-4)
 
 

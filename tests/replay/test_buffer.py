@@ -48,7 +48,7 @@ def replay_of(sampler=None, count=0, spec=SPEC, **flow):
     flow = {"batch_size": 2, "buffer_size": 8, "reuse": None, **flow}
     replay = Replay(spec, ReplayConfig(**flow), sampler or Fresh())
     for number in range(1, count + 1):
-        replay.add(session_of(number, spec=spec), position=f"{number}-0")
+        replay.add(session_of(number, spec=spec), session_id=f"{number}-0")
     return replay
 
 
@@ -151,7 +151,7 @@ def deliveries(replay, sessions, updating=False):
     """How often each session was delivered when the trainer takes all it may after each arrival."""
     counts, update = np.zeros(sessions + 1), 0
     for number in range(1, sessions + 1):
-        replay.add(session_of(number, update), position=f"{number}-0", update=update)
+        replay.add(session_of(number, update), session_id=f"{number}-0", update=update)
         while (batch := replay.sample(update)) is not None:
             np.add.at(counts, numbers_of(batch), 1)
             update += updating
@@ -401,10 +401,10 @@ def test_positions_can_be_forgotten_and_sessions_stay():
 
 def test_positions_are_compared_as_numbers():
     replay = replay_of(batch_size=1)
-    for position in ("9-0", "10-0", "10-9", "10-10"):
-        replay.add(session_of(1), position=position)
+    for session_id in ("9-0", "10-0", "10-9", "10-10"):
+        replay.add(session_of(1), session_id=session_id)
         replay.sample()
-        assert replay.newest_sampled == position
+        assert replay.newest_sampled == session_id
     replay = replay_of(Uniform(), count=8, batch_size=8)
     for _ in range(3):
         replay.sample()
@@ -420,11 +420,11 @@ def test_what_is_written_off_counts_as_sampled():
     assert replay.limiter.inserted == 6 and replay.limiter.sampled == 5
 
 
-@pytest.mark.parametrize(("sampler", "delivered"), [(Fresh, 97), (Mixed, 194), (Uniform, 400), (Prioritized, 400)])
-def test_after_a_restart_only_what_waits_is_owed(sampler, delivered):
+@pytest.mark.parametrize(("sampler", "sampled"), [(Fresh, 97), (Mixed, 194), (Uniform, 400), (Prioritized, 400)])
+def test_after_a_restart_only_what_waits_is_owed(sampler, sampled):
     replay = replay_of(sampler(), count=3, reuse=4 if sampler in (Uniform, Prioritized) else None)
     replay.catch_up(100)
-    assert replay.limiter.inserted == 100 and replay.limiter.sampled == delivered
+    assert replay.limiter.inserted == 100 and replay.limiter.sampled == sampled
 
 
 def test_after_a_restart_expired_sessions_are_not_paid_twice():
@@ -535,12 +535,8 @@ class World:
 
     def _check_players_are_not_too_far_ahead(self):
         state, trainer = self.database.state(), self.trainer
-        if (
-            state.allowance is not None
-            and trainer.feeder.caught_up
-            and state.delivered == trainer.replay.limiter.sampled
-        ):
-            assert state.debt <= state.allowance + state.reuse * self.chosen.players * self.chosen.num_envs + 1e-6
+        if state.max_ahead is not None and trainer.feeder.caught_up and state.sampled == trainer.replay.limiter.sampled:
+            assert state.deficit <= state.max_ahead + state.reuse * self.chosen.players * self.chosen.num_envs + 1e-6
 
     def turns_needed(self):
         """A bound, generous, on the turns until the next update."""

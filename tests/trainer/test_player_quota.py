@@ -62,4 +62,4 @@ def test_what_is_refused_is_counted_and_nobody_waits_for_it():
     while trainer.step():
         pass
     trainer.publisher.report(trainer.update)
-    assert database.state().debt == 0
+    assert database.state().deficit == 0

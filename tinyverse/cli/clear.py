@@ -12,7 +12,7 @@ from tinyverse.database import server
 
 @click.command(cls=RunCommand)
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--keep-weights", is_flag=True, help="Keep the weights and the agreement on settings.")
+@click.option("--keep-weights", is_flag=True, help="Keep the weights and the run config.")
 @click.option("--force", is_flag=True, help="Also while workers live.")
 @click.option("--stop", "stop_server", is_flag=True, help="End this user's local server afterwards.")
 def clear(context: RunContext, yes: bool, keep_weights: bool, force: bool, stop_server: bool) -> None:

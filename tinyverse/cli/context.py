@@ -88,22 +88,22 @@ class RunContext:
     def folder(self) -> RunFolder:
         return RunFolder(RUNS / self.run)
 
-    def resolved(self, agreed: Mapping[str, Any]) -> dict[str, Any]:
+    def resolved(self, run_config: Mapping[str, Any]) -> dict[str, Any]:
         """All settings: defaults, over them what the run has agreed on, over that what was asked for."""
-        if gone := sorted(agreed.keys() - loader.defaults(self.module).keys()):
+        if gone := sorted(run_config.keys() - loader.defaults(self.module).keys()):
             raise RunConflict(
                 f"run {self.run} was made with {', '.join(gone)}, which {self.title} has no longer: choose another --name, "
                 "or start anew with train --fresh."
             )
-        return loader.resolve(self.module, {**agreed, **self.given})
+        return loader.resolve(self.module, {**run_config, **self.given})
 
     def make_agent(self, meta: Mapping[str, str]) -> TorchAgent:
         """The experiment's agent, built here with the settings of the run config `meta`; its weights are not the run's."""
         from tinyverse.agents.torch_agent import TorchAgent
 
-        agreed = experiment_and_settings(meta)
-        check_can_join(self.run, agreed, self.title, self.given)
-        agent = loader.build(self.module, self.resolved(agreed["settings"])).agent()
+        run_config = experiment_and_settings(meta)
+        check_can_join(self.run, run_config, self.title, self.given)
+        agent = loader.build(self.module, self.resolved(run_config["settings"])).agent()
         if not isinstance(agent, TorchAgent):
             raise SettingsError(f"{type(agent).__name__} is no TorchAgent and has none.")
         return agent

@@ -44,7 +44,7 @@ class Finding(NamedTuple):
     """One thing looked at."""
 
     what: str
-    said: str
+    message: str
     advice: str = ""  # what to do; "" where all is well
 
     @property
@@ -53,7 +53,7 @@ class Finding(NamedTuple):
 
     def __str__(self) -> str:
         advice = f". {self.advice}" if self.advice else ""
-        return f"{'ok     ' if self.ok else 'warning'}  {self.what:<12}  {self.said}{advice}"
+        return f"{'ok     ' if self.ok else 'warning'}  {self.what:<12}  {self.message}{advice}"
 
 
 @click.command(cls=RunCommand)
@@ -66,18 +66,20 @@ def doctor(context: RunContext, as_json: bool) -> int:
         if not as_json:
             print(finding, flush=True)
     if as_json:
-        facts = [{"what": each.what, "ok": each.ok, "said": each.said, "advice": each.advice} for each in findings]
+        facts = [
+            {"what": each.what, "ok": each.ok, "message": each.message, "advice": each.advice} for each in findings
+        ]
         print(json.dumps(facts))
     return 0 if all(finding.ok for finding in findings) else 1
 
 
 def examine(context: RunContext) -> Iterator[Finding]:
     """Looks at one thing after the other; what fails in a way that nobody foresaw is a finding too."""
-    for look in (_processor, _memory, _codec, _server, _experiment):
+    for check in (_processor, _memory, _codec, _server, _experiment):
         try:
-            yield from look(context)
+            yield from check(context)
         except (TinyverseError, redis.RedisError, OSError, RuntimeError) as error:
-            yield Finding(look.__name__[1:], str(error) or type(error).__name__, "It could not be looked at.")
+            yield Finding(check.__name__[1:], str(error) or type(error).__name__, "It could not be looked at.")
 
 
 def _processor(_: RunContext) -> Iterator[Finding]:
@@ -130,8 +132,8 @@ def _codec(_: RunContext) -> Iterator[Finding]:
     milliseconds = 1000 * (time.perf_counter() - began)
     same = metadata == {"who": "doctor"} and all(np.array_equal(back[name], array) for name, array in arrays.items())
     advice = "" if same else "Something is wrong with NumPy or zstandard here: install them anew."
-    said = f"a session there and back in {milliseconds:.1f} ms, {'the same' if same else 'NOT the same'}"
-    yield Finding("codec", said, advice)
+    message = f"a session there and back in {milliseconds:.1f} ms, {'the same' if same else 'NOT the same'}"
+    yield Finding("codec", message, advice)
 
 
 def _server(context: RunContext) -> Iterator[Finding]:
@@ -202,8 +204,8 @@ def _clock(client: redis.Redis) -> Finding:
     now = time.time()
     skew = seconds + 1e-6 * microseconds - (began + now) / 2
     advice = "Nothing in a run depends on it, but dates in logs differ: set both by NTP." if abs(skew) > SKEW else ""
-    said = f"{abs(skew):.2f} s from the server's; an answer takes {1000 * (now - began):.1f} ms"
-    return Finding("clock", said, advice)
+    message = f"{abs(skew):.2f} s from the server's; an answer takes {1000 * (now - began):.1f} ms"
+    return Finding("clock", message, advice)
 
 
 def _speed(url: str) -> Finding:
@@ -224,8 +226,8 @@ def _speed(url: str) -> Finding:
     megabytes = sum(map(len, blobs)) / 1e6
     push, fetch = megabytes / (pushed - began), megabytes / (fetched - pushed)
     advice = "The network is slow: play and train nearer to the server." if min(push, fetch) < SLOW else ""
-    said = f"push {push:,.0f} MB/s, fetch {fetch:,.0f} MB/s" + ("" if same else ", and what came back differs")
-    return Finding("speed", said, advice if same else "Sessions get damaged on the way: look at the server's log.")
+    message = f"push {push:,.0f} MB/s, fetch {fetch:,.0f} MB/s" + ("" if same else ", and what came back differs")
+    return Finding("speed", message, advice if same else "Sessions get damaged on the way: look at the server's log.")
 
 
 def _experiment(context: RunContext) -> Iterator[Finding]:
@@ -242,8 +244,8 @@ def _experiment(context: RunContext) -> Iterator[Finding]:
         player.close()
         experiment.spec(player.agent).decode(rollout.sessions("doctor", 0, version="0", update="0")[0].encode())
         steps = rollout.valid.size
-        said = f"{context.experiment}: {steps} steps at {steps / seconds:,.0f} steps/s, a session that fits"
-        yield Finding("experiment", said)
+        message = f"{context.experiment}: {steps} steps at {steps / seconds:,.0f} steps/s, a session that fits"
+        yield Finding("experiment", message)
     except TinyverseError as error:
         advice = f"tinyverse {context.experiment} check shows more."
         yield Finding("experiment", f"{context.experiment}: {error}", advice)

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 @click.option("--greedy", is_flag=True, help="The likeliest action instead of a sample.")
 @click.option("--render", is_flag=True, help="Show the first episode in a window.")
 @weights_option
-@click.option("--video/--no-video", default=True, show_default=True, help="Film the first episode into ./records.")
+@click.option("--video/--no-video", default=True, show_default=True, help="Record the first episode into ./records.")
 @click.option("--every", type=float, is_flag=False, flag_value=1.0, metavar="[SECONDS]", help="Go on with the newest weights, at most once in so many seconds [1], and keep the best.")  # fmt: skip
 @click.option("--device", default="cpu", show_default=True, help="Where to act.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per evaluation.")
@@ -125,7 +125,7 @@ def _evaluate(
     from tinyverse.player.evaluator import evaluate, evaluate_in_processes
 
     file = RECORDS / f"{context.run}-v{found.version}.webm" if video and not render else None
-    make = functools.partial(loader.rebuild, context.experiment, found.agreed["settings"])
+    make = functools.partial(loader.rebuild, context.experiment, found.run_config["settings"])
     with context.bar("episodes", episodes) as bar:
 
         def on_episode(done: int, total: float) -> None:

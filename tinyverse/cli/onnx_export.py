@@ -65,7 +65,7 @@ def to_onnx(experiment: str, found: WeightsFile) -> bytes:
         raise SettingsError("export to ONNX wants onnx: pip install 'tinyverse[onnx]', or write a .safetensors file.")
     import onnx
 
-    made = loader.rebuild(experiment, found.agreed["settings"])
+    made = loader.rebuild(experiment, found.run_config["settings"])
     agent = made.agent()
     if not isinstance(agent, TorchAgent):
         kind = type(agent).__name__
@@ -93,5 +93,5 @@ def to_onnx(experiment: str, found: WeightsFile) -> bytes:
         logger.setLevel(level)
     model: Any = onnx.load_from_string(buffer.getvalue())
     numbers = {name: str(getattr(found, name)) for name in ("version", "update", "step")}
-    onnx.helper.set_model_props(model, {"agreed": json.dumps(found.agreed, default=str), **numbers})
+    onnx.helper.set_model_props(model, {"agreed": json.dumps(found.run_config, default=str), **numbers})
     return model.SerializeToString()

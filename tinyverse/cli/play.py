@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @click.command(cls=RunCommand, params=[*STEPPING_OPTIONS])
 @click.option("-b", "--num-envs", type=int, help="Environments stepped at once [the experiment's, else 1].")
 @click.option("-n", "batches", type=int, help="Batches of sessions to play [no end].")
-@click.option("-s", "sync_every", type=int, default=1, show_default=True, help="Batches between two looks for new weights.")  # fmt: skip
+@click.option("-s", "sync_every", type=int, default=1, show_default=True, help="Batches between two checks for new weights.")  # fmt: skip
 @click.option("--cores", type=int, default=1, show_default=True, help="With 2 or more, environments are stepped while the agent acts.")  # fmt: skip
 @click.option("--device", default="cpu", show_default=True, help="Where to act.")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), help="Of acting [the experiment's].")
@@ -113,7 +113,7 @@ def play(
         def on_batch() -> None:
             progress.turn()
             if person is not None:
-                person.window.look()
+                person.window.refresh()
 
         progress = Progress(lambda: _player_line(player, uploader), share=share_done, quiet=context.quiet)
         realtime = pools[0].realtime or experiment.realtime

@@ -1,4 +1,4 @@
-"""The commands `sessions ls`, `show`, `video`, `export` and `import`: stored sessions as tables, films and files.
+"""The commands `sessions ls`, `show`, `video`, `export` and `import`: stored sessions as tables, videos and files.
 
 All but `import` only read. No experiment is imported, unless its agent is to be asked for values.
 """
@@ -35,7 +35,7 @@ from tinyverse.monitoring import sessions as stored
 
 @click.group()
 def sessions() -> None:
-    """The stored sessions: as a list, a table, a film, or files."""
+    """The stored sessions: as a list, a table, a video, or files."""
 
 
 id_argument = click.argument("key", metavar="[ID]", required=False)
@@ -99,7 +99,7 @@ def show(context: RunContext, key: str | None, values: bool = False, as_json: bo
 @id_argument
 @click.option("--fps", type=float, default=15.0, show_default=True, help="Steps a second.")
 def video(context: RunContext, key: str | None, fps: float = 15.0) -> None:
-    """A film of what the agent saw, into ./records.
+    """A video of what the agent saw, into ./records.
 
     Example: tinyverse atari.py sessions video 1700000000000-0
     """

@@ -150,13 +150,13 @@ def make_trainer(context: RunContext, options: TrainOptions, database: Database)
     meta, kept = database.meta(), folder.settings() if is_first else {}
     if options.resume and not kept:
         raise SettingsError(f"--resume: there is nothing in {folder.path}/ to go on from. Leave it out to start.")
-    for agreed in (experiment_and_settings(meta), kept):
-        check_can_join(context.run, agreed, context.title, context.given, force=options.force)
+    for stored in (experiment_and_settings(meta), kept):
+        check_can_join(context.run, stored, context.title, context.given, force=options.force)
     if options.force and change_settings(context, database):
         meta = {}
-    agreed = (experiment_and_settings(meta) or kept).get("settings", {})
-    settings = context.resolved(agreed)
-    _say_what_is_kept(context, agreed)
+    stored = (experiment_and_settings(meta) or kept).get("settings", {})
+    settings = context.resolved(stored)
+    _say_what_is_kept(context, stored)
     seed = context.fresh_seed() + distributed.rank()  # each draws others; the weights are rank 0's
     rng.seed(seed)
     experiment = loader.build(context.module, settings)
@@ -221,12 +221,12 @@ def _begin_from(context: RunContext, file: str, agent: Agent, goes_on: bool) -> 
     context.say(f"run {context.run} begins with the weights in {file}")
 
 
-def _say_what_is_kept(context: RunContext, agreed: Mapping[str, Any]) -> None:
+def _say_what_is_kept(context: RunContext, stored: Mapping[str, Any]) -> None:
     """A run goes on with its own settings, also where the experiment's file has been changed since, or -o is left out."""
     written = json.loads(json.dumps(loader.defaults(context.module), default=str))
-    others = [name for name in agreed if agreed[name] != written.get(name) and name not in context.given]
+    others = [name for name in stored if stored[name] != written.get(name) and name not in context.given]
     if others:
-        kept, now = (", ".join(f"{name}={settings.get(name)}" for name in others) for settings in (agreed, written))
+        kept, now = (", ".join(f"{name}={settings.get(name)}" for name in others) for settings in (stored, written))
         context.say(f"run {context.run} goes on with {kept}, as it was made; its file says {now} (--fresh begins anew)")
 
 
@@ -239,7 +239,7 @@ def start_fresh(context: RunContext, database: Database) -> None:
 
 
 def change_settings(context: RunContext, database: Database) -> bool:
-    """Makes room in the database for an agreement with the settings asked for, if they are others; whether it did.
+    """Makes room in the database for a run config with the settings asked for, if they are others; whether it did.
 
     Sessions and weights there are of the old one and go too: the run goes on from its checkpoint.
     """

@@ -17,10 +17,10 @@ from tinyverse.monitoring.writers import TensorBoard
 
 @dataclasses.dataclass
 class Seen:
-    """What a look for weights saw the last time."""
+    """What the last search for weights found."""
 
     version: int | None = None
-    stop: StopSignal | None = None  # of the run; None before the first look
+    stop: StopSignal | None = None  # of the run; None before the first reading
     complaint: str = ""
     place: str = ""  # where they were newest, as was said
     checkpoint: tuple[Any, ...] = ()  # the folder's newest, and when it was written
@@ -29,7 +29,7 @@ class Seen:
 
     @property
     def stopped(self) -> bool:
-        """Whether the run was asked to stop since the first look."""
+        """Whether the run was asked to stop since the first reading."""
         return self.stop is not None and self.stop.is_set
 
 
@@ -42,10 +42,10 @@ def weights_for(context: RunContext, weights: str | None, seen: Seen) -> Weights
     found = _find(context, weights, seen)
     if found is None or found.version == seen.version:
         return None
-    agreed = found.agreed or context.folder.settings()  # an old checkpoint does not say its own
-    check_can_join(context.run, agreed, context.title, context.given)
-    settings = context.resolved(agreed.get("settings", {}))
-    return found._replace(agreed={"experiment": context.title, "settings": settings})
+    run_config = found.run_config or context.folder.settings()  # an old checkpoint does not say its own
+    check_can_join(context.run, run_config, context.title, context.given)
+    settings = context.resolved(run_config.get("settings", {}))
+    return found._replace(run_config={"experiment": context.title, "settings": settings})
 
 
 def _find(context: RunContext, weights: str | None, seen: Seen) -> WeightsFile | None:
@@ -61,7 +61,7 @@ def _find(context: RunContext, weights: str | None, seen: Seen) -> WeightsFile |
             else f"--weights {weights} is neither a file here nor 'best' nor the number of a version. Checkpoints lie in {folder.checkpoints}/."
         )
     found = WeightsFile.read(path)
-    if (its := found.agreed.get("experiment", title)) != title:
+    if (its := found.run_config.get("experiment", title)) != title:
         command = f"tinyverse {its} eval --weights {weights}"
         raise SettingsError(f"--weights {weights} is of the experiment {its}, this is {title}: {command}")
     return found

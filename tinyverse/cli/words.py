@@ -23,8 +23,8 @@ _LEARNING = {  # verb: (example, help)
 
 _LOOKING = {
     "info": ("atari.py info", "who does what, and what each waits for; without EXPERIMENT: the runs there are"),
-    "watch": ("atari.py watch", "the run as a page in a browser: curves, workers, films, any player's environment"),
-    "report": ("atari.py report", "a page to pass on: curve, film, settings, machine, commands"),
+    "watch": ("atari.py watch", "the run as a page in a browser: curves, workers, videos, any player's environment"),
+    "report": ("atari.py report", "a page to pass on: curve, video, settings, machine, commands"),
     "sessions": ("atari.py sessions ls", "what was played: show ID, video ID, export FILE, import FILE"),
     "export": ("atari.py export FILE", "the weights as plain safetensors, or as ONNX"),
     "config": ("atari.py config", "every setting and option, and where its value comes from"),

@@ -32,7 +32,7 @@ def experiment_and_settings(meta: Mapping[str, str]) -> dict[str, Any]:
 
 
 def check_can_join(
-    name: str, agreed: Mapping[str, Any], experiment: str, given: Mapping[str, Any], *, force: bool = False
+    name: str, run_config: Mapping[str, Any], experiment: str, given: Mapping[str, Any], *, force: bool = False
 ) -> None:
     """Checks that a worker of `experiment` with the settings in `given` may join run `name`.
 
@@ -42,13 +42,13 @@ def check_can_join(
     Raises:
         RunConflict: the run has another experiment, or settings that differ. The message names both.
     """
-    if not agreed:
+    if not run_config:
         return
-    if agreed["experiment"] != experiment:
+    if run_config["experiment"] != experiment:
         raise RunConflict(
-            f"run {name} belongs to the experiment {agreed['experiment']}, this is {experiment}: give this one its own --name."
+            f"run {name} belongs to the experiment {run_config['experiment']}, this is {experiment}: give this one its own --name."
         )
-    kept, wanted = agreed["settings"], json.loads(json.dumps(dict(given), default=str))
+    kept, wanted = run_config["settings"], json.loads(json.dumps(dict(given), default=str))
     others = [key for key, value in wanted.items() if kept.get(key, value) != value]
     if others and not force:
         made, asked = (", ".join(f"{key}={settings[key]}" for key in others) for settings in (kept, wanted))

@@ -44,12 +44,12 @@ class WeightsFile(NamedTuple):
     version: int
     update: int = 0
     step: int = 0
-    agreed: Mapping[str, Any] = {}  # {"experiment", "settings"}; {} where unknown
+    run_config: Mapping[str, Any] = {}  # {"experiment", "settings"}; {} where unknown
     score: Mapping[str, Any] = {}  # {"mean", "standard_error", "environments"} of an evaluation; {} for none
 
     def write(self, path: Path) -> None:
         """Writes a safetensors file atomically."""
-        about = {"agreed": json.dumps(self.agreed, default=str), "score": json.dumps(self.score)}
+        about = {"agreed": json.dumps(self.run_config, default=str), "score": json.dumps(self.score)}
         blob = encode_weights(self.weights, version=self.version, update=self.update, step=self.step, about=about)
         atomic_write(path, blob)
 
@@ -68,7 +68,7 @@ class WeightsFile(NamedTuple):
             blob = path.read_bytes()
             weights, numbers = decode_weights(blob)
             about = codec.decode(blob)[1]
-            return cls(weights, **numbers, agreed=json.loads(about["agreed"]), score=json.loads(about["score"]))
+            return cls(weights, **numbers, run_config=json.loads(about["agreed"]), score=json.loads(about["score"]))
         except (*UNREADABLE, CodecError) as error:
             raise SettingsError(
                 f"{path} is no checkpoint of a trainer and no file of weights that tinyverse wrote ({type(error).__name__})."
@@ -78,9 +78,9 @@ class WeightsFile(NamedTuple):
     def of_checkpoint(cls, contents: Mapping[str, Any]) -> Self:
         """Returns the weights in the contents of a trainer's checkpoint."""
         meta = contents.get("meta")
-        agreed = {"experiment": meta["experiment"], "settings": json.loads(meta["settings"])} if meta else {}
+        run_config = {"experiment": meta["experiment"], "settings": json.loads(meta["settings"])} if meta else {}
         weights = {name: tensor.numpy() for name, tensor in contents["weights"].items()}
-        return cls(weights, contents["version"], contents.get("update", 0), contents.get("step", 0), agreed)
+        return cls(weights, contents["version"], contents.get("update", 0), contents.get("step", 0), run_config)
 
 
 def plain(contents: Any) -> Any:

@@ -45,8 +45,8 @@ LARGEST = 256 << 20  # bytes in one request; the local server cuts the line at m
 BLOCK = 1.0  # seconds a read waits on the server at a time, well below the client's timeout
 WEIGHTS_TRIES = 5
 _STAT: dict[str, Callable[[str], Any]] = {
-    "update": int, "step": int, "delivered": float, "reuse": float,
-    "allowance": lambda text: float(text) if text else None, "capacity": int, "stop": int, "cursor": str,
+    "update": int, "step": int, "sampled": float, "reuse": float,
+    "max_ahead": lambda text: float(text) if text else None, "capacity": int, "stop": int, "cursor": str,
 }  # fmt: skip
 
 

@@ -47,7 +47,7 @@ class Keys:
         self.current = f"{self._prefix}w:cur"  # hash: version, update, step; xxh3:<v> of each version kept
         self.heartbeats = f"{self._prefix}hb"  # hash: worker id -> JSON
         self.lease = f"{self._prefix}lease"  # str with a time to live: who publishes
-        self.stat = f"{self._prefix}stat"  # hash: State's numbers and position, as the trainer reports them
+        self.stat = f"{self._prefix}stat"  # hash: State's numbers and cursor, as the trainer reports them
         self.tally = f"{self._prefix}tally"  # hash: inserted, bytes, the counters: what players may count up
         self.episodes = f"{self._prefix}episodes"  # stream of JSON
         self.metrics = f"{self._prefix}metrics"  # stream of JSON

@@ -237,15 +237,17 @@ def _ready(server: Server) -> Server:
         with contextlib.suppress(DatabaseLost), errors(server.admin_url), connect(server.admin_url) as client:
             info: Any = client.info("server")
             return dataclasses.replace(server, pid=info["process_id"])
-        said = log_file.read_text(errors="replace") if log_file.exists() else ""
-        if time.monotonic() > ends or re.search("FATAL|Fatal error|Failed listening|Failed opening", said):
-            raise ServerError(_failure(server, said))
+        output = log_file.read_text(errors="replace") if log_file.exists() else ""
+        if time.monotonic() > ends or re.search("FATAL|Fatal error|Failed listening|Failed opening", output):
+            raise ServerError(_failure(server, output))
         time.sleep(0.01)
 
 
-def _failure(server: Server, said: str) -> str:
-    lines = [line.strip() for line in said.splitlines() if line.strip()][-3:]
-    return f"The server ({server.version}) in {server.folder} did not start: {' / '.join(lines) or 'it said nothing'}"
+def _failure(server: Server, output: str) -> str:
+    lines = [line.strip() for line in output.splitlines() if line.strip()][-3:]
+    return (
+        f"The server ({server.version}) in {server.folder} did not start: {' / '.join(lines) or 'it printed nothing'}"
+    )
 
 
 @contextlib.contextmanager

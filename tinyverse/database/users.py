@@ -1,6 +1,6 @@
 """Users: three of them for a run, so that who only plays or looks can do no more than that.
 
-    player    appends sessions, heartbeats and finished episodes; reads the run's weights and agreement
+    player    appends sessions, heartbeats and finished episodes; reads the run's weights and config
     trainer   everything in this run, nothing in others
     viewer    reads
 

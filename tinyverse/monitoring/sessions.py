@@ -16,7 +16,7 @@ from tinyverse.core import nest
 from tinyverse.core.errors import CodecError, DatabaseError, SettingsError, SpecError
 from tinyverse.core.run_config import experiment_and_settings
 from tinyverse.core.session import Session, SessionSpec
-from tinyverse.database.base import BEGINNING, Database, State, is_behind, is_position, just_before
+from tinyverse.database.base import BEGINNING, Database, State, is_behind, is_session_id, just_before
 from tinyverse.envs.video import picture
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def find(database: Database, spec: SessionSpec, run: str, key: str | None) -> tu
     """The session with this id, or the newest. Raises SettingsError where there is no such id or session."""
     if key is None:
         entries = database.newest(1)
-    elif is_position(key):
+    elif is_session_id(key):
         entries = [(key, blob) for found, blob in database.read(just_before(key), 1)[0] if is_behind(found, key)]
     else:
         raise SettingsError(

@@ -1,4 +1,4 @@
-"""Evaluator: plays whole episodes with given weights, reports mean ± standard error, and films the first episode.
+"""Evaluator: plays whole episodes with given weights, reports mean ± standard error, and records the first episode.
 
 It uses `make_env(evaluation=True)`, so the reward is the episode's own, whatever shaping training uses.
 """
@@ -27,7 +27,7 @@ from tinyverse.envs.video import VideoWriter, picture
 from tinyverse.experiment.experiment import Experiment
 
 MAX_STEPS = 200_000  # of one episode; a policy that loops for ever must not hang an evaluation
-SHORT_SECONDS = 5.0  # of film; after less than that it goes on with the next episode
+SHORT_SECONDS = 5.0  # of video; after less than that it goes on with the next episode
 
 
 @dataclasses.dataclass
@@ -79,16 +79,16 @@ def evaluate(
         on_episode: called after each episode with the number done and its return.
         should_stop: asked before each step; the result has the episodes that have ended by then.
     """
-    began, seats = time.monotonic(), max(1, min(at_once, episodes))
+    began, num_slots = time.monotonic(), max(1, min(at_once, episodes))
     envs: list[Any] = []
-    pool = _pool(experiment, seats, envs, "human" if render else "rgb_array" if video else None)
-    seats = pool.num_envs  # of several agents in one world there are always all
-    quota = [episodes // seats + (seat < episodes % seats) for seat in range(seats)]
+    pool = _pool(experiment, num_slots, envs, "human" if render else "rgb_array" if video else None)
+    num_slots = pool.num_envs  # of several agents in one world there are always all
+    quota = [episodes // num_slots + (slot < episodes % num_slots) for slot in range(num_slots)]
     played: list[list[tuple[float, int]]] = [[] for _ in quota]  # return and length
     agent.seed(seed)
-    observations, state = pool.reset(seed), agent.initial_state(seats)
-    is_first, ended = np.ones(seats, bool), np.zeros(seats, bool)
-    total, length = np.zeros(seats), np.zeros(seats, np.int64)
+    observations, state = pool.reset(seed), agent.initial_state(num_slots)
+    is_first, ended = np.ones(num_slots, bool), np.zeros(num_slots, bool)
+    total, length = np.zeros(num_slots), np.zeros(num_slots, np.int64)
     with contextlib.ExitStack() as stack:
         stack.callback(pool.close)
         camera = stack.enter_context(_Camera(video, envs[0] if envs else None))
@@ -100,13 +100,13 @@ def evaluate(
             observations, ended = step.observations, step.terminated | step.truncated
             total, length = (total + step.rewards) * valid, (length + 1) * valid
             camera.shoot(observations)
-            for seat in np.flatnonzero((ended & valid) | (length >= MAX_STEPS)):
-                if seat == 0:
+            for slot in np.flatnonzero((ended & valid) | (length >= MAX_STEPS)):
+                if slot == 0:
                     camera.cut()
-                if len(played[seat]) < quota[seat]:
-                    played[seat].append((float(total[seat]), int(length[seat])))
-                    on_episode(sum(map(len, played)), float(total[seat]))
-                total[seat], length[seat] = 0.0, 0  # an episode without end is cut, and counted once
+                if len(played[slot]) < quota[slot]:
+                    played[slot].append((float(total[slot]), int(length[slot])))
+                    on_episode(sum(map(len, played)), float(total[slot]))
+                total[slot], length[slot] = 0.0, 0  # an episode without end is cut, and counted once
     returns = [total for done in played for total, _ in done]
     lengths = [length for done in played for _, length in done]
     return Evaluation(returns, lengths, seconds=time.monotonic() - began, video=camera.path, note=camera.note)
@@ -124,7 +124,7 @@ def evaluate_in_processes(
 ) -> Evaluation:
     """Runs `evaluate` in `jobs` processes of this machine (joblib); `make` builds the experiment in each.
 
-    The first process films; each has its own seed. `on_episode` is called when a process has played all its episodes.
+    The first process records the video; each has its own seed. `on_episode` is called when a process has played all its episodes.
     """
     import joblib
 
@@ -155,21 +155,21 @@ def _part(make: Callable[[], Experiment], weights: Weights, **options: Any) -> E
     return evaluate(experiment, agent, **options)
 
 
-def _pool(experiment: Experiment, seats: int, envs: list[Any], render_mode: str | None) -> Pool:
+def _pool(experiment: Experiment, num_slots: int, envs: list[Any], render_mode: str | None) -> Pool:
     def make() -> Any:
         envs.append(experiment.env(evaluation=True, render_mode=render_mode if not envs else None))
         return envs[-1]
 
     try:
-        return pool_of(make, seats)
+        return pool_of(make, num_slots)
     except ExperimentError:
         if experiment.make_pool is None or envs:
             raise
-        return experiment.pool(seats)  # an experiment of vector environments only
+        return experiment.pool(num_slots)  # an experiment of vector environments only
 
 
 class _Camera(contextlib.AbstractContextManager["_Camera"]):
-    """Films the first episode, and those that follow in its place if it is short.
+    """Records the first episode, and those that follow in its place if it is short.
 
     A frame is what the environment renders, or an observation that is an image.
     """

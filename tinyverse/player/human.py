@@ -197,15 +197,15 @@ class Window:
         now, due = time.monotonic(), self._next + self._tick
         self._next = due if due > now - LATE * self._tick else now + self._tick
         while not self.closed and (left := self._next - time.monotonic()) > 0:
-            self.look()
+            self.refresh()
             time.sleep(min(left, 0.005))
-        self.look()
+        self.refresh()
         if self.closed:
             raise WindowClosed
         pressed, self._pressed = self._pressed | self._down, set()
         return pressed
 
-    def look(self) -> None:
+    def refresh(self) -> None:
         """Reads the keyboard; also while nobody plays, or the system thinks that the window hangs."""
         pygame = self._pygame
         for event in pygame.event.get():

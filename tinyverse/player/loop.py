@@ -26,7 +26,7 @@ def play(
 
     Args:
         batches: number of sessions of each environment; None: no end.
-        sync_every: batches between two looks for newer weights.
+        sync_every: batches between two checks for newer weights.
         realtime: drop sessions that the uploader cannot take at once, because the environments do not wait.
         on_batch: called before each batch, and ten times a second while the player waits.
     """
@@ -37,7 +37,7 @@ def play(
         if uploader.run_id != run_id:
             run_id, player.version = uploader.run_id, -1
         if player.version < 0 or played % sync_every == 0:
-            uploader.look()
+            uploader.refresh()
         if (newer := uploader.swap(player.agent)) is not None:
             player.agent, player.version, player.update = newer
         uploader.waiting.set(_reason(player, uploader, realtime))
@@ -58,7 +58,7 @@ def _reason(player: Player, uploader: Uploader, realtime: bool) -> str:
     if player.version < 0 and not (realtime and player.rate.total):  # what has begun in real time cannot wait
         return "a trainer's weights"
     if not realtime and not uploader.may_play():
-        return f"the trainer, which is {uploader.state.debt:.0f} deliveries behind"
+        return f"the trainer, which is {uploader.state.deficit:.0f} samples behind"
     return ""
 
 

@@ -26,7 +26,7 @@ from tinyverse.player.rollout import Rollout
 logger = logging.getLogger(__name__)
 
 CLOSING_SECONDS = 5.0  # that a closing uploader goes on trying
-POLL_SECONDS = 0.02  # between two looks at the run's State while the player waits for it
+POLL_SECONDS = 0.02  # between two readings of the run's State while the player waits for it
 AT_ONCE = 64 << 20  # bytes in one push
 WAITING_ROLLOUTS = 4  # that may wait to be pushed; then the player waits, or drops if it is real-time
 
@@ -83,14 +83,14 @@ class Uploader(BackgroundThread):
             return False
         return True
 
-    def look(self) -> None:
+    def refresh(self) -> None:
         """Asks for newer weights; `swap` gives them once they have come."""
         self._wanted.set()
 
     def may_play(self) -> bool:
         """Tells whether a session may begin, counting those that are still on their way."""
         ahead = self._rollouts.unfinished_tasks * self.worker.num_envs * self.state.reuse
-        return self.state.allowance is None or self.state.debt + ahead <= self.state.allowance
+        return self.state.max_ahead is None or self.state.deficit + ahead <= self.state.max_ahead
 
     def swap(self, agent: Agent) -> tuple[Agent, int, int] | None:
         """Takes the player's agent and returns (agent, version, update) with newer weights; None if there are none."""

@@ -34,7 +34,7 @@ class Slots:
         update: [size] the trainer's, when it made the weights that played the session.
         human: [size] bool: a person played it.
         count: [size] samples so far.
-        position: its id in the database.
+        session_id: its id in the database.
         written: sessions so far. A session's number is how many were written before it.
     """
 
@@ -43,7 +43,7 @@ class Slots:
         self.update = np.zeros(size, np.int64)
         self.human = np.zeros(size, bool)
         self.count = np.zeros(size, np.int64)
-        self.position = [BEGINNING] * size
+        self.session_id = [BEGINNING] * size
         self.written = 0
 
     def __len__(self) -> int:
@@ -105,11 +105,11 @@ class Replay:
         """Bytes of device memory set aside."""
         return self.ring.bytes.nbytes
 
-    def add(self, session: Session, *, position: str = BEGINNING, update: int = 0, seen: bool = False) -> None:
+    def add(self, session: Session, *, session_id: str = BEGINNING, update: int = 0, seen: bool = False) -> None:
         """Stores a session over the oldest one, unless it is too old.
 
         Args:
-            position: its id in the database.
+            session_id: its id in the database.
             update: the trainer's now, against which lag is measured.
             seen: the trainer learned from it before a restart: replay again, but not fresh.
         """
@@ -128,7 +128,7 @@ class Replay:
                 self.dropped["unused"] += int(about.count[slot] == 0)
             self.ring.write(slot, session.arrays)
             about.filled[slot], about.update[slot], about.human[slot] = True, made_at, session.human
-            about.position[slot], about.count[slot] = position, seen
+            about.session_id[slot], about.count[slot] = session_id, seen
             self.sampler.insert(slot, seen, session.human)
             self.limiter.inserted += 1
             self.limiter.forgive(len(self))
@@ -160,7 +160,7 @@ class Replay:
             slots = self.sampler.draw(self.config.batch_size, self.random)
             np.add.at(self.slots.count, slots, 1)
             self.limiter.drawn += len(slots)
-            self.newest_sampled = furthest(self.newest_sampled, *(self.slots.position[slot] for slot in slots))
+            self.newest_sampled = furthest(self.newest_sampled, *(self.slots.session_id[slot] for slot in slots))
             self.lags.append(update - self.slots.update[slots])
             starts = self.random.integers(0, self.spec.length - rows + 1, len(slots))
             return self._cut(slots, starts, rows, burn_in, update)
@@ -200,19 +200,19 @@ class Replay:
             priorities = torch.where(kept, priorities.to(slots.device), torch.nan)
             self.sampler.set_priorities(slots % len(self.slots), priorities)
 
-    def mark_seen(self, position: str) -> None:
-        """The trainer learned from all sessions up to this position, in updates that were lost: they are not fresh."""
+    def mark_seen(self, session_id: str) -> None:
+        """The trainer learned from all sessions up to this one, in updates that were lost: they are not fresh."""
         with self.lock:
             for slot in np.flatnonzero(self.slots.filled).tolist():
-                if is_behind(self.slots.position[slot], position):
+                if is_behind(self.slots.session_id[slot], session_id):
                     self.sampler.remove(slot)
                     self.sampler.insert(slot, seen=True)
                     self.slots.count[slot] = max(1, self.slots.count[slot])
 
     def forget_positions(self) -> None:
-        """Positions of an earlier incarnation of the run mean nothing in a new one."""
+        """Session ids of an earlier incarnation of the run mean nothing in a new one."""
         with self.lock:
-            self.slots.position = [BEGINNING] * len(self.slots)
+            self.slots.session_id = [BEGINNING] * len(self.slots)
             self.newest_sampled = BEGINNING
 
     def _expire(self, update: int) -> None:

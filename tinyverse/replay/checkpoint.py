@@ -36,7 +36,7 @@ def state_of(replay: Replay) -> dict[str, Any]:
             "sampler": type(replay.sampler).__name__, "sampling": replay.sampler.state_dict(),
             "series": replay.series, "_written": about.written, "_began": replay.began,
             "numbers": about.numbers(slots), "updates": about.update[slots], "counts": about.count[slots],
-            "human": about.human[slots], "positions": " ".join(about.position[slot] for slot in slots),
+            "human": about.human[slots], "positions": " ".join(about.session_id[slot] for slot in slots),
             "newest_delivered": replay.newest_sampled, "dropped": dict(replay.dropped), **replay.limiter.state_dict(),
         }  # fmt: skip
 
@@ -68,8 +68,8 @@ def restore(replay: Replay, state: Mapping[str, Any], sessions: Iterable[Rows]) 
         about.filled[slots] = there
         for kept, name in ((about.update, "updates"), (about.count, "counts"), (about.human, "human")):
             kept[slots] = np.asarray(state[name])[-size:]
-        for slot, position in zip(slots, state["positions"].split()[-size:], strict=True):
-            about.position[slot] = position
+        for slot, session_id in zip(slots, state["positions"].split()[-size:], strict=True):
+            about.session_id[slot] = session_id
         about.written = state["_written"] if same_size else len(numbers)
         replay.series = state["series"] if same_size else replay.series
         replay.newest_sampled, replay.began = state["newest_delivered"], state["_began"]

@@ -93,18 +93,18 @@ class Feeder:
         if not state.run_id or state.run_id != self.state.run_id:
             self._begin_anew(state)
             return 0
-        for position, blob in entries:
-            if reason := self.take(position, blob, update):
+        for session_id, blob in entries:
+            if reason := self.take(session_id, blob, update):
                 self.worker.error = f"a session was rejected: {reason}"
         if len(entries) < limit:
             self.at_the_end(state.inserted)
         self.state = state
         return len(entries)
 
-    def take(self, position: str, blob: bytes, update: int = 0) -> str:
+    def take(self, session_id: str, blob: bytes, update: int = 0) -> str:
         """Stores the session at a position behind all that were taken before; returns why it was rejected, or ""."""
         with self.storing:
-            self.cursor.read = position
+            self.cursor.read = session_id
             try:
                 session = self.replay.spec.decode(blob)
             except (CodecError, SpecError) as error:
@@ -118,11 +118,11 @@ class Feeder:
             if not self.quota.admit(player):
                 return self._reject("its player sends more than its share")
             if self.ranks.is_mine(player, sequence):
-                seen = is_behind(position, self.cursor.learned)
-                self.replay.add(session, position=position, update=update, seen=seen)
+                seen = is_behind(session_id, self.cursor.learned)
+                self.replay.add(session, session_id=session_id, update=update, seen=seen)
             else:
                 self.replay.write_off()
-            if not is_behind(position, self.cursor.counted):
+            if not is_behind(session_id, self.cursor.counted):
                 steps = int(session.valid.sum())
                 self.steps += steps
                 self.step_rate.add(steps)

@@ -124,10 +124,10 @@ class Publisher:
         """The numbers by which players know whether to go on, and how sessions are used; of all ranks together."""
         feeder, config, ranks = self.feeder, self.feeder.replay.config, self.ranks
         with feeder.lock:
-            sampled = {"delivered": self.sampled} if feeder.caught_up else {}  # else the database knows better
+            sampled = {"sampled": self.sampled} if feeder.caught_up else {}  # else the database knows better
             self.database.report(
                 **sampled, cursor=ranks.furthest(feeder.cursor.learned, feeder.state.run_id), update=update,
-                step=feeder.steps, reuse=config.reuse or 1.0, allowance=config.max_ahead and config.max_ahead * ranks.size,
+                step=feeder.steps, reuse=config.reuse or 1.0, max_ahead=config.max_ahead and config.max_ahead * ranks.size,
                 capacity=config.buffer_size * ranks.size,
             )  # fmt: skip
 

@@ -1,6 +1,6 @@
-"""Run folder: what everyone in a run has agreed on, and where its trainer keeps it on disk.
+"""Run folder: the run config, and where its trainer keeps it on disk.
 
-The agreement (experiment, settings, session spec) is created by the first trainer; a player adopts it. The folder
+The run config (experiment, settings, session spec) is created by the first trainer; a player adopts it. The folder
 `runs/<name>/` holds settings.json, metrics.jsonl, starts.jsonl (who trained it, where and with which words),
 evaluations.jsonl, TensorBoard events, the newest checkpoints and the best weights.
 

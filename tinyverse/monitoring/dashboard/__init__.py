@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyverse.core.errors import ServerError, SettingsError, TinyverseError
-from tinyverse.database.base import BEGINNING, LOG_KEPT, Database, is_position
+from tinyverse.database.base import BEGINNING, LOG_KEPT, Database, is_session_id
 from tinyverse.monitoring import metrics, status
 from tinyverse.monitoring.dashboard.frames import Frames
 from tinyverse.monitoring.report import newest_video
@@ -106,7 +106,7 @@ def application(
 
     def get_frames(request: Request) -> Response:
         player, env, after = (request.query_params.get(name, "") for name in ("player", "env", "after"))
-        if not re.fullmatch(r"\d{0,9}", env) or not is_position(after or BEGINNING):
+        if not re.fullmatch(r"\d{0,9}", env) or not is_session_id(after or BEGINNING):
             raise HTTPException(400, "env is a number from 0 on, after is the id of a session.")
         return answer(lambda: frames.newest(player, int(env or 0), after))
 
