@@ -115,9 +115,9 @@ def viewer(url: str, database: RedisDatabase) -> Iterator[list[int]]:
         while not over.wait(LOOKS):
             players = [worker.id for worker in database.workers() if worker.role == "play"]
             if players:
-                strip = ask(f"game?player={players[-1]}&game=0&after={after}")
-                after = strip["id"] or after
-                looks.extend([len(strip["steps"])] * bool(strip["steps"]))
+                frames = ask(f"frames?player={players[-1]}&env=0&after={after}")
+                after = frames["id"] or after
+                looks.extend([len(frames["steps"])] * bool(frames["steps"]))
 
     def listen() -> None:
         with urllib.request.urlopen(f"{url.rstrip('/')}/events", timeout=30) as events:
