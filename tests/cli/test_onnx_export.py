@@ -63,7 +63,7 @@ def an_export(monkeypatch, observation_space, action_space, agent):
             return observation_space.sample(), {}
 
     experiment = Experiment(make_env=Game, make_agent=lambda *_: agent)
-    monkeypatch.setattr(onnx_export, "rebuild", lambda *_: experiment)
+    monkeypatch.setattr(onnx_export.loader, "rebuild", lambda *_: experiment)
     found = WeightsFile(agent.get_weights(), 7, 5, 100, {"experiment": "environment", "settings": {"size": 8}})
     return onnx_export.to_onnx("environment", found)
 
