@@ -376,6 +376,15 @@ def test_a_lease_lost_in_the_last_publication_is_raised(database, monkeypatch):
 # -- publishing -----------------------------------------------------------------------------------------------------
 
 
+def test_an_update_made_while_the_publisher_is_at_work_is_reported(database):
+    trainer = a_trainer(database)
+    trainer.join()
+    trainer.update = 2
+    trainer.publisher.offer(trainer.snapshot())  # it came after the publisher's turn, at update 1, had begun
+    trainer.publisher.step(1)
+    assert database.state().update == 2
+
+
 def test_the_publisher_takes_the_newest_snapshot_and_versions_only_grow(database):
     trainer = a_trainer(database)
     trainer.join()

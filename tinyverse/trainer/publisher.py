@@ -179,6 +179,7 @@ class Publisher:
             while self._snapshots:
                 snapshot = self._snapshots[0]
                 self.publish(snapshot)
+                update = max(update, snapshot.update)  # it may have come after this turn began
                 with contextlib.suppress(ValueError):  # a newer one came meanwhile
                     self._snapshots.remove(snapshot)
             self.report(update)
