@@ -1,4 +1,7 @@
-"""What several test files share: one real server, started on first use and gone with the test process; its commands."""
+"""What several test files share: one real server, started on first use and gone with the test process; its commands.
+
+It imports no torch: pytest-xdist's own process, which starts the workers, needs none.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import os
 # One thread a process, set before torch is imported: xdist keeps every core busy, and the processes of the tests inherit it.
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(name, "1")
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # dozens of processes would compile all that they import, each anew
 
 import itertools
 import shutil
@@ -18,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import settings
 
 from tests.helpers import servers
@@ -59,6 +62,8 @@ def pytest_report_header() -> str:
 @pytest.fixture(autouse=True)
 def denormal_numbers_stay() -> Iterator[None]:
     """Players and trainers flush them to zero, for the whole process; hypothesis insists on them."""
+    import torch
+
     yield
     torch.set_flush_denormal(False)
 
@@ -100,6 +105,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.fixture
 def tinyverse(folder: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Tinyverse]:
     """Runs a command in this process."""
+    import torch
+
     threads = torch.get_num_threads()
 
     def command(*words: Any) -> Said:

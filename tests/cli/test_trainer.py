@@ -24,6 +24,8 @@ def test_compile_says_what_it_misses(tinyverse: Tinyverse, monkeypatch: pytest.M
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # it compiles C++
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch.compile itself calls it
 def test_compile_learns_the_same(tinyverse: Tinyverse) -> None:
     rows = []
     for name, words in (("plain", ()), ("compiled", ("--compile",))):

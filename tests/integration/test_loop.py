@@ -150,7 +150,7 @@ def check_same(sessions, batches):
             np.testing.assert_array_equal(arrays[name], leaves[name], name)
 
 
-@pytest.mark.parametrize("source", sources.SOURCES)
+@pytest.mark.parametrize("source", sources.SOURCE_PARAMS)
 def test_every_row_arrives_as_it_was_played_each_once(redis_url, source):
     num_envs, nested, pool = sources.GAMES, source.startswith("nested"), sources.SOURCES[source]()
     spec = session_spec(pool.observation_space, pool.action_space, an_agent(nested), LENGTH)

@@ -49,6 +49,7 @@ def every_key(admin_url: str) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # a dozen programs, most of which import torch
 def test_they_are_nowhere_to_be_found(place: Place, server: tuple[str, str, str]) -> None:  # noqa: F811
     url, admin_url, password = server
     place.env |= {"TINYVERSE_REDIS_URL": url, "TINYVERSE_SECRET": SECRET}
@@ -82,6 +83,7 @@ def test_they_are_nowhere_to_be_found(place: Place, server: tuple[str, str, str]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_nor_is_that_of_the_fleets_server(tmp_path: Path) -> None:
     script, word = Path(__file__).parents[2] / "benchmarks" / "fleet.py", "the-password-of-the-fleets-server"
     code = f"""

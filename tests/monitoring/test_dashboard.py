@@ -484,7 +484,7 @@ def test_the_wheel_holds_the_page(tmp_path: Path) -> None:
     )
     subprocess.run([*command, str(copy)], check=True, timeout=100)
     (wheel,) = tmp_path.glob("*.whl")
-    inside = {name.rpartition("/")[2] for name in zipfile.ZipFile(wheel).namelist() if "/page/static/" in name}
+    inside = {name.rpartition("/")[2] for name in zipfile.ZipFile(wheel).namelist() if "/dashboard/static/" in name}
     assert inside == {path.name for path in dashboard.STATIC.iterdir()}
 
 

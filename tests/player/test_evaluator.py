@@ -274,6 +274,7 @@ def make_corridor(length, render_mode=None):
     return Corridor(length, render_mode)
 
 
+@pytest.mark.xdist_group("joblib")  # whose processes import torch once, and are kept
 @pytest.mark.parametrize(("episodes", "jobs"), [(5, 2), (1, 2)])
 def test_processes_share_the_games(tmp_path, episodes, jobs):
     make = functools.partial(make_corridors, 3)
