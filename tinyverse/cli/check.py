@@ -34,42 +34,42 @@ def check(context: RunContext) -> list[tuple[str, str]]:
     @contextlib.contextmanager
     def timed(what: str) -> Iterator[list[str]]:
         """Adds a row: what is put into the list, and how long it took."""
-        said: list[str] = []
+        facts: list[str] = []
         began = time.perf_counter()
         with context.bar(f"check: {what}"):
-            yield said
-        rows.append((what, f"{' '.join(said)}  ({1000 * (time.perf_counter() - began):.1f} ms)"))
+            yield facts
+        rows.append((what, f"{' '.join(facts)}  ({1000 * (time.perf_counter() - began):.1f} ms)"))
 
     settings = context.resolved({})
-    with timed("experiment") as said:
+    with timed("experiment") as facts:
         experiment = loader.build(context.module, settings)
-        said.append(json.dumps(settings, default=str))
-    with timed("environments") as said:
+        facts.append(json.dumps(settings, default=str))
+    with timed("environments") as facts:
         pool = experiment.pool(experiment.num_envs)
-        said.append(str(pool))
-    with timed("agent") as said:
+        facts.append(str(pool))
+    with timed("agent") as facts:
         agent = experiment.agent()
         size = sum(array.size for array in agent.get_weights().values())
-        said.append(f"{type(agent).__name__}, {size:,} weights")
-    with timed("spec") as said:
+        facts.append(f"{type(agent).__name__}, {size:,} weights")
+    with timed("spec") as facts:
         spec = experiment.spec(agent)
-        said.append(f"{len(spec.fields)} arrays, {metrics.size(spec.nbytes)} a session")
+        facts.append(f"{len(spec.fields)} arrays, {metrics.size(spec.nbytes)} a session")
     rows += [(f"  {name}", f"{dtype} {list(shape)}") for name, (shape, dtype) in spec.fields.items()]
     player = Player(agent, pool, experiment.unroll_length, seed=context.fresh_seed())
     player.version, player.update = 0, 0
-    with timed("playing") as said:
+    with timed("playing") as facts:
         rollout = player.play()
-        said.append(f"{counted(rollout.valid.size, 'step')} of {counted(rollout.num_envs, 'environment')}")
+        facts.append(f"{counted(rollout.valid.size, 'step')} of {counted(rollout.num_envs, 'environment')}")
     session = rollout.sessions("check", 0)[0]
-    with timed("encoding") as said:
+    with timed("encoding") as facts:
         blob = session.encode()
-        said.append(f"{metrics.size(len(blob))}, {spec.nbytes / len(blob):.1f} times smaller")
-    with timed("decoding") as said:
+        facts.append(f"{metrics.size(len(blob))}, {spec.nbytes / len(blob):.1f} times smaller")
+    with timed("decoding") as facts:
         spec.decode(blob)
-        said.append("the same")
-    with timed("learner") as said:
+        facts.append("the same")
+    with timed("learner") as facts:
         learner = experiment.learner(agent)
-        said.append(type(learner).__name__)
+        facts.append(type(learner).__name__)
     batch_size = experiment.batch_size
     config = ReplayConfig(batch_size=batch_size, buffer_size=batch_size + experiment.num_envs, reuse=None)
     replay = Replay(spec, config, sampler_of(experiment.sampler))
@@ -78,11 +78,11 @@ def check(context: RunContext) -> list[tuple[str, str]]:
             replay.add(spec.decode(each.encode()))
         if len(replay) < config.batch_size:
             rollout = player.play()
-    with timed("an update") as said:
+    with timed("an update") as facts:
         row = {name: float(value) for name, value in learner.train_step(batch).items() if name != "priorities"}
-        said.append(", ".join(f"{name} {value:.3g}" for name, value in row.items()))
-    with timed("weights") as said:
-        said.append(metrics.size(len(encode_weights(learner.get_weights(), version=0, update=0, step=0))))
+        facts.append(", ".join(f"{name} {value:.3g}" for name, value in row.items()))
+    with timed("weights") as facts:
+        facts.append(metrics.size(len(encode_weights(learner.get_weights(), version=0, update=0, step=0))))
     pool.close()
     bad = [name for name, value in row.items() if not math.isfinite(value)]
     if bad:

@@ -177,8 +177,8 @@ def make_trainer(context: RunContext, options: TrainOptions, database: Database)
         return getattr(experiment, name) if option is None else option
 
     names = ("batch_size", "buffer_size", "reuse", "max_lag", "min_sessions")
-    flow = ReplayConfig(**{name: chosen(name) for name in names}).shared(distributed.size())
-    replay = Replay(spec, flow, sampler_of(experiment.sampler), device=options.device, seed=seed)
+    replay_config = ReplayConfig(**{name: chosen(name) for name in names}).shared(distributed.size())
+    replay = Replay(spec, replay_config, sampler_of(experiment.sampler), device=options.device, seed=seed)
     config = TrainerConfig(
         publish_every=chosen("publish_every"),
         precision=precision_of(chosen("precision"), options.device),

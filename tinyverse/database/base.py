@@ -4,8 +4,8 @@ MemoryDatabase (one process), RedisDatabase and SignedDatabase (around either) p
 works too (`--database module:Class`). Losing a database loses the replay, never the run: the trainer's checkpoint is
 the truth.
 
-A session's position is its id "milliseconds-number". Ids only grow within one incarnation of a run. A reader's cursor is the
-position of the newest session that it has read.
+A session has an id "milliseconds-number". Ids only grow within one incarnation of a run. A reader's cursor is the
+id of the newest session that it has read.
 
     player                                  trainer
       append(blobs) -> State                  create(meta), acquire_lease(holder)

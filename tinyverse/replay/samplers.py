@@ -33,7 +33,7 @@ class Sampler:
         """A session was written into `slot`.
 
         Args:
-            seen: it was delivered before a restart and is no longer fresh.
+            seen: it was sampled before a restart and is no longer fresh.
             human: a person played it.
         """
         raise NotImplementedError
@@ -62,7 +62,7 @@ class Sampler:
         """New priorities [B] of slots [B] that were drawn, NaN for those that keep theirs. Not all samplers have any."""
 
     def pending(self) -> int:
-        """Sessions that wait to be delivered for the first time."""
+        """Sessions that wait to be sampled for the first time."""
         return 0
 
     def may_come(self, slots: np.ndarray) -> np.ndarray:

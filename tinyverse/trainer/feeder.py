@@ -102,7 +102,7 @@ class Feeder:
         return len(entries)
 
     def take(self, session_id: str, blob: bytes, update: int = 0) -> str:
-        """Stores the session at a position behind all that were taken before; returns why it was rejected, or ""."""
+        """Stores the session with an id above all that were taken before; returns why it was rejected, or ""."""
         with self.storing:
             self.cursor.read = session_id
             try:
