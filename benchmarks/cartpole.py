@@ -4,7 +4,7 @@
 
 Both clocks start with the first step played, not with the imports. Of each way the same runs give steps and seconds.
 
-ours      `tinyverse local`, with the settings of SB3 (rl-baselines3-zoo's PPO: 8 games, 20 epochs over 256 steps) and
+ours      `tinyverse local`, with the settings of SB3 (rl-baselines3-zoo's PPO: 8 environments, 20 epochs over 256 steps) and
           with our own. One network has both heads here, SB3 has two networks; ours steps Gymnasium's vector CartPole
 limit     1 / (1 / player + 1 / trainer): both parts alone, without anything between them
 SB3       Stable-Baselines3's PPO; left out where peers.sh has not made its environment

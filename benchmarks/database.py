@@ -5,7 +5,7 @@
 The same experience each time: 20 steps of Pong (`atari_pool`) as the example's agent plays it, of CartPole, and of
 random floats, which hardly compress (141 KB). The unit is sessions per second.
 
-ours: `Session.encode` and `RedisDatabase.append` of 32 at once, as a player of 32 games does, with its heartbeat; `RedisDatabase.read` of as
+ours: `Session.encode` and `RedisDatabase.append` of 32 at once, as a player of 32 environments does, with its heartbeat; `RedisDatabase.read` of as
     many as a trainer reads, and `SessionSpec.decode`. Checks, counters and State included.
 limit: the same compressed bytes by bare pipelined XADD and XRANGE, nothing encoded, decoded, counted or checked.
 naive: the original's design. Images stacked by 4, joblib, one LPUSH a session (and an LTRIM every 32) or one LINDEX at a
@@ -119,7 +119,7 @@ def timed(bench: measure.Bench, work: Callable[[], int]) -> measure.Way:
 
 
 def ours_of(kind: Kind, database: RedisDatabase) -> Works:
-    worker, batches, position = new_worker("play"), itertools.cycle(in_batches(kind.sessions)), BEGINNING
+    worker, batches, cursor = new_worker("play"), itertools.cycle(in_batches(kind.sessions)), BEGINNING
 
     def append() -> int:
         batch = next(batches)
@@ -127,11 +127,11 @@ def ours_of(kind: Kind, database: RedisDatabase) -> Works:
         return len(batch)
 
     def read() -> int:
-        nonlocal position
-        entries, _ = database.read(position, READ_AT_ONCE)
+        nonlocal cursor
+        entries, _ = database.read(cursor, READ_AT_ONCE)
         for _, blob in entries:
             kind.spec.decode(blob)
-        position = entries[-1][0] if len(entries) == READ_AT_ONCE else BEGINNING
+        cursor = entries[-1][0] if len(entries) == READ_AT_ONCE else BEGINNING
         return len(entries)
 
     return {"append": append, "read": read}
@@ -196,11 +196,11 @@ def naive_of(kind: Kind, url: str) -> Works:
 
 def as_before(session: Session) -> tuple[np.ndarray, ...]:
     """A session as the original held it: as many rows of observations as of actions, images stacked by 4."""
-    rows, memory = session.observations[:-1], session.initial_memory
+    rows, state = session.observations[:-1], session.initial_state
     if rows.ndim == 3:
-        frames = np.concatenate([*memory.values(), rows])
-        rows, memory = np.moveaxis(np.lib.stride_tricks.sliding_window_view(frames, 4, axis=0), -1, 1), ()
-    return np.ascontiguousarray(rows), session.actions, session.rewards, session.alive, memory
+        frames = np.concatenate([*state.values(), rows])
+        rows, state = np.moveaxis(np.lib.stride_tricks.sliding_window_view(frames, 4, axis=0), -1, 1), ()
+    return np.ascontiguousarray(rows), session.actions, session.rewards, session.valid, state
 
 
 def bare(bench: measure.Bench, binary: str, kind: Kind, server: Server, by: str, command: str) -> measure.Way:
@@ -257,11 +257,11 @@ def by_stored(bench: measure.Bench, kind: Kind, server: Server) -> None:
 def ours_anywhere(kind: Kind, url: str, run: str) -> Works:
     """As `ours_of`, but reading a few sessions from a random place on."""
     database = filled(kind, url, run)
-    position, positions = BEGINNING, [BEGINNING]
-    while entries := database.read(position, READ_AT_ONCE)[0]:
-        position = entries[-1][0]
-        positions += [key for key, _ in entries]
-    starts = positions[: -FEW - 1] or positions[:1]
+    cursor, cursors = BEGINNING, [BEGINNING]
+    while entries := database.read(cursor, READ_AT_ONCE)[0]:
+        cursor = entries[-1][0]
+        cursors += [key for key, _ in entries]
+    starts = cursors[: -FEW - 1] or cursors[:1]
 
     def read() -> int:
         entries, _ = database.read(random.choice(starts), FEW)

@@ -74,12 +74,12 @@ class Alone:
 
     def play(self) -> float:
         rollout = self.player.play()
-        return float(rollout.alive.size)
+        return float(rollout.valid.size)
 
     def learn(self) -> float:
         with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16"):
             self.learner.train_step(self.batch)
-        return float(self.batch.alive.numel())
+        return float(self.batch.valid.numel())
 
     def limit(self, cores: int, seconds: float) -> float:
         """Steps per second where the work of both is spread evenly over so many cores."""

@@ -41,7 +41,7 @@ from tinyverse.player.uploader import Uploader  # noqa: E402
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "environments.md"
 BEGIN, END = "<!-- environments -->\n", "<!-- end of environments -->\n"
-STEPS, GAMES, SECONDS = 20, 2 if "--smoke" in sys.argv else 16, 2.0
+STEPS, NUM_ENVS, SECONDS = 20, 2 if "--smoke" in sys.argv else 16, 2.0
 
 
 def _old_gym() -> Any:
@@ -79,17 +79,17 @@ def _agents() -> Any:
 def _envpool() -> Any:
     import envpool
 
-    return envpool.make("CartPole-v1", env_type="gymnasium", num_envs=GAMES)
+    return envpool.make("CartPole-v1", env_type="gymnasium", num_envs=NUM_ENVS)
 
 
 def _atari() -> Any:
     from tinyverse.envs.atari import atari_pool
 
-    return atari_pool("pong", GAMES)
+    return atari_pool("pong", NUM_ENVS)
 
 
 def _vector() -> Any:
-    return gymnasium.make_vec("CartPole-v1", num_envs=GAMES, vectorization_mode="vector_entry_point")
+    return gymnasium.make_vec("CartPole-v1", num_envs=NUM_ENVS, vectorization_mode="vector_entry_point")
 
 
 LEARNED = "learned: [results](results/README.md), 2026-11-21"
@@ -133,12 +133,12 @@ class Drawn(Agent):
     def __init__(self, pool: Pool) -> None:
         self._choices = itertools.cycle(drawn(pool))
 
-    def act(self, observations: Any, memory: Any, first: np.ndarray, greedy: bool = False) -> tuple[Any, Any, dict]:
-        return next(self._choices), memory, {}
+    def act(self, observations: Any, state: Any, is_first: np.ndarray, greedy: bool = False) -> tuple[Any, Any, dict]:
+        return next(self._choices), state, {}
 
 
 def drawn(pool: Pool) -> list[nest.Tree]:
-    """Actions of all games, [B, …] per leaf."""
+    """Actions of all environments, [B, …] per leaf."""
     samples = ([pool.action_space.sample() for _ in range(pool.num_envs)] for _ in range(64))
     return [nest.map(lambda *leaves: np.stack(leaves), *actions) for actions in samples]
 
@@ -151,7 +151,7 @@ def main() -> None:
             if importlib.util.find_spec(kind.package) is None:
                 continue
             try:
-                pool = pool_of(kind.make, GAMES)
+                pool = pool_of(kind.make, NUM_ENVS)
             except (
                 ImportError,
                 AttributeError,
@@ -180,16 +180,16 @@ def played(url: str, run: str, pool: Pool, seconds: float) -> measure.Way:
     player.version = 0
 
     def way() -> float:
-        courier = Uploader(database, new_worker("play", num_envs=pool.num_envs), agents[1])
-        courier.start()
+        uploader = Uploader(database, new_worker("play", num_envs=pool.num_envs), agents[1])
+        uploader.start()
 
         def some() -> int:
             before = player.rate.total
-            play(player, courier, batches=2)
+            play(player, uploader, batches=2)
             return player.rate.total - before
 
         rate = measure.rate_of(some, seconds)
-        courier.close()
+        uploader.close()
         return rate
 
     return way
@@ -234,7 +234,7 @@ def raw(make: Callable[[], Any], pool: Pool, seconds: float) -> measure.Way:
 
 
 def table(rows: dict[str, measure.Row], spaces: dict[str, tuple[Any, Any]]) -> str:
-    lines = [f"{datetime.date.today()}, {measure.MACHINE}, {GAMES} games\n"]
+    lines = [f"{datetime.date.today()}, {measure.MACHINE}, {NUM_ENVS} games\n"]
     lines += ["| environment | extra | observations | actions | raw, steps/s | through `play` | ratio | run here |"]
     lines += ["|---|---|---|---|---:|---:|---:|---|"]
     for kind in KINDS:

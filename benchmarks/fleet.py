@@ -3,7 +3,7 @@
     python benchmarks/fleet.py [--json] [--smoke] [--repeats N]
 
 Players are connections of this one process (asyncio) that play nothing. Each sends, byte for byte, what `RedisDatabase`
-sends for a player of 16 games at 50 steps/s each (800 steps/s): every 0.4 s a push of 16 Pong sessions of 20 steps (of
+sends for a player of 16 environments at 50 steps/s each (800 steps/s): every 0.4 s a push of 16 Pong sessions of 20 steps (of
 `atari_pool`, played once, encoded and packed), with its own heartbeat, and reads all of the answer. Every 50th push it
 loads the weights of the Atari example, as `play -s 50` does where there are always newer ones. One more connection reads
 every session, as a trainer does (bare XRANGE, nothing decoded). Who has no answer yet does not push.
@@ -53,8 +53,8 @@ from tinyverse.player.player import Player
 from tinyverse.trainer.feeder import READ_AT_ONCE
 
 RUN, HOLDER = "fleet", "bench"
-GAMES, STEPS, SPEED = 16, 20, 800  # of each player: games, steps of a session, steps per second
-EVERY = GAMES * STEPS / SPEED  # seconds between two pushes
+NUM_ENVS, STEPS, SPEED = 16, 20, 800  # of each player: environments, steps of a session, steps per second
+EVERY = NUM_ENVS * STEPS / SPEED  # seconds between two pushes
 LOOKS = 50  # pushes between two loads of weights
 TURNS = 3  # at most, of each number of players
 PLAYERS = (100, 500, 1000, 2000)
@@ -161,8 +161,8 @@ def told(seen: list[Seen]) -> str:
 def written(server: Server, smoke: bool) -> dict[str, Script]:
     """Makes the run, and writes down what a player of it sends: a push of its sessions, or a heartbeat alone."""
     experiment = loader.build(loader.load_module("atari"), {"unroll_length": STEPS})
-    pool, agent = experiment.pool(2 if smoke else GAMES), experiment.agent()  # a game takes a while to load
-    player, worker = Player(agent, pool, STEPS), new_worker("play", num_envs=GAMES)
+    pool, agent = experiment.pool(2 if smoke else NUM_ENVS), experiment.agent()  # an environment takes a while to load
+    player, worker = Player(agent, pool, STEPS), new_worker("play", num_envs=NUM_ENVS)
     for _ in range(1 if smoke else 10):  # past the first frames, which are all alike
         sessions = player.play().sessions(worker.id, 0)
     pool.close()
@@ -171,8 +171,8 @@ def written(server: Server, smoke: bool) -> dict[str, Script]:
     database.acquire_lease(HOLDER)
     weights = encode_weights(agent.get_weights(), version=0, update=0, step=0)
     database.put_weights(weights, 0, holder=HOLDER)
-    database.report(capacity=5000, allowance=None)
-    blobs = [sessions[game % len(sessions)].encode() for game in range(GAMES)]
+    database.report(capacity=5000, max_ahead=None)
+    blobs = [sessions[at % len(sessions)].encode() for at in range(NUM_ENVS)]
     worker.uptime, worker.steps_per_second, worker.stages = 100.0, float(SPEED), {"environment": 0.6, "act": 0.3}
     load = recorded(database.get_weights)
     hello = packed(("AUTH", *credentials(server)))
@@ -183,7 +183,7 @@ def written(server: Server, smoke: bool) -> dict[str, Script]:
         return Script(hello, request, commands(request), load, commands(load), count, identity, len(weights))
 
     return {
-        "push": script(lambda: database.append(blobs, worker=worker), GAMES),
+        "push": script(lambda: database.append(blobs, worker=worker), NUM_ENVS),
         "heartbeat": script(lambda: database.append([], worker=worker), 0),
     }
 

@@ -184,7 +184,7 @@ def measure_run(bench: measure.Bench, device: str) -> None:
         ]
         command = [sys.executable, "-m", "tinyverse", *words, "--threads", "1", "--reuse", "1", "-q", *size]
         subprocess.run(command, cwd=folder, check=True, timeout=60 * minutes + 120)
-        rows = RunFolder(Path(folder) / "runs" / "bench").metrics()
+        rows = RunFolder(Path(folder) / "runs" / "bench").rows()
     first, last = rows[len(rows) // 2 - 1 if len(rows) > 1 else 0], rows[-1]
     passed = last["seconds"] - (first["seconds"] if first is not last else 0.0)
     frames = last["frames"] - (first["frames"] if first is not last else 0)

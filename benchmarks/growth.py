@@ -7,7 +7,7 @@ largest size, smallest the rate at the smallest, and the points between are name
 step, a session, a byte, a parameter): 1 is a cost that stays in proportion, more is better. The latency of a push is
 told as players per second of it, which does not fall as long as latency grows in proportion at worst.
 
-Players are `Player` and `Uploader` around 8 games that cost next to nothing and an agent of a few NumPy calls. They are
+Players are `Player` and `Uploader` around 8 environments that cost next to nothing and an agent of a few NumPy calls. They are
 threads of up to 4 processes: 64 processes would measure the operating system.
 The curves are drawn to docs/results/growth.png (with --smoke, into a temporary folder).
 """
@@ -41,7 +41,7 @@ from tinyverse.player.loop import play
 from tinyverse.player.player import Player
 from tinyverse.player.uploader import Uploader
 
-GAMES, STEPS, PROCESSES, HOLDER = 8, 20, 4, "bench"
+NUM_ENVS, STEPS, PROCESSES, HOLDER = 8, 20, 4, "bench"
 LATENCY = "seconds per push"
 Curve = dict[int, float]  # size -> rate, or what it costs
 
@@ -101,7 +101,7 @@ def grow_players(bench: measure.Bench, url: str) -> dict[str, Curve]:
             return sum(rate for rate, _ in parts)
 
         ways = {count: lambda count=count: way(count) for count in counts}
-        steps = grow(bench, "Steps pushed by all players, 8 games each", "steps/s", ways)
+        steps = grow(bench, "Steps pushed by all players, 8 environments each", "steps/s", ways)
     names = {counts[-1]: "ours", counts[0]: "smallest"}
     rates = {name: [count / seconds for seconds in latencies[count][-bench.repeats :]] for count, name in names.items()}
     medians = {count: statistics.median(latencies[count][-bench.repeats :]) for count in counts}
@@ -113,28 +113,28 @@ def grow_players(bench: measure.Bench, url: str) -> dict[str, Curve]:
 def play_some(url: str, count: int, seconds: float) -> tuple[float, list[float]]:
     """Plays with some players in threads; (steps/s that arrived, seconds of each push) after a time of settling."""
     databases = [Timed(url, "players") for _ in range(count)]
-    couriers = [Uploader(database, new_worker("play", num_envs=GAMES), Cheap()) for database in databases]
+    uploaders = [Uploader(database, new_worker("play", num_envs=NUM_ENVS), Cheap()) for database in databases]
     ends = time.monotonic() + 1.5 * seconds
     with ThreadPoolExecutor(count) as threads:
-        playing = [threads.submit(play_until, courier, ends) for courier in couriers]
+        playing = [threads.submit(play_until, uploader, ends) for uploader in uploaders]
         time.sleep(seconds / 2)
-        before, began = sum(courier.worker.sessions for courier in couriers), time.monotonic()
+        before, began = sum(uploader.worker.sessions for uploader in uploaders), time.monotonic()
         for database in databases:
             database.seconds.clear()
         time.sleep(max(0.0, ends - began))
-        pushed, passed = sum(courier.worker.sessions for courier in couriers) - before, time.monotonic() - began
+        pushed, passed = sum(uploader.worker.sessions for uploader in uploaders) - before, time.monotonic() - began
         latencies = [one for database in databases for one in list(database.seconds)]
         for player in playing:
             player.result()
     return STEPS * pushed / passed, latencies
 
 
-def play_until(courier: Uploader, ends: float) -> None:
-    courier.waiting.set("weights")  # makes its first turn a short one
-    courier.start()
-    play(Player(Cheap(), Drift(), STEPS), courier, should_stop=lambda: time.monotonic() > ends)
-    courier.close()
-    courier.database.close()
+def play_until(uploader: Uploader, ends: float) -> None:
+    uploader.waiting.set("weights")  # makes its first turn a short one
+    uploader.start()
+    play(Player(Cheap(), Drift(), STEPS), uploader, should_stop=lambda: time.monotonic() > ends)
+    uploader.close()
+    uploader.database.close()
 
 
 class Timed(RedisDatabase):
@@ -155,17 +155,17 @@ class Timed(RedisDatabase):
 class Drift(Pool):
     """Points that drift where they are pushed; an episode is 100 steps."""
 
-    num_envs = GAMES
+    num_envs = NUM_ENVS
     observation_space, action_space = spaces.Box(-np.inf, np.inf, (4,), np.float32), spaces.Discrete(2)
 
     def reset(self, seed: int | None = None) -> np.ndarray:
-        self._points, self._time = np.zeros((GAMES, 4), np.float32), 0
+        self._points, self._time = np.zeros((NUM_ENVS, 4), np.float32), 0
         return self._points
 
     def step(self, actions: np.ndarray) -> Step:
         self._time += 1
         self._points = 0.9 * self._points + (actions[:, None] - np.float32(0.5))
-        nobody, everybody = np.zeros(GAMES, bool), np.full(GAMES, self._time % 100 == 99)
+        nobody, everybody = np.zeros(NUM_ENVS, bool), np.full(NUM_ENVS, self._time % 100 == 99)
         return Step(self._points, self._points[:, 0], nobody, everybody)
 
 
@@ -175,9 +175,9 @@ class Cheap(Agent):
     def __init__(self) -> None:
         self._random, self._weights = np.random.default_rng(0), np.ones(4, np.float32)
 
-    def act(self, observations: Any, memory: Any, first: np.ndarray, greedy: bool = False) -> tuple[Any, Any, Any]:
-        logits = observations @ self._weights + self._random.standard_normal(len(first), np.float32)
-        return (logits > 0).astype(np.int64), memory, {"behaviour_log_prob": -np.abs(logits)}
+    def act(self, observations: Any, state: Any, is_first: np.ndarray, greedy: bool = False) -> tuple[Any, Any, Any]:
+        logits = observations @ self._weights + self._random.standard_normal(len(is_first), np.float32)
+        return (logits > 0).astype(np.int64), state, {"behaviour_log_prob": -np.abs(logits)}
 
 
 # Sessions
@@ -233,12 +233,12 @@ def appending(bench: measure.Bench, database: RedisDatabase, make: Callable[[], 
 
 def reading(bench: measure.Bench, database: RedisDatabase, take: Callable[[bytes], float], at_once: int) -> measure.Way:
     """Walks through all that is stored, again and again."""
-    position = BEGINNING
+    cursor = BEGINNING
 
     def read() -> float:
-        nonlocal position
-        entries, _ = database.read(position, at_once)
-        position = entries[-1][0] if entries else BEGINNING
+        nonlocal cursor
+        entries, _ = database.read(cursor, at_once)
+        cursor = entries[-1][0] if entries else BEGINNING
         return sum(take(blob) for _, blob in entries)
 
     return lambda: measure.rate_of(read, moment(bench))

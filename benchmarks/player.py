@@ -1,13 +1,13 @@
-"""A player of Pong: 32 games, the network of 2015 on 4 frames, pushing to a real server on the other core.
+"""A player of Pong: 32 environments, the network of 2015 on 4 frames, pushing to a real server on the other core.
 
     python benchmarks/player.py [--json] [--smoke] [--repeats N]
 
 ours     `Player` and `Uploader` as `tinyverse play` runs them, on one core; and on two, stepping while acting, with 64
-         games in each of the two pools: with fewer, threads interrupt each other more than they step
+         environments in each of the two pools: with fewer, threads interrupt each other more than they step
 limit    1/(1/env + 1/net): ale-py's vector environment alone, and a bare network on stacked frames alone, on that core;
-         for two cores twice that, with as many games as a pool has
+         for two cores twice that, with as many environments as a pool has
 naive    the loop of the first tinyverse: Gymnasium's Atari wrappers stepped one by one in Python, a plain network, and
-         each session of 20 steps through joblib with a heartbeat, a push and a trim; with 1 game, its default, and 32
+         each session of 20 steps through joblib with a heartbeat, a push and a trim; with 1 environment, its default, and 32
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from tinyverse.player.uploader import Uploader  # noqa: E402
 
 STEPS = 20
 # by cores, in a pool; an emulator takes 170 ms to start
-GAMES = {1: 4, 2: 4} if "--smoke" in sys.argv else {1: 32, 2: 64}
+NUM_ENVS = {1: 4, 2: 4} if "--smoke" in sys.argv else {1: 32, 2: 64}
 PRECISIONS = {"fp32": torch.float32, **({"bf16": torch.bfloat16} if system.has_bfloat16() else {})}
 
 
@@ -58,25 +58,25 @@ def main() -> None:
                 with measure.on_core(0):
                     ways = {
                         "ours": ours(server.url, dtype, 1, bench.seconds(8.0)),
-                        "limit": limit_of(dtype, GAMES[1], bench.seconds(4.0)),
+                        "limit": limit_of(dtype, NUM_ENVS[1], bench.seconds(4.0)),
                     }
                     wanted = {"limit": 0.88}
                     if precision == "fp32":
-                        ways["naive, 1 game"] = naive(server.admin_url, 1, bench.seconds(4.0))
-                        ways["naive, 32 games"] = naive(server.admin_url, GAMES[1], bench.seconds(4.0))
-                        wanted |= {"naive, 1 game": 3.0, "naive, 32 games": 1.4}
+                        ways["naive, 1 environment"] = naive(server.admin_url, 1, bench.seconds(4.0))
+                        ways["naive, 32 environments"] = naive(server.admin_url, NUM_ENVS[1], bench.seconds(4.0))
+                        wanted |= {"naive, 1 environment": 3.0, "naive, 32 environments": 1.4}
                     bench.compare(f"one core, {precision}", ways, at_least=wanted)
                 if system.cores() > 1:
                     ways = {
                         "ours": ours(server.url, dtype, 2, bench.seconds(8.0)),
-                        "limit": twice(limit_of(dtype, GAMES[2], bench.seconds(4.0))),
+                        "limit": twice(limit_of(dtype, NUM_ENVS[2], bench.seconds(4.0))),
                     }
                     bench.compare(f"two cores, {precision}", ways, at_least={"limit": 0.85})
 
 
 def ours(url: str, dtype: torch.dtype, cores: int, seconds: float) -> measure.Way:
     """Steps played and pushed per second."""
-    pools = [atari_pool("pong", GAMES[cores], num_threads=cores) for _ in range(cores)]
+    pools = [atari_pool("pong", NUM_ENVS[cores], num_threads=cores) for _ in range(cores)]
     parts = pools[0].observation_space, pools[0].action_space
     agents = [TorchAgent(ModularNetwork(*parts, trunk=Window(4, NatureConv()))).to(dtype=dtype) for _ in range(2)]
     database = RedisDatabase(url, f"player-{cores}-{dtype}".replace("torch.", ""))
@@ -86,14 +86,14 @@ def ours(url: str, dtype: torch.dtype, cores: int, seconds: float) -> measure.Wa
     player.version = 0
 
     def way() -> float:
-        courier = Uploader(database, new_worker("play", num_envs=player.num_envs), agents[1])
-        courier.start()
+        uploader = Uploader(database, new_worker("play", num_envs=player.num_envs), agents[1])
+        uploader.start()
 
         def work() -> float:
-            return play(player, courier, batches=2) * player.num_envs * STEPS
+            return play(player, uploader, batches=2) * player.num_envs * STEPS
 
         rate = measure.rate_of(work, seconds)
-        courier.close()
+        uploader.close()
         return rate
 
     return way
@@ -159,7 +159,7 @@ def naive(url: str, num_envs: int, seconds: float) -> measure.Way:
     gymnasium.register_envs(ale_py)
     client, network = connect(url, name="naive", timeout=5.0), plain_network()
     envs = [gymnasium.wrappers.FrameStackObservation(_preprocessed(), 4) for _ in range(num_envs)]
-    observations = [env.reset(seed=game)[0] for game, env in enumerate(envs)]
+    observations = [env.reset(seed=at)[0] for at, env in enumerate(envs)]
 
     def work() -> float:
         sessions: list[list[tuple[np.ndarray, int, float, bool]]] = [[] for _ in envs]
@@ -167,10 +167,10 @@ def naive(url: str, num_envs: int, seconds: float) -> measure.Way:
             with torch.no_grad():
                 outputs = network(torch.from_numpy(np.stack(observations)).float() / 255)
             actions = outputs[:, :6].softmax(-1).multinomial(1)[:, 0].tolist()
-            for game, env in enumerate(envs):
-                after, reward, terminated, truncated, _ = env.step(actions[game])
-                sessions[game].append((observations[game], actions[game], float(reward), terminated))
-                observations[game] = env.reset()[0] if terminated or truncated else after
+            for at, env in enumerate(envs):
+                after, reward, terminated, truncated, _ = env.step(actions[at])
+                sessions[at].append((observations[at], actions[at], float(reward), terminated))
+                observations[at] = env.reset()[0] if terminated or truncated else after
         for session in sessions:
             _record(client, session)
         return STEPS * num_envs

@@ -2,8 +2,8 @@
 
     python benchmarks/realtime.py [--json] [--smoke] [--repeats N]
 
-A game at 30 Hz shows frames of noise, which do not compress, to the network of 2015 (6.7 MB). What is told is the 99th
-percentile of the gaps between two actions, as actions per second; and, in a sentence, by how much of the game's period
+An environment at 30 Hz shows frames of noise, which do not compress, to the network of 2015 (6.7 MB). What is told is the 99th
+percentile of the gaps between two actions, as actions per second; and, in a sentence, by how much of the environment's period
 pushing and loading make it longer, which may be a tenth. With `--repeats 3` it takes less than four minutes.
 
 ours     the loop of `play` in real time: sessions pushed to a real server, new weights every second from another process;
@@ -121,23 +121,23 @@ def way_of(url: str | None, seconds: float, frozen: int = 0, counts: Counter[str
                 player.play()
         else:
             database = RedisDatabase(url, "realtime")
-            courier = Uploader(database, new_worker("play", num_envs=1), agents[1])
-            courier.start()
-            while courier.state.version < 0:
+            uploader = Uploader(database, new_worker("play", num_envs=1), agents[1])
+            uploader.start()
+            while uploader.state.version < 0:
                 time.sleep(0.1)
             versions = set[int]()
             with freezing(frozen, seconds):
                 play(
                     player,
-                    courier,
+                    uploader,
                     realtime=True,
                     should_stop=lambda: bool(clock.acted) and time.perf_counter() > clock.acted[0] + seconds,
                     on_batch=lambda: versions.add(player.version),
                 )
-            courier.close()
+            uploader.close()
             database.close()
             if counts is not None:
-                worker = courier.worker
+                worker = uploader.worker
                 counts.update(sessions=worker.sessions, dropped=worker.dropped, versions=len(versions - {-1}))
         gaps = np.diff(clock.acted[3:])
         return 1 / float(np.quantile(gaps, 0.99)) if len(gaps) else float("nan")

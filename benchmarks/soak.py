@@ -6,7 +6,7 @@ One trainer and two players of examples/catch.py, real processes, reach a real s
 tests/helpers/chaos.py). Every few seconds one thing breaks; whoever was killed is started again with the same command, as is
 who could not start because there was no server. A witness reads along all the time. What must hold:
 
-* versions and positions never go back within an epoch, and no player goes back to older weights;
+* versions and cursors never go back within an incarnation of the run, and no player goes back to older weights;
 * each session has its player's next number: where numbers are missing, the server had been lost just then;
 * after each fault the run goes on, within a minute of everyone's start; how soon is written down;
 * in the calm at the end, sessions made = learned from + rejected + dropped + waiting, to the last one;
@@ -42,9 +42,12 @@ sys.path[:0] = [str(CHECKOUT), str(CHECKOUT / "tests")]
 from tests.helpers.chaos import Breakable, Proxy  # noqa: E402
 from tinyverse.core import codec  # noqa: E402
 from tinyverse.core.errors import DatabaseLost  # noqa: E402
-from tinyverse.database.base import State  # noqa: E402
+from tinyverse.database.base import (  # noqa: E402
+    BEGINNING,
+    State,
+    is_behind,
+)
 from tinyverse.database.connection import connect  # noqa: E402
-from tinyverse.database.cursor import BEGINNING, is_ahead  # noqa: E402
 from tinyverse.database.redis import RedisDatabase  # noqa: E402
 from tinyverse.database.server_config import find_binary  # noqa: E402
 
@@ -68,7 +71,7 @@ class Books:
     """Which sessions were made and which arrived, by the numbers that each player gives its own."""
 
     def __init__(self) -> None:
-        self.position = BEGINNING
+        self.cursor = BEGINNING
         self.arrived = self.twice = self.lost = 0
         self.losses: list[float] = []  # when the server lost what it held
         self.newest: dict[str, tuple[int, float]] = {}  # player -> number of its newest session, when it was read
@@ -76,9 +79,9 @@ class Books:
     def read(self, database: RedisDatabase, since: float) -> list[str]:
         """Reads on; what cannot be explained. Players that are new began `since` then."""
         wrong = []
-        entries, _ = database.read(self.position, 10_000)
+        entries, _ = database.read(self.cursor, 10_000)
         now = time.monotonic()
-        for self.position, blob in entries:
+        for self.cursor, blob in entries:
             metadata = codec.decode(codec.decompress(blob))[1]
             player, number = metadata["player"], int(metadata["sequence"])
             last, when = self.newest.get(player, (-1, since))
@@ -193,9 +196,9 @@ class Soak:
     # -- what is seen -----------------------------------------------------------------------------------------------
 
     def witness(self) -> None:
-        """What may never go back within an epoch did not; who ended by itself is said."""
+        """What may never go back within an incarnation did not; who ended by itself is said."""
         with contextlib.suppress(DatabaseLost):
-            self.look()
+            self.refresh()
         for name, process in list(self.processes.items()):
             if process.poll() is not None:
                 words = (self.folder / f"{name}.err").read_text(errors="replace").strip()[-300:]
@@ -206,19 +209,19 @@ class Soak:
                     self.wrong.append(f"{name} ended by itself ({process.returncode}): {words}")
                 self.start(name)
 
-    def look(self) -> None:
+    def refresh(self) -> None:
         self.wrong += self.books.read(self.database, min(self.started.values()))
         state, workers = self.database.state(), self.database.workers()
         if state.run_id == self.seen.run_id:
             if state.version < self.seen.version:
                 self.wrong.append(f"version {self.seen.version} was followed by {state.version}")
-            if is_ahead(self.seen.cursor, state.cursor):
+            if not is_behind(self.seen.cursor, state.cursor):
                 self.wrong.append(f"cursor {self.seen.cursor} was followed by {state.cursor}")
         else:
             self.loaded.clear()
         for worker in workers:
             self.met.add(worker.pid)
-            if worker.role == "play" and worker.version <= state.version:  # a higher one is of the epoch before
+            if worker.role == "play" and worker.version <= state.version:  # a higher one is of the incarnation before
                 if worker.version < self.loaded.get(worker.id, -1):
                     self.wrong.append(
                         f"{worker.id} went back from weights {self.loaded[worker.id]} to {worker.version}"
@@ -263,7 +266,7 @@ class Soak:
     # -- the calm at the end ----------------------------------------------------------------------------------------
 
     def settled(self) -> dict[str, float]:
-        """Players end and the trainer learns from what they left; then, where every session of this epoch is."""
+        """Players end and the trainer learns from what they left; then, where every session of this incarnation is."""
         for name in ("player 1", "player 2"):
             self.end(name, signal.SIGTERM)
             del self.processes[name]
@@ -271,13 +274,13 @@ class Soak:
         while time.monotonic() < ends:
             self.wait(3.0)
             row = (self.database.metrics(1) or [{}])[0]
-            if self.seen == before and self.seen.debt < BATCH and row.get("update") == self.seen.update:
+            if self.seen == before and self.seen.deficit < BATCH and row.get("update") == self.seen.update:
                 break
             before = self.seen
         else:
             self.wrong.append(f"the trainer does not come to rest: {self.seen}, {row}")
         return {
-            "made": self.seen.inserted, "learned from": self.seen.update * BATCH, "waiting": self.seen.debt,
+            "made": self.seen.inserted, "learned from": self.seen.update * BATCH, "waiting": self.seen.deficit,
             "rejected": self.database.counters().get("rejected", 0),
             "dropped": row.get("replay/unused", 0) + row.get("replay/expired", 0),
         }  # fmt: skip

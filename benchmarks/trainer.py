@@ -186,7 +186,7 @@ def naive(spec: SessionSpec, sessions: list[Session]) -> Iterator[Callable[[floa
 def serve_naive(pipe: Connection, spec: SessionSpec, sessions: list[Session]) -> None:
     torch.set_num_threads(1)
     batch = one_batch(spec, sessions)
-    frames = stack_windows(batch.observations, batch.initial_memory["trunk0"], batch.first).flatten(0, 1).contiguous()
+    frames = stack_windows(batch.observations, batch.initial_state["trunk0"], batch.is_first).flatten(0, 1).contiguous()
     network = PlainNetwork(actions=6)
     optimizer = torch.optim.Adam(network.parameters(), LEARNING_RATE, eps=1e-5)
     while True:

@@ -63,14 +63,14 @@ def main() -> None:
         seen = list[int]()
 
         def played() -> float:
-            courier = Uploader(database, new_worker("play", num_envs=player.num_envs), agents[1])
-            courier.start()
+            uploader = Uploader(database, new_worker("play", num_envs=player.num_envs), agents[1])
+            uploader.start()
             with measure.on_core(0):
                 rate = measure.rate_of(
-                    lambda: play(player, courier, batches=1) * player.num_envs * experiment.unroll_length,
+                    lambda: play(player, uploader, batches=1) * player.num_envs * experiment.unroll_length,
                     bench.seconds(15.0),
                 )
-            courier.close()
+            uploader.close()
             return rate
 
         def watched() -> float:
@@ -115,9 +115,9 @@ def viewer(url: str, database: RedisDatabase) -> Iterator[list[int]]:
         while not over.wait(LOOKS):
             players = [worker.id for worker in database.workers() if worker.role == "play"]
             if players:
-                strip = ask(f"game?player={players[-1]}&game=0&after={after}")
-                after = strip["id"] or after
-                looks.extend([len(strip["steps"])] * bool(strip["steps"]))
+                frames = ask(f"frames?player={players[-1]}&env=0&after={after}")
+                after = frames["id"] or after
+                looks.extend([len(frames["steps"])] * bool(frames["steps"]))
 
     def listen() -> None:
         with urllib.request.urlopen(f"{url.rstrip('/')}/events", timeout=30) as events:

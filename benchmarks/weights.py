@@ -9,12 +9,12 @@ ours: `encode_weights`, the lease taken as a trainer does, and `RedisDatabase.pu
     `decode_weights` and `Agent.set_weights`. Checksums and fences included.
 raw: a SET or GET of the same bytes by the same client library.
 
-Then a player of the Atari example (Pong, Nature's network, its courier in a thread) on the first core:
+Then a player of the Atari example (Pong, Nature's network, its uploader in a thread) on the first core:
 
 ours: while a process on the second core publishes new weights every second.
 no loading: while it does not. Steps per second at the 99th percentile (1 / the time that 1 step in 100 exceeds), at the
     median, and on average; a step is from one `Agent.act` to the next, whatever lies between: environment, copies,
-    exchange of agents, and the courier's encoding and pushing.
+    exchange of agents, and the uploader's encoding and pushing.
 """
 
 from __future__ import annotations
@@ -141,14 +141,14 @@ def stepping(
     for agent in agents:
         agent.act = stamped(agent.act, acts)  # type: ignore[method-assign]
     player = Player(agents[0], pool, experiment.unroll_length)
-    courier = Uploader(RedisDatabase(url, RUN), new_worker("play", num_envs=num_envs), agents[1])
-    courier.start()
+    uploader = Uploader(RedisDatabase(url, RUN), new_worker("play", num_envs=num_envs), agents[1])
+    uploader.start()
     publishing.set()
-    play(player, courier, batches=2)
+    play(player, uploader, batches=2)
 
     def play_for(seconds: float) -> None:
         ends = time.perf_counter() + seconds
-        play(player, courier, should_stop=lambda: time.perf_counter() > ends)
+        play(player, uploader, should_stop=lambda: time.perf_counter() > ends)
 
     def steps() -> tuple[np.ndarray, int]:
         play_for(min(seconds, 1.5 * EVERY))  # what was published before has come by then
@@ -158,7 +158,7 @@ def stepping(
         return np.diff(acts), player.version - before
 
     yield steps
-    courier.close()
+    uploader.close()
     pool.close()
 
 

@@ -1,16 +1,17 @@
-"""Any Atari game by Q-learning from prioritised replay, as in Ape-X: many games, each with an ε of its own.
+"""Any Atari game by Q-learning from prioritised replay, as in Ape-X: many environments, each with its own ε.
 
     tinyverse atari_dqn.py run --players 2 -o env_id=ALE/Breakout-v5
     tinyverse atari_dqn.py eval -n 5 --greedy
 
-Rules are those of `atari.py`. The return that training shows is of games that explore, some of them nearly half the
-time; `eval --greedy` has ε = 0.001.
+The rules are those of `atari.py`. The training return is of environments that explore, some of them nearly half of the
+time. `eval --greedy` has ε = 0.001.
 
-Sessions are short and learned from as a whole: the window of 4 frames before the first row comes with each, so no row
-is spent on filling it. 10,000 of them are 100,000 steps and 1.0 GB of frames on the trainer's device (`--buffer-size`).
+Sessions are short, and the trainer learns from whole sessions. Each brings the window of 4 frames before its first row, so
+no row only fills the window. 10,000 sessions are 100,000 steps and 1.0 GB of frames on the trainer's device
+(`--buffer-size`).
 
-Pong: a mean return of 10 over 100 episodes of games that explore after 608,000 steps (2.4 M frames), 17 after 723,000, 36
-minutes of one core (`local --seed 1`; the other core was busy too); then `eval -n 6 --greedy`: 21 in every game.
+Pong: a mean return of 10 over 100 exploring episodes after 608,000 steps (2.4 M frames), 17 after 723,000, 36 minutes
+of one core (`local --seed 1`; the other core was busy too). Then `eval -n 6 --greedy` gives 21 in every game.
 """
 
 from tinyverse import Experiment
@@ -45,27 +46,11 @@ def make_experiment(
 
     def make_learner(agent):
         return DQN(
-            agent,
-            learning_rate=learning_rate,
-            target_every=target_every,
-            discount=discount,
-            n=3,
-            reward_clip=1.0,
-        )
+            agent, learning_rate=learning_rate, target_every=target_every, discount=discount, n=3, reward_clip=1.0,
+        )  # fmt: skip
 
     return Experiment(
-        make_pool=make_pool,
-        make_env=make_env,
-        make_agent=make_agent,
-        make_learner=make_learner,
-        unroll_length=unroll_length,
-        num_envs=16,
-        batch_size=16,
-        sampler="prioritized",
-        reuse=reuse,
-        buffer_size=10_000,
-        min_sessions=500,
-        publish_every=10,
-        precision="auto",
-        frame_skip=FRAME_SKIP,
-    )
+        make_pool=make_pool, make_env=make_env, make_agent=make_agent, make_learner=make_learner,
+        unroll_length=unroll_length, num_envs=16, batch_size=16, sampler="prioritized", reuse=reuse,
+        buffer_size=10_000, min_sessions=500, publish_every=10, precision="auto", frame_skip=FRAME_SKIP,
+    )  # fmt: skip

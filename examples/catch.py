@@ -1,8 +1,8 @@
-"""Catch: a ball falls, a paddle catches it. A whole experiment with an environment of its own; learns in seconds.
+"""Catch: a ball falls, a paddle catches it. A whole experiment with its own environment, learned in seconds.
 
     tinyverse catch.py local -n 400
 
-A mean return of 0.96 to 1.00, of at most 1, after 104,000 steps, 7 seconds of one core (seeds 1 to 3; 2 cores, no GPU).
+The mean return is 0.96 to 1.00 (at most 1) after 104,000 steps, 7 seconds of one core (seeds 1 to 3; 2 cores, no GPU).
 """
 
 import gymnasium as gym
@@ -14,7 +14,7 @@ from tinyverse.networks import MLP, ModularNetwork
 
 
 class Catch(gym.Env):
-    """A board of 10 × 5 cells. The ball falls a row a step; the reward at the end is 1 if the paddle is under it, else −1."""
+    """A board of 10 × 5 cells. The ball falls a row per step. The reward at the end is 1 if the paddle is under it, else −1."""
 
     rows, columns = 10, 5
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}

@@ -1,4 +1,4 @@
-"""An agent of your own: any policy in any framework. Here one matrix, in NumPy, that learns to balance CartPole.
+"""Your own agent: any policy in any framework. Here one matrix in NumPy learns to balance CartPole.
 
 tinyverse custom_agent.py local -n 300
 """
@@ -23,26 +23,26 @@ class LinearAgent(Agent):
         scores = np.exp(observations @ self.w)
         return scores / scores.sum(-1, keepdims=True)
 
-    def act(self, observations, memory, first, greedy=False):
-        """One action for each of the n games; `memory` and `first` are for agents that remember."""
+    def act(self, observations, state, is_first, greedy=False):
+        """Chooses an action for each of the n environments. Agents with a recurrent state use `state` and `is_first`."""
         p = self.probabilities(observations)  # [n, actions]
         drawn = (self.random.random((len(p), 1)) > p.cumsum(-1)[:, :-1]).sum(-1)
-        return (p.argmax(-1) if greedy else drawn), memory, {}
+        return (p.argmax(-1) if greedy else drawn), state, {}
 
-    def get_weights(self):  # what players fetch …
+    def get_weights(self):  # players fetch these …
         return {"w": self.w.copy()}
 
-    def set_weights(self, weights):  # … and take
+    def set_weights(self, weights):  # … and pass them to this
         self.w = np.array(weights["w"])
 
 
 def train_step(agent, batch, learning_rate=0.05, discount=0.95):
-    """Makes actions likelier that were followed by more reward than others (REINFORCE, Williams 1992)."""
+    """Makes actions with an above-average return more likely (REINFORCE, Williams 1992)."""
     batch = batch.numpy()  # arrays, time first: rewards [T, B], observations [T+1, B, 4]
     returns, following = np.zeros_like(batch.rewards), 0.0
     for t in reversed(range(len(returns))):
-        following = returns[t] = batch.rewards[t] + discount * batch.traces[t] * following
-    rows = batch.alive  # the row after an episode's end is its reset: it did not happen
+        following = returns[t] = batch.rewards[t] + discount * batch.continues[t] * following
+    rows = batch.valid  # without reset rows: the row after an episode's end did not happen
     observations, actions = batch.observations[:-1][rows], batch.actions[rows]
     advantages = returns[rows] - returns[rows].mean()
     slopes = np.eye(agent.w.shape[1])[actions] - agent.probabilities(observations)  # of log π in the scores

@@ -1,4 +1,4 @@
-"""An algorithm of your own: a Learner with one method. Here actor-critic in its shortest form, on CartPole.
+"""Your own algorithm: a Learner with one method. Here the shortest actor-critic, on CartPole.
 
 tinyverse custom_algorithm.py local -n 200
 """
@@ -12,25 +12,25 @@ from tinyverse.networks import MLP, ModularNetwork
 
 
 class ActorCritic(TorchLearner):
-    """TorchLearner brings weights and checkpoints; what is left to say is how a batch makes the agent better."""
+    """Learns from one batch at a time. TorchLearner provides weights and checkpoints."""
 
     def __init__(self, agent, learning_rate, discount):
         super().__init__(agent, learning_rate=learning_rate, max_grad_norm=0.5)
         self.discount = discount
 
     def train_step(self, batch):
-        # the network again over all sessions: [T+1, B], one row more than there are actions
-        outputs, _ = self.agent.network(batch.observations, batch.initial_memory, batch.first)
+        # the network runs over all sessions again: [T+1, B], one row more than actions
+        outputs, _ = self.agent.network(batch.observations, batch.initial_state, batch.is_first)
         policy = self.agent.network.distribution(tuple(rows[:-1] for rows in outputs.policy))
         values = outputs.values[:-1]
 
-        # `discounts` is 0 where a game was over, `traces` where an episode ended in any way
+        # `discounts` is 0 where an episode terminated, `continues` where it ended in any way
         targets = returns.lambda_returns(
-            batch.rewards, batch.discounts(self.discount), batch.traces, outputs.values, lambda_=0.95
+            batch.rewards, batch.discounts(self.discount), batch.continues, outputs.values, lambda_=0.95
         )
         advantages = targets - values.detach()
 
-        # losses are sums over the rows that happened, which `mask` says
+        # losses are sums over the rows that happened, where `mask` is 1
         loss = losses.policy_gradient(policy.log_prob(batch.actions), advantages, batch.mask)
         loss = loss + 0.5 * losses.value(values, targets, batch.mask)
         loss = loss + 0.01 * losses.entropy(policy.entropy(), batch.mask)

@@ -1,9 +1,9 @@
-"""An environment of your own: a gymnasium.Env. Here a walk along a corridor, with a hint as to where the door is.
+"""Your own environment: a gymnasium.Env. Here the agent walks along a corridor, and a hint shows where the door is.
 
     tinyverse custom_environment.py local -n 100
     tinyverse custom_environment.py eval -n 5
 
-The hint is reward for learning only: `make_env(evaluation=True)`, which `eval` uses, gives the game's own.
+The hint is a reward for learning only. `eval` uses `make_env(evaluation=True)`, which has the environment's own reward.
 """
 
 import gymnasium as gym
@@ -15,23 +15,23 @@ from tinyverse.networks import MLP, ModularNetwork
 
 
 class Corridor(gym.Env):
-    """The door is at the right end; finding it earns 1. After 50 steps it is too late."""
+    """The door is at the right end. Reaching it within 50 steps earns 1."""
 
     length = 15
 
     def __init__(self):
-        self.observation_space = gym.spaces.Box(0, 1, (1,), np.float32)  # where one stands
+        self.observation_space = gym.spaces.Box(0, 1, (1,), np.float32)  # the place
         self.action_space = gym.spaces.Discrete(2)  # left, right
 
     def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)  # gives self.np_random, from which all chance should come
+        super().reset(seed=seed)  # makes self.np_random: take all random numbers from it
         self.place, self.steps = int(self.np_random.integers(self.length // 2)), 0
         return self._seen(), {}
 
     def step(self, action):
         self.place, self.steps = max(0, self.place + 2 * int(action) - 1), self.steps + 1
-        terminated = self.place == self.length  # the game is over: nothing comes after
-        truncated = self.steps == 50 and not terminated  # only the clock says so: learning looks beyond it
+        terminated = self.place == self.length  # nothing comes after
+        truncated = self.steps == 50 and not terminated  # only the clock ends it: learning looks beyond
         return self._seen(), float(terminated), terminated, truncated, {}
 
     def _seen(self):
@@ -39,7 +39,7 @@ class Corridor(gym.Env):
 
 
 class Hint(gym.Wrapper):
-    """Adds what a step brought one nearer (Ng et al. 1999: such a reward changes no best policy where γ is 1)."""
+    """Rewards progress towards the door (Ng et al. 1999: with γ = 1 the best policy stays the same)."""
 
     def step(self, action):
         before = self.unwrapped.place

@@ -1,8 +1,8 @@
-"""A network of your own: any torch module with three methods. Here two towers, for what to do and for what it is worth.
+"""Your own network: any torch module with three methods. Here the policy and the value function share nothing.
 
     tinyverse custom_network.py local -n 200
 
-Where only a part is to be new, ModularNetwork(trunk=…, body=…) takes any module from [N, …] to [N, D].
+To replace only a part, give ModularNetwork(trunk=…, body=…) any module from [N, …] to [N, D].
 """
 
 import gymnasium as gym
@@ -14,7 +14,7 @@ from tinyverse.networks import Categorical, Outputs
 
 
 class TwoTowers(nn.Module):
-    """A policy and a value function that share nothing, for vectors and one choice."""
+    """A policy and a value function in separate networks, for vector observations and one discrete action."""
 
     def __init__(self, observation_space, action_space, size):
         super().__init__()
@@ -22,17 +22,17 @@ class TwoTowers(nn.Module):
         self.policy = nn.Sequential(nn.Linear(inputs, size), nn.Tanh(), nn.Linear(size, int(action_space.n)))
         self.value = nn.Sequential(nn.Linear(inputs, size), nn.Tanh(), nn.Linear(size, 1))
 
-    def initial_memory(self, n):
-        """What n games remember at the beginning of an episode: tensors [n, …], or () for nothing."""
+    def initial_state(self, n):
+        """Returns the recurrent state of n environments at the start of an episode: tensors [n, …], or () for none."""
         return ()
 
-    def forward(self, observations, memory, first):
-        """Rows [T, B, …] at once: T is 1 while playing, a whole session while learning. `first` [T, B] restarts memory."""
+    def forward(self, observations, state, is_first):
+        """Maps rows [T, B, …]: T is 1 in a player, a whole session in the trainer. `is_first` [T, B] resets the state."""
         values = self.value(observations).squeeze(-1)
-        return Outputs(policy=(self.policy(observations),), values=values), memory
+        return Outputs(policy=(self.policy(observations),), values=values), state
 
     def distribution(self, policy):
-        """What the tensors in `Outputs.policy` mean: something with log_prob, entropy, sample and mode."""
+        """Makes a distribution of the tensors in `Outputs.policy`, with log_prob, entropy, sample and mode."""
         return Categorical(logits=policy[0])
 
 

@@ -1,7 +1,7 @@
-"""Demo: what `make demo` runs. Pong on this machine: a server, 2 players and a trainer; then a film and a curve.
+"""Demo: `make demo` runs this. It trains Pong on this machine with a server, 2 players and a trainer.
 
-The first film comes after 2 minutes, the next when time is up or Ctrl-C is pressed. A second `make demo` goes on where
-the first ended. MINUTES=5 make demo is shorter.
+It makes a video and a curve after 2 minutes, and again when time is up or Ctrl-C is pressed. A second `make demo` continues
+where the first ended. MINUTES=5 make demo is shorter.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _tinyverse(*words: str) -> int:
     while True:
         try:
             return process.wait()
-        except KeyboardInterrupt:  # the terminal has told the child too; it saves and ends
+        except KeyboardInterrupt:  # the terminal sends Ctrl-C to the child too, which saves and ends
             continue
 
 

@@ -1,4 +1,4 @@
-"""Doom from its screen (ViZDoom): find the monster and shoot it; or another of its scenarios.
+"""Doom from its screen (ViZDoom): find the monster and shoot it. Other scenarios work too.
 
     pip install -e '.[vizdoom]'
     tinyverse doom.py run --players 2
@@ -6,17 +6,17 @@
     tinyverse doom.py eval -n 10
     tinyverse doom.py play --human     arrows and space; needs a screen
 
-Basic pays 101 for the monster, −5 for a shot and −1 for every frame, of which one action takes `frame_skip`; at most
-300 of them. Here: 70 over the last 100 training episodes after 93,000, 67,000 and 58,000 steps (4 frames each); `eval --greedy
--n 50` 78.5 ± 1.9, 81.4 ± 1.4 and 81.1 ± 1.3 after 7 minutes (`local`, seeds 1 to 3, one core each; for the first, other work
-slowed Doom's own processes).
+Basic pays 101 for the monster, −5 for a shot and −1 for every frame, of at most 300. One action lasts `frame_skip` frames.
+The return over the last 100 training episodes is 70 after 93,000, 67,000 and 58,000 steps (4 frames each). `eval --greedy
+-n 50` gives 78.5 ± 1.9, 81.4 ± 1.4 and 81.1 ± 1.3 after 7 minutes (`local`, seeds 1 to 3, one core each; other work slowed
+Doom's own processes in the first run).
 
-Defend the Center pays 1 for each monster and −1 for one's own death, with 26 bullets to have; chance gets 0.3 (54
-episodes). Here: 8 after 160,000 steps, 3 minutes, at best 13.6 after 515,000, 9 minutes; `eval --greedy -n 50` 12.7 ± 0.4
-after 667,000 (`local -o scenario=defend_the_center`, seed 1).
+Defend the Center pays 1 for each monster and −1 for the player's death, with 26 bullets. Random actions get 0.3 (54
+episodes). The return is 8 after 160,000 steps, 3 minutes, and at best 13.6 after 515,000, 9 minutes. `eval --greedy -n 50`
+gives 12.7 ± 0.4 after 667,000 (`local -o scenario=defend_the_center`, seed 1).
 
-Health Gathering pays 1 for each frame that one lives and −100 for dying before the last, the 2,100th; chance gets 368 (46
-episodes). That it is played and learned from is tested; what is reached there has not been measured.
+Health Gathering pays 1 for each frame alive and −100 for a death before the last frame, the 2,100th. Random actions get
+368 (46 episodes). Tests show that it plays and learns. Its return after training has not been measured.
 """
 
 import gymnasium as gym
@@ -33,11 +33,11 @@ SCENARIOS = {
     "defend_the_center": "DefendCenter",
     "defend_the_line": "DefendLine",
     "health_gathering": "HealthGathering",
-}  # ViZDoom's names; each has two ways to move and one button more, of which one at a time is pressed
+}  # ViZDoom's names; each has two moves and one more button, pressed one at a time
 
 
 class Screen(gym.ObservationWrapper):
-    """The screen alone, without the game's own numbers beside it."""
+    """Observes only the screen, without the game's own variables."""
 
     def __init__(self, env, frame_skip):
         super().__init__(env)
@@ -75,30 +75,13 @@ def make_experiment(
 
     def make_learner(agent):
         return VTrace(
-            agent,
-            learning_rate=learning_rate,
-            entropy_cost=entropy_cost,
-            surrogate_clip=surrogate_clip,
-            discount=discount,
-            lambda_=0.95,
-            reward_clip=None,
-            return_scale=True,
-            max_grad_norm=0.5,
-            optimizer="adam",
-        )
+            agent, learning_rate=learning_rate, entropy_cost=entropy_cost, surrogate_clip=surrogate_clip,
+            discount=discount, lambda_=0.95, reward_clip=None, return_scale=True, max_grad_norm=0.5, optimizer="adam",
+        )  # fmt: skip
 
     return Experiment(
-        make_env=make_env,
-        make_agent=make_agent,
-        make_learner=make_learner,
-        unroll_length=unroll_length,
-        num_envs=8,
-        batch_size=16,
-        sampler="uniform",
-        reuse=3,
-        buffer_size=32,
-        publish_every=1,
-        precision="auto",
-        frame_skip=frame_skip,
+        make_env=make_env, make_agent=make_agent, make_learner=make_learner,
+        unroll_length=unroll_length, num_envs=8, batch_size=16, sampler="uniform", reuse=3, buffer_size=32,
+        publish_every=1, precision="auto", frame_skip=frame_skip,
         keys={"left": 3, "right": 2, "space": 1, "up": 1, "": 0},
-    )
+    )  # fmt: skip

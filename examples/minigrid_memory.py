@@ -1,20 +1,20 @@
-"""MiniGrid Memory: look at an object, walk down a hallway, and turn to where its like lies. Only memory knows where.
+"""MiniGrid Memory: look at an object, walk down a hallway, and turn to the same object. This needs a recurrent state.
 
     pip install -e '.[minigrid]'
     tinyverse minigrid_memory.py local -n 250
     tinyverse minigrid_memory.py local -n 250 --name forgetful -o memory=none
 
-The agent sees a few cells before it. The object lies at the hallway's beginning and can no longer be seen at its end, so
-without memory every choice there is a guess. The reward is 0 for the wrong one, and 1 less a little for every step.
+The agent sees a few cells in front of it. The object is at the start of the hallway and is out of view at its end. So without
+a recurrent state every choice there is a guess. The reward is 0 for the wrong choice, and 1 less a little for every step.
 
-With attention: a mean return of 0.9 over 100 episodes after 297,000, 108,000 and 127,000 steps, 1 to 2 minutes, and 0.97 in
-200 games after 250 updates, 3 minutes, which is none wrong; without memory 0.46, 0.47 and 0.43 (`local`, seeds 1 to 3;
-one core each, of 2 that did other work too). With `total_updates=150` one of three seeds had come to 0.8 only. What is
-remembered must be compared with what is seen, like or unlike, which no single number tells: that takes hundreds of
-updates of chance first. An LSTM (`-o memory=lstm -o entropy_cost=0.05`) had not found it after 209,000 steps. Beginning
-anywhere in the hallway, as MiniGrid does (`-o anywhere=true`), is not solved here.
+With attention the mean return over 100 episodes is 0.9 after 297,000, 108,000 and 127,000 steps, 1 to 2 minutes. After 250
+updates, 3 minutes, it is 0.97 in 200 episodes, all of them right. Without a recurrent state it is 0.46, 0.47 and 0.43
+(`local`, seeds 1 to 3; one core each, of 2 that did other work too). With `total_updates=150` one of three seeds reached
+only 0.8. The network must learn whether two objects are equal, which takes hundreds of updates before it
+beats chance. An LSTM (`-o memory=lstm -o entropy_cost=0.05`) had not learned it after 209,000
+steps. Starting anywhere in the hallway, as MiniGrid does (`-o anywhere=true`), is not solved here.
 
-The view is 3 × 3 cells: with the usual 7 × 7 the beginning of so short a hallway can be seen from its end.
+The view is 3 × 3 cells. With the usual 7 × 7 the agent sees the start of so short a hallway from its end.
 """
 
 import gymnasium as gym
@@ -36,7 +36,7 @@ BODIES = {
 
 
 class Beside(gym.Wrapper):
-    """Every episode begins beside the object, which is then in view; MiniGrid begins it anywhere in the hallway."""
+    """Starts every episode beside the object, so that it is in view. MiniGrid starts anywhere in the hallway."""
 
     def reset(self, **options):
         info, world = self.env.reset(**options)[1], self.unwrapped
@@ -45,7 +45,7 @@ class Beside(gym.Wrapper):
 
 
 class Cells(nn.Module):
-    """A trunk for MiniGrid's images: each cell's object, colour and state, each one-hot, then an MLP."""
+    """A trunk for MiniGrid's images: the object, colour and state of each cell as one-hot vectors, then an MLP."""
 
     kinds = (11, 6, 4)
 
@@ -83,7 +83,7 @@ def make_experiment(
             ) from None
         env = gym.make(env_id, render_mode=render_mode, agent_view_size=view)
         env = ImgObsWrapper(env if anywhere else Beside(env))
-        walk = gym.spaces.Discrete(3)  # left, right, forward; there is nothing to take or to open
+        walk = gym.spaces.Discrete(3)  # left, right, forward; no object can be taken or opened
         return gym.wrappers.TransformAction(env, lambda action: action, walk)
 
     def make_agent(observation_space, action_space):
@@ -91,20 +91,11 @@ def make_experiment(
 
     def make_learner(agent):
         return PPO(
-            agent,
-            learning_rate=learning_rate,
-            total_updates=total_updates,
-            entropy_cost=entropy_cost,
-            discount=discount,
-            value_cost=1.0,
-        )
+            agent, learning_rate=learning_rate, total_updates=total_updates, entropy_cost=entropy_cost,
+            discount=discount, value_cost=1.0,
+        )  # fmt: skip
 
     return Experiment(
-        make_env=make_env,
-        make_agent=make_agent,
-        make_learner=make_learner,
-        unroll_length=unroll_length,
-        num_envs=num_envs,
-        batch_size=num_envs,
-        publish_every=1,
-    )
+        make_env=make_env, make_agent=make_agent, make_learner=make_learner,
+        unroll_length=unroll_length, num_envs=num_envs, batch_size=num_envs, publish_every=1,
+    )  # fmt: skip

@@ -1,4 +1,4 @@
-"""MiniWoB++: tasks on web pages, told in words. Here: click the one of two buttons that the task names.
+"""MiniWoB++: tasks on web pages, given in words. Here the task names one of two buttons, and the agent must click it.
 
     apt-get install chromium chromium-driver
     pip install -e '.[browser]'
@@ -6,9 +6,9 @@
     tinyverse miniwob_tasks.py local -o task=click-button --minutes 5
     tinyverse miniwob_tasks.py eval -n 20 --no-video
 
-Each episode of this task is one click. Chance is right half of the time, a mean reward of 0; the best is 1, and two
-minutes of real time are enough for more than 0.6, which a test holds it to. With `-o by=coordinates` any place of the
-page can be clicked, which is played but, in minutes, not learned.
+Each episode of this task is one click. Random clicks are right half of the time, a mean reward of 0. The best is 1. A test
+checks that two minutes of real time reach more than 0.6. With `-o by=coordinates` the agent may click anywhere on the page.
+This works, but is not learned within minutes.
 """
 
 from tinyverse import Experiment, TorchAgent
@@ -30,15 +30,7 @@ def make_experiment(task="click-test-2", by="elements", learning_rate=2e-3, entr
         )
 
     return Experiment(
-        make_env=make_env,
-        make_agent=make_agent,
-        make_learner=make_learner,
-        unroll_length=8,
-        num_envs=num_envs,
-        batch_size=8,
-        sampler="uniform",
-        reuse=4,
-        buffer_size=32,
-        publish_every=1,
+        make_env=make_env, make_agent=make_agent, make_learner=make_learner,
+        unroll_length=8, num_envs=num_envs, batch_size=8, sampler="uniform", reuse=4, buffer_size=32, publish_every=1,
         realtime=True,
-    )
+    )  # fmt: skip

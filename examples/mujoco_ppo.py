@@ -1,19 +1,19 @@
-"""MuJoCo's robots by PPO: observations and rewards of any size, brought to the size 1 as they come.
+"""MuJoCo's robots by PPO. Running statistics scale observations and rewards to a size of about 1.
 
     pip install "gymnasium[mujoco]"
     tinyverse mujoco_ppo.py local -n 490
     tinyverse mujoco_ppo.py run --players 1 -o env_id=Hopper-v5
     tinyverse mujoco_ppo.py eval -n 10 --greedy
 
-A film on a machine without a screen wants `apt-get install libosmesa6`, and `MUJOCO_GL=osmesa` before the command.
+A video on a machine without a screen needs `apt-get install libosmesa6`, and `MUJOCO_GL=osmesa` before the command.
 
 HalfCheetah: mean returns of 1,601, 1,353 and 1,456 over 100 episodes after a million steps, 7 to 10 minutes of one core
-that did other work too; `eval --greedy -n 20` then 1,718, 1,570 and 1,589 (`local -n 490`, seeds 1 to 3). The
-film shows seed 1 sliding on its back, from where it does not turn over. SAC learns more from each step
-(`mujoco_sac.py`), this takes far more steps a second.
+that did other work too. `eval --greedy -n 20` then gives 1,718, 1,570 and 1,589 (`local -n 490`, seeds 1 to 3). In the
+video seed 1 slides on its back and does not turn over. SAC learns more from each step (`mujoco_sac.py`), PPO makes far
+more steps per second.
 
-Pendulum (`-n 80 -o env_id=Pendulum-v1 -o discount=0.9 -o learning_rate=1e-3 -o total_updates=80`): −152, −199 and −201,
-each ± 25, by the same evaluation after 163,000 steps, 1 to 2 minutes.
+Pendulum (`-n 80 -o env_id=Pendulum-v1 -o discount=0.9 -o learning_rate=1e-3 -o total_updates=80`): the same evaluation gives
+−152, −199 and −201, each ± 25, after 163,000 steps, 1 to 2 minutes.
 """
 
 import gymnasium as gym
@@ -54,22 +54,11 @@ def make_experiment(
 
     def make_learner(agent):
         return PPO(
-            agent,
-            learning_rate=learning_rate,
-            total_updates=total_updates,
-            epochs=epochs,
-            minibatches=num_envs,
-            entropy_cost=entropy_cost,
-            discount=discount,
-            return_scale=True,
-        )
+            agent, learning_rate=learning_rate, total_updates=total_updates, epochs=epochs, minibatches=num_envs,
+            entropy_cost=entropy_cost, discount=discount, return_scale=True,
+        )  # fmt: skip
 
     return Experiment(
-        make_env=make_env,
-        make_agent=make_agent,
-        make_learner=make_learner,
-        unroll_length=unroll_length,
-        num_envs=num_envs,
-        batch_size=num_envs,
-        publish_every=1,
-    )
+        make_env=make_env, make_agent=make_agent, make_learner=make_learner,
+        unroll_length=unroll_length, num_envs=num_envs, batch_size=num_envs, publish_every=1,
+    )  # fmt: skip

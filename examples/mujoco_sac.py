@@ -1,17 +1,17 @@
-"""MuJoCo: robots that learn to run, by SAC on joints and torques. HalfCheetah unless told otherwise.
+"""MuJoCo: robots learn to run by SAC, with joints as observations and torques as actions. The default is HalfCheetah.
 
     pip install "gymnasium[mujoco]"
     tinyverse mujoco_sac.py run --players 2 --reuse 1024
     tinyverse mujoco_sac.py run -o env_id=Hopper-v5
     tinyverse mujoco_sac.py eval -n 10 --greedy
 
-A film on a machine without a screen wants `apt-get install libosmesa6`, and `MUJOCO_GL=osmesa` before the command.
+A video on a machine without a screen needs `apt-get install libosmesa6`, and `MUJOCO_GL=osmesa` before the command.
 
-HalfCheetah, seed 1, one update for every step: 2,137 ± 148 (10 greedy games) after 45,600 steps, 22 minutes of one core
-that did other work too; Stable-Baselines3's SAC beside it 1,444 ± 270 after 40,000 (docs/results).
+HalfCheetah, seed 1, one update per step: 2,137 ± 148 (10 greedy episodes) after 45,600 steps, 22 minutes of one core
+that did other work too. Stable-Baselines3's SAC on the other core: 1,444 ± 270 after 40,000 (docs/results).
 
-The paper makes one update for every step played, which is the default; a million of them take one CPU core about three
-hours. `--reuse 1024` makes a quarter of that, so more is played and less is learned from each step.
+The paper and the default make one update for every step. A million updates take one CPU core about three hours.
+`--reuse 1024` makes a quarter of them, so players make more steps and the trainer learns less from each.
 """
 
 import gymnasium as gym

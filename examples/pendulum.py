@@ -1,10 +1,10 @@
-"""Pendulum: swing a pole up with a weak motor and hold it there. SAC, the algorithm for continuous actions.
+"""Pendulum: swings a pole up with a weak motor and holds it there, with SAC, for continuous actions.
 
     tinyverse pendulum.py local
 
-Solved (a mean return of −200 or more) after about 8,000 steps, minutes on one core: `eval --greedy -n 20` after 10,000
-says −140, −156 and −151 for seeds 1 to 3, each ± 18 (4 to 8 minutes; 2 cores shared with other work). One update is
-made for every step played; `-o updates_per_step=0.5` learns less from each step, and is faster.
+It is solved (a mean return of −200 or more) after about 8,000 steps, minutes on one core. `eval --greedy -n 20` after 10,000
+gives −140, −156 and −151 for seeds 1 to 3, each ± 18 (4 to 8 minutes; 2 cores shared with other work). The trainer makes
+one update for every step. `-o updates_per_step=0.5` learns less from each step and is faster.
 """
 
 import gymnasium as gym

@@ -1,12 +1,12 @@
-"""StarCraft II, its mini-games or whole matches, from feature layers. It needs the game, which is not ours to give.
+"""StarCraft II, mini-games or whole matches, from feature layers. You must install the game yourself.
 
-    pip install -r docs/starcraft.txt --no-deps      in a virtual environment of its own: its protobuf is of 2022
+    pip install -r docs/starcraft.txt --no-deps      in its own virtual environment, because its protobuf is of 2022
     export SC2PATH=~/StarCraftII                     the folder with Versions and Maps
     tinyverse starcraft.py run --players 2
     tinyverse starcraft.py run --players 2 -o map_name=CollectMineralShards
 
-Written against pysc2's specs and tested on its mock, whose observations never change and whose rewards are 0: that it
-plays and learns is tested, what it reaches is not known.
+It follows pysc2's specs. The tests use pysc2's mock, whose observations never change and whose rewards are 0. They show that
+it plays and learns. What return it reaches in the real game is not known.
 """
 
 from tinyverse import Experiment, TorchAgent
@@ -22,7 +22,7 @@ def mocked(**options):
 
 
 def make_experiment(map_name="MoveToBeacon", size=32, learning_rate=3e-4, entropy_cost=0.01, mock=False):
-    """`mock`: no game, but pysc2's stand-in for one."""
+    """Makes the experiment. With `mock`, pysc2's mock replaces the game."""
 
     def make_env(evaluation=False):
         return StarCraftEnv(map_name, size=size, make_game=mocked if mock else None)

@@ -1,13 +1,13 @@
-"""Tabular Q-learning on FrozenLake, without torch: any algorithm and any framework fits.
+"""Tabular Q-learning on FrozenLake, without torch, as an example of any algorithm in any framework.
 
-An Agent is NumPy in, NumPy out; a Learner gets batches of sessions and may use them as it likes. Here both are a table,
-learned off-policy from replay (Watkins 1989), with exploration that falls as learning goes on.
+An Agent takes and returns NumPy arrays. A Learner gets batches of sessions and may use them as it likes. Here both are a
+table, learned off-policy from replay (Watkins 1989), with exploration that decreases during learning.
 
     tinyverse tabular.py local -n 1500
     tinyverse tabular.py run --players 2
 
-A mean return of 0.96 to 0.99, with 2 % of the actions random, after 207,000 steps, 8 seconds of one core (seeds 1 to 3; 2
-cores, no GPU).
+The mean return is 0.96 to 0.99, with 2 % random actions, after 207,000 steps, 8 seconds of one core (seeds 1 to 3; 2 cores,
+no GPU).
 """
 
 import gymnasium as gym
@@ -17,7 +17,7 @@ from tinyverse import Agent, Experiment, Learner
 
 
 class Table(Agent):
-    """Q [states, actions], and the ε of its ε-greedy choice; both are weights, so players follow."""
+    """Q [states, actions] and ε of its ε-greedy choice. Both are weights, so players receive them."""
 
     def __init__(self, observation_space, action_space):
         self.q = np.zeros((observation_space.n, action_space.n), np.float32)
@@ -27,11 +27,11 @@ class Table(Agent):
     def seed(self, seed):
         self.random = np.random.default_rng(seed)
 
-    def act(self, observations, memory, first, greedy=False):
-        noise = self.random.random(self.q[observations].shape) * 1e-6  # ties are broken at random
+    def act(self, observations, state, is_first, greedy=False):
+        noise = self.random.random(self.q[observations].shape) * 1e-6  # breaks ties at random
         actions = np.argmax(self.q[observations] + noise, axis=-1)
         explore = self.random.random(len(actions)) < (0.0 if greedy else self.epsilon[0])
-        return np.where(explore, self.random.integers(0, self.q.shape[1], len(actions)), actions), memory, {}
+        return np.where(explore, self.random.integers(0, self.q.shape[1], len(actions)), actions), state, {}
 
     def get_weights(self):
         return {"q": self.q.copy(), "epsilon": self.epsilon.copy()}
@@ -53,7 +53,7 @@ class QLearning(Learner):
 
     def train_step(self, batch):
         batch, q = batch.numpy(), self.agent.q
-        rows = batch.alive
+        rows = batch.valid
         states, nexts = batch.observations[:-1][rows], batch.observations[1:][rows]
         actions, ends = batch.actions[rows], batch.terminated[rows]
         targets = batch.rewards[rows] + self.discount * ~ends * q[nexts].max(axis=-1)

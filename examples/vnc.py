@@ -1,13 +1,13 @@
-"""A browser game, from pixels with keys, in real time: Chromium under a VNC server plays examples/falling.html.
+"""A browser game from pixels, with keys, in real time: Chromium under a VNC server plays examples/falling.html.
 
     apt-get install chromium tigervnc-standalone-server
     pip install -e '.[browser]'
     tinyverse vnc.py run --players 1 --minutes 4
     tinyverse vnc.py eval -n 5 --greedy
 
-The game does not wait. It runs at 30 frames per second whatever the agent does, which looks and acts 20 times a second;
-what comes too late is missed. An episode is ten blocks, each worth 1 or −1: chance gets −4, and after four minutes it is
-above 0, which a test holds it to. Any other program is played the same way: another command, other chords, another `score`.
+The game does not wait. It runs at 30 frames per second, and the agent observes and acts 20 times a second. What comes too
+late is missed. An episode is ten blocks, each worth 1 or −1. Random actions get −4. A test checks that the return is above 0
+after four minutes. Other programs work the same way, with another command, other chords and another `score`.
 """
 
 import os
@@ -23,7 +23,7 @@ from tinyverse.envs.vnc import Desktop, VncEnv, VncPool
 from tinyverse.networks import Identity, ModularNetwork
 
 PAGE = Path(__file__).with_name("falling.html")
-SIDE, STRIP, CELL = 160, 8, 8  # pixels: the field, and above it the row of cells that tells the score
+SIDE, STRIP, CELL = 160, 8, 8  # pixels: the field, and above it the row of cells with the score
 
 CHROMIUM = [
     "chromium", "--kiosk", f"--app=file://{PAGE}", f"--window-size={SIDE},{SIDE + STRIP}", "--window-position=0,0",
@@ -33,13 +33,13 @@ CHROMIUM = [
 
 
 def start():
-    """A new browser on a screen of its own."""
+    """Starts a new browser on its own screen."""
     root = ["--no-sandbox"] if os.getuid() == 0 else []  # Chromium's sandbox refuses to run as root
     return Desktop(CHROMIUM + root, SIDE, SIDE + STRIP)
 
 
 def read(screen):
-    """(over, caught, missed) of the cells above the field; None if they are not there."""
+    """Returns (over, caught, missed) from the cells above the field, None if there are none."""
     bits = (screen[CELL // 2, CELL // 2 : SIDE : CELL, 0] > 127).astype(int)
     if bits[:3].tolist() != [1, 0, 1]:
         return None
@@ -76,17 +76,7 @@ def make_experiment(rate=20.0, num_envs=4, learning_rate=1e-3, epsilon=0.3, reus
         return DQN(agent, learning_rate=learning_rate, discount=0.95, n=5, target_every=100)
 
     return Experiment(
-        make_env=make_env,
-        make_pool=make_pool,
-        make_agent=make_agent,
-        make_learner=make_learner,
-        unroll_length=10,
-        num_envs=num_envs,
-        batch_size=16,
-        sampler="prioritized",
-        reuse=reuse,
-        buffer_size=5000,
-        min_sessions=50,
-        publish_every=10,
-        realtime=True,
-    )
+        make_env=make_env, make_pool=make_pool, make_agent=make_agent, make_learner=make_learner,
+        unroll_length=10, num_envs=num_envs, batch_size=16, sampler="prioritized", reuse=reuse, buffer_size=5000,
+        min_sessions=50, publish_every=10, realtime=True,
+    )  # fmt: skip

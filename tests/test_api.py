@@ -41,7 +41,7 @@ def test_a_run_gives_a_curve_and_an_agent_that_plays():
     loaded = tinyverse.load("runs/catch")
     assert loaded.settings["learning_rate"] == 2e-3 and loaded.version == 30
     observations, _ = loaded.experiment.env().reset(seed=0)
-    actions, _, _ = loaded.agent.act(observations[None], loaded.agent.initial_memory(1), np.ones(1, bool))
+    actions, _, _ = loaded.agent.act(observations[None], loaded.agent.initial_state(1), np.ones(1, bool))
     assert loaded.experiment.spaces()[1].contains(actions[0])
     longer = tinyverse.run("catch", players=0, updates=5, quiet=True)
     assert longer.steps[-1] > curve.steps[-1] and tinyverse.load("runs/catch").version > 30

@@ -63,11 +63,10 @@ def test_all_exceptions_of_the_package_are_in_the_tree():
 def test_the_tree_is_drawn_as_it_is():
     drawn, parents = {}, {}
     for line in errors.__doc__.splitlines():
-        found = re.match(r"^([ │├└─]*)([A-Z]\w+(?:Error|Lost|Conflict|Weights|Closed|Number))  ", line)
-        if found:
-            depth = len(found[1])
-            parents[depth] = found[2]
-            drawn[found[2]] = next((parents[d] for d in range(depth - 1, -1, -1) if d in parents), "Exception")
+        if found := re.fullmatch(r" {4}([ │├└─]*)((?:[A-Z]\w+(?:, )?)+)", line):
+            depth, names = len(found[1]), found[2].split(", ")
+            parents[depth] = names[0]
+            drawn |= dict.fromkeys(names, parents.get(depth - 4, "Exception"))
     there = {name: thing for name, thing in vars(errors).items() if inspect.isclass(thing)}
     assert drawn == {name: thing.__base__.__name__ for name, thing in there.items()}
     assert all(vars(thing)["__doc__"] for thing in there.values())

@@ -104,7 +104,11 @@ def run(
         run_here.callback(context, options, players=players)
     else:
         local.callback(context, options)
-    return curve_of(context.folder.path)
+    try:
+        steps, returns = curve(context.folder.path)
+    except SettingsError:  # no episode has ended yet
+        steps, returns = np.zeros(0), np.zeros(0)
+    return Curve(context.folder.path, steps, returns)
 
 
 def _refuse_either_way(context: RunContext, here: Mapping[str, Any]) -> None:
@@ -118,20 +122,11 @@ def _refuse_either_way(context: RunContext, here: Mapping[str, Any]) -> None:
             )
 
 
-def curve_of(folder: Path | str) -> Curve:
-    """The curve of a run's folder; empty as long as no episode has ended."""
-    try:
-        steps, returns = curve(Path(folder))
-    except SettingsError:
-        steps, returns = np.zeros(0), np.zeros(0)
-    return Curve(Path(folder), steps, returns)
-
-
 def load(folder: Path | str, *, experiment: str | None = None, best: bool = False) -> Loaded:
     """The agent of a run's folder, ready to play.
 
         agent = tinyverse.load("runs/pong").agent
-        actions, memory, _ = agent.act(observations, agent.initial_memory(n), first=np.ones(n, bool))
+        actions, state, _ = agent.act(observations, agent.initial_state(n), is_first=np.ones(n, bool))
 
     The run's experiment is imported, which runs its code: load only what you would run.
 
@@ -146,18 +141,17 @@ def load(folder: Path | str, *, experiment: str | None = None, best: bool = Fals
     run_folder = RunFolder(folder)
     file = run_folder.best if best else run_folder.newest()
     if file is None or not file.exists():
-        raise NoWeights(
-            f"{folder} holds no {'best weights' if best else 'checkpoint'}. Is it the folder of a trained run?"
-        )
-    starts = run_folder.starts()
-    source = experiment or (starts[-1]["source"] if starts else "")
-    if not source:
-        raise SettingsError(
-            f"{folder} does not say where its experiment is: load({str(folder)!r}, experiment='my_game.py')."
-        )
+        wanted = "best weights" if best else "checkpoint"
+        raise NoWeights(f"{folder} holds no {wanted}. Is it the folder of a trained run?")
+    if experiment is None:
+        starts = run_folder.rows("starts")
+        if not starts:
+            call = f"load({str(folder)!r}, experiment='my_game.py')"
+            raise SettingsError(f"{folder} does not say where its experiment is: {call}.")
+        experiment = starts[-1]["source"]
     found = WeightsFile.read(file)
-    module = loader.load_module(source)
-    settings = loader.resolve(module, (found.agreed or run_folder.settings())["settings"])
+    module = loader.load_module(experiment)
+    settings = loader.resolve(module, (found.run_config or run_folder.settings())["settings"])
     made = loader.build(module, settings)
     agent = made.agent()
     agent.set_weights(found.weights)

@@ -41,10 +41,10 @@ class StopWatch(gymnasium.vector.VectorWrapper):
         if ended.any():
             self.returns.extend(self.length[ended])
             self.length[ended] = 0
-            self.look()
+            self.refresh()
         return step
 
-    def look(self):
+    def refresh(self):
         if self.seconds is None and len(self.returns) == EPISODES and np.mean(self.returns) >= SOLVED:
             self.seconds = time.perf_counter() - self.began
             signal.raise_signal(signal.SIGINT)

@@ -2,7 +2,7 @@
 
     python sample_factory.py --seconds 20
 
-2 workers with 16 games each, rollouts of 20 steps, batches of 640: every step is learned from once, as with the others.
+2 workers with 16 environments each, rollouts of 20 steps, batches of 640: every step is learned from once, as with the others.
 It does not end by itself on a clock, so its process is ended; its log counts frames, of which a step has 4.
 """
 
@@ -34,7 +34,7 @@ SETTINGS = {
 
 
 def game(name: str, cfg: Any = None, env_config: Any = None, render_mode: str | None = None) -> Any:
-    import ale_py  # noqa: F401  (makes the games known)
+    import ale_py  # noqa: F401  (makes the environments known)
     from sf_examples.atari.atari_utils import make_atari_env
 
     return make_atari_env(name, cfg, env_config, render_mode)

@@ -4,7 +4,7 @@
     python sb3.py cartpole SEED [--steps 100000]
     python sb3.py sac HalfCheetah-v5 SEED [--steps 100000] [--out FOLDER]
 
-Settings are those of rl-baselines3-zoo: 8 games; A2C with 5 steps, PPO with 128 steps, 4 epochs and minibatches of 256
+Settings are those of rl-baselines3-zoo: 8 environments; A2C with 5 steps, PPO with 128 steps, 4 epochs and minibatches of 256
 on Pong; PPO with 32 steps, 20 epochs and one minibatch of 256 on CartPole; SAC as it comes, after 10,000 random steps, on MuJoCo's
 tasks. Seconds count from the first step played. `sac` writes FOLDER/metrics.jsonl, which `tinyverse plot` draws, and
 prints the mean return of 10 greedy episodes at the end.
@@ -32,7 +32,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack
 
-GAMES, SOLVED, EPISODES, EVALUATED = 8, 475.0, 100, 10
+NUM_ENVS, SOLVED, EPISODES, EVALUATED = 8, 475.0, 100, 10
 
 
 def falling(start: float) -> Callable[[float], float]:
@@ -43,8 +43,8 @@ def falling(start: float) -> Callable[[float], float]:
 def pong(algorithm: str, processes: bool) -> BaseAlgorithm:
     gymnasium.register_envs(ale_py)
     kind, options = (SubprocVecEnv, {"start_method": "fork"}) if processes else (DummyVecEnv, {})
-    num_envs = make_atari_env("PongNoFrameskip-v4", n_envs=GAMES, vec_env_cls=kind, vec_env_kwargs=options)
-    stacked: Any = VecFrameStack(num_envs, 4)
+    envs = make_atari_env("PongNoFrameskip-v4", n_envs=NUM_ENVS, vec_env_cls=kind, vec_env_kwargs=options)
+    stacked: Any = VecFrameStack(envs, 4)
     if algorithm == "a2c":
         rmsprop = {"optimizer_class": RMSpropTFLike, "optimizer_kwargs": {"eps": 1e-5}}
         return A2C("CnnPolicy", stacked, ent_coef=0.01, vf_coef=0.25, policy_kwargs=rmsprop, device="cpu")
@@ -55,9 +55,9 @@ def pong(algorithm: str, processes: bool) -> BaseAlgorithm:
 
 
 def cartpole(seed: int) -> BaseAlgorithm:
-    num_envs = make_vec_env("CartPole-v1", n_envs=GAMES, seed=seed)
+    envs = make_vec_env("CartPole-v1", n_envs=NUM_ENVS, seed=seed)
     return PPO(
-        "MlpPolicy", num_envs, n_steps=32, batch_size=256, n_epochs=20, gae_lambda=0.8, gamma=0.98, ent_coef=0.0,
+        "MlpPolicy", envs, n_steps=32, batch_size=256, n_epochs=20, gae_lambda=0.8, gamma=0.98, ent_coef=0.0,
         learning_rate=falling(1e-3), clip_range=falling(0.2), seed=seed, device="cpu",
     )  # fmt: skip
 
@@ -131,7 +131,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100_000)
     parser.add_argument("--out", type=Path, default=Path("sb3-sac"))
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--processes", action="store_true", help="games in processes of their own")
+    parser.add_argument("--processes", action="store_true", help="environments in processes of their own")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.words[0] == "fps":

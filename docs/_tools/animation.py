@@ -35,17 +35,17 @@ COLORS = 48
 def play(file: WeightsFile, experiment: str, *, start: int, seed: int) -> list[np.ndarray]:
     """FRAMES pictures [H, W, 3] of a game from its step `start` on, played with these weights; actions are sampled."""
     module = loader.load_module(experiment)
-    made = loader.build(module, loader.resolve(module, file.agreed["settings"]))
+    made = loader.build(module, loader.resolve(module, file.run_config["settings"]))
     agent, env = made.agent(), made.env(evaluation=True, render_mode="rgb_array")
     agent.set_weights(file.weights)
     agent.seed(seed)
     observation, _ = env.reset(seed=seed)
-    state, first, frames = agent.initial_memory(1), np.ones(1, bool), []
+    state, is_first, frames = agent.initial_state(1), np.ones(1, bool), []
     while len(frames) < start + FRAMES:
-        actions, state, _ = agent.act(np.asarray(observation)[None], state, first)
+        actions, state, _ = agent.act(np.asarray(observation)[None], state, is_first)
         observation, _, terminated, truncated, _ = env.step(actions[0])
-        first = np.array([terminated or truncated])
-        if first[0]:
+        is_first = np.array([terminated or truncated])
+        if is_first[0]:
             observation, _ = env.reset()
         frames.append(env.render())
     env.close()

@@ -24,11 +24,11 @@ UPDATES = 40
 OFTEN = 8  # calls; what is called less often is set-up
 ROOTS = {  # where each part of the way begins: title -> the process and its functions
     "player": ("play", ["player/player.Player.play"]),
-    "uploader": ("play", ["player/player.Uploader._turn"]),
+    "uploader": ("play", ["player/uploader.Uploader._turn"]),
     "feeder": ("train", ["trainer/trainer.Trainer.feed"]),
     "trainer": ("train", ["trainer/trainer.Trainer.step"]),
-    "publisher": ("train", ["trainer/loop._offer", "trainer/loop.Herald._tell"]),
-    "player, new weights": ("play", ["player/player.Uploader.swap"]),
+    "publisher": ("train", ["trainer/trainer.Trainer.snapshot", "trainer/publisher.Publisher.step"]),
+    "player, new weights": ("play", ["player/uploader.Uploader.swap"]),
 }
 ASIDE = re.compile(
     r"core/(timing|threads|signals|text|system|lazy)\.|monitoring/|\.(__len__|__iter__|__init__|__repr__|__eq__|__hash__|_check\w*)$"

@@ -22,18 +22,18 @@ def test_actions_are_of_the_space(name):
     space = SPACES[name]
     agent = RandomAgent(None, space)
     agent.seed(3)
-    actions, memory, extras = agent.act(np.zeros((5, 2)), agent.initial_memory(5), np.ones(5, bool))
+    actions, state, extras = agent.act(np.zeros((5, 2)), agent.initial_state(5), np.ones(5, bool))
     assert all(leaf.shape[0] == 5 for leaf in nest.leaves(actions))
     assert all(space.contains(nest.map(lambda leaf, game=game: leaf[game], actions)) for game in range(5))
-    assert memory == () and extras == {} and agent.memory_arrays(memory) == ()
+    assert state == () and extras == {} and agent.state_arrays(state) == ()
 
 
 def test_a_seed_repeats_and_another_does_not():
-    agent, first = RandomAgent(None, spaces.Discrete(1000)), np.ones(20, bool)
+    agent, is_first = RandomAgent(None, spaces.Discrete(1000)), np.ones(20, bool)
 
     def play(seed):
         agent.seed(seed)
-        return [agent.act(None, (), first)[0] for _ in range(3)]
+        return [agent.act(None, (), is_first)[0] for _ in range(3)]
 
     np.testing.assert_array_equal(play(1), play(1))
     assert not np.array_equal(play(1), play(2))

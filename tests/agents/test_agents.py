@@ -25,14 +25,14 @@ def test_sessions_of_agents_hold_whole_episodes_and_rows_that_do_not_count() -> 
     sessions: list[list[Any]] = [[] for _ in range(5)]
     for batch in range(40):
         for game, session in enumerate(player.play().sessions("me", 5 * batch)):
-            dead = ~session.alive
+            dead = ~session.valid
             assert not (session.terminated | session.truncated | (session.rewards != 0))[dead].any()
             waited += int((dead[1:] & dead[:-1]).sum())
             sessions[game].append(session)
     assert waited > 50
     for played in sessions:
         clocks = np.concatenate([clock(s.observations)[:-1] for s in played])
-        alive = np.concatenate([s.alive for s in played])
+        alive = np.concatenate([s.valid for s in played])
         episodes = [e for s in played for e in s.episodes]
         lengths = [int((clocks[alive, 0] == number).sum()) for number in range(len(episodes))]
         assert [length for _, length in episodes] == lengths  # each step once, none after the end

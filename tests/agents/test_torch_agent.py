@@ -43,11 +43,11 @@ ALIVE = np.zeros(N, bool)
 
 def test_actions_and_extras_are_arrays_the_environment_takes(observations):
     agent = agent_of()
-    actions, memory, extras = agent.act(observations, agent.initial_memory(N), ALIVE)
+    actions, state, extras = agent.act(observations, agent.initial_state(N), ALIVE)
     assert actions.dtype == np.int64
     assert actions.shape == (N,)
     assert set(actions) <= {2, 3, 4}
-    assert memory == ()
+    assert state == ()
     assert {name: (extra.shape, extra.dtype.name) for name, extra in extras.items()} == {
         "behaviour_log_prob": ((N,), "float32"),
         "behaviour_logits": ((N, 3), "float32"),
@@ -121,18 +121,18 @@ def test_read_only_and_strided_arrays_are_taken_without_a_warning():
 
 def test_memory_becomes_arrays_and_first_resets_it():
     agent = agent_of(FRAME, trunk=Window(3, NatureConv(8)), body=LSTM(5))
-    frames, memory = observe(FRAME), agent.initial_memory(N)
+    frames, state = observe(FRAME), agent.initial_state(N)
     shapes = {"m.trunk0": ((N, 2, 36, 36), "uint8"), "m.body.h": ((N, 5), "float32"), "m.body.c": ((N, 5), "float32")}
-    arrays = nest.flatten(agent.memory_arrays(memory), "m")
+    arrays = nest.flatten(agent.state_arrays(state), "m")
     assert {name: (array.shape, array.dtype.name) for name, array in arrays.items()} == shapes
-    _, memory, _ = agent.act(frames, memory, ALIVE)
-    kept = nest.flatten(agent.memory_arrays(memory), "m")
+    _, state, _ = agent.act(frames, state, ALIVE)
+    kept = nest.flatten(agent.state_arrays(state), "m")
     np.testing.assert_array_equal(kept["m.trunk0"][:, 1], frames)
     assert not kept["m.trunk0"][:, 0].any()
-    first = ALIVE.copy()
-    first[2] = True
-    _, memory, _ = agent.act(frames, memory, first)
-    window = agent.memory_arrays(memory)["trunk0"]
+    is_first = ALIVE.copy()
+    is_first[2] = True
+    _, state, _ = agent.act(frames, state, is_first)
+    window = agent.state_arrays(state)["trunk0"]
     assert not window[2, 0].any()
     np.testing.assert_array_equal(window[3, 0], frames[3])
 
@@ -183,10 +183,10 @@ def test_weights_that_do_not_fit_are_refused_whole():
 
 def test_a_bfloat16_player_takes_and_gives_float32_weights(observations):
     agent = agent_of()
-    weights, memory = agent.get_weights(), agent.initial_memory(N)
-    expected = agent.act(observations, memory, ALIVE)[2]["behaviour_logits"]
+    weights, state = agent.get_weights(), agent.initial_state(N)
+    expected = agent.act(observations, state, ALIVE)[2]["behaviour_logits"]
     agent.to(dtype=torch.bfloat16).set_weights(weights)
-    _, _, extras = agent.act(observations, memory, ALIVE)
+    _, _, extras = agent.act(observations, state, ALIVE)
     assert extras["behaviour_logits"].dtype == np.float32
     np.testing.assert_allclose(extras["behaviour_logits"], expected, atol=0.02)
     assert {array.dtype.name for array in agent.get_weights().values()} == {"float32"}

@@ -27,8 +27,8 @@ class Spoken(torch.nn.Module):
         self.logits = torch.nn.Parameter(torch.randn(*shape, CHOICES, generator=random, dtype=torch.float64))
         self.spoken = torch.nn.Parameter(torch.randn(shape, generator=random, dtype=torch.float64))
 
-    def forward(self, observations, memory, first):
-        return Outputs((self.logits,), _Double(self.spoken)), memory
+    def forward(self, observations, state, is_first):
+        return Outputs((self.logits,), _Double(self.spoken)), state
 
     def distribution(self, policy):
         return ModularNetwork(OBSERVED, spaces.Discrete(CHOICES)).distribution(policy)
@@ -49,17 +49,17 @@ def random_batch(seed):
     """Any ends, reset rows after them, rewards and importance weights."""
     random = torch.Generator().manual_seed(seed)
     terminated, truncated = (torch.zeros(STEPS, GAMES, dtype=torch.bool) for _ in range(2))
-    alive = torch.ones(STEPS, GAMES, dtype=torch.bool)
+    valid = torch.ones(STEPS, GAMES, dtype=torch.bool)
     for t in range(STEPS):
         for b in range(GAMES):
-            alive[t, b] = t == 0 or not (terminated[t - 1, b] or truncated[t - 1, b])
+            valid[t, b] = t == 0 or not (terminated[t - 1, b] or truncated[t - 1, b])
             dice = torch.rand((), generator=random).item()
-            terminated[t, b] = alive[t, b] and dice < 0.15
-            truncated[t, b] = alive[t, b] and 0.15 <= dice < 0.3
-    rewards = torch.randn(STEPS, GAMES, generator=random, dtype=torch.float64) * 2 * alive
+            terminated[t, b] = valid[t, b] and dice < 0.15
+            truncated[t, b] = valid[t, b] and 0.15 <= dice < 0.3
+    rewards = torch.randn(STEPS, GAMES, generator=random, dtype=torch.float64) * 2 * valid
     return Batch(
         observations=torch.zeros(STEPS + 1, GAMES), actions=torch.randint(CHOICES, (STEPS, GAMES), generator=random),
-        rewards=rewards, terminated=terminated, truncated=truncated, alive=alive, initial_memory=(), extras={},
+        rewards=rewards, terminated=terminated, truncated=truncated, valid=valid, initial_state=(), extras={},
         weights=torch.rand(GAMES, generator=random, dtype=torch.float64), lag=torch.zeros(GAMES), slots=torch.arange(GAMES),
     )  # fmt: skip
 
@@ -84,7 +84,7 @@ def naive(batch, network, kind, normalize, clip):
     rows = []
     for t in range(STEPS):
         for b in range(GAMES):
-            if not batch.alive[t, b]:
+            if not batch.valid[t, b]:
                 continue
             every = returns_after(batch, values, b, t, STEPS)
             if kind[0] == "n":
@@ -119,8 +119,8 @@ def test_the_loss_row_by_row(kind, normalize):
             agent, discount=GAMMA, value_cost=0.4, entropy_cost=0.2, reward_clip=1.5,
             normalize_advantages=normalize, **options,
         )  # fmt: skip
-        loss, metrics = learner.loss(batch, learner.rewards(batch))
-        assert not batch.alive.all() and batch.truncated.any() and (batch.rewards.abs() > 1.5).any()
+        loss, metrics = learner.loss(batch)
+        assert not batch.valid.all() and batch.truncated.any() and (batch.rewards.abs() > 1.5).any()
         assert loss.item() == pytest.approx(naive(batch, agent.network, kind, normalize, 1.5), abs=1e-6)
         assert metrics["loss/total"].item() == loss.item()
 
@@ -129,12 +129,12 @@ def test_advantages_and_targets_carry_no_gradient():
     """The slope of the loss in V is the regression's alone: (V − G) · value_cost, and the bootstrap row has none."""
     batch, agent = random_batch(0), TorchAgent(Spoken())
     learner = A2C(agent, discount=GAMMA, value_cost=0.4, n_step=3)
-    learner.loss(batch, batch.rewards)[0].backward()
-    values, rows = agent.network.spoken.detach(), int(batch.alive.sum())
+    learner.loss(batch)[0].backward()
+    values, rows = agent.network.spoken.detach(), int(batch.valid.sum())
     for t in range(STEPS):
         for b in range(GAMES):
             target = returns_after(batch, values, b, t, 3)[-1]
-            slope = 0.4 * (values[t, b].item() - target) * batch.weights[b].item() / rows * bool(batch.alive[t, b])
+            slope = 0.4 * (values[t, b].item() - target) * batch.weights[b].item() / rows * bool(batch.valid[t, b])
             assert agent.network.spoken.grad[t, b].item() == pytest.approx(slope, abs=1e-7)
     assert agent.network.spoken.grad[-1].abs().max() == 0 and agent.network.logits.grad[-1].abs().max() == 0
 
@@ -147,8 +147,8 @@ def test_it_learns_to_walk_the_chain(options):
     for _ in range(80):
         learner.train_step(play(agent, 16, 20))
     after = play(agent, 16, 20)
-    assert before.rewards.sum() / before.alive.sum() < 0.15
-    assert after.rewards.sum() / after.alive.sum() > 0.9 / LENGTH
+    assert before.rewards.sum() / before.valid.sum() < 0.15
+    assert after.rewards.sum() / after.valid.sum() > 0.9 / LENGTH
 
 
 def test_memory_learns_too():
@@ -157,7 +157,7 @@ def test_memory_learns_too():
     for _ in range(80):
         metrics = learner.train_step(play(agent, 16, 20))
     after = play(agent, 16, 20)
-    assert after.rewards.sum() / after.alive.sum() > 0.9 / LENGTH
+    assert after.rewards.sum() / after.valid.sum() > 0.9 / LENGTH
     assert all(metric.ndim == 0 and metric.isfinite() and not metric.requires_grad for metric in metrics.values())
 
 
@@ -171,12 +171,12 @@ def test_settings_change_the_update():
     agent = agent_of()
     batch = play(agent, 8, 10)
     batch.rewards *= 3
-    found = {"nothing": A2C(agent).loss(batch, batch.rewards)[0].item()}
+    found = {"nothing": A2C(agent).loss(batch)[0].item()}
     for name, setting in {
         "discount": 0.5, "lambda_": 0.5, "n_step": 2, "value_cost": 2.0, "entropy_cost": 1.0, "reward_clip": 1.0,
         "return_scale": True, "normalize_advantages": True,
     }.items():  # fmt: skip
         learner = A2C(agent, **{name: setting})
-        found[name] = learner.loss(batch, learner.rewards(batch))[0].item()
+        found[name] = learner.loss(batch)[0].item()
     assert len(set(found.values())) == len(found)
     assert A2C(agent, total_updates=10).optimizer.total_updates == 10

@@ -25,9 +25,9 @@ ALIVE = np.zeros(1000, bool)
 class Chainer(QAgent):
     """Gives what `chains.play` asks of all agents."""
 
-    def act(self, observations, memory, first, greedy=False):
-        actions, memory, _ = super().act(observations, memory, first, greedy)
-        return actions, memory, {"behaviour_log_prob": np.zeros(len(first), np.float32)}
+    def act(self, observations, state, is_first, greedy=False):
+        actions, state, _ = super().act(observations, state, is_first, greedy)
+        return actions, state, {"behaviour_log_prob": np.zeros(len(is_first), np.float32)}
 
 
 def agent_of(observation_space=OBSERVED, action_space=spaces.Discrete(2), kind=QAgent, parts=None, **settings):  # noqa: B008
@@ -58,14 +58,14 @@ def rows_of(seed, steps=15, num_envs=4, actions=3):
     """Random rows as NEXT_STEP gives them, with every kind of end, and Q of all of them."""
     random = np.random.default_rng(seed)
     terminated, truncated = random.random((2, steps, num_envs)) < 0.15
-    alive, resetting = np.ones((steps, num_envs), bool), random.random(num_envs) < 0.2
+    valid, resetting = np.ones((steps, num_envs), bool), random.random(num_envs) < 0.2
     for t in range(steps):
-        alive[t] = ~resetting
-        terminated[t] &= alive[t]
-        truncated[t] &= alive[t] & ~terminated[t]
+        valid[t] = ~resetting
+        terminated[t] &= valid[t]
+        truncated[t] &= valid[t] & ~terminated[t]
         resetting = terminated[t] | truncated[t]
     rewards, q = random.normal(size=(steps, num_envs)) * 20, random.normal(size=(2, steps + 1, num_envs, actions)) * 5
-    return rewards, terminated, truncated, alive, *q
+    return rewards, terminated, truncated, valid, *q
 
 
 def naive_target(rewards, terminated, truncated, online, target, t, game, n, h, inverse):
@@ -95,15 +95,15 @@ def h_inverse(x, epsilon):
 @pytest.mark.parametrize("n", [1, 3, 5, 100])
 @pytest.mark.parametrize("squash", [None, 1e-3, 0.1])
 def test_targets_are_the_papers_sums(seed, n, squash):
-    rewards, terminated, truncated, alive, online, target = rows_of(seed)
+    rewards, terminated, truncated, valid, online, target = rows_of(seed)
     there, back = (lambda x: x, lambda x: x) if squash is None else (
         lambda x: h(x, squash), lambda x: h_inverse(x, squash)
     )  # fmt: skip
-    discounts, traces = GAMMA * ~terminated, ~(terminated | truncated)
-    arrays = [torch.tensor(array, dtype=torch.float64) for array in (rewards, discounts, traces, online, target)]
+    discounts, continues = GAMMA * ~terminated, ~(terminated | truncated)
+    arrays = [torch.tensor(array, dtype=torch.float64) for array in (rewards, discounts, continues, online, target)]
     got = returns.double_q(*arrays, n, squash=squash)
     assert (terminated.any(), truncated.any()) == (True, True)
-    for t, game in zip(*np.nonzero(alive), strict=True):
+    for t, game in zip(*np.nonzero(valid), strict=True):
         wanted = naive_target(rewards, terminated, truncated, online, target, t, game, n, there, back)
         assert got[t, game].item() == pytest.approx(wanted, rel=1e-6, abs=1e-6)
 
@@ -148,7 +148,7 @@ def test_it_learns_to_walk_the_chain(settings):
         learner.train_step(play(agent, 16, 20))
     agent.epsilon = 0.0
     after = play(agent, 16, 20)
-    assert after.rewards.sum() / after.alive.sum() > 0.9 / LENGTH
+    assert after.rewards.sum() / after.valid.sum() > 0.9 / LENGTH
     outputs, _ = agent.network(torch.arange(LENGTH)[:, None], (), torch.zeros(LENGTH, 1).bool())
     q = agent.q_values(outputs)[:, 0]
     assert q[:, 0].tolist() == pytest.approx([0, 0, 0], abs=0.15)
@@ -164,12 +164,12 @@ def test_the_loss_row_by_row(agent, batch):
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
     loss, metrics = learner.loss(batch)
     online, target = (
-        agent.q_values(network(batch.observations, (), batch.first)[0]).detach().double().numpy()
+        agent.q_values(network(batch.observations, (), batch.is_first)[0]).detach().double().numpy()
         for network in (agent.network, learner.target)
     )
     flags = batch.terminated.numpy(), batch.truncated.numpy()
     rewards, total, count, errors = batch.rewards.clamp(max=2).numpy(), 0.0, 0, [[] for _ in range(8)]
-    for t, game in batch.alive.nonzero().tolist():
+    for t, game in batch.valid.nonzero().tolist():
         y = naive_target(rewards, *flags, online, target, t, game, 3, lambda x: x, lambda x: x)
         error = abs(y - online[t, game, batch.actions[t, game]])
         total += batch.weights[game].item() * (0.5 * error**2 if error < 1 else error - 0.5)
@@ -185,11 +185,11 @@ def test_the_loss_row_by_row(agent, batch):
 def test_reset_rows_teach_nothing(agent, batch):
     learner, gradients = DQN(agent), []
     for action in (0, 1):
-        batch.actions = torch.where(batch.alive, batch.actions, action)
+        batch.actions = torch.where(batch.valid, batch.actions, action)
         agent.network.zero_grad()
         learner.loss(batch)[0].backward()
         gradients.append([parameter.grad.clone() for parameter in agent.network.parameters()])
-    assert not batch.alive.all()
+    assert not batch.valid.all()
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
@@ -236,7 +236,7 @@ def test_actions_that_do_not_begin_at_zero():
         agent_of(action_space=space, parts={"trunk": MLP(16)}, epsilon=1.0)
         for space in (spaces.Discrete(2, start=5), spaces.Discrete(2))
     )
-    actions, _, _ = shifted.act(np.zeros(200, np.int64), shifted.initial_memory(200), ALIVE[:200])
+    actions, _, _ = shifted.act(np.zeros(200, np.int64), shifted.initial_state(200), ALIVE[:200])
     assert set(actions) == {5, 6}
     batch = play(agent_of(kind=Chainer), 4, 10)
     loss = DQN(plain).loss(batch)[0].item()
@@ -250,15 +250,15 @@ def test_three_rows_of_burn_in_fill_a_window_of_four():
     generator = torch.Generator().manual_seed(0)
     whole = play(agent_of(kind=Chainer), 2, 12)
     whole.observations = torch.randint(256, (13, 2, 36, 36), generator=generator).byte()
-    whole.initial_memory = agent.memory_arrays(agent.initial_memory(2))
-    whole.initial_memory = {name: torch.from_numpy(leaf) for name, leaf in whole.initial_memory.items()}
-    whole.alive[:] = True
+    whole.initial_state = agent.state_arrays(agent.initial_state(2))
+    whole.initial_state = {name: torch.from_numpy(leaf) for name, leaf in whole.initial_state.items()}
+    whole.valid[:] = True
     learner = DQN(agent)
     wanted = learner._q_of_rows(agent.network, whole)[6:]
     for burn_in, equal in ((3, True), (2, False)):
         start = 6 - burn_in
         cut = dataclasses.replace(
-            whole, observations=whole.observations[start:], alive=whole.alive[start:], burn_in=burn_in
+            whole, observations=whole.observations[start:], valid=whole.valid[start:], burn_in=burn_in
         )
         assert torch.allclose(learner._q_of_rows(agent.network, cut), wanted, atol=1e-5) is equal
 
@@ -277,14 +277,14 @@ def test_dueling_values_are_those_of_the_paper(agent):
 
 def test_greedy_takes_the_best_and_else_epsilon_is_the_chance_of_any():
     agent = agent_of(action_space=spaces.Discrete(4), epsilon=0.5, alpha=0.0)
-    observations, memory = np.zeros(1000, np.int64), agent.initial_memory(1000)
-    best = set(agent.act(observations, memory, ALIVE, greedy=True)[0])
+    observations, state = np.zeros(1000, np.int64), agent.initial_state(1000)
+    best = set(agent.act(observations, state, ALIVE, greedy=True)[0])
     assert len(best) == 1
-    actions, _, extras = agent.act(observations, memory, ALIVE)
+    actions, _, extras = agent.act(observations, state, ALIVE)
     assert np.mean(actions == best.pop()) == pytest.approx(0.5 + 0.5 / 4, abs=0.06) and extras == {}
     assert actions.dtype == np.int64 and set(actions) == {0, 1, 2, 3}
     agent.greedy_epsilon = 1.0
-    assert len(set(agent.act(observations, memory, ALIVE, greedy=True)[0])) == 4
+    assert len(set(agent.act(observations, state, ALIVE, greedy=True)[0])) == 4
 
 
 @pytest.mark.parametrize("num_envs", [[1000], [4, 60], [1] * 64], ids=["one player", "two", "64 of one environment"])
@@ -294,7 +294,7 @@ def test_however_games_are_shared_among_players_they_cover_the_range(num_envs):
     for seed, n in enumerate(num_envs):
         agent = agent_of(epsilon=0.4, alpha=7.0)
         agent.seed(seed)
-        epsilons += agent.initial_memory(n)[1].tolist()
+        epsilons += agent.initial_state(n)[1].tolist()
     places = np.sort((np.log(epsilons) / np.log(0.4) - 1) / 7)
     even = (np.arange(len(places)) + 0.5) / len(places)
     assert places[0] >= 0 and places[-1] <= 1
@@ -306,9 +306,9 @@ def test_however_games_are_shared_among_players_they_cover_the_range(num_envs):
 def test_a_games_epsilon_outlives_weights_and_episodes_and_stays_out_of_sessions():
     agent, spare = agent_of(), agent_of()
     spare.seed(5)
-    memory = agent.initial_memory(3)
-    _, after, _ = spare.act(np.zeros(3, np.int64), memory, np.ones(3, bool))
-    assert torch.equal(after[1], memory[1])
+    state = agent.initial_state(3)
+    _, after, _ = spare.act(np.zeros(3, np.int64), state, np.ones(3, bool))
+    assert torch.equal(after[1], state[1])
     spec = session_spec(OBSERVED, spaces.Discrete(2), agent, length=4)
     assert not any(name.startswith(("initial_memory", "extras")) for name in spec.fields)
 
@@ -317,8 +317,8 @@ def test_the_seed_decides():
     def played(seed):
         agent = agent_of()
         agent.seed(seed)
-        memory = agent.initial_memory(30)
-        return [agent.act(np.zeros(30, np.int64), memory, ALIVE[:30])[0].tolist() for _ in range(5)]
+        state = agent.initial_state(30)
+        return [agent.act(np.zeros(30, np.int64), state, ALIVE[:30])[0].tolist() for _ in range(5)]
 
     assert played(1) == played(1) != played(2)
 

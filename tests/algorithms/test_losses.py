@@ -24,7 +24,7 @@ def rows(seed):
     return torch.from_numpy(x), torch.from_numpy(y), torch.from_numpy(mask)
 
 
-def alive(mask):
+def valid(mask):
     return [(t, b) for t in range(T) for b in range(B) if mask[t, b]]
 
 
@@ -64,7 +64,7 @@ each_loss = pytest.mark.parametrize("loss", FORMULAS, ids=lambda loss: loss.__na
 @each_loss
 def test_formula(loss, seed):
     x, y, mask = rows(seed)
-    expected = sum(FORMULAS[loss](x[t, b].item(), y[t, b].item()) for t, b in alive(mask))
+    expected = sum(FORMULAS[loss](x[t, b].item(), y[t, b].item()) for t, b in valid(mask))
     assert loss(x, y, mask).item() == pytest.approx(expected, rel=1e-9)
     single = loss(x.float(), y.float(), mask.float()).item()
     assert single == pytest.approx(expected, rel=1e-6, abs=1e-6 * mask.sum().item())
@@ -84,7 +84,7 @@ def test_gradient_reaches_only_what_is_learned_and_only_live_rows(loss):
 def test_the_surrogate_pushes_only_within_the_clip(seed):
     log_rhos, advantages, mask = rows(seed)
     losses.clipped_policy_gradient(log_rhos.requires_grad_(), advantages, mask).backward()
-    slopes = {(t, b): -slope_of_dual_clipped(log_rhos[t, b].item(), advantages[t, b].item()) for t, b in alive(mask)}
+    slopes = {(t, b): -slope_of_dual_clipped(log_rhos[t, b].item(), advantages[t, b].item()) for t, b in valid(mask)}
     assert 0 < sum(slope == 0 for slope in slopes.values()) < len(slopes)
     for place, slope in slopes.items():
         assert log_rhos.grad[place].item() == pytest.approx(slope, rel=1e-9)
@@ -106,7 +106,7 @@ def test_without_a_clip_the_value_loss_is_the_plain_one(seed):
 @each_seed
 def test_entropy(seed):
     entropies, _, mask = rows(seed)
-    expected = -sum(entropies[place].item() for place in alive(mask))
+    expected = -sum(entropies[place].item() for place in valid(mask))
     assert losses.entropy(entropies, mask).item() == pytest.approx(expected, rel=1e-9)
 
 

@@ -35,8 +35,8 @@ def test_it_learns_to_walk_the_chain(parts):
     for _ in range(40):
         metrics = learner.train_step(play(agent, 16, 20))
     after = play(agent, 16, 20)
-    assert before.rewards.sum() / before.alive.sum() < 0.15
-    assert after.rewards.sum() / after.alive.sum() > 0.9 / LENGTH
+    assert before.rewards.sum() / before.valid.sum() < 0.15
+    assert after.rewards.sum() / after.valid.sum() > 0.9 / LENGTH
     assert metrics["value/explained_variance"] > 0.5
 
 
@@ -46,21 +46,21 @@ def test_the_loss_row_by_row(agent, batch):
     )
     whole = learner.estimates(batch)
     _, values, targets, advantages = whole
-    outputs, _ = agent.network(batch.observations, (), batch.first)
+    outputs, _ = agent.network(batch.observations, (), batch.is_first)
     alive_values = outputs.values.detach()
-    expected = returns.gae(batch.rewards, batch.discounts(0.9), batch.traces, alive_values, 0.7)
+    expected = returns.gae(batch.rewards, batch.discounts(0.9), batch.continues, alive_values, 0.7)
     torch.testing.assert_close(advantages, expected)
     torch.testing.assert_close(targets, expected + values)
     with torch.no_grad():
         for parameter in agent.network.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-    loss, metrics = learner.loss(*whole)
-    outputs, _ = agent.network(batch.observations, (), batch.first)
+    loss, metrics = learner.minibatch_loss(whole)
+    outputs, _ = agent.network(batch.observations, (), batch.is_first)
     log_probs = outputs.policy[0].log_softmax(-1)
     total, rows, clipped, distance = 0.0, 0, 0, 0.0
     for t in range(10):
         for b in range(8):
-            if not batch.alive[t, b]:
+            if not batch.valid[t, b]:
                 continue
             log_rho = log_probs[t, b, batch.actions[t, b]] - batch.extras["behaviour_log_prob"][t, b]
             rho, advantage = log_rho.exp().item(), advantages[t, b].item()
@@ -80,8 +80,8 @@ def test_every_session_is_seen_once_an_epoch(agent, batch, monkeypatch):
     learner, seen = PPO(agent, epochs=3, minibatches=3), []
     monkeypatch.setattr(
         PPO,
-        "loss",
-        lambda self, part, *rest, loss=PPO.loss: (seen.append(part.slots.tolist()), loss(self, part, *rest))[1],
+        "minibatch_loss",
+        lambda self, part, loss=PPO.minibatch_loss: (seen.append(part.batch.slots.tolist()), loss(self, part))[1],
     )
     learner.train_step(batch)
     assert [len(part) for part in seen] == [3, 3, 2] * 3
@@ -94,8 +94,8 @@ def test_every_session_is_seen_once_an_epoch(agent, batch, monkeypatch):
 def test_one_minibatch_equals_the_whole_batch(agent, batch):
     learner = PPO(agent)
     estimates, order = learner.estimates(batch), torch.randperm(8)
-    whole = learner.loss(*estimates)[0]
-    shuffled = learner.loss(batch.columns(order), *(rows[:, order] for rows in estimates[1:]))[0]
+    whole = learner.minibatch_loss(estimates)[0]
+    shuffled = learner.minibatch_loss(estimates.columns(order))[0]
     assert shuffled.item() == pytest.approx(whole.item(), rel=1e-5)
 
 
@@ -105,9 +105,9 @@ def test_rate_and_clip_fall_together(agent, batch):
     learner.optimizer.updates = 2  # after one of the two train steps
     assert learner.optimizer.current_learning_rate == 0.5
     whole = learner.estimates(batch)
-    clipped = learner.loss(*whole)[1]()["policy/clipped"]
+    clipped = learner.minibatch_loss(whole)[1]()["policy/clipped"]
     learner.optimizer.updates = 0
-    assert clipped > learner.loss(*whole)[1]()["policy/clipped"]
+    assert clipped > learner.minibatch_loss(whole)[1]()["policy/clipped"]
 
 
 @pytest.mark.parametrize("wrong", [{"epochs": 0}, {"minibatches": 0}])

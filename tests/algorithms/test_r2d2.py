@@ -35,12 +35,12 @@ def sessions_of(batch):
     def column(tree, game, leading=False):
         return nest.map(lambda leaf: (leaf[game] if leading else leaf[:, game]).numpy(), tree)
 
-    names = ("observations", "actions", "rewards", "terminated", "truncated", "alive")
+    names = ("observations", "actions", "rewards", "terminated", "truncated", "valid")
     metadata = {"version": "0", "update": "0", "sequence": "0", "player": "p"}
     for game in range(batch.rewards.shape[1]):
         trees = {name: column(getattr(batch, name), game) for name in names}
         trees["extras"] = {"behaviour_log_prob": column(batch.extras["behaviour_log_prob"], game)}
-        trees["initial_memory"] = column(batch.initial_memory, game, leading=True)
+        trees["initial_state"] = column(batch.initial_state, game, leading=True)
         yield Session(flatten(trees), metadata)
 
 
@@ -49,13 +49,13 @@ class Loop:
 
     def __init__(self, agent, num_envs=16, steps=10, batch_size=16, sampler=None, reuse=2.0):
         self.agent, self.chains, self.steps = agent, Chains(num_envs), steps
-        self.memory, self.first = agent.initial_memory(num_envs), np.zeros(num_envs, bool)
+        self.state, self.is_first = agent.initial_state(num_envs), np.zeros(num_envs, bool)
         spec = session_spec(OBSERVED, DISCRETE, agent, steps)
         flow = ReplayConfig(batch_size=batch_size, buffer_size=200, reuse=reuse)
         self.replay = Replay(spec, flow, sampler or Prioritized(alpha=0.9, beta=0.6))
 
     def play(self):
-        batch, self.memory, self.first = play_on(self.agent, self.chains, self.memory, self.first, self.steps)
+        batch, self.state, self.is_first = play_on(self.agent, self.chains, self.state, self.is_first, self.steps)
         for session in sessions_of(batch):
             self.replay.add(session)
         return batch
@@ -88,30 +88,30 @@ def test_it_learns_to_walk_the_chain_from_prioritised_replay(agent, length, burn
     assert metrics["loss/total"].isfinite() and torch.stack(weights).min() < 0.9
     agent.epsilon = 0.0
     after = Loop(agent, steps=20).play()
-    assert after.rewards.sum() / after.alive.sum() > 0.9 / LENGTH
+    assert after.rewards.sum() / after.valid.sum() > 0.9 / LENGTH
 
 
 def test_a_slice_from_the_beginning_is_valued_as_it_was_in_play(agent):
-    """The third session of every environment begins in mid-episode: stored memory makes its values those of the whole episode."""
+    """The third session of every environment begins in mid-episode: the stored state makes its values those of the whole episode."""
     loop, parts = Loop(agent, steps=7), []
-    memory = loop.agent.initial_memory(16)[0]
+    state = loop.agent.initial_state(16)[0]
     for _ in range(3):
         parts.append(loop.play())
     observations = torch.cat([part.observations[:-1] for part in parts] + [parts[-1].observations[-1:]])
-    alive = torch.cat([part.alive for part in parts])
-    first = torch.cat([torch.zeros_like(alive[:1]), ~alive])
+    valid = torch.cat([part.valid for part in parts])
+    is_first = torch.cat([torch.zeros_like(valid[:1]), ~valid])
     learner = R2D2(agent, length=4, burn_in=3)
-    wanted = agent.q_values(agent.network(observations, memory, first)[0])[-5:]
+    wanted = agent.q_values(agent.network(observations, state, is_first)[0])[-5:]
     parts[-1].burn_in = 3
     got = learner._q_of_rows(agent.network, parts[-1])
     torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-4)
-    forgot = nest.map(torch.zeros_like, parts[-1].initial_memory)
-    parts[-1].initial_memory, parts[-1].burn_in = forgot, 0
+    forgot = nest.map(torch.zeros_like, parts[-1].initial_state)
+    parts[-1].initial_state, parts[-1].burn_in = forgot, 0
     assert (learner._q_of_rows(agent.network, parts[-1])[0] - wanted[0]).abs().max() > 1e-3
 
 
 def test_no_gradient_flows_into_the_burn_in_and_no_loss_comes_of_it(agent):
-    """Its observations and rewards reach the loss by the memory alone, and the memory is a constant."""
+    """Its observations and rewards reach the loss by the state alone, and the state is a constant."""
     loop = Loop(agent)
     batch = loop.play()
     learner = R2D2(agent, length=6, burn_in=4, squash=None)

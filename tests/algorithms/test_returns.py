@@ -17,7 +17,7 @@ class Segment(NamedTuple):
     rewards: torch.Tensor
     terminated: torch.Tensor
     truncated: torch.Tensor
-    alive: torch.Tensor
+    valid: torch.Tensor
     values: torch.Tensor
     log_rhos: torch.Tensor
 
@@ -26,12 +26,12 @@ class Segment(NamedTuple):
         return GAMMA * (~self.terminated).double()
 
     @property
-    def traces(self):
+    def continues(self):
         return (~(self.terminated | self.truncated)).double()
 
     @property
     def common(self):
-        return self.rewards, self.discounts, self.traces, self.values
+        return self.rewards, self.discounts, self.continues, self.values
 
 
 class Episode(NamedTuple):
@@ -48,14 +48,14 @@ def segment(seed, steps=17, num_envs=5, p_end=0.15):
     """Random rows as NEXT_STEP gives them: after an end comes one reset row of reward 0."""
     rng = np.random.default_rng(seed)
     terminated, truncated = rng.random((2, steps, num_envs)) < p_end
-    alive = np.ones((steps, num_envs), bool)
+    valid = np.ones((steps, num_envs), bool)
     resetting = rng.random(num_envs) < 0.2
     for t in range(steps):
-        alive[t] = ~resetting
-        terminated[t] &= alive[t]
-        truncated[t] &= alive[t]
+        valid[t] = ~resetting
+        terminated[t] &= valid[t]
+        truncated[t] &= valid[t]
         resetting = terminated[t] | truncated[t]
-    arrays = rng.normal(size=(steps, num_envs)) * alive, terminated, truncated, alive
+    arrays = rng.normal(size=(steps, num_envs)) * valid, terminated, truncated, valid
     return Segment(
         *map(torch.tensor, (*arrays, rng.normal(size=(steps + 1, num_envs)), rng.normal(size=(steps, num_envs))))
     )
@@ -66,10 +66,10 @@ def episodes(given):
     for game in range(num_envs):
         rows = []
         for t in range(steps):
-            if given.alive[t, game]:
+            if given.valid[t, game]:
                 rows.append(t)
             dead = bool(given.terminated[t, game])
-            if rows and (dead or given.truncated[t, game] or t == steps - 1 or not given.alive[t, game]):
+            if rows and (dead or given.truncated[t, game] or t == steps - 1 or not given.valid[t, game]):
                 values = [given.values[i, game].item() for i in rows] + [given.values[rows[-1] + 1, game].item()]
                 if dead:
                     values[-1] = 0.0
@@ -84,7 +84,7 @@ def assert_per_episode(result, given, function, tolerance=1e-9):
         for s, t in enumerate(episode.rows):
             assert result[t, episode.game].item() == pytest.approx(function(episode, s), abs=tolerance)
             count += 1
-    assert count == given.alive.sum()
+    assert count == given.valid.sum()
 
 
 def naive_n_step(e, s, n):
@@ -149,7 +149,7 @@ def test_on_policy_vtrace_is_the_n_step_return():
     given = segment(0)
     result = returns.vtrace(torch.zeros_like(given.rewards), *given.common)
     returned = returns.n_step(*given.common, len(given.rewards))
-    torch.testing.assert_close(result.values[given.alive], returned[given.alive])
+    torch.testing.assert_close(result.values[given.valid], returned[given.valid])
 
 
 FUNCTIONS = {
@@ -166,22 +166,22 @@ every_function = pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUN
 def test_the_mistakes_would_show(function):
     """So that the tests above have teeth: not cutting, and a time limit taken for a death, err by a lot."""
     given = segment(1, steps=40, num_envs=20)
-    right = function(given, given.discounts, given.traces, given.values)
-    uncut = function(given, given.discounts, torch.ones_like(given.traces), given.values)
-    dead = function(given, given.discounts * given.traces, given.traces, given.values)
-    assert (right - uncut)[given.alive].abs().max() > 0.5
-    assert (right - dead)[given.alive].abs().max() > 0.5
+    right = function(given, given.discounts, given.continues, given.values)
+    uncut = function(given, given.discounts, torch.ones_like(given.continues), given.values)
+    dead = function(given, given.discounts * given.continues, given.continues, given.values)
+    assert (right - uncut)[given.valid].abs().max() > 0.5
+    assert (right - dead)[given.valid].abs().max() > 0.5
 
 
 @every_function
 def test_nothing_leaks_from_the_next_episode(function):
     given = segment(2)
-    given.terminated[:], given.truncated[:], given.alive[:] = False, False, True
-    given.truncated[4], given.alive[5], given.rewards[5] = True, False, 0
-    before = function(given, given.discounts, given.traces, given.values)
+    given.terminated[:], given.truncated[:], given.valid[:] = False, False, True
+    given.truncated[4], given.valid[5], given.rewards[5] = True, False, 0
+    before = function(given, given.discounts, given.continues, given.values)
     poisoned = given._replace(values=given.values.clone(), rewards=given.rewards.clone())
     poisoned.values[6:], poisoned.rewards[6:] = -42.42, -42.42
-    after = function(poisoned, given.discounts, given.traces, poisoned.values)
+    after = function(poisoned, given.discounts, given.continues, poisoned.values)
     assert torch.equal(before[:5], after[:5])
     assert not torch.equal(before[6:], after[6:])
 
@@ -189,8 +189,8 @@ def test_nothing_leaks_from_the_next_episode(function):
 def test_targets_carry_no_gradient():
     given = segment(3)
     values, log_rhos = given.values.requires_grad_(), given.log_rhos.requires_grad_()
-    result = returns.vtrace(log_rhos, given.rewards, given.discounts, given.traces, values)
-    others = [function(given, given.discounts, given.traces, values) for function in FUNCTIONS.values()]
+    result = returns.vtrace(log_rhos, given.rewards, given.discounts, given.continues, values)
+    others = [function(given, given.discounts, given.continues, values) for function in FUNCTIONS.values()]
     assert not any(tensor.requires_grad for tensor in (*result, *others))
 
 
@@ -198,9 +198,9 @@ def test_targets_carry_no_gradient():
 def test_shapes_are_checked(function):
     given = segment(4)
     with pytest.raises(SpecError, match=r"values.*\(17, 5\)"):
-        function(given, given.discounts, given.traces, given.values[:-1])
+        function(given, given.discounts, given.continues, given.values[:-1])
     with pytest.raises(SpecError, match=r"discounts.*\(17, 1\)"):
-        function(given, given.discounts[:, :1], given.traces, given.values)
+        function(given, given.discounts[:, :1], given.continues, given.values)
     flat = given._replace(rewards=given.rewards[:, 0])
     with pytest.raises(SpecError, match="rewards"):
-        function(flat, given.discounts, given.traces, given.values)
+        function(flat, given.discounts, given.continues, given.values)

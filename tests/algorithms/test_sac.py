@@ -31,17 +31,17 @@ def agent_of(observed=SEEN, actions=TORQUES, **parts):
 def random_batch(seed=0):
     random = np.random.default_rng(seed)
     terminated, truncated = np.zeros((STEPS, GAMES), bool), np.zeros((STEPS, GAMES), bool)
-    alive = np.ones((STEPS, GAMES), bool)
+    valid = np.ones((STEPS, GAMES), bool)
     for t in range(STEPS):
-        alive[t] = ~(terminated[t - 1] | truncated[t - 1]) if t else True
+        valid[t] = ~(terminated[t - 1] | truncated[t - 1]) if t else True
         dice = random.random(GAMES)
-        terminated[t], truncated[t] = alive[t] & (dice < 0.2), alive[t] & (dice > 0.8)
+        terminated[t], truncated[t] = valid[t] & (dice < 0.2), valid[t] & (dice > 0.8)
     draw = lambda *shape: torch.from_numpy(random.normal(size=shape).astype(np.float32))  # noqa: E731
     actions = [random.uniform(TORQUES.low, TORQUES.high).astype(np.float32) for _ in range(STEPS * GAMES)]
     return Batch(
         observations=draw(STEPS + 1, GAMES, 3), actions=torch.from_numpy(np.stack(actions)).reshape(STEPS, GAMES, 2),
         rewards=draw(STEPS, GAMES), terminated=torch.from_numpy(terminated), truncated=torch.from_numpy(truncated),
-        alive=torch.from_numpy(alive), initial_memory=(), extras={}, weights=draw(GAMES).abs(), lag=torch.zeros(GAMES),
+        valid=torch.from_numpy(valid), initial_state=(), extras={}, weights=draw(GAMES).abs(), lag=torch.zeros(GAMES),
         slots=torch.arange(GAMES),
     )  # fmt: skip
 
@@ -202,7 +202,7 @@ def test_the_losses_row_by_row(learner, seed):
     seen, count, expected = batch.observations.double().numpy(), 0, np.zeros(3)
     for t in range(STEPS):
         for b in range(GAMES):
-            if not batch.alive[t, b]:
+            if not batch.valid[t, b]:
                 continue
             x, log_prob = drawn(policy, seen[t + 1, b], later[t, b])
             soft = min(q(seen[t + 1, b], x) for q in targets) - 0.3 * log_prob
@@ -224,8 +224,8 @@ def test_reset_rows_teach_nothing(learner):
     found = []
     for poison in (0.0, 1e3):
         batch = random_batch()
-        batch.actions[~batch.alive] = poison
-        batch.rewards[~batch.alive] = poison
+        batch.actions[~batch.valid] = poison
+        batch.rewards[~batch.valid] = poison
         torch.manual_seed(0)
         found.append(learner.critic_loss(learner.rows(batch))[0].item())
     assert found[0] == found[1]
@@ -390,7 +390,7 @@ def test_it_learns_where_to_push():
         over = torch.ones(steps, num_envs, dtype=torch.bool)
         learner.train_step(Batch(
             observations=seen, actions=actions, rewards=-(actions - seen[:1]).square()[..., 0], terminated=over,
-            truncated=~over, alive=over, initial_memory=(), extras={}, weights=torch.ones(num_envs), lag=torch.zeros(num_envs),
+            truncated=~over, valid=over, initial_state=(), extras={}, weights=torch.ones(num_envs), lag=torch.zeros(num_envs),
             slots=torch.arange(num_envs),
         ))  # fmt: skip
     seen = np.linspace(-0.9, 0.9, 7, dtype=np.float32)[:, None]

@@ -49,9 +49,9 @@ def test_it_learns_to_walk_the_chain_from_lagging_players(parts, optimizer):
             player.set_weights(learner.get_weights())
         learner.train_step(play(player, 16, 20))
     after = play(agent, 16, 20)
-    assert before.rewards.sum() / before.alive.sum() < 0.15
-    assert after.rewards.sum() / after.alive.sum() > 0.9 / LENGTH
-    values = agent.network(torch.arange(LENGTH)[:1, None], agent.initial_memory(1), torch.zeros(1, 1).bool())[0].values
+    assert before.rewards.sum() / before.valid.sum() < 0.15
+    assert after.rewards.sum() / after.valid.sum() > 0.9 / LENGTH
+    values = agent.network(torch.arange(LENGTH)[:1, None], agent.initial_state(1), torch.zeros(1, 1).bool())[0].values
     assert values.item() == pytest.approx(0.99 ** (LENGTH - 1), abs=0.15)
 
 
@@ -65,7 +65,7 @@ def test_it_learns_with_replay_mixed_in(agent):
             learner.train_step(batch)
     after = play(agent, 16, 20)
     assert learner.optimizer.updates > 100  # twice as many as from fresh sessions alone
-    assert after.rewards.sum() / after.alive.sum() > 0.9 / LENGTH
+    assert after.rewards.sum() / after.valid.sum() > 0.9 / LENGTH
 
 
 def test_the_loss_is_the_mean_over_rows_that_happened(agent, batch):
@@ -74,7 +74,7 @@ def test_the_loss_is_the_mean_over_rows_that_happened(agent, batch):
         agent, discount=0.9, value_cost=0.3, entropy_cost=0.2, clip_rho=1.5, clip_pg_rho=1.2, reward_clip=0.5
     )
     loss, metrics = learner.loss(batch)
-    outputs, _ = agent.network(batch.observations, (), batch.first)
+    outputs, _ = agent.network(batch.observations, (), batch.is_first)
     logits, values = outputs.policy[0].log_softmax(-1), outputs.values
     rhos = (logits[:-1].gather(-1, batch.actions[..., None])[..., 0] - batch.extras["behaviour_log_prob"]).exp()
     common = batch.rewards.clamp(max=0.5), 0.9 * (~batch.terminated).float(), (~batch.terminated).float(), values
@@ -82,7 +82,7 @@ def test_the_loss_is_the_mean_over_rows_that_happened(agent, batch):
     total, count = 0.0, 0
     for t in range(2, 10):
         for b in range(8):
-            if batch.alive[t, b]:
+            if batch.valid[t, b]:
                 row = -logits[t, b, batch.actions[t, b]] * targets.advantages[t, b]
                 row += 0.3 * 0.5 * (targets.values[t, b] - values[t, b]) ** 2
                 row += 0.2 * (logits[t, b].exp() * logits[t, b]).sum()
@@ -98,14 +98,14 @@ def test_targets_and_ratios_carry_no_gradient(agent, batch):
     learner.loss(batch)[0].backward()
     got = [parameter.grad.clone() for parameter in agent.network.parameters()]
     agent.network.zero_grad()
-    outputs, _ = agent.network(batch.observations, (), batch.first)
+    outputs, _ = agent.network(batch.observations, (), batch.is_first)
     policy = agent.network.distribution((outputs.policy[0][:-1],))
     log_probs, values = policy.log_prob(batch.actions), outputs.values
     log_rhos = torch.tensor((log_probs - batch.extras["behaviour_log_prob"]).tolist())
     numbers = torch.tensor(values.tolist())
-    result = returns.vtrace(log_rhos, batch.rewards, batch.discounts(0.99), batch.traces, numbers)
+    result = returns.vtrace(log_rhos, batch.rewards, batch.discounts(0.99), batch.continues, numbers)
     rows = -log_probs * result.advantages + 0.25 * (result.values - values[:-1]) ** 2 - 0.01 * policy.entropy()
-    rows[batch.alive].mean().backward()
+    rows[batch.valid].mean().backward()
     for mine, parameter in zip(got, agent.network.parameters(), strict=True):
         torch.testing.assert_close(mine, parameter.grad, atol=1e-6, rtol=1e-4)
 
@@ -116,18 +116,18 @@ def test_the_clipped_surrogate_stops_where_the_ratio_has_left_the_clip(agent, ba
     learner.loss(batch)[0].backward()
     got = [parameter.grad.clone() for parameter in agent.network.heads.parameters()]
     agent.network.zero_grad()
-    outputs, _ = agent.network(batch.observations, (), batch.first)
+    outputs, _ = agent.network(batch.observations, (), batch.is_first)
     policy = agent.network.distribution((outputs.policy[0][:-1],))
     log_rhos = policy.log_prob(batch.actions) - batch.extras["behaviour_log_prob"]
     advantages = returns.vtrace(
-        log_rhos, batch.rewards, batch.discounts(0.99), batch.traces, outputs.values
+        log_rhos, batch.rewards, batch.discounts(0.99), batch.continues, outputs.values
     ).unweighted.tolist()
     terms, stopped = [], 0
     for t in range(10):
         for b in range(8):
             rho, advantage = log_rhos[t, b].exp(), advantages[t][b]
             outside = rho > 1.1 if advantage > 0 else (rho < 0.9 or rho > 3)
-            if batch.alive[t, b]:
+            if batch.valid[t, b]:
                 stopped += bool(outside)
                 terms.append(0 * rho if outside else -rho * advantage)
     assert 0 < stopped < len(terms)
@@ -142,10 +142,10 @@ def test_what_was_just_played_has_the_ratio_one():
     with torch.no_grad():
         for parameter in agent.network.parameters():
             parameter.normal_()
-    memory, first = agent.initial_memory(16), np.zeros(16, bool)
+    state, is_first = agent.initial_state(16), np.zeros(16, bool)
     for _ in range(3):
-        batch, memory, first = play_on(agent, chains, memory, first, steps=7)
-        assert not batch.alive.all()
+        batch, state, is_first = play_on(agent, chains, state, is_first, steps=7)
+        assert not batch.valid.all()
         metrics = VTrace(agent).loss(batch)[1]
         assert metrics["vtrace/mean_rho"].item() == pytest.approx(1, abs=1e-5)
 
@@ -154,12 +154,12 @@ def test_reset_rows_teach_nothing(agent, batch):
     """Whatever was chosen, and however likely, on a row that did not happen: the gradient is the same to the bit."""
     learner, gradients = VTrace(agent), []
     for poison in (0.0, 5.0):
-        batch.actions = torch.where(batch.alive, batch.actions, int(poison > 0))
-        batch.extras["behaviour_log_prob"] = torch.where(batch.alive, batch.extras["behaviour_log_prob"], -poison)
+        batch.actions = torch.where(batch.valid, batch.actions, int(poison > 0))
+        batch.extras["behaviour_log_prob"] = torch.where(batch.valid, batch.extras["behaviour_log_prob"], -poison)
         agent.network.zero_grad()
         learner.loss(batch)[0].backward()
         gradients.append([parameter.grad.clone() for parameter in agent.network.parameters()])
-    assert not batch.alive.all()
+    assert not batch.valid.all()
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
@@ -171,7 +171,7 @@ def test_a_joint_action_is_clipped_as_a_whole():
     steps, num_envs = 4, 3
     batch = play(agent_of(), num_envs, steps)
     batch.actions = (batch.actions, 1 - batch.actions)
-    outputs, _ = agent.network(batch.observations, (), batch.first)
+    outputs, _ = agent.network(batch.observations, (), batch.is_first)
     parts = agent.network.distribution(tuple(leaf[:-1] for leaf in outputs.policy)).parts
     one, other = (part.log_prob(leaf).detach() for part, leaf in zip(parts, batch.actions, strict=True))
     batch.extras["behaviour_log_prob"] = (one - 2) + (other + 2)

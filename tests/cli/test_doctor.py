@@ -41,7 +41,9 @@ def test_all_is_looked_at_and_nothing_is_left_behind(redis_url, redis_server, mo
     ]
     assert list(found) == wanted
     assert [what for what, each in found.items() if not each.ok and what not in ("memory", "disk", "cpu")] == []
-    assert "push" in found["speed"].said and "the same" in found["codec"].said and "***" in found["server"].said
+    assert (
+        "push" in found["speed"].message and "the same" in found["codec"].message and "***" in found["server"].message
+    )
 
 
 def test_a_user_that_may_do_everything_is_a_warning(redis_server):
@@ -51,7 +53,7 @@ def test_a_user_that_may_do_everything_is_a_warning(redis_server):
 
 def test_without_a_server_it_says_what_would_be_started(folder):
     found = findings()
-    assert found["server"].ok and "none runs yet" in found["server"].said and "push" in found["speed"].said
+    assert found["server"].ok and "none runs yet" in found["server"].message and "push" in found["speed"].message
 
 
 def test_a_server_that_does_not_answer_is_a_warning(folder):
@@ -78,7 +80,7 @@ def test_threads_that_spin_and_a_clock_that_is_off(redis_server, monkeypatch):
     now = doctor.time.time
     monkeypatch.setattr(doctor.time, "time", lambda: now() - 3600)
     found = findings(redis=redis_server.url)["clock"]
-    assert found.said.startswith(("3599", "3600")) and "NTP" in found.advice
+    assert found.message.startswith(("3599", "3600")) and "NTP" in found.advice
 
 
 def test_the_command_prints_lines_or_json_and_its_code_tells(tinyverse, redis_url, monkeypatch):
@@ -87,7 +89,7 @@ def test_the_command_prints_lines_or_json_and_its_code_tells(tinyverse, redis_ur
     assert any("experiment" in line and "catch: " in line and line.startswith("ok") for line in lines), said
     assert said.code == int(any(line.startswith("warning") for line in lines))
     facts = json.loads(tinyverse("doctor", "--redis", redis_url, "--json").out)
-    assert {tuple(each) for each in facts} == {("what", "ok", "said", "advice")} and len(facts) == 12
+    assert {tuple(each) for each in facts} == {("what", "ok", "message", "advice")} and len(facts) == 12
     broken = tinyverse("doctor", "--redis", "redis://127.0.0.1:1/0")
     assert broken.code == 1 and "does not answer" in broken.out
 

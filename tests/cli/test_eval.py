@@ -114,9 +114,9 @@ def test_what_a_single_evaluation_found_is_kept_for_the_report(tinyverse, traine
     for words in ([], ["--weights", 3], ["--weights", trained]):
         assert tinyverse("tabular", "eval", "-n", 2, "--no-video", *words).code == 0
     folder = RunFolder("runs/tabular")
-    kept = [(row["version"], row["eval/return"], row["eval/episodes"]) for row in folder.evaluations()]
+    kept = [(row["version"], row["eval/return"], row["eval/episodes"]) for row in folder.rows("evaluations")]
     assert kept == [(3, 2.0, 2), (3, 2.0, 2)]  # a file's may be another run's
-    assert not any("eval/return" in row for row in folder.metrics())
+    assert not any("eval/return" in row for row in folder.rows())
 
 
 def test_eval_every_goes_on_until_it_is_stopped(

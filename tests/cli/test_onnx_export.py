@@ -63,7 +63,7 @@ def an_export(monkeypatch, observation_space, action_space, agent):
             return observation_space.sample(), {}
 
     experiment = Experiment(make_env=Game, make_agent=lambda *_: agent)
-    monkeypatch.setattr(onnx_export, "rebuild", lambda *_: experiment)
+    monkeypatch.setattr(onnx_export.loader, "rebuild", lambda *_: experiment)
     found = WeightsFile(agent.get_weights(), 7, 5, 100, {"experiment": "environment", "settings": {"size": 8}})
     return onnx_export.to_onnx("environment", found)
 
@@ -81,16 +81,16 @@ def test_the_model_acts_as_the_agent(name, monkeypatch):
     wanted = {entry.name for entry in session.get_inputs()}
     names = [entry.name for entry in session.get_outputs()]
     num_envs = 3  # not the number it was traced with
-    memory = agent.initial_memory(num_envs)
-    own = nest.flatten(nest.map(lambda leaf: leaf.numpy() + 1, agent.network.initial_memory(num_envs)), "memory")
+    state = agent.initial_state(num_envs)
+    own = nest.flatten(nest.map(lambda leaf: leaf.numpy() + 1, agent.network.initial_state(num_envs)), "memory")
     observation_space.seed(1)
     random = np.random.default_rng(0)
     for step in range(8):
         rows = [observation_space.sample() for _ in range(num_envs)]
         observations = nest.map(lambda *parts: np.stack(parts), *rows)
-        first = np.ones(num_envs, bool) if step == 0 else random.random(num_envs) < 0.3
-        actions, memory, _ = agent.act(observations, memory, first, greedy=True)
-        given = {"first": first, **nest.flatten(observations, "observations"), **own}
+        is_first = np.ones(num_envs, bool) if step == 0 else random.random(num_envs) < 0.3
+        actions, state, _ = agent.act(observations, state, is_first, greedy=True)
+        given = {"first": is_first, **nest.flatten(observations, "observations"), **own}
         results = dict(zip(names, session.run(None, {k: v for k, v in given.items() if k in wanted}), strict=True))
         for leaf, action in nest.flatten(actions, "actions").items():
             np.testing.assert_allclose(results[leaf], action, atol=1e-5)

@@ -70,7 +70,7 @@ def test_the_list_has_a_line_per_session_and_nothing_is_written(redis_url, capsy
     rows = json.loads(capsys.readouterr().out)
     assert [row.get("sequence") for row in rows] == [3, 4, None] and "header claims" in rows[2]["error"]
     assert [row.get("human") for row in rows] == [True, False, None] and rows[0]["lag"] == 7
-    assert rows[0]["reward"] == played[3].rewards[played[3].alive].sum()
+    assert rows[0]["reward"] == played[3].rewards[played[3].valid].sum()
     assert rows[0]["episodes"] == [total for total, _ in played[3].episodes]
     assert [row["id"] for row in rows] == [key for key, _ in before[2][-3:]]
     sessions.ls.callback(context, human=True)
@@ -91,7 +91,7 @@ def test_a_session_is_shown_step_by_step(redis_url, capsys):
     assert [row["reward"] for row in shown["rows"]] == session.rewards.tolist()
     assert [row["action"] for row in shown["rows"]] == session.actions.tolist()
     ends = ["reset" if not a else "terminated" if t else "truncated" if u else ""
-            for a, t, u in zip(session.alive, session.terminated, session.truncated, strict=True)]  # fmt: skip
+            for a, t, u in zip(session.valid, session.terminated, session.truncated, strict=True)]  # fmt: skip
     assert [row["end"] for row in shown["rows"]] == ends and {"reset"} < set(ends)
     sessions.show.callback(context, None)  # the newest
     assert "terminated" in capsys.readouterr().out
@@ -263,14 +263,14 @@ def test_an_import_comes_in_bounded_parts_and_waits_for_a_trainer_at_work(redis_
     context, _ = a_stored_run(redis_url, some(8))
     path = exported(context, tmp_path / "all.json").path
     there, other = a_stored_run(redis_url)
-    other.report(reuse=1.0, allowance=2.0)
+    other.report(reuse=1.0, max_ahead=2.0)
     other.beat(Worker("train-1", "train"))
     pushes = threading.Thread(target=sessions.import_.callback, args=(there, path), daemon=True)
     pushes.start()
     until(lambda: other.state().inserted == 3)
     time.sleep(0.3)
     assert other.state().inserted == 3
-    other.report(delivered=3)
+    other.report(sampled=3)
     until(lambda: other.state().inserted == 6)
     other.leave("train-1")  # nobody to wait for
     pushes.join(60)

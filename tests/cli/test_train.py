@@ -26,7 +26,7 @@ def test_a_run_is_played_and_trained(run: Tinyverse) -> None:
     assert info(run)["inserted"] == 6  # -n batches of -b sessions
     run("train", "-n", 2, "-b", 3, "-q")
     now = info(run)
-    assert (now["update"], now["delivered"], now["step"]) == (
+    assert (now["update"], now["sampled"], now["step"]) == (
         2,
         6,
         2 * 3 * 9 - 3,

@@ -108,13 +108,13 @@ def batches_of(case, learner):
         whole = [random_batch(seed) for seed in range(UPDATES)]  # of 5 environments: a sixth did not happen
         keep = torch.tensor([0, 1, 2, 3, 4, 4, 4, 4])
         whole = [batch.columns(keep) for batch in whole]
-        return [dataclasses.replace(batch, alive=batch.alive & (torch.arange(8) < 6)) for batch in whole]
+        return [dataclasses.replace(batch, valid=batch.valid & (torch.arange(8) < 6)) for batch in whole]
     random = torch.Generator().manual_seed(0)
     whole = [play(learner.agent, GAMES, 10) for _ in range(UPDATES)]
     for batch in whole:
         batch.weights = torch.rand(GAMES, generator=random) + 0.5
         batch.extras["behaviour_log_prob"] += 0.2 * torch.randn(10, GAMES, generator=random)
-        batch.alive[:, 1] &= torch.arange(10) < 3
+        batch.valid[:, 1] &= torch.arange(10) < 3
     return whole
 
 
@@ -298,8 +298,8 @@ def wait_for_the_poor(url, run):
             trainer.publisher.report(trainer.update)
         distributed.any_rank(False)
         state = trainer.database.state()
-        facts[name] = (trainer.update, trainer.waiting.reason, state.debt, state.cursor == furthest_of(trainer))
-    facts["reported"] = (state.allowance, state.capacity, state.step == trainer.feeder.steps)
+        facts[name] = (trainer.update, trainer.waiting.reason, state.deficit, state.cursor == furthest_of(trainer))
+    facts["reported"] = (state.max_ahead, state.capacity, state.step == trainer.feeder.steps)
     trainer.publisher.beat()
     distributed.any_rank(False)
     facts["workers"] = sorted(worker.role for worker in trainer.database.workers())
@@ -319,7 +319,7 @@ def test_a_rank_without_sessions_makes_all_wait_and_none_hang(redis_url):
     assert first["rich only"][2] <= 0, "players go on while a rank is poor, however rich the other is"
     assert first["both"][0] == second["both"][0] == 1
     assert first["more"][0] == second["more"][0] == 2
-    assert first["more"][2:] == (0, True) and second["more"][3], "both know the furthest position of any"
+    assert first["more"][2:] == (0, True) and second["more"][3], "both know the furthest cursor of any"
     assert first["reported"] == ((4 + 4) * 1.0, 100, True)
     assert first["workers"] == ["train", "train"]
 
@@ -433,8 +433,8 @@ def test_gpus_on_a_cpu_learn_publish_and_end_together(place, updates):
     place.ends(trainer)
     state = place.database.state()
     assert state.update == updates and place.checkpoints() == [updates]
-    assert state.capacity == 5000 and state.allowance == 32
-    assert 0.9 < state.delivered / (updates * 16) < 1.2
+    assert state.capacity == 5000 and state.max_ahead == 32
+    assert 0.9 < state.sampled / (updates * 16) < 1.2
     rows = [json.loads(line) for line in (place.path / f"runs/{place.name}/metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["update"] == updates and rows[-1]["step"] >= updates * 16 * 8
     assert updates < 150 or rows[-1]["play/return"] > -0.3, "it began at -0.6"

@@ -11,7 +11,7 @@ from tests.helpers.counting import CountingAgent, CountingEnv
 from tinyverse.agents.agent import Agent, RandomAgent
 from tinyverse.core import codec, nest
 from tinyverse.core.errors import CodecError, SpecError
-from tinyverse.core.session import FIELDS, Session, SessionSpec, flatten
+from tinyverse.core.session import FIELDS, STORED, Session, SessionSpec, flatten
 from tinyverse.experiment.experiment import session_spec
 
 T = 5
@@ -82,29 +82,29 @@ def test_round_trip(nested):
         assert isinstance(got.observations["pair"], tuple) and got.actions.keys() == {"button", "stick"}
 
 
-def test_an_agent_without_extras_or_memory_gets_back_an_empty_dict():
+def test_an_agent_without_extras_or_state_gets_back_an_empty_dict():
     space = spaces.Discrete(2)
     spec = session_spec(space, space, RandomAgent(None, space), T)
     got = spec.decode(session_of(spec).encode())
-    assert got.extras == {} and got.initial_memory == ()
+    assert got.extras == {} and got.initial_state == ()
 
 
-def test_memory_of_several_leaves():
+def test_a_state_of_several_leaves():
     class Remembering(Agent):
-        def initial_memory(self, n):
+        def initial_state(self, n):
             return {"h": np.zeros((n, 4), "f4"), "c": (np.zeros((n, 2), "f4"), np.zeros(n, "u1"))}
 
-        def act(self, observations, memory, first, greedy=False):
-            return np.zeros(len(first), "i8"), memory, {}
+        def act(self, observations, state, is_first, greedy=False):
+            return np.zeros(len(is_first), "i8"), state, {}
 
     spec = session_spec(spaces.Discrete(2), spaces.Discrete(2), Remembering(), T)
-    memories = {name: field for name, field in spec.fields.items() if name.startswith("initial_memory")}
-    assert memories == {
+    states = {name: field for name, field in spec.fields.items() if name.startswith("initial_memory")}
+    assert states == {
         "initial_memory.h": ((4,), np.dtype("f4")), "initial_memory.c.0": ((2,), np.dtype("f4")), "initial_memory.c.1": ((), np.dtype("u1"))
     }  # fmt: skip
     session = session_of(spec)
-    got = spec.decode(session.encode()).initial_memory
-    assert got["c"][1] == session.initial_memory["c"][1] and isinstance(got["c"], tuple)
+    got = spec.decode(session.encode()).initial_state
+    assert got["c"][1] == session.initial_state["c"][1] and isinstance(got["c"], tuple)
 
 
 def changed(name, change):
@@ -318,8 +318,10 @@ def test_frames_shrink_and_noise_does_not():
 def test_each_field_is_an_attribute_and_nothing_else_is():
     session = session_of(counting_spec())
     for name in FIELDS:
-        tree = getattr(session, name)
-        assert nest.flatten(tree, name) == {key: x for key, x in session.arrays.items() if key.split(".")[0] == name}
+        tree, stored = getattr(session, name), STORED.get(name, name)
+        assert nest.flatten(tree, stored) == {
+            key: x for key, x in session.arrays.items() if key.split(".")[0] == stored
+        }
     with pytest.raises(AttributeError, match=r"has no reward; its fields are observations, actions"):
         _ = session.reward
 

@@ -17,10 +17,10 @@ WEIGHTS = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array(7, n
 
 
 def test_what_is_written_is_read(tmp_path):
-    agreed, score = {"experiment": "environment", "settings": {"sizes": [1, 2]}}, {"mean": 1.5, "num_envs": 3}
-    WeightsFile(WEIGHTS, 3, 2, 100, agreed, score).write(tmp_path / "x.safetensors")
+    run_config, score = {"experiment": "environment", "settings": {"sizes": [1, 2]}}, {"mean": 1.5, "num_envs": 3}
+    WeightsFile(WEIGHTS, 3, 2, 100, run_config, score).write(tmp_path / "x.safetensors")
     found = WeightsFile.read(tmp_path / "x.safetensors")
-    assert found[1:] == (3, 2, 100, agreed, score)
+    assert found[1:] == (3, 2, 100, run_config, score)
     for name in WEIGHTS:
         np.testing.assert_array_equal(found.weights[name], WEIGHTS[name])
 

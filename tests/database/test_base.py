@@ -11,10 +11,10 @@ from tinyverse.database.base import State, holder_is_dead
 
 
 def test_back_pressure_by_hand() -> None:
-    """A player may begin while inserted·reuse − delivered ≤ allowance."""
-    assert State(inserted=10, reuse=4.0, delivered=30.0).debt == 10.0
-    assert State(inserted=10, reuse=4.0, delivered=30.0, allowance=10.0).may_play
-    assert not State(inserted=10, reuse=4.0, delivered=29.0, allowance=10.0).may_play
+    """A player may begin while inserted·reuse − sampled ≤ max_ahead."""
+    assert State(inserted=10, reuse=4.0, sampled=30.0).deficit == 10.0
+    assert State(inserted=10, reuse=4.0, sampled=30.0, max_ahead=10.0).may_play
+    assert not State(inserted=10, reuse=4.0, sampled=29.0, max_ahead=10.0).may_play
     assert State(inserted=10**9).may_play
 
 

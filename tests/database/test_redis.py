@@ -70,15 +70,15 @@ STEPS = some.one_of(
 )
 
 
-def apply(database: Database, positions: list[str], step: tuple[Any, ...]) -> Any:
-    """One step on one database: what anyone can see of it, but for random epochs and positions."""
+def apply(database: Database, session_ids: list[str], step: tuple[Any, ...]) -> Any:
+    """One step on one database: what anyone can see of it, but for random run ids and session ids."""
     name, *arguments = step
     holder = f"{HERE}:{os.getpid()}:{arguments[0] % 2}" if name in ("acquire", "release", "publish") else ""
     if name == "append":
         database.append(arguments[0], episodes=[{"n": len(arguments[0])}])
     elif name == "read":
-        entries, _ = database.read(positions[arguments[0] % len(positions)], arguments[1] + 1)
-        positions += [entries[-1][0]] if entries else []
+        entries, _ = database.read(session_ids[arguments[0] % len(session_ids)], arguments[1] + 1)
+        session_ids += [entries[-1][0]] if entries else []
         return [blob for _, blob in entries]
     elif name == "acquire":
         return database.acquire_lease(holder)
@@ -92,7 +92,7 @@ def apply(database: Database, positions: list[str], step: tuple[Any, ...]) -> An
     elif name == "weights":
         return database.get_weights(arguments[0] - 1), database.get_weights(version=arguments[0])
     elif name == "capacity":
-        database.report(capacity=arguments[0], delivered=arguments[0] / 3)
+        database.report(capacity=arguments[0], sampled=arguments[0] / 3)
     elif name == "count":
         database.count(rejected=arguments[0])
     elif name == "create":
@@ -106,7 +106,7 @@ def apply(database: Database, positions: list[str], step: tuple[Any, ...]) -> An
     else:
         database.clear(keep_weights=arguments[0])
         if not arguments[0]:
-            positions[:] = [BEGINNING]  # a position is good for one epoch
+            session_ids[:] = [BEGINNING]  # a cursor is good for one incarnation
     return None
 
 
@@ -354,9 +354,9 @@ def test_numbers_of_numpy(database: RedisDatabase) -> None:
     database.append(
         [], episodes=[{"return": np.float32(0.5), "length": np.int64(3)}], worker=Worker("w", "play", steps=np.int64(4))
     )
-    database.report(step=np.int64(5), delivered=np.float32(0.25), capacity=np.int32(9))
+    database.report(step=np.int64(5), sampled=np.float32(0.25), capacity=np.int32(9))
     assert database.episodes() == [{"return": 0.5, "length": 3}] and database.workers()[0].steps == 4
-    assert database.state() == State(step=5, delivered=0.25, capacity=9)
+    assert database.state() == State(step=5, sampled=0.25, capacity=9)
 
 
 # trouble

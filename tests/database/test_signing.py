@@ -106,7 +106,7 @@ def test_what_was_signed_for_one_epoch_run_or_version_is_no_good_elsewhere() -> 
     assert [blob for _, blob in other.read(BEGINNING, 9)[0]] == [b"session", b"another", UNSIGNED]
     ours.clear()
     ours.create({"spec": "s"})
-    stores[0].append(taken)  # kept from an earlier epoch
+    stores[0].append(taken)  # kept from an earlier incarnation
     assert [blob for _, blob in ours.read(BEGINNING, 9)[0]] == [UNSIGNED] == [blob for _, blob in ours.newest(9)]
     found = stores[1].get_weights()
     assert found is not None

@@ -92,7 +92,7 @@ def test_a_player_cannot_write_weights_nor_lead_the_run(place: Place) -> None:
     for attempt in (
         lambda: player.put_weights(b"mine", 4, holder=ME), lambda: player.acquire_lease("me:1:x"), player.ask_stop,
         lambda: player.release_lease(ME), player.clear, lambda: player.create({"spec": "other"}),
-        lambda: player.report(capacity=1, delivered=1e9), lambda: player.log_metrics({"a": 1}), player.workers,
+        lambda: player.report(capacity=1, sampled=1e9), lambda: player.log_metrics({"a": 1}), player.workers,
         lambda: player.read("0-0", 1), lambda: player.newest(1), player.episodes,
     ):  # fmt: skip
         with denied():

@@ -217,8 +217,8 @@ def test_a_life_is_an_episode_and_the_game_goes_on() -> None:
     ends, games = with_lives.terminated, without.terminated
     assert ends[games].all() and 4.5 * games.sum() < ends.sum() < 5.5 * games.sum() + 10  # of 5 lives
     lost = np.flatnonzero(ends[:, 0] & ~games[:, 0])
-    assert not with_lives.alive[lost + 1, 0].any() and without.alive[lost + 1, 0].all()
-    rows = with_lives.alive & without.alive
+    assert not with_lives.valid[lost + 1, 0].any() and without.valid[lost + 1, 0].all()
+    rows = with_lives.valid & without.valid
     assert np.array_equal(with_lives.rewards[rows], without.rewards[rows]) and not with_lives.rewards[~rows].any()
 
 

@@ -13,7 +13,7 @@ from tests.helpers.counting import BUTTONS, CountingAgent, CountingEnv, clock, c
 from tests.helpers.sources import GAMES, IN_PROCESSES, SOURCE_PARAMS, SOURCES, UNSEEDED, Passing, asynchronous
 from tinyverse.core.errors import ExperimentError, SpecError
 from tinyverse.envs import Pool, SerialPool, VectorPool, pool_of
-from tinyverse.envs.multi_agent import MultiAgentPool
+from tinyverse.envs.adapters import MultiAgentAdapter
 
 STEPS = 120
 
@@ -65,7 +65,8 @@ def test_rows_are_those_of_the_drawing(pool: Pool) -> None:
             episode, step, tag = now[game]
             assert tag == before[game, 2], "an environment's row holds another environment"
             if ended[game] and truncated[game]:  # an agent waits for the others
-                assert isinstance(pool, MultiAgentPool) and (now[game] == before[game]).all() and rewards[game] == 0
+                assert isinstance(pool, SerialPool) and isinstance(pool._envs[0], MultiAgentAdapter)
+                assert (now[game] == before[game]).all() and rewards[game] == 0
                 continue
             if ended[game]:
                 assert episode > before[game, 0] and step == 0, "the row after an end is not a reset"
@@ -79,12 +80,12 @@ def test_rows_are_those_of_the_drawing(pool: Pool) -> None:
     assert (ends > GAMES).all(), "too few ends to prove anything"
 
 
-def test_memory_counts_what_the_observation_says(pool: Pool) -> None:
+def test_the_state_counts_what_the_observation_says(pool: Pool) -> None:
     agent = CountingAgent(pool.observation_space, pool.action_space)
-    observations, memory, first = pool.reset(seed=1), agent.initial_memory(GAMES), np.ones(GAMES, bool)
+    observations, state, first = pool.reset(seed=1), agent.initial_state(GAMES), np.ones(GAMES, bool)
     ended = np.zeros(GAMES, bool)
     for _ in range(STEPS):
-        actions, memory, extras = agent.act(observations, memory, first)
+        actions, state, extras = agent.act(observations, state, first)
         waits = ended & first  # an agent that is out, while others play on
         np.testing.assert_array_equal(extras["count"][~waits], clock(observations)[~waits, 1])
         observations, _, terminated, truncated, _ = pool.step(actions)
@@ -97,7 +98,7 @@ def test_equal_seeds_give_equal_games_and_unequal_ones_do_not(pool: Pool, reques
         agent = CountingAgent(pool.observation_space, pool.action_space)
         rows = [clock(pool.reset(seed)).copy()]
         for _ in range(20):
-            actions = agent.act(rows[-1], agent.initial_memory(GAMES), np.ones(GAMES, bool))[0]
+            actions = agent.act(rows[-1], agent.initial_state(GAMES), np.ones(GAMES, bool))[0]
             rows.append(clock(pool.step(actions).observations).copy())
         return np.stack(rows)
 

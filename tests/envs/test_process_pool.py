@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import signal
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,14 @@ def one_too_many(num_envs: int) -> Pool:
 def test_a_pool_of_another_size_is_refused() -> None:
     with pytest.raises(ExperimentError, match="a worker has 2 environments, its pool has 3"):
         a_pool(one_too_many)
+
+
+def test_a_running_pool_has_no_files_that_a_kill_could_leave_behind(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    pool = a_pool(functools.partial(all_faulty, "", 0))
+    pool.reset(0)
+    assert list(tmp_path.iterdir()) == []
+    pool.close()
 
 
 @pytest.mark.faults

@@ -50,8 +50,8 @@ def rows(pool: Any, steps: int) -> tuple[np.ndarray, ...]:
         rest.append([np.array(part) for part in step[1:4]])
     rewards, terminated, truncated = (np.stack(column) for column in zip(*rest, strict=True))
     ended = terminated | truncated
-    alive = np.concatenate([np.ones((1, pool.num_envs), bool), ~ended[:-1]])
-    return np.stack(seen), rewards, terminated, truncated, alive
+    valid = np.concatenate([np.ones((1, pool.num_envs), bool), ~ended[:-1]])
+    return np.stack(seen), rewards, terminated, truncated, valid
 
 
 def check_others(mended: Any, sound: Any, first: int) -> None:
@@ -65,12 +65,12 @@ def test_a_game_that_fails_is_built_anew_and_the_others_never_notice(how: str, c
     pool = one_faulty(how, 10, 3)
     faulty = pool._envs[0]
     with caplog.at_level(logging.WARNING):
-        seen, rewards, terminated, truncated, alive = rows(pool, 60)
+        seen, rewards, terminated, truncated, valid = rows(pool, 60)
     check_others((seen, rewards, terminated, truncated), SerialPool(FaultyEnv, 3), 1)
     assert pool.faults == 1 and faulty.closed
     assert re.search(WAYS[how], pool.fault) and re.search(WAYS[how], caplog.text)
     at = int(np.flatnonzero(seen[:-1, 0, 2] != seen[1:, 0, 2])[0])  # the row that brings the new environment's first
-    assert truncated[at - 1, 0] and not alive[at, 0]
+    assert truncated[at - 1, 0] and not valid[at, 0]
     assert (seen[at, 0] == seen[at - 1, 0]).all()  # what it showed last, again
     assert (seen[at + 1, 0, :2] == 0).all() and not (terminated[at, 0] or truncated[at, 0]) and rewards[at, 0] == 0
     assert np.isfinite(seen).all() and np.isfinite(rewards).all()
@@ -86,18 +86,18 @@ def test_without_mending_it_raises_at_once() -> None:
 def test_while_a_game_waits_its_rows_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RestartPolicy, "delay", lambda self, part: 1.0)
     pool = one_faulty("raises", 10, 2)
-    seen, rewards, _, truncated, alive = rows(pool, 40)
-    end = int(np.flatnonzero(seen[:-1, 0, 2] * truncated[:, 0] * (rewards[:, 0] == 0) * alive[:, 0])[-1])
-    assert truncated[end:, 0].all() and not alive[end + 1 :, 0].any() and (rewards[end:, 0] == 0).all()
+    seen, rewards, _, truncated, valid = rows(pool, 40)
+    end = int(np.flatnonzero(seen[:-1, 0, 2] * truncated[:, 0] * (rewards[:, 0] == 0) * valid[:, 0])[-1])
+    assert truncated[end:, 0].all() and not valid[end + 1 :, 0].any() and (rewards[end:, 0] == 0).all()
     assert (seen[end:, 0] == seen[end, 0]).all()
-    assert alive[end:, 1].any()
+    assert valid[end:, 1].any()
 
 
 def test_rows_that_do_not_count_have_no_flags_and_no_episodes_in_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RestartPolicy, "delay", lambda self, part: 1.0)
     player = Player(CountingAgent(), one_faulty("raises", 10, 2), 40)
     rollout = player.play()
-    dead = ~rollout.alive
+    dead = ~rollout.valid
     assert dead[-5:, 0].all()
     assert not (rollout.terminated | rollout.truncated | (rollout.rewards != 0))[dead].any()
     ends = (rollout.terminated | rollout.truncated).sum(0)
@@ -120,14 +120,17 @@ def test_a_game_that_cannot_begin_raises_what_it_raised() -> None:
 def test_an_episodes_own_end_or_a_thousand_steps_make_good_an_earlier_failure() -> None:
     policy, error = RestartPolicy(1, "environment"), KeyError("mine")
     for _ in range(10):
-        policy.failed(0, error, step=0)
+        policy.failed(0, error)
         policy.recovered(0)
-    for turn in range(10):
-        policy.failed(0, error, step=1000 * (turn + 1))
-        policy.restarted(0, step=1000 * (turn + 1))
-    policy.failed(0, error, step=10_001)
+    for _ in range(10):
+        policy.steps += 1000
+        policy.failed(0, error)
+        policy.restarted(0)
+    policy.steps += 1
+    policy.failed(0, error)
+    policy.steps += 1
     with pytest.raises(KeyError):
-        policy.failed(0, error, step=10_002)
+        policy.failed(0, error)
 
 
 def test_pauses_grow_and_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +138,7 @@ def test_pauses_grow_and_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = RestartPolicy(2, "environment")
     pauses = []
     for _ in range(10):
-        policy.failed(0, KeyError("mine"), step=0)
+        policy.failed(0, KeyError("mine"))
         pauses.append(policy.delay(0))
     assert pauses == pytest.approx([0, 0.5, 1, 2, 4, 8, 16, 30, 30, 30], abs=0.1)
     assert policy.delay(1) == 0
@@ -185,15 +188,15 @@ class FaultyWorld(World):
 def test_a_world_of_agents_that_fails_is_built_anew_and_the_others_never_notice(how: str, caplog: Any) -> None:
     faults = [how]
     pool = pool_of(lambda: FaultyWorld(faults.pop() if faults else "", 10), 10, restart=True)
-    faulty, here = pool._worlds[0], slice(0, 5)
+    faulty, here = pool._envs[0].env, slice(0, 5)
     with caplog.at_level(logging.WARNING):
-        seen, rewards, terminated, truncated, alive = rows(pool, 60)
+        seen, rewards, terminated, truncated, valid = rows(pool, 60)
     check_others((seen, rewards, terminated, truncated), pool_of(FaultyWorld, 10), 5)
     assert pool.faults == 1 and faulty.closed
     words = "unpack|out of range|sizes" if how == "forgets" else WAYS[how]
     assert re.search(words, pool.fault) and re.search(words, caplog.text)
     at = int(np.flatnonzero((seen[:-1, here, 2] != seen[1:, here, 2]).all(1))[0])  # brings the new world's first rows
-    assert truncated[at - 1, here].all() and not terminated[at - 1, here].any() and not alive[at, here].any()
+    assert truncated[at - 1, here].all() and not terminated[at - 1, here].any() and not valid[at, here].any()
     assert (seen[at, here] == seen[at - 1, here]).all()  # what they showed last, again
     assert (
         (seen[at + 1, here, :2] == 0).all()
@@ -206,11 +209,11 @@ def test_a_world_of_agents_that_fails_is_built_anew_and_the_others_never_notice(
 def test_while_a_world_waits_its_agents_are_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RestartPolicy, "delay", lambda self, part: 1.0)
     faults = ["raises"]
-    seen, rewards, _, truncated, alive = rows(
+    seen, rewards, _, truncated, valid = rows(
         pool_of(lambda: FaultyWorld(faults.pop() if faults else "", 10), 10, restart=True), 60
     )
-    assert truncated[-20:, :5].all() and not alive[-20:, :5].any() and not rewards[-20:, :5].any()
-    assert (seen[-20:, :5] == seen[-1, :5]).all() and alive[-20:, 5:].any()
+    assert truncated[-20:, :5].all() and not valid[-20:, :5].any() and not rewards[-20:, :5].any()
+    assert (seen[-20:, :5] == seen[-1, :5]).all() and valid[-20:, 5:].any()
 
 
 def test_agents_without_mending_raise_and_so_do_worlds_that_always_fail() -> None:
@@ -234,10 +237,10 @@ def test_a_pool_of_ones_own_that_fails_is_built_anew() -> None:
         return made[-1]
 
     pool = pool_of(make, 2, restart=True)
-    seen, rewards, terminated, truncated, alive = rows(pool, 15)
+    seen, rewards, terminated, truncated, valid = rows(pool, 15)
     at = int(np.flatnonzero((seen[:-1, :, 2] != seen[1:, :, 2]).all(1))[0])
     assert len(made) == 2 and pool.faults == 1 and "mine" in pool.fault and made[0]._envs[0].closed
-    assert truncated[at - 1].all() and not (alive[at] | terminated[at] | truncated[at]).any() and not rewards[at].any()
+    assert truncated[at - 1].all() and not (valid[at] | terminated[at] | truncated[at]).any() and not rewards[at].any()
 
 
 def test_a_pool_of_ones_own_that_always_fails_raises() -> None:
@@ -265,14 +268,14 @@ def test_a_player_says_what_failed_and_goes_on(caplog: Any) -> None:
             return super()._observation().astype(np.int32)
 
     player = Player(CountingAgent(), SerialPool(Whole, 2, restart=True), LENGTH)
-    courier = Uploader(database, new_worker("play", num_envs=2), CountingAgent())
-    courier.start()
+    uploader = Uploader(database, new_worker("play", num_envs=2), CountingAgent())
+    uploader.start()
     with caplog.at_level(logging.CRITICAL):
-        assert play(player, courier, batches=12) == 12
+        assert play(player, uploader, batches=12) == 12
     until(lambda: len(sessions_of(database)) == 24)
     (worker,) = until(lambda: [w for w in database.workers() if w.faults])
     assert worker.faults == 1 and "KeyError: 'mine'" in worker.error and "Traceback" in worker.error
-    courier.close()
+    uploader.close()
     truncated = [session for session in sessions_of(database) if session.truncated.any()]
     assert truncated
 

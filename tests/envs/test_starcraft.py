@@ -60,7 +60,7 @@ class TestTheMock:
         agent = TorchAgent(ModularNetwork(env.observation_space, env.action_space))
         agent.seed(0)
         offered = env._now.observation["available_actions"]
-        batch, memory = {name: leaf[None] for name, leaf in observation.items()}, agent.initial_memory(1)
+        batch, memory = {name: leaf[None] for name, leaf in observation.items()}, agent.initial_state(1)
         for _ in range(50):
             actions, memory, _ = agent.act(batch, memory, np.zeros(1, bool))
             assert actions["function"][0] in offered

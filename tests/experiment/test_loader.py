@@ -130,6 +130,19 @@ def test_whose_error_it_is(write: Write) -> None:
     assert loader.is_ours(ours.value)
 
 
+def test_a_library_is_not_theirs_wherever_it_is_installed(write: Write, tmp_path: Path) -> None:
+    write("libraries/helpful.py", "def call(function): function()")
+    write("libraries/helpful-1.0.dist-info/METADATA", "Name: helpful")
+    write("mine.py", "import helpful\ndef f(): raise ValueError('theirs')\ndef make_experiment(): pass")
+    sys.path.insert(0, str(tmp_path / "libraries"))
+    module = loader.load_module("mine.py")
+    with pytest.raises(ValueError, match="theirs") as caught:
+        module.helpful.call(module.f)
+    caught.value.__traceback__ = caught.value.__traceback__ and caught.value.__traceback__.tb_next
+    assert not loader.is_ours(caught.value)
+    assert 'mine.py", line 2, in f' in loader.user_traceback(caught.value).splitlines()[0]
+
+
 # -- settings -------------------------------------------------------------------------------------------------------
 
 

@@ -23,12 +23,12 @@ class Chains:
         self.place, self.resetting = np.zeros(num_envs, np.int64), np.zeros(num_envs, bool)
 
     def step(self, actions):
-        alive = ~self.resetting
-        self.place = np.where(alive, self.place + (actions == 1), 0)
-        rewards = (alive & (self.place == LENGTH)).astype(np.float32)
-        terminated = alive & ((actions == 0) | (self.place == LENGTH))
+        valid = ~self.resetting
+        self.place = np.where(valid, self.place + (actions == 1), 0)
+        rewards = (valid & (self.place == LENGTH)).astype(np.float32)
+        terminated = valid & ((actions == 0) | (self.place == LENGTH))
         self.resetting = terminated
-        return self.place.copy(), rewards, terminated, alive
+        return self.place.copy(), rewards, terminated, valid
 
 
 def pick(where, yes, no):
@@ -36,21 +36,21 @@ def pick(where, yes, no):
 
 
 def play(agent, num_envs, steps):
-    return play_on(agent, Chains(num_envs), agent.initial_memory(num_envs), np.zeros(num_envs, bool), steps)[0]
+    return play_on(agent, Chains(num_envs), agent.initial_state(num_envs), np.zeros(num_envs, bool), steps)[0]
 
 
-def play_on(agent, chains, memory, first, steps):
-    """A batch of the next steps, and the memory and `first` to go on with."""
-    num_envs, observations, rows = len(first), [chains.place.copy()], []
-    arrays, fresh = agent.memory_arrays(memory), agent.memory_arrays(agent.initial_memory(num_envs))
-    beginning = nest.map(torch.from_numpy, nest.map(lambda now, new: pick(first, new, now), arrays, fresh))
+def play_on(agent, chains, state, is_first, steps):
+    """A batch of the next steps, and the state and `is_first` to go on with."""
+    num_envs, observations, rows = len(is_first), [chains.place.copy()], []
+    arrays, fresh = agent.state_arrays(state), agent.state_arrays(agent.initial_state(num_envs))
+    beginning = nest.map(torch.from_numpy, nest.map(lambda now, new: pick(is_first, new, now), arrays, fresh))
     for _ in range(steps):
-        actions, memory, extras = agent.act(observations[-1], memory, first)
-        place, rewards, terminated, alive = chains.step(actions)
-        first = ~alive
+        actions, state, extras = agent.act(observations[-1], state, is_first)
+        place, rewards, terminated, valid = chains.step(actions)
+        is_first = ~valid
         observations.append(place)
-        rows.append((actions, rewards, terminated, alive, extras["behaviour_log_prob"]))
-    actions, rewards, terminated, alive, log_probs = (
+        rows.append((actions, rewards, terminated, valid, extras["behaviour_log_prob"]))
+    actions, rewards, terminated, valid, log_probs = (
         torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True)
     )
     batch = Batch(
@@ -59,14 +59,14 @@ def play_on(agent, chains, memory, first, steps):
         rewards=rewards,
         terminated=terminated,
         truncated=torch.zeros_like(terminated),
-        alive=alive,
-        initial_memory=beginning,
+        valid=valid,
+        initial_state=beginning,
         extras={"behaviour_log_prob": log_probs},
         weights=torch.ones(num_envs),
         lag=torch.zeros(num_envs),
         slots=torch.arange(num_envs),
     )
-    return batch, memory, first
+    return batch, state, is_first
 
 
 def agent_of(**parts):

@@ -86,7 +86,7 @@ def counting_vector(
 
 
 class CountingAgent(Agent):
-    """Its memory is the number of steps since the episode's start, which must be what the observation says.
+    """Its state is the number of steps since the episode's start, which must be what the observation says.
 
     It presses `count % 4`. Extras: `count` [n] and `saw` [n, 3], the clock it was shown. Its weights are one number,
     echoed as `weight` [n].
@@ -96,13 +96,13 @@ class CountingAgent(Agent):
         self.nested = isinstance(action_space, spaces.Dict)
         self.weight = np.zeros(1, np.float32)
 
-    def initial_memory(self, n: int) -> np.ndarray:
+    def initial_state(self, n: int) -> np.ndarray:
         return np.zeros(n, np.int64)
 
     def act(
-        self, observations: Any, memory: Any, first: np.ndarray, greedy: bool = False
+        self, observations: Any, state: Any, is_first: np.ndarray, greedy: bool = False
     ) -> tuple[Any, Any, dict[str, np.ndarray]]:
-        count = np.where(first, 0, memory)
+        count = np.where(is_first, 0, state)
         actions: Any = count % BUTTONS
         if self.nested:
             actions = {"button": actions, "stick": np.full((len(count), 2), 9.0, np.float32)}

@@ -118,7 +118,7 @@ class DatabaseContract:
         run_id = database.create({"spec": "a"})["run_id"]
         worker = Worker("w", "play")
         assert database.acquire_lease(ME)
-        database.report(capacity=3, delivered=2.5, reuse=4.0, allowance=9.0, cursor="1-0")
+        database.report(capacity=3, sampled=2.5, reuse=4.0, max_ahead=9.0, cursor="1-0")
         database.append([b"1", b"2"], worker=worker, episodes=[{"return": 1.0}])
         database.put_weights(b"four", 4, holder=ME, update=5, step=6)
         database.count(rejected=1)
@@ -160,17 +160,17 @@ class DatabaseContract:
 
     def test_a_trimmed_position_reads_from_the_oldest(self, database: Database) -> None:
         database.append([b"a"])
-        position = database.read(BEGINNING, 1)[0][0][0]
+        session_id = database.read(BEGINNING, 1)[0][0][0]
         database.report(capacity=2)
         database.append([b"b", b"c", b"d"])
-        assert read_all(database, position) == [b"c", b"d"]
+        assert read_all(database, session_id) == [b"c", b"d"]
 
     def test_positions_stay_valid_within_an_epoch(self, database: Database) -> None:
         database.append([b"a"])
-        position = database.read(BEGINNING, 1)[0][0][0]
+        session_id = database.read(BEGINNING, 1)[0][0][0]
         database.clear(keep_weights=True)
         database.append([b"b"])
-        assert read_all(database, position) == [b"b"]
+        assert read_all(database, session_id) == [b"b"]
 
     def test_writers_at_once(self, database: Database) -> None:
         """Every session once, each writer's in its order; where the end is reached, all that was inserted was read."""
@@ -352,12 +352,12 @@ class DatabaseContract:
 
     def test_report(self, database: Database) -> None:
         numbers: dict[str, Any] = {
-            "update": 3, "step": 1 << 40, "delivered": 0.1, "reuse": 2.5, "allowance": 1e9, "capacity": 7, "cursor": "5-3",
+            "update": 3, "step": 1 << 40, "sampled": 0.1, "reuse": 2.5, "max_ahead": 1e9, "capacity": 7, "cursor": "5-3",
         }  # fmt: skip
         database.report(**numbers)
         assert database.state() == State(**numbers)
-        database.report(allowance=None)
-        assert database.state() == State(**{**numbers, "allowance": None})
+        database.report(max_ahead=None)
+        assert database.state() == State(**{**numbers, "max_ahead": None})
         database.report()
 
     @pytest.mark.parametrize("name", ["inserted", "version", "run_id", "stop", "rejected"])
@@ -370,7 +370,7 @@ class DatabaseContract:
         database.report(reuse=3.0)
         state = database.append([b"x"])
         assert state == database.state() == database.beat(Worker("w", "play")) == database.read(BEGINNING, 5)[1]
-        assert state.inserted == 1 and state.debt == 3.0
+        assert state.inserted == 1 and state.deficit == 3.0
 
     def test_counters_add_up(self, database: Database) -> None:
         together(*[lambda: database.count(rejected=2, stop=1) for _ in range(4)])

@@ -133,13 +133,13 @@ def trainers_life(url: str, folder: Path, fatal: int) -> None:
 
 def players_life(url: str, folder: Path, fatal: int) -> None:
     doom = Doom(fatal, folder)
-    player, courier = a_player(open_database(url, RUN), num_envs=2)
+    player, uploader = a_player(open_database(url, RUN), num_envs=2)
     player.version = player.update = 0
-    courier.look()
+    uploader.refresh()
     for _ in range(2):
-        courier.offer(player.play(), timeout=1)
-        courier._turn()
-    courier.database.leave(courier.worker.id)
+        uploader.offer(player.play(), timeout=1)
+        uploader._turn()
+    uploader.database.leave(uploader.worker.id)
     os.write(doom.grave, b"old age")
 
 
@@ -165,7 +165,7 @@ class Witness:
         self.database, self.folder = open_database(url, RUN), folder
         self.version = self.update = -1
         self.best = -1.0
-        self.run_id, self.position = "", BEGINNING
+        self.run_id, self.cursor = "", BEGINNING
 
     def check(self) -> None:
         state = self.database.state()
@@ -178,11 +178,11 @@ class Witness:
             weights, numbers = decode_weights(found[1])
             assert found[0] == numbers["version"] == state.version
             assert numbers["update"] == weights["weight"][0] == state.update or state.update > numbers["update"]
-        entries, _ = self.database.read(self.position, 10_000)
+        entries, _ = self.database.read(self.cursor, 10_000)
         for _, blob in entries:
             a_spec().decode(blob)
         pushed = [key for key, _ in entries]
-        self.position = pushed[-1] if pushed else self.position
+        self.cursor = pushed[-1] if pushed else self.cursor
         assert state.inserted % 2 == 0, "half a push"
         checkpoint = RunFolder(self.folder).load()
         newest = checkpoint["update"] if checkpoint else -1
@@ -192,7 +192,7 @@ class Witness:
         score = WeightsFile.read(best).score["mean"] if best.exists() else -1.0
         assert score >= self.best, "better weights were replaced by worse"
         self.best = score
-        assert all(row["eval/return"] <= score for row in [*RunFolder(self.folder).metrics(), *self.database.metrics()])
+        assert all(row["eval/return"] <= score for row in [*RunFolder(self.folder).rows(), *self.database.metrics()])
         ledger = self.folder.parent / "ledger"
         learned = ledger.read_text().splitlines() if ledger.exists() else []
         assert len(learned) == len(set(learned)), "learned from twice"

@@ -38,7 +38,7 @@ def test_a_trainer_dies_at_every_step(tmp_path: Path) -> None:
     requests = {
         "MULTI SET HSET EXEC",  # a publication
         "MULTI SET HSET HDEL UNLINK EXEC",  # one that pushes an older one out
-        "MULTI HSET XTRIM EXEC",  # the read position, before an update
+        "MULTI HSET XTRIM EXEC",  # the read cursor, before an update
         "MULTI SET EXEC",  # the lease
         "MULTI XRANGE HGET HMGET TIME EXEC",  # sessions
     }

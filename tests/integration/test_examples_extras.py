@@ -67,8 +67,8 @@ def test_minigrid_knows_its_memories() -> None:
     pytest.importorskip("minigrid")
     for memory in ("lstm", "gru", "attention"):
         agent = built("minigrid_memory", memory=memory).agent()
-        assert agent.initial_memory(2) != ()
-    assert built("minigrid_memory", memory="none").agent().initial_memory(2) == ()
+        assert agent.initial_state(2) != ()
+    assert built("minigrid_memory", memory="none").agent().initial_state(2) == ()
     with pytest.raises(SettingsError, match="'elephant' is unknown. Use one of lstm"):
         built("minigrid_memory", memory="elephant")
 
@@ -132,16 +132,16 @@ def jax_batch(agent: Any) -> Batch:
     steps, num_envs = 6, 4
     observations = random.normal(size=(steps + 1, num_envs, 4)).astype(np.float32)
     acted = [agent.act(row, (), np.zeros(num_envs, bool)) for row in observations[:-1]]
-    ended, alive = random.random((2, steps, num_envs)) < 0.2, np.ones((steps, num_envs), bool)
+    ended, valid = random.random((2, steps, num_envs)) < 0.2, np.ones((steps, num_envs), bool)
     for t in range(1, steps):  # the row after an end is its reset
-        alive[t] = ~ended[:, t - 1].any(0)
-        ended[:, t] &= alive[t]
-    arrays = [observations, np.stack([actions for actions, _, _ in acted]), *ended, alive]
-    observed, actions, terminated, truncated, alive = map(torch.from_numpy, arrays)
+        valid[t] = ~ended[:, t - 1].any(0)
+        ended[:, t] &= valid[t]
+    arrays = [observations, np.stack([actions for actions, _, _ in acted]), *ended, valid]
+    observed, actions, terminated, truncated, valid = map(torch.from_numpy, arrays)
     behaviour = torch.from_numpy(np.stack([extras["behaviour_log_prob"] for _, _, extras in acted]))
     return Batch(
         observations=observed, actions=actions, rewards=torch.randn(steps, num_envs), terminated=terminated,
-        truncated=truncated, alive=alive, initial_memory=(), extras={"behaviour_log_prob": behaviour},
+        truncated=truncated, valid=valid, initial_state=(), extras={"behaviour_log_prob": behaviour},
         weights=torch.ones(num_envs), lag=torch.zeros(num_envs), slots=torch.arange(num_envs),
     )  # fmt: skip
 
@@ -150,10 +150,10 @@ def test_jax_makes_the_same_advantages_as_torch() -> None:
     pytest.importorskip("jax")
     module = loader.load_module("jax_cartpole")
     random = np.random.default_rng(0)
-    rewards, discounts, traces = (random.random((3, 9, 4)) < 0.8).astype(np.float32) * 0.9
+    rewards, discounts, continues = (random.random((3, 9, 4)) < 0.8).astype(np.float32) * 0.9
     values = random.normal(size=(10, 4)).astype(np.float32)
-    expected = returns.gae(*(torch.from_numpy(array) for array in (rewards, discounts, traces, values)), 0.7)
-    found = module.advantages_of(rewards, discounts, traces, values, 0.7)
+    expected = returns.gae(*(torch.from_numpy(array) for array in (rewards, discounts, continues, values)), 0.7)
+    found = module.advantages_of(rewards, discounts, continues, values, 0.7)
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
@@ -187,8 +187,8 @@ def test_jax_learns_nothing_from_rows_that_did_not_happen() -> None:
         agent.seed(0)
         agent.weights = loader.load_module("jax_cartpole").new_weights(agent.key, 4, 2)
         batch, learner = jax_batch(agent), experiment.learner(agent)
-        assert not batch.alive.all()
-        batch.rewards = torch.where(batch.alive, torch.ones_like(batch.rewards), poison)
+        assert not batch.valid.all()
+        batch.rewards = torch.where(batch.valid, torch.ones_like(batch.rewards), poison)
         learner.train_step(batch)
         found.append(learner.get_weights())
     assert all(np.array_equal(found[0][name], found[1][name]) for name in found[0])

@@ -70,18 +70,18 @@ class Team:
             self.database, flow=ReplayConfig(**{"batch_size": 2, "buffer_size": 50, **flow}), publish_every=2
         )
         self.trainer.join()
-        self.player, self.courier = a_player(RedisDatabase(url, run, timeout=IMPATIENT), num_envs=2)
+        self.player, self.uploader = a_player(RedisDatabase(url, run, timeout=IMPATIENT), num_envs=2)
 
     def __enter__(self) -> Team:
-        self.courier.start()
+        self.uploader.start()
         self._stack = contextlib.ExitStack()
-        self._stack.enter_context(Beside(lambda should_stop: play(self.player, self.courier, should_stop=should_stop)))
+        self._stack.enter_context(Beside(lambda should_stop: play(self.player, self.uploader, should_stop=should_stop)))
         self._stack.enter_context(Beside(lambda should_stop: train(self.trainer, should_stop=should_stop)))
         return self
 
     def __exit__(self, *error: Any) -> None:
         self._stack.__exit__(*error)
-        self.courier.close()
+        self.uploader.close()
         if error[0] is None:
             self.check()
 
@@ -107,10 +107,10 @@ class Team:
         for batch in self.trainer.learner.batches:
             seen, counts = batch.observations, batch.extras["count"]
             assert torch.equal(batch.extras["saw"], seen[:-1].float())
-            alive = batch.alive
+            valid = batch.valid
             expected = reward_of(seen[:-1, :, 0], seen[:-1, :, 1], batch.actions)
-            assert torch.equal(batch.rewards[alive], expected[alive].float())
-            assert torch.equal(counts[alive].long(), seen[:-1, :, 1][alive].long())
+            assert torch.equal(batch.rewards[valid], expected[valid].float())
+            assert torch.equal(counts[valid].long(), seen[:-1, :, 1][valid].long())
             for row in seen[0].tolist():
                 assert tuple(row) not in opened, "learned from twice"
                 opened.add(tuple(row))
@@ -190,27 +190,27 @@ def test_a_server_that_is_gone_for_long_costs_a_player_nothing(
     database = RedisDatabase(server.url, "long", timeout=IMPATIENT)
     database.create(run_config("counting", {}, a_spec()))
     assert database.acquire_lease(HOLDER)
-    database.report(allowance=None)
+    database.report(max_ahead=None)
     publish(database, 0)
-    player, courier = a_player(RedisDatabase(server.url, "long", timeout=IMPATIENT))
-    courier.start()
-    with Beside(lambda should_stop: play(player, courier, should_stop=should_stop)) as playing:
-        until(lambda: courier.state.inserted > 10)
+    player, uploader = a_player(RedisDatabase(server.url, "long", timeout=IMPATIENT))
+    uploader.start()
+    with Beside(lambda should_stop: play(player, uploader, should_stop=should_stop)) as playing:
+        until(lambda: uploader.state.inserted > 10)
         server.freeze()
-        until(lambda: "database" in courier.waiting.reason, 10)
+        until(lambda: "database" in uploader.waiting.reason, 10)
         played = player.rate.total
         time.sleep(2.0)
         assert player.rate.total == played  # a bounded number of sessions waits
-        assert courier.waiting.seconds > 1.5
+        assert uploader.waiting.seconds > 1.5
         server.thaw()
         thawed = time.monotonic()
         until(lambda: player.rate.total > played)
         record_property("goes on", round(time.monotonic() - thawed, 2))
         playing.stop.set()
-    courier.close()
+    uploader.close()
     sessions = [a_spec().decode(blob) for _, blob in database.read(BEGINNING, 100_000)[0]]
     numbers = [int(session.metadata["sequence"]) for session in sessions]
-    assert set(numbers) == set(range(courier.worker.sessions))  # none is missing; the trainer knows which came twice
+    assert set(numbers) == set(range(uploader.worker.sessions))  # none is missing; the trainer knows which came twice
 
 
 # -- the network is bad ---------------------------------------------------------------------------------------------
@@ -285,20 +285,20 @@ def test_without_a_trainer_memory_does_not_grow(server: Breakable) -> None:
     database.create(run_config("counting", {}, a_spec()))
     assert database.acquire_lease(HOLDER)
     publish(database, 0)
-    database.report(capacity=50, allowance=None)
-    player, courier = a_player(RedisDatabase(server.url, "alone"))
-    courier.start()
+    database.report(capacity=50, max_ahead=None)
+    player, uploader = a_player(RedisDatabase(server.url, "alone"))
+    uploader.start()
 
     def facts() -> tuple[int, int]:
         with connect(server.admin_url) as admin:
             return admin.info("memory")["used_memory"], admin.dbsize()
 
-    with Beside(lambda should_stop: play(player, courier, should_stop=should_stop)):
-        until(lambda: courier.state.inserted > 300)
+    with Beside(lambda should_stop: play(player, uploader, should_stop=should_stop)):
+        until(lambda: uploader.state.inserted > 300)
         memory, keys = facts()
-        until(lambda: courier.state.inserted > 1000, 30)
+        until(lambda: uploader.state.inserted > 1000, 30)
         assert facts()[0] < memory + (1 << 20) and facts()[1] <= keys
-    courier.close()
+    uploader.close()
     assert database.size()["sessions"] == 50
 
 

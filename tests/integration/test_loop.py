@@ -16,6 +16,7 @@ from tinyverse.algorithms.learner import Learner
 from tinyverse.algorithms.vtrace import VTrace
 from tinyverse.core import nest
 from tinyverse.core.run_config import run_config
+from tinyverse.core.session import flatten
 from tinyverse.database.base import BEGINNING, new_worker
 from tinyverse.envs.pool import SerialPool
 from tinyverse.experiment.experiment import session_spec
@@ -34,13 +35,13 @@ GAMES = 3
 BATCHES = 40
 
 
-def through_the_pipe(database, trainer, player, courier, batches=BATCHES):
+def through_the_pipe(database, trainer, player, uploader, batches=BATCHES):
     """Plays and learns until everything played is learned from; returns the sessions as they lie in the database."""
     trainer.join()
-    courier.start()
+    uploader.start()
 
     def play_on(should_stop):
-        return play(player, courier, batches=batches, should_stop=should_stop)
+        return play(player, uploader, batches=batches, should_stop=should_stop)
 
     wanted = batches * player.num_envs
     with Beside(play_on) as playing:
@@ -52,8 +53,8 @@ def through_the_pipe(database, trainer, player, courier, batches=BATCHES):
             return trainer.update * trainer.replay.config.batch_size == wanted
 
         until(all_learned)
-    courier.close()
-    assert courier.failure is None
+    uploader.close()
+    assert uploader.failure is None
     assert database.state().inserted == wanted
     return [trainer.replay.spec.decode(blob) for _, blob in database.read(BEGINNING, 10 * wanted)[0]]
 
@@ -66,25 +67,20 @@ def walk(sessions, nested, *, waits=False, apart=1):
         apart: episodes from one that is shown to the next; a source may throw some away.
     """
     met = set()
-    expected, count, ended, first = (
-        None,
-        0,
-        False,
-        True,
-    )  # next observation; agent's memory; previous row; opens an episode
+    expected, count, ended, is_first = None, 0, False, True  # next observation; agent's state; previous row; opens one
     total, length = 0.0, 0
     for session in sessions:
         episodes = []
         rows = clock(session.observations)
-        if first:
+        if is_first:
             met.add("opens an episode at row 0")
-        if not first and not ended and count:
+        if not is_first and not ended and count:
             met.add("goes on within an episode")
-        assert session.initial_memory == (0 if first else count)
+        assert session.initial_state == (0 if is_first else count)
         for t in range(len(session.rewards)):
             episode, step, tag = rows[t].tolist()
             assert expected is None or rows[t].tolist() == expected
-            count = 0 if first else count
+            count = 0 if is_first else count
             assert session.extras["count"][t] == count
             np.testing.assert_array_equal(session.extras["saw"][t], rows[t])
             button = session.actions["button"][t] if nested else session.actions[t]
@@ -94,18 +90,18 @@ def walk(sessions, nested, *, waits=False, apart=1):
                 assert pair[0][t] == step
                 assert (pair[1][t] == episode % 2).all()
                 assert (session.actions["stick"][t] == 9.0).all()  # as chosen, before the door clips it
-            assert session.alive[t] == (not ended)
+            assert session.valid[t] == (not ended)
             if ended:
                 assert (session.rewards[t], session.terminated[t], session.truncated[t]) == (0, False, False)
                 met.add({0: "reset at row 0", len(session.rewards) - 1: "reset at the last row"}.get(t, "reset"))
                 ended = waits and rows[t + 1].tolist() == [episode, step, tag]
                 expected = [episode, step, tag] if ended else [episode + apart, 0, tag]
-                first, total, length = True, 0.0, 0
+                is_first, total, length = True, 0.0, 0
             else:
                 assert count == step
                 assert session.rewards[t] == reward_of(episode, step, button)
                 total, length = total + reward_of(episode, step, int(button)), length + 1
-                expected, first = [episode, step + 1, tag], False
+                expected, is_first = [episode, step + 1, tag], False
                 over = bool(session.terminated[t] or session.truncated[t])
                 assert session.terminated[t] == (over and not truncates(episode))
                 assert session.truncated[t] == (over and truncates(episode))
@@ -137,10 +133,10 @@ def columns(batches):
     for batch in batches:
         for b in range(len(batch.slots)):
             leaves = {}
-            for field in ("observations", "actions", "rewards", "terminated", "truncated", "alive", "extras"):
-                for name, leaf in nest.items(getattr(batch, field), field):
+            for field in ("observations", "actions", "rewards", "terminated", "truncated", "valid", "extras"):
+                for name, leaf in flatten({field: getattr(batch, field)}).items():
                     leaves[name] = leaf[:, b].numpy()
-            for name, leaf in nest.items(batch.initial_memory, "initial_memory"):
+            for name, leaf in flatten({"initial_state": batch.initial_state}).items():
                 leaves[name] = leaf[b].numpy()
             yield leaves
 
@@ -160,15 +156,15 @@ def test_every_row_arrives_as_it_was_played_each_once(redis_url, source):
     spec = session_spec(pool.observation_space, pool.action_space, an_agent(nested), LENGTH)
     database = a_run(redis_url)
     trainer = a_trainer(database, flow=ReplayConfig(batch_size=num_envs, buffer_size=500), nested=nested, spec=spec)
-    player, courier = a_player(database, nested=nested, pool=pool)
-    sessions = through_the_pipe(database, trainer, player, courier)
+    player, uploader = a_player(database, nested=nested, pool=pool)
+    sessions = through_the_pipe(database, trainer, player, uploader)
     player.close()
-    assert {session.metadata["player"] for session in sessions} == {courier.worker.id}
+    assert {session.metadata["player"] for session in sessions} == {uploader.worker.id}
     check_envs(sessions, num_envs, nested, waits="agents" in source, apart=2 if "disabled" in source else 1)
     check_same(sessions, trainer.learner.batches)
-    alive = sum(int(session.alive.sum()) for session in sessions)
+    valid = sum(int(session.valid.sum()) for session in sessions)
     ended = [episode for session in sessions for episode in session.episodes]
-    assert (trainer.feeder.steps, trainer.feeder.episodes, player.rate.total) == (alive, len(ended), alive)
+    assert (trainer.feeder.steps, trainer.feeder.episodes, player.rate.total) == (valid, len(ended), valid)
     assert list(trainer.feeder.returns) == [total for total, _ in ended][-100:]
     stored = [(row["return"], row["length"]) for row in database.episodes(10_000)]
     assert stored == ended
@@ -179,8 +175,8 @@ def test_two_players_do_not_mix(redis_url):
     trainer = a_trainer(database, flow=ReplayConfig(batch_size=2, buffer_size=500))
     trainer.join()
     people = [a_player(a_run_again(redis_url, database), num_envs=1, seed=seed) for seed in (1, 2)]
-    for _, courier in people:
-        courier.start()
+    for _, uploader in people:
+        uploader.start()
 
     def both(should_stop):
         tasks = [Beside(lambda should_stop, who=who: play(*who, batches=20, should_stop=should_stop)) for who in people]
@@ -191,12 +187,12 @@ def test_two_players_do_not_mix(redis_url):
     with Beside(both) as playing:
         until(lambda: (trainer.feed(), trainer.step(), trainer.update == 20)[-1])
     assert playing.result == [20, 20]
-    for _, courier in people:
-        courier.close()
+    for _, uploader in people:
+        uploader.close()
     sessions = [trainer.replay.spec.decode(blob) for _, blob in database.read(BEGINNING, 1000)[0]]
     assert len(sessions) == 40
-    for _, courier in people:
-        own = [session for session in sessions if session.metadata["player"] == courier.worker.id]
+    for _, uploader in people:
+        own = [session for session in sessions if session.metadata["player"] == uploader.worker.id]
         assert [int(session.metadata["sequence"]) for session in own] == list(range(20))
         walk(own, nested=False)
     assert trainer.feeder.rejected == {}
@@ -210,16 +206,16 @@ def a_run_again(url, database):
 def test_the_agents_unroll_over_a_batch_is_what_it_did_when_it_played(redis_url):
     database = a_run(redis_url)
     trainer = a_trainer(database, flow=ReplayConfig(batch_size=GAMES, buffer_size=500))
-    player, courier = a_player(database, num_envs=GAMES)
-    through_the_pipe(database, trainer, player, courier)
+    player, uploader = a_player(database, num_envs=GAMES)
+    through_the_pipe(database, trainer, player, uploader)
     agent, restarts = an_agent(), 0
     for batch in trainer.learner.batches:
         arrays = batch.numpy()
-        memory = arrays.initial_memory
+        state = arrays.initial_state
         for t in range(LENGTH):
-            _, memory, extras = agent.act(arrays.observations[t], memory, arrays.first[t])
+            _, state, extras = agent.act(arrays.observations[t], state, arrays.is_first[t])
             np.testing.assert_array_equal(extras["count"], arrays.extras["count"][t])
-        restarts += int(arrays.first[:-1].sum())
+        restarts += int(arrays.is_first[:-1].sum())
     assert restarts > 30
 
 
@@ -258,15 +254,15 @@ PARTS = {
 def a_torch_agent(parts):
     env = SmallNumbers()
     agent = TorchAgent(ModularNetwork(env.observation_space, env.action_space, **PARTS[parts]()))
-    with torch.no_grad():  # far from its calm beginning, so that another memory would show
+    with torch.no_grad():  # far from its calm beginning, so that another state would show
         for parameter in agent.network.parameters():
             parameter.copy_(torch.randn_like(parameter) / parameter.shape[-1] ** 0.5)
     agent.seed(0)
     return agent
 
 
-def log_probs(network, batch, memory, first):
-    outputs, _ = network(batch.observations, memory, first)
+def log_probs(network, batch, state, is_first):
+    outputs, _ = network(batch.observations, state, is_first)
     return network.distribution(nest.map(lambda rows: rows[:-1], outputs.policy)).log_prob(batch.actions)
 
 
@@ -279,20 +275,20 @@ def test_training_recomputes_the_log_probabilities_of_acting(redis_url, parts):
     replay = Replay(spec, ReplayConfig(batch_size=GAMES, buffer_size=500), Fresh())
     trainer = Trainer(learning, Watching(learning), replay, database, run_config("small", {}, spec))
     pool = SerialPool(SmallNumbers, GAMES)
-    courier = Uploader(database, new_worker("play", num_envs=GAMES), a_torch_agent(parts))
+    uploader = Uploader(database, new_worker("play", num_envs=GAMES), a_torch_agent(parts))
     player = Player(a_torch_agent(parts), pool, 7)
-    through_the_pipe(database, trainer, player, courier, 30)
-    off_memory = off_first = 0.0
+    through_the_pipe(database, trainer, player, uploader, 30)
+    off_state = off_first = 0.0
     with torch.no_grad():
         for batch in trainer.learner.batches:
             played = batch.extras["behaviour_log_prob"]
-            again = log_probs(learning.network, batch, batch.initial_memory, batch.first)
+            again = log_probs(learning.network, batch, batch.initial_state, batch.is_first)
             assert float((again - played).abs().max()) < 1e-4
-            blank = log_probs(learning.network, batch, learning.initial_memory(GAMES), batch.first)
-            never = log_probs(learning.network, batch, batch.initial_memory, torch.zeros_like(batch.first))
-            off_memory = max(off_memory, float((blank - played).abs().max()))
+            blank = log_probs(learning.network, batch, learning.initial_state(GAMES), batch.is_first)
+            never = log_probs(learning.network, batch, batch.initial_state, torch.zeros_like(batch.is_first))
+            off_state = max(off_state, float((blank - played).abs().max()))
             off_first = max(off_first, float((never - played).abs().max()))
-    assert off_memory > 0.01  # what a mistake in the bookkeeping would give
+    assert off_state > 0.01  # what a mistake in the bookkeeping would give
     assert off_first > 0.01
 
 
@@ -304,8 +300,8 @@ def test_vtrace_on_the_batches_of_the_pipe_is_on_policy(redis_url):
     replay = Replay(spec, ReplayConfig(batch_size=GAMES, buffer_size=500), Fresh())
     learner = VTrace(learning, learning_rate=0.0)
     trainer = Trainer(learning, learner, replay, database, run_config("small", {}, spec))
-    courier = Uploader(database, new_worker("play", num_envs=GAMES), a_torch_agent("both"))
-    through_the_pipe(database, trainer, Player(a_torch_agent("both"), SerialPool(SmallNumbers, GAMES), 7), courier, 10)
+    uploader = Uploader(database, new_worker("play", num_envs=GAMES), a_torch_agent("both"))
+    through_the_pipe(database, trainer, Player(a_torch_agent("both"), SerialPool(SmallNumbers, GAMES), 7), uploader, 10)
     assert float(trainer.metrics["vtrace/mean_rho"]) == pytest.approx(1.0, abs=1e-4)
 
 

@@ -1,4 +1,4 @@
-"""Page: what it serves is what the run says, to those it is meant for; in a real Chromium curves grow and films play."""
+"""Page: what it serves is what the run says, to those it is meant for; in a real Chromium curves grow and videos play."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from tinyverse.database.memory import MemoryDatabase
 from tinyverse.envs.pool import SerialPool
 from tinyverse.envs.video import VideoWriter
 from tinyverse.monitoring import dashboard
-from tinyverse.monitoring.dashboard.games import Games, joined
+from tinyverse.monitoring.dashboard.frames import Frames, joined
 from tinyverse.player.player import Player
 from tinyverse.trainer.run_folder import RunFolder
 
@@ -70,7 +70,7 @@ def row(step: int, **more: Any) -> dict[str, Any]:
     return {"step": step, "play/return": step / 10, "loss/policy": 0.5, "time/update": 0.1, **more}
 
 
-def film(path: Path, frames: int = 30) -> None:
+def a_video(path: Path, frames: int = 30) -> None:
     with VideoWriter(path, 15) as video:
         for number in range(frames):
             video.write(np.full((64, 64, 3), 8 * number, np.uint8))
@@ -114,12 +114,12 @@ class Page:
 
 
 @contextmanager
-def a_page(database: Any, films: Path, context: RunContext | None = None, **options: Any) -> Iterator[Page]:
-    games = Games(database, context and context.make_agent)
+def a_page(database: Any, videos: Path, context: RunContext | None = None, **options: Any) -> Iterator[Page]:
+    frames = Frames(database, context and context.make_agent)
 
     def make(hosts: tuple[str, ...], closing: threading.Event) -> Any:
         return dashboard.application(
-            database, RunFolder(films / "counting"), games, films, hosts=hosts, closing=closing, **options
+            database, RunFolder(videos / "counting"), frames, videos, hosts=hosts, closing=closing, **options
         )
 
     with dashboard.served(make, "127.0.0.1:0") as url:
@@ -129,10 +129,10 @@ def a_page(database: Any, films: Path, context: RunContext | None = None, **opti
 # -- what it says ----------------------------------------------------------------------------------------------------
 
 
-def test_events_say_what_info_says_and_where_the_film_is(tmp_path: Path) -> None:
+def test_events_say_what_info_says_and_where_the_video_is(tmp_path: Path) -> None:
     database = a_database()
     for name in ("counting-v3.webm", "counting-v12.webm", "counting-1-0.webm", "other-v99.webm"):
-        (tmp_path / name).write_bytes(b"film")
+        (tmp_path / name).write_bytes(b"video")
         os.utime(tmp_path / name, (1, len(name)))  # the newest of the right ones has the longest name
     with a_page(database, tmp_path) as seen:
         database.log_metrics(row(10, **{"loss/policy": float("nan")}))
@@ -200,7 +200,7 @@ def test_what_a_crash_undid_is_not_drawn(tmp_path: Path) -> None:
 def test_history_of_a_run_that_nobody_has_created(tmp_path: Path) -> None:
     with a_page(MemoryDatabase(), tmp_path) as seen:
         assert seen.json("/history") == {"columns": {}, "evaluations": []}
-        assert seen.json("/game?player=play-1") == {"id": "", "steps": []}
+        assert seen.json("/frames?player=play-1") == {"id": "", "steps": []}
         assert seen.events(1)[0]["bottleneck"] == "no trainer has created the run; start one"
 
 
@@ -213,37 +213,37 @@ def test_the_trainers_log_has_the_band() -> None:
     assert (trainer.row()["play/return_low"], trainer.row()["play/return_high"]) == pytest.approx((10.9, 90.1))
 
 
-# -- a game ----------------------------------------------------------------------------------------------------------
+# -- an environment --------------------------------------------------------------------------------------------------
 
 
-def test_a_strip_is_one_game_without_a_gap(redis_url: str, tmp_path: Path) -> None:
+def test_frames_are_one_environments_without_a_gap(redis_url: str, tmp_path: Path) -> None:
     database = a_database(a_run(redis_url))
     played = play(database, 4)
     play(database, 2, "play-2", 3)
     with a_page(database, tmp_path) as seen:
-        for seat, sessions in enumerate(played):
-            strip = seen.json(f"/game?player=play-1&game={seat}")
+        for env, sessions in enumerate(played):
+            shown = seen.json(f"/frames?player=play-1&env={env}")
             rewards = np.concatenate([session.rewards for session in sessions])
-            assert [step["reward"] for step in strip["steps"]] == rewards.tolist() and strip["version"] == 3
+            assert [step["reward"] for step in shown["steps"]] == rewards.tolist() and shown["version"] == 3
             picture = cv2.imdecode(
-                np.frombuffer(base64.b64decode(strip["sheet"]["picture"].partition(",")[2]), np.uint8), 1
+                np.frombuffer(base64.b64decode(shown["sheet"]["picture"].partition(",")[2]), np.uint8), 1
             )
-            frames = 4 * LENGTH + 1
-            assert picture.shape == (-(-frames // 16) * strip["sheet"]["height"], 16 * strip["sheet"]["width"], 3)
-            assert seen.json(f"/game?player=play-1&game={seat}&after={strip['id']}") == {"id": "", "steps": []}
-        assert seen.json("/game?player=play-1&game=2")["id"] == "" and seen.json("/game?player=nobody")["id"] == ""
+            count = 4 * LENGTH + 1
+            assert picture.shape == (-(-count // 16) * shown["sheet"]["height"], 16 * shown["sheet"]["width"], 3)
+            assert seen.json(f"/frames?player=play-1&env={env}&after={shown['id']}") == {"id": "", "steps": []}
+        assert seen.json("/frames?player=play-1&env=2")["id"] == "" and seen.json("/frames?player=nobody")["id"] == ""
     database.clear()
 
 
-def test_a_strip_ends_where_a_session_is_missing() -> None:
+def test_frames_end_where_a_session_is_missing() -> None:
     database = a_database()
     player = Player(an_agent(), SerialPool(lambda: CountingEnv(), 1), LENGTH, seed=2)
     player.version = 3
     sessions = [player.play().sessions("play-1", number)[0] for number in range(5)]
     for number in (0, 1, 3, 4):  # 2 was dropped
         database.append([sessions[number].encode()], worker=worker(num_envs=1))
-    strip = Games(database).strip("play-1")
-    assert [step["reward"] for step in strip["steps"]] == np.concatenate(
+    shown = Frames(database).newest("play-1")
+    assert [step["reward"] for step in shown["steps"]] == np.concatenate(
         [sessions[3].rewards, sessions[4].rewards]
     ).tolist()
 
@@ -277,24 +277,24 @@ def test_values_are_those_of_the_newest_weights(
         player = Player(agent, experiment.pool(2), experiment.unroll_length, seed=1)
         player.version = 4
         database.append([session.encode() for session in player.play().sessions("play-1", 0)], worker=worker())
-        games = Games(database, context.make_agent)
-        before = games.strip("play-1")
+        frames = Frames(database, context.make_agent)
+        before = frames.newest("play-1")
         assert (
             before["values_of"] is None and before["steps"][0]["value"] is None and before["steps"][0]["probabilities"]
         )
         weights = {name: 0 * array for name, array in agent.get_weights().items()}
         database.acquire_lease("me:1:x")
         database.put_weights(encode_weights(weights, version=5, update=0, step=0), 5, holder="me:1:x")
-        after = games.strip("play-1")
+        after = frames.newest("play-1")
         assert after["values_of"] == 5 and {step["value"] for step in after["steps"]} == {0.0}
         assert after["steps"][0]["probabilities"] == before["steps"][0]["probabilities"], "it was drawn with these"
         with monkeypatch.context() as lost:
             lost.setattr(database, "get_weights", swallow)
             with pytest.raises(DatabaseLost):
-                games.strip("play-1")
-        assert games.strip("play-1")["values_of"] == 5
-        broken = Games(database, lambda meta: 1 / 0)
-        assert broken.strip("play-1")["note"] == "no values: division by zero" and broken.strip("play-1")["steps"]
+                frames.newest("play-1")
+        assert frames.newest("play-1")["values_of"] == 5
+        broken = Frames(database, lambda meta: 1 / 0)
+        assert broken.newest("play-1")["note"] == "no values: division by zero" and broken.newest("play-1")["steps"]
         database.clear()
 
 
@@ -329,12 +329,12 @@ def test_it_only_shows(tmp_path: Path, method: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/game?game=-1", "/game?game=x", "/game?after=1", "/game?after=1-", "/game?game=" + "9" * 50]
+    "path", ["/frames?env=-1", "/frames?env=x", "/frames?after=1", "/frames?after=1-", "/frames?env=" + "9" * 50]
 )
 def test_wrong_questions_get_a_sentence(tmp_path: Path, path: str) -> None:
     with a_page(a_database(), tmp_path) as seen:
         answer = seen.get(path)
-    assert answer.status == 400 and answer.text == "game is a number from 0 on, after is the id of a session."
+    assert answer.status == 400 and answer.text == "env is a number from 0 on, after is the id of a session."
 
 
 @pytest.mark.parametrize(
@@ -348,7 +348,7 @@ def test_another_name_is_refused_on_loopback(tmp_path: Path, host: str, status: 
 
 
 def test_the_token_is_asked_for_everything(tmp_path: Path) -> None:
-    film(tmp_path / "counting-v1.webm")
+    a_video(tmp_path / "counting-v1.webm")
     with a_page(a_database(), tmp_path, token="s3cret") as seen:
         for path in (
             "/",
@@ -375,8 +375,8 @@ def test_the_token_is_asked_for_everything(tmp_path: Path) -> None:
         assert seen.events(1, Cookie=cookie.partition(";")[0])[0]["run"] == "counting"
 
 
-def test_films_are_served_in_parts(tmp_path: Path) -> None:
-    film(tmp_path / "counting-v1.webm")
+def test_videos_are_served_in_parts(tmp_path: Path) -> None:
+    a_video(tmp_path / "counting-v1.webm")
     (tmp_path / "secret.txt").write_text("secret")
     whole = (tmp_path / "counting-v1.webm").read_bytes()
     with a_page(a_database(), tmp_path) as seen:
@@ -471,7 +471,7 @@ def test_looking_costs_the_database_no_word(redis_url: str, tmp_path: Path) -> N
 
     before = everything()
     with a_page(database, tmp_path) as seen:
-        seen.events(2), seen.json("/history"), seen.json("/game?player=play-1")
+        seen.events(2), seen.json("/history"), seen.json("/frames?player=play-1")
     assert everything() == before
     database.clear()
 
@@ -547,7 +547,7 @@ def test_the_page_lives_in_a_browser(chromium: Any, tmp_path: Path) -> None:
         until(lambda: workers() == [])
         assert "has left" in text_of(chromium, "#about")
 
-        film(tmp_path / "counting-v3.webm")
+        a_video(tmp_path / "counting-v3.webm")
         ready = "const v = document.querySelector('video'); return !v.hidden && v.readyState >= 1"
         until(lambda: chromium.execute_script(ready))
         chromium.execute_script("document.querySelector('video').play()")
@@ -561,7 +561,7 @@ def test_the_page_lives_in_a_browser(chromium: Any, tmp_path: Path) -> None:
             chromium.switch_to.active_element.send_keys(keys.TAB)
             focused = chromium.switch_to.active_element
             reached.add(focused.get_attribute("id") or focused.text.partition(" ")[0])
-        assert {"player", "seat", "speed", "pause", "scrub", "video", "mean", "policy", "updates"} <= reached
+        assert {"player", "env", "speed", "pause", "scrub", "video", "mean", "policy", "updates"} <= reached
         pause = chromium.find_element("id", "pause")
         pressed = pause.get_attribute("aria-pressed")
         pause.send_keys(keys.SPACE)

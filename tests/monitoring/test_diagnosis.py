@@ -57,7 +57,7 @@ def test_a_run_that_is_not_there_has_no_sentences():
 def test_rates_compression_and_how_long_a_wait_will_last():
     players = [PLAY | {"steps_per_second": 10.0 * LENGTH, "frame_skip": 4}, {"role": "human", "steps_per_second": 5.0}]
     trainer = TRAIN | {"waits_for": "312 of 500 sessions", "waits_seconds": 12.0}
-    database = a_database(trainer, *players, reuse=2.0, allowance=10.0)
+    database = a_database(trainer, *players, reuse=2.0, max_ahead=10.0)
     database.append([bytes(a_spec().nbytes // 4)] * 4)
     facts = status.gather(database, "x")
     assert (facts["steps_per_second"], facts["frames_per_second"]) == (55.0, 205.0)

@@ -92,10 +92,10 @@ def test_a_bar_in_a_log_is_lines_with_the_time_that_is_left(slow, capsys):
     assert capsys.readouterr() == ("", "")  # nothing stays but the line
 
 
-def test_a_bar_counts_what_passes_and_may_be_told_where_to_look(slow, capsys):
+def test_a_bar_counts_what_passes_or_refreshes_its_share(slow, capsys):
     bar = Bar("frames", 3)
     assert list(bar.over("abc")) == ["a", "b", "c"] and bar.share == Share("frames", 3, 3)
-    with Bar("", look=lambda: Share("waits for another trainer")):
+    with Bar("", refresh=lambda: Share("waits for another trainer")):
         until_it_says("waits for another trainer", capsys)
 
 

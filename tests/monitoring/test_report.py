@@ -34,8 +34,8 @@ def a_run(name, seed=7, rate=1e-3, words="<b>|"):
     folder = RunFolder(Path("runs") / name)
     settings = {"env_id": "ALE/Pong-v5", "rate": rate, "words": words}
     folder.write_settings({"experiment": "atari", "settings": settings, "seed": seed})
-    folder.log_start({**START, "seed": seed})
-    folder.log_start({**START, "argv": ["atari.py", "train", "--seed", "3"]})
+    folder.log({**START, "seed": seed}, "starts")
+    folder.log({**START, "argv": ["atari.py", "train", "--seed", "3"]}, "starts")
     for n in range(1, 4):
         folder.log(
             {"seconds": 10.0 * n, "step": 500 * n, "frames": 2000 * n, "update": n, "play/return": -20.0 + n % 3}
@@ -65,13 +65,13 @@ def test_the_card_says_what_the_run_says():
 def test_the_page_is_one_file_in_which_words_stay_words():
     a_run("pong", words="</td><script>alert(1)</script>|")
     Path("records").mkdir()
-    Path("records/pong-v3.webm").write_bytes(b"a film")
+    Path("records/pong-v3.webm").write_bytes(b"a video")
     page, text = a_report(RunContext("atari", "pong"))
     html = page.read_text()
     assert re.findall(r'(?:src|href)="(?!data:)', html) == []
-    assert html.count('src="data:') == 2 and 'src="data:video/webm;base64,YSBmaWxt"' in html
+    assert html.count('src="data:') == 2 and 'src="data:video/webm;base64,YSB2aWRlbw=="' in html
     assert "<script" not in html and "<script" not in text.read_text()
-    assert "[Film](../../records/pong-v3.webm)" in text.read_text()
+    assert "[Video](../../records/pong-v3.webm)" in text.read_text()
 
 
 def test_other_seeds_get_a_row_and_other_settings_are_refused():
@@ -99,7 +99,7 @@ def test_training_records_who_started_it_without_the_password(monkeypatch):
     for _ in range(2):
         local.callback(RunContext("tabular", quiet=True, seed=5), TrainOptions(updates=2))
     folder = RunFolder("runs/tabular")
-    first, second = folder.starts()
+    first, second = folder.rows("starts")
     assert first["seed"] == second["seed"] == 5
     assert first["argv"] == ["tabular", "local"] == folder.settings()["argv"]
     assert Path(first["source"]).name == "tabular.py" and Path(first["source"]).is_file()
@@ -124,7 +124,7 @@ def test_secrets_at_the_end_or_twice():
 def test_an_evaluation_by_itself_counts_if_none_had_more_games(single, best):
     folder = a_run("pong")
     for mean, episodes in single:
-        folder.log_evaluation({"eval/return": mean, "eval/standard_error": None, "eval/episodes": episodes})
+        folder.log({"eval/return": mean, "eval/standard_error": None, "eval/episodes": episodes}, "evaluations")
     assert _result(folder)["best evaluation"] == best
 
 

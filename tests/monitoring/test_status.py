@@ -14,7 +14,7 @@ from tinyverse.database.memory import MemoryDatabase
 from tinyverse.monitoring import status, terminal
 
 KEYS = {
-    "run", "experiment", "settings", "run_id", "version", "update", "step", "inserted", "delivered", "sessions", "bytes",
+    "run", "experiment", "settings", "run_id", "version", "update", "step", "inserted", "sampled", "sessions", "bytes",
     "capacity", "reuse", "mean_return", "episodes", "workers", "counters", "metrics", "evaluation",
     "human_sessions", "human_return", "errors", "reuse_wanted", "compression", "steps_per_second", "frames_per_second",
     "sessions_per_second", "curve", "waits", "bottleneck",
@@ -38,7 +38,7 @@ def test_the_numbers_are_the_runs(database):
     assert [worker["id"] for worker in facts["workers"]] == ["play-1", "play-2"]
     wanted = {
         "run": "environment", "experiment": "counting", "settings": {"learning_rate": 1e-3}, "version": 3, "update": 30,
-        "step": 4000, "inserted": 4, "delivered": 6.0, "sessions": 4, "bytes": 20, "capacity": 50, "reuse": 1.5,
+        "step": 4000, "inserted": 4, "sampled": 6.0, "sessions": 4, "bytes": 20, "capacity": 50, "reuse": 1.5,
         "mean_return": 2.5, "episodes": 2, "counters": {"rejected": 2}, "metrics": {"loss/total": 0.5},
     }  # fmt: skip
     assert {name: facts[name] for name in wanted} == wanted

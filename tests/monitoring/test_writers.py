@@ -77,7 +77,7 @@ def test_a_place_that_fails_ends_nothing(folder, caplog):
         log.close()
     assert full.closed and kept.closed and "Full took no row (no space)" in caplog.text
     assert kept.rows[0]["replay/lags"] is ARRAYS["replay/lags"]
-    assert "replay/lags" not in folder.metrics()[0]  # a row of metrics.jsonl is numbers
+    assert "replay/lags" not in folder.rows()[0]  # a row of metrics.jsonl is numbers
 
 
 def test_wandb_writes_offline(folder, monkeypatch):
@@ -86,7 +86,6 @@ def test_wandb_writes_offline(folder, monkeypatch):
     for step in (100, 200):  # the second goes on with the first
         writer = open_writer("wandb", folder)
         writer.write({**ROW, **ARRAYS, "step": step})
-        writer.video("eval/video", a_video("a.webm"), step)
         writer.close()
         identity = (folder.path / "wandb-id").read_text()
     files = list((folder.path / "wandb").glob(f"offline-run-*/run-{identity}.wandb"))
@@ -200,10 +199,10 @@ def test_the_log_is_read_again_from_file_database_and_tensorboard(tmp_path):
     folder.write_settings({})
     log = TrainLog(Rows(), folder, database, seconds=1000)
     log.turn()
-    assert folder.metrics() == []  # the interval has not passed
+    assert folder.rows() == []  # the interval has not passed
     log.write()
     log.close()
-    rows = folder.metrics()
+    rows = folder.rows()
     assert [row["step"] for row in rows] == [100, 200]
     assert rows[0]["play/return"] is None
     assert log.latest == rows[-1]
@@ -222,8 +221,8 @@ def test_the_clock_goes_on_after_a_restart(tmp_path):
     log = TrainLog(Rows(), folder, MemoryDatabase(), seconds=0)
     log.turn()
     log.close()
-    assert all(row["seconds"] >= 5000.0 for row in folder.metrics())
-    assert len(folder.metrics()) == 3
+    assert all(row["seconds"] >= 5000.0 for row in folder.rows())
+    assert len(folder.rows()) == 3
 
 
 def test_a_lost_database_does_not_end_the_log(tmp_path):
@@ -236,4 +235,4 @@ def test_a_lost_database_does_not_end_the_log(tmp_path):
     log = TrainLog(Rows(), folder, Lost())
     log.write()
     log.close()
-    assert len(folder.metrics()) == 2
+    assert len(folder.rows()) == 2

@@ -48,10 +48,10 @@ def built(name):
     return body
 
 
-def used_memory(body):
-    """Not the memory of a beginning."""
+def used_state(body):
+    """Not the state of a beginning."""
     with torch.no_grad():
-        return body(torch.randn(6, B, D), body.initial_memory(B, torch.device("cpu")), torch.rand(6, B) < 0.2)[1]
+        return body(torch.randn(6, B, D), body.initial_state(B, torch.device("cpu")), torch.rand(6, B) < 0.2)[1]
 
 
 @pytest.mark.parametrize("layer_norm", [False, True])
@@ -59,26 +59,26 @@ def test_an_lstm_forgets_slowly_at_first(layer_norm):
     """A row that says nothing keeps σ(1) of the cell."""
     body = LSTM(8, layer_norm=layer_norm)
     body.build((D,), torch.float32)
-    memory = {"h": torch.zeros(B, 8), "c": torch.ones(B, 8)}
+    state = {"h": torch.zeros(B, 8), "c": torch.ones(B, 8)}
     with torch.no_grad():
-        after = body(torch.zeros(1, B, D), memory, torch.zeros(1, B, dtype=torch.bool))[1]["c"]
+        after = body(torch.zeros(1, B, D), state, torch.zeros(1, B, dtype=torch.bool))[1]["c"]
     torch.testing.assert_close(after, torch.full((B, 8), 1 / (1 + math.exp(-1))))
 
 
 @pytest.mark.parametrize("p_first", [0.0, 0.1, 0.5, 1.0])
 @pytest.mark.parametrize("name", BODIES)
 def test_stepping_is_unrolling(name, p_first):
-    body, x, first = built(name), torch.randn(T, B, D), torch.rand(T, B) < p_first
-    memory = used_memory(body)
+    body, x, is_first = built(name), torch.randn(T, B, D), torch.rand(T, B) < p_first
+    state = used_state(body)
     with torch.no_grad():
-        whole, last = body(x, memory, first)
+        whole, last = body(x, state, is_first)
         rows = []
         for t in range(T):
-            y, memory = body(x[t : t + 1], memory, first[t : t + 1])
+            y, state = body(x[t : t + 1], state, is_first[t : t + 1])
             rows.append(y)
     assert whole.shape == (T, B, 8)
     torch.testing.assert_close(torch.cat(rows), whole, atol=2e-6, rtol=2e-6)
-    steps, unrolled = nest.flatten(memory, "m"), nest.flatten(last, "m")
+    steps, unrolled = nest.flatten(state, "m"), nest.flatten(last, "m")
     assert steps.keys() == unrolled.keys()
     for key, part in steps.items():
         assert part.dtype == unrolled[key].dtype
@@ -87,24 +87,24 @@ def test_stepping_is_unrolling(name, p_first):
 
 @pytest.mark.parametrize("name", BODIES)
 def test_an_episode_knows_nothing_of_those_before(name):
-    """Rows after a beginning are those of a slice that begins there with the memory of a beginning; others are not."""
-    body, x, first = built(name), torch.randn(T, B, D), torch.zeros(T, B, dtype=torch.bool)
-    first[5] = True
-    memory = used_memory(body)
+    """Rows after a beginning are those of a slice that begins there with the state of a beginning; others are not."""
+    body, x, is_first = built(name), torch.randn(T, B, D), torch.zeros(T, B, dtype=torch.bool)
+    is_first[5] = True
+    state = used_state(body)
     with torch.no_grad():
-        whole, last = body(x, memory, first)
-        alone, end = body(x[5:], body.initial_memory(B, torch.device("cpu")), torch.zeros_like(first[5:]))
-        fresh, _ = body(x, body.initial_memory(B, torch.device("cpu")), first)
+        whole, last = body(x, state, is_first)
+        alone, end = body(x[5:], body.initial_state(B, torch.device("cpu")), torch.zeros_like(is_first[5:]))
+        fresh, _ = body(x, body.initial_state(B, torch.device("cpu")), is_first)
     torch.testing.assert_close(whole[5:], alone, atol=2e-6, rtol=2e-6)
     nest.map(lambda a, b: torch.testing.assert_close(a, b, atol=2e-6, rtol=2e-6), last, end)
-    assert (whole[0] - fresh[0]).abs().amax(-1).min() > 1e-4, "in every environment, memory does matter"
+    assert (whole[0] - fresh[0]).abs().amax(-1).min() > 1e-4, "in every environment, the state does matter"
 
 
 @pytest.mark.parametrize("name", BODIES)
 def test_gradients_stay_within_an_episode(name):
-    body, x, first = built(name), torch.randn(T, B, D, requires_grad=True), torch.zeros(T, B, dtype=torch.bool)
-    first[8, 1:] = True
-    (body(x, used_memory(body), first)[0][-1] * torch.randn(B, 8)).sum().backward()
+    body, x, is_first = built(name), torch.randn(T, B, D, requires_grad=True), torch.zeros(T, B, dtype=torch.bool)
+    is_first[8, 1:] = True
+    (body(x, used_state(body), is_first)[0][-1] * torch.randn(B, 8)).sum().backward()
     assert not x.grad[:8, 1:].any()
     assert x.grad[8:, 1:].any()
     if name != "attention on one row":
@@ -114,7 +114,7 @@ def test_gradients_stay_within_an_episode(name):
 @pytest.mark.parametrize("name", BODIES)
 def test_every_parameter_learns(name):
     body = built(name)
-    y, _ = body(torch.randn(T, B, D), used_memory(body), torch.rand(T, B) < 0.1)
+    y, _ = body(torch.randn(T, B, D), used_state(body), torch.rand(T, B) < 0.1)
     (y * torch.randn_like(y)).sum().backward()
     still = {
         name.rpartition(".")[2]
@@ -127,17 +127,17 @@ def test_every_parameter_learns(name):
 @pytest.mark.parametrize("name", BODIES)
 def test_memory_survives_the_wire_and_bfloat16(name):
     network = ModularNetwork(spaces.Box(-1, 1, (D,)), spaces.Discrete(2), body=BODIES[name]())
-    x, first = torch.randn(T, B, D), torch.rand(T, B) < 0.2
+    x, is_first = torch.randn(T, B, D), torch.rand(T, B) < 0.2
     with torch.no_grad():
-        memory = network(x, network.initial_memory(B), first)[1]
-        restored = nest.unflatten(nest.flatten(memory, "initial_memory"), "initial_memory")
-        expected = network(x, memory, first)[0].values
-        assert torch.equal(network(x, restored, first)[0].values, expected)
+        state = network(x, network.initial_state(B), is_first)[1]
+        restored = nest.unflatten(nest.flatten(state, "initial_state"), "initial_state")
+        expected = network(x, state, is_first)[0].values
+        assert torch.equal(network(x, restored, is_first)[0].values, expected)
         with torch.autocast("cpu", torch.bfloat16):
-            values, after = network(x, memory, first)
+            values, after = network(x, state, is_first)
         assert torch.bfloat16 not in {leaf.dtype for leaf in nest.leaves(after)}
         torch.testing.assert_close(values.values, expected, atol=0.1, rtol=0.1)
-        copied, after = network.bfloat16()(x, memory, first)
+        copied, after = network.bfloat16()(x, state, is_first)
     assert torch.bfloat16 not in {leaf.dtype for leaf in nest.leaves(after)}
     torch.testing.assert_close(copied.values, expected, atol=0.15, rtol=0.1)
 
@@ -145,11 +145,11 @@ def test_memory_survives_the_wire_and_bfloat16(name):
 def test_memories_of_a_stack_have_names():
     body = BODIES["stack of everything"]()
     body.build((D,), torch.float32)
-    names = set(nest.flatten(body.initial_memory(2, torch.device("cpu")), "memory"))
+    names = set(nest.flatten(body.initial_state(2, torch.device("cpu")), "state"))
     parts = {"stage0", "stage1.embeddings", "stage1.valid", "stage2.stage0.h", "stage2.stage1.h", "stage2.stage1.c"}
-    assert names == {f"memory.{part}" for part in parts}
+    assert names == {f"state.{part}" for part in parts}
     network = ModularNetwork(spaces.Box(-1, 1, (D,)), spaces.Discrete(2), body=Stack(MLP(4), MLP(5)))
-    assert network.initial_memory(3) == ()
+    assert network.initial_state(3) == ()
 
 
 def sigmoid(x):
@@ -167,36 +167,36 @@ def numbers(parameter):
 
 
 def test_normalised_lstm_is_the_papers_formula():
-    body, x, first = built("normalised lstm"), torch.randn(T, B, D), torch.rand(T, B) < 0.2
-    memory, layer = used_memory(body), body.lstm
+    body, x, is_first = built("normalised lstm"), torch.randn(T, B, D), torch.rand(T, B) < 0.2
+    state, layer = used_state(body), body.lstm
     w, u = numbers(layer.weight_ih_l0), numbers(layer.weight_hh_l0)
     expected = np.zeros((T, B, 8))
     for b in range(B):
-        h, c = numbers(memory["h"][b]), numbers(memory["c"][b])
+        h, c = numbers(state["h"][b]), numbers(state["c"][b])
         for t in range(T):
-            if first[t, b]:
+            if is_first[t, b]:
                 h, c = np.zeros(8), np.zeros(8)
             i, f, g, o = np.split(norm(w @ numbers(x[t, b]), layer.norm_ih) + norm(u @ h, layer.norm_hh), 4)
             c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
             h = sigmoid(o) * np.tanh(norm(c, layer.norm_c))
             expected[t, b] = h
-    np.testing.assert_allclose(numbers(body(x, memory, first)[0]), expected, atol=1e-5)
+    np.testing.assert_allclose(numbers(body(x, state, is_first)[0]), expected, atol=1e-5)
 
 
 def test_gru_is_the_formula():
-    body, x, first = built("gru"), torch.randn(T, B, D), torch.rand(T, B) < 0.2
-    memory, layer = used_memory(body), body.gru
+    body, x, is_first = built("gru"), torch.randn(T, B, D), torch.rand(T, B) < 0.2
+    state, layer = used_state(body), body.gru
     w, u, p, q = (numbers(getattr(layer, f"{name}_l0")) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
     expected = np.zeros((T, B, 8))
     for b in range(B):
-        h = numbers(memory["h"][b])
+        h = numbers(state["h"][b])
         for t in range(T):
-            h = np.zeros(8) if first[t, b] else h
+            h = np.zeros(8) if is_first[t, b] else h
             (r_x, z_x, n_x), (r_h, z_h, n_h) = np.split(w @ numbers(x[t, b]) + p, 3), np.split(u @ h + q, 3)
             r, z = sigmoid(r_x + r_h), sigmoid(z_x + z_h)
             h = (1 - z) * np.tanh(n_x + r * n_h) + z * h
             expected[t, b] = h
-    np.testing.assert_allclose(numbers(body(x, memory, first)[0]), expected, atol=1e-5)
+    np.testing.assert_allclose(numbers(body(x, state, is_first)[0]), expected, atol=1e-5)
 
 
 def linear(layer, x):
@@ -213,12 +213,12 @@ def gate(layer, x, y):
 @pytest.mark.parametrize("name", ["attention", "attention beyond the slice", "attention on one row"])
 def test_attention_is_the_formula(name):
     """Each row by itself: a list of the episode's newest embeddings, of which each head takes a weighted mean."""
-    body, x, first = built(name), torch.randn(T, B, D), torch.rand(T, B) < 0.2
-    memory, expected = used_memory(body), np.zeros((T, B, 8))
+    body, x, is_first = built(name), torch.randn(T, B, D), torch.rand(T, B) < 0.2
+    state, expected = used_state(body), np.zeros((T, B, 8))
     for b in range(B):
-        past = [numbers(e) for e, valid in zip(memory["embeddings"][b], memory["valid"][b], strict=True) if valid]
+        past = [numbers(e) for e, valid in zip(state["embeddings"][b], state["valid"][b], strict=True) if valid]
         for t in range(T):
-            past = [] if first[t, b] else past
+            past = [] if is_first[t, b] else past
             e = linear(body.embed, numbers(x[t, b]))
             past = [*past, e][-body.memory - 1 :]
             query, found = linear(body.query, norm(e, body.norm)), []
@@ -233,7 +233,7 @@ def test_attention_is_the_formula(name):
             y = gate(body.gate, e, np.maximum(linear(body.mix, np.array(found)), 0))
             inner = linear(body.mlp[2], np.maximum(linear(body.mlp[0], norm(y, body.norm_mlp)), 0))
             expected[t, b] = gate(body.gate_mlp, y, np.maximum(inner, 0))
-    np.testing.assert_allclose(numbers(body(x, memory, first)[0]), expected, atol=1e-5)
+    np.testing.assert_allclose(numbers(body(x, state, is_first)[0]), expected, atol=1e-5)
 
 
 def test_gates_are_nearly_closed_at_first():
@@ -266,11 +266,11 @@ def test_what_cannot_be_is_refused(make, words):
 def test_what_played_is_what_learns(name, algorithm):
     """Log-probabilities from playing, session by session, are those of the unrolled batch; so nothing is clipped."""
     agent = agent_of(trunk=MLP(6), body=BODIES[name]())
-    chains, first = Chains(8), np.zeros(8, bool)
-    _, memory, first = play_on(agent, chains, agent.initial_memory(8), first, 7)
-    batch, _, _ = play_on(agent, chains, memory, first, 13)
+    chains, is_first = Chains(8), np.zeros(8, bool)
+    _, state, is_first = play_on(agent, chains, agent.initial_state(8), is_first, 7)
+    batch, _, _ = play_on(agent, chains, state, is_first, 13)
     network = agent.network
-    outputs, _ = network(batch.observations, batch.initial_memory, batch.first)
+    outputs, _ = network(batch.observations, batch.initial_state, batch.is_first)
     log_probs = network.distribution(tuple(leaf[:-1] for leaf in outputs.policy)).log_prob(batch.actions)
     played = batch.extras["behaviour_log_prob"]
     torch.testing.assert_close(log_probs, played, atol=1e-5, rtol=1e-5)

@@ -162,22 +162,22 @@ def test_no_gradient_reaches_a_masked_logit():
     assert moved.tolist() == [True, False, True, True, False]
 
 
-def play(agent, name, rng, memory):
+def play(agent, name, rng, state):
     """A batch with random ends; masks of the rows that are a reset, and of those before it, are anything at all."""
-    alive = rng.random((T, B)) < 0.8
+    valid = rng.random((T, B)) < 0.8
     terminated = np.zeros((T, B), bool)
-    terminated[:-1] = ~alive[1:]
-    observations, columns, first = [], [], np.zeros(B, bool)
+    terminated[:-1] = ~valid[1:]
+    observations, columns, is_first = [], [], np.zeros(B, bool)
     for t in range(T + 1):
         seen = observe(name, rng, B)
         if t < T:
             arbitrary = rng.integers(2, size=seen["available_actions"].shape)
             seen["available_actions"] = np.where(
-                alive[t][:, None], seen["available_actions"], arbitrary * rng.integers(2)
+                valid[t][:, None], seen["available_actions"], arbitrary * rng.integers(2)
             )
-            actions, memory, extras = agent.act(seen, memory, first)
+            actions, state, extras = agent.act(seen, state, is_first)
             columns.append((torch.as_tensor(actions), torch.as_tensor(extras["behaviour_log_prob"])))
-            first = ~alive[t]
+            is_first = ~valid[t]
         observations.append({key: torch.as_tensor(leaf) for key, leaf in seen.items()})
     actions, log_probs = (torch.stack(column) for column in zip(*columns, strict=True))
     return Batch(
@@ -186,8 +186,8 @@ def play(agent, name, rng, memory):
         rewards=torch.tensor(rng.normal(size=(T, B)), dtype=torch.float32),
         terminated=torch.tensor(terminated),
         truncated=torch.zeros(T, B, dtype=torch.bool),
-        alive=torch.tensor(alive),
-        initial_memory=agent.initial_memory(B),
+        valid=torch.tensor(valid),
+        initial_state=agent.initial_state(B),
         extras={"behaviour_log_prob": log_probs},
         weights=torch.ones(B),
         lag=torch.zeros(B),
@@ -201,9 +201,9 @@ def test_algorithms_learn_as_ever(name, algorithm):
     agent, rng = agent_of(name, trunk={"ahead": MLP(8)}, body=LSTM(8)), np.random.default_rng(0)
     learner = algorithm(agent, learning_rate=1e-2)
     for _ in range(5):
-        batch = play(agent, name, rng, agent.initial_memory(B))
+        batch = play(agent, name, rng, agent.initial_state(B))
         network = agent.network
-        outputs, _ = network(batch.observations, batch.initial_memory, batch.first)
+        outputs, _ = network(batch.observations, batch.initial_state, batch.is_first)
         policy = network.distribution(tuple(leaf[:-1] for leaf in outputs.policy))
         torch.testing.assert_close(
             policy.log_prob(batch.actions), batch.extras["behaviour_log_prob"], atol=1e-4, rtol=1e-4
@@ -223,7 +223,7 @@ def test_what_is_masked_is_learned_around(algorithm):
     learner, worth = algorithm(agent, learning_rate=1e-2, optimizer="adam", reward_clip=None), torch.arange(5.0)
     for _ in range(60):
         batch = play(agent, "discrete", rng, ())
-        batch.rewards, batch.terminated = worth[batch.actions - 2] * batch.alive, torch.ones(T, B, dtype=torch.bool)
+        batch.rewards, batch.terminated = worth[batch.actions - 2] * batch.valid, torch.ones(T, B, dtype=torch.bool)
         learner.train_step(batch)
     observations = observe("discrete", rng)
     actions, _, _ = agent.act(observations, (), np.zeros(200, bool), greedy=True)

@@ -1,4 +1,4 @@
-"""Networks: acting step by step is training all at once; memory begins anew; ends that do not fit are named."""
+"""Networks: acting step by step is training all at once; the state begins anew; ends that do not fit are named."""
 
 import math
 
@@ -74,67 +74,67 @@ SPACES = {"window": FRAME, "everything": TREE}
 @pytest.mark.parametrize("name", NETWORKS)
 def test_stepping_is_unrolling(name, p_first):
     network, observations = NETWORKS[name](), rows_of(SPACES.get(name, VECTOR))
-    first = torch.rand(T, B) < p_first
-    memory = nest.map(torch.clone, network.initial_memory(B))
+    is_first = torch.rand(T, B) < p_first
+    state = nest.map(torch.clone, network.initial_state(B))
     with torch.no_grad():
-        _, memory = network(observations, memory, torch.zeros(T, B, dtype=torch.bool))  # not the memory of a beginning
-        whole, last = network(observations, memory, first)
+        _, state = network(observations, state, torch.zeros(T, B, dtype=torch.bool))  # not the state of a beginning
+        whole, last = network(observations, state, is_first)
         steps = []
         for t in range(T):
-            outputs, memory = network(nest.map(lambda x: x[t : t + 1], observations), memory, first[t : t + 1])
+            outputs, state = network(nest.map(lambda x: x[t : t + 1], observations), state, is_first[t : t + 1])
             steps.append(outputs)
     for parts, expected in zip(zip(*(step.policy for step in steps), strict=True), whole.policy, strict=True):
         torch.testing.assert_close(torch.cat(parts), expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(torch.cat([step.values for step in steps]), whole.values, atol=1e-5, rtol=1e-5)
-    assert nest.flatten(memory, "m").keys() == nest.flatten(last, "m").keys()
-    nest.map(lambda a, b: torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5), memory, last)
+    assert nest.flatten(state, "m").keys() == nest.flatten(last, "m").keys()
+    nest.map(lambda a, b: torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5), state, last)
 
 
 @pytest.mark.parametrize("name", ["lstm", "window", "window of vectors", "everything"])
 def test_a_first_row_forgets(name):
     """After a restart nothing depends on what was before; without one it does."""
     network, observations = NETWORKS[name](), rows_of(SPACES.get(name, VECTOR))
-    first = torch.zeros(T, B, dtype=torch.bool)
-    first[5] = True
-    fresh = network.initial_memory(B)
+    is_first = torch.zeros(T, B, dtype=torch.bool)
+    is_first[5] = True
+    fresh = network.initial_state(B)
     used = nest.map(lambda x: torch.full_like(x, 3), fresh)
     with torch.no_grad():
-        a, b = network(observations, fresh, first)[0].values, network(observations, used, first)[0].values
+        a, b = network(observations, fresh, is_first)[0].values, network(observations, used, is_first)[0].values
     assert torch.equal(a[5:], b[5:])
     assert not torch.allclose(a[0], b[0], atol=1e-5)
 
 
 def test_memory_survives_the_wire():
-    """Flattened to names and back, as a session does, memory still fits: stages without any leave no holes."""
+    """Flattened to names and back, as a session does, a state still fits: stages without any leave no holes."""
     network, observations = NETWORKS["everything"](), rows_of(TREE)
-    first = torch.zeros(T, B, dtype=torch.bool)
-    memory = network(observations, network.initial_memory(B), first)[1]
-    assert set(memory) == {"trunk1", "trunk2", "body"}
-    restored = nest.unflatten(nest.flatten(memory, "memory"), "memory")
-    expected, got = network(observations, memory, first), network(observations, restored, first)
+    is_first = torch.zeros(T, B, dtype=torch.bool)
+    state = network(observations, network.initial_state(B), is_first)[1]
+    assert set(state) == {"trunk1", "trunk2", "body"}
+    restored = nest.unflatten(nest.flatten(state, "state"), "state")
+    expected, got = network(observations, state, is_first), network(observations, restored, is_first)
     assert torch.equal(expected[0].values, got[0].values)
-    assert NETWORKS["memoryless"]().initial_memory(B) == ()
+    assert NETWORKS["memoryless"]().initial_state(B) == ()
 
 
 @pytest.mark.parametrize("k", [2, 4, 12])
 def test_windows_hold_the_newest_frames_of_the_episode(k):
     frames = torch.randint(1, 255, (T, B, 2, 2), dtype=torch.uint8)
-    memory = torch.randint(1, 255, (B, k - 1, 2, 2), dtype=torch.uint8)
-    first = torch.rand(T, B) < 0.3
-    windows = stack_windows(frames, memory, first)
+    state = torch.randint(1, 255, (B, k - 1, 2, 2), dtype=torch.uint8)
+    is_first = torch.rand(T, B) < 0.3
+    windows = stack_windows(frames, state, is_first)
     for b in range(B):
-        history = list(memory[b])
+        history = list(state[b])
         for t in range(T):
-            history = [torch.zeros(2, 2, dtype=torch.uint8)] * k if first[t, b] else history
+            history = [torch.zeros(2, 2, dtype=torch.uint8)] * k if is_first[t, b] else history
             history = [*history, frames[t, b]]
             assert torch.equal(windows[t, b], torch.stack(history[-k:]))
 
 
 def test_a_recurrent_gradient_stops_at_first():
     network = ModularNetwork(VECTOR, spaces.Discrete(2), trunk=Identity(), body=LSTM(8))
-    observations, first = torch.randn(T, B, 4, requires_grad=True), torch.zeros(T, B, dtype=torch.bool)
-    first[4] = True
-    network(observations, network.initial_memory(B), first)[0].values[-1].sum().backward()
+    observations, is_first = torch.randn(T, B, 4, requires_grad=True), torch.zeros(T, B, dtype=torch.bool)
+    is_first[4] = True
+    network(observations, network.initial_state(B), is_first)[0].values[-1].sum().backward()
     assert (observations.grad[:4] == 0).all()
     assert (observations.grad[4:] != 0).any()
 
@@ -239,9 +239,9 @@ def test_initialisation():
 
 def test_a_joint_action_has_the_sum_of_log_probabilities():
     network = NETWORKS["everything"]()
-    first = torch.zeros(T, B, dtype=torch.bool)
+    is_first = torch.zeros(T, B, dtype=torch.bool)
     with torch.no_grad():
-        outputs, _ = network(rows_of(TREE), network.initial_memory(B), first)
+        outputs, _ = network(rows_of(TREE), network.initial_state(B), is_first)
     policy = network.distribution(tuple(torch.randn_like(leaf) for leaf in outputs.policy))
     actions = policy.sample(torch.Generator().manual_seed(0))
     shapes = {name: tuple(leaf.shape) for name, leaf in actions.items()}
@@ -328,10 +328,10 @@ def test_a_value_trunk_shares_nothing_with_the_policy():
         FRAME, spaces.Discrete(2), trunk=Window(2, NatureConv(8)), body=LSTM(8), value_trunk=Window(4, SmallConv(6))
     )
     assert network.value.linear.in_features == 6
-    memory = network.initial_memory(B)
-    assert set(memory) == {"trunk0", "value0", "body"}
-    outputs, after = network(rows_of(FRAME), memory, torch.zeros(T, B, dtype=torch.bool))
-    assert set(after) == set(memory)
+    state = network.initial_state(B)
+    assert set(state) == {"trunk0", "value0", "body"}
+    outputs, after = network(rows_of(FRAME), state, torch.zeros(T, B, dtype=torch.bool))
+    assert set(after) == set(state)
     outputs.values.sum().backward()
     learned = {name.split(".")[0] for name, parameter in network.named_parameters() if parameter.grad is not None}
     assert learned == {"value_trunks", "value"}
@@ -343,14 +343,14 @@ def test_a_value_trunk_shares_nothing_with_the_policy():
 @pytest.mark.parametrize("how", ["autocast", "copy"])
 def test_bfloat16_stays_close_and_speaks_float32(name, how):
     network, observations = NETWORKS[name](), rows_of(SPACES.get(name, VECTOR))
-    first = torch.zeros(T, B, dtype=torch.bool)
+    is_first = torch.zeros(T, B, dtype=torch.bool)
     with torch.no_grad():
-        expected, _ = network(observations, network.initial_memory(B), first)
+        expected, _ = network(observations, network.initial_state(B), is_first)
         with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
             network = network.bfloat16() if how == "copy" else network
-            outputs, memory = network(observations, network.initial_memory(B), first)
+            outputs, state = network(observations, network.initial_state(B), is_first)
     assert {leaf.dtype for leaf in (*outputs.policy, outputs.values)} == {torch.float32}
-    assert torch.bfloat16 not in {leaf.dtype for leaf in nest.leaves(memory)}
+    assert torch.bfloat16 not in {leaf.dtype for leaf in nest.leaves(state)}
     torch.testing.assert_close(outputs.values, expected.values, atol=0.1, rtol=0.1)
 
 
@@ -374,6 +374,6 @@ def test_a_background_is_learned_by_learning_and_taken_away_from_then_on():
     assert not torch.allclose(conv(images), before), "seen by the mean that was before"
     conv.eval()
     mean = background.mean.permute(2, 0, 1)
-    first = functional.conv2d((images - mean) / 255, conv.layers[0].weight, conv.layers[0].bias, 4)
-    torch.testing.assert_close(conv.layers[0](images), first, atol=1e-4, rtol=1e-4)
+    is_first = functional.conv2d((images - mean) / 255, conv.layers[0].weight, conv.layers[0].bias, 4)
+    torch.testing.assert_close(conv.layers[0](images), is_first, atol=1e-4, rtol=1e-4)
     assert background.count == 2

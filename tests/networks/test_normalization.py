@@ -84,20 +84,20 @@ def network():
 
 def test_statistics_travel_with_weights_and_stay_exact_in_bfloat16():
     agent = TorchAgent(network())
-    agent.network(1000 + torch.randn(5, 3, 2), agent.initial_memory(3), torch.zeros(5, 3).bool())
+    agent.network(1000 + torch.randn(5, 3, 2), agent.initial_state(3), torch.zeros(5, 3).bool())
     player = TorchAgent(network()).to(dtype=torch.bfloat16)
     player.set_weights(agent.get_weights())
     mine, theirs = (a.network.trunks[0].trunk.module.moments for a in (agent, player))
     assert mine.count == 15 and theirs.mean.dtype == torch.float64
     torch.testing.assert_close(mine.mean, theirs.mean, rtol=1e-6, atol=0)
     before = theirs.mean.clone()
-    player.act(np.zeros((3, 2), np.float32), player.initial_memory(3), np.ones(3, bool))
+    player.act(np.zeros((3, 2), np.float32), player.initial_state(3), np.ones(3, bool))
     assert torch.equal(theirs.mean, before)
 
 
 def test_a_restored_learner_goes_on_with_them():
     learner, other = (A2C(TorchAgent(network()), return_scale=True) for _ in range(2))
-    learner.agent.network(torch.randn(5, 3, 2), learner.agent.initial_memory(3), torch.zeros(5, 3).bool())
+    learner.agent.network(torch.randn(5, 3, 2), learner.agent.initial_state(3), torch.zeros(5, 3).bool())
     learner.return_scale(torch.randn(5, 3), torch.ones(5, 3), torch.ones(5, 3))
     other.load_state_dict(copy.deepcopy(learner.state_dict()))
     for name, tensor in learner.return_scale.state_dict().items():
@@ -111,8 +111,8 @@ def test_the_behaviour_log_prob_is_found_again_in_training():
     rows = torch.zeros(1, 3).bool()
     for _ in range(3):
         seen = torch.randn(1, 3, 2) * 5 + 3
-        actions, _, extras = agent.act(seen[0].numpy(), agent.initial_memory(3), np.zeros(3, bool))
-        outputs, _ = agent.network(seen, agent.initial_memory(3), rows)
+        actions, _, extras = agent.act(seen[0].numpy(), agent.initial_state(3), np.zeros(3, bool))
+        outputs, _ = agent.network(seen, agent.initial_state(3), rows)
         again = agent.network.distribution(outputs.policy).log_prob(torch.from_numpy(actions)[None])
         torch.testing.assert_close(again[0].detach(), torch.from_numpy(extras["behaviour_log_prob"]))
 
@@ -122,21 +122,21 @@ def test_return_scale_is_the_deviation_of_discounted_sums():
     scale, sums = RewardNormalizer(discount), []
     for _ in range(3):
         ended = random.random((steps, num_envs)) < 0.2
-        alive = np.ones((steps, num_envs), bool)
+        valid = np.ones((steps, num_envs), bool)
         rewards = random.normal(5, 3, (steps, num_envs))
         for b in range(num_envs):
             total = 0.0
             for t in range(steps):
-                if t and alive[t - 1, b] and ended[t - 1, b]:
-                    alive[t, b], ended[t, b], rewards[t, b], total = False, False, 0.0, 0.0
+                if t and valid[t - 1, b] and ended[t - 1, b]:
+                    valid[t, b], ended[t, b], rewards[t, b], total = False, False, 0.0, 0.0
                     continue
                 total = discount * total + rewards[t, b]
                 sums.append(total)
                 total = 0.0 if ended[t, b] else total
-        tensors = [torch.from_numpy(array.astype(float)) for array in (rewards, ~ended, alive)]
+        tensors = [torch.from_numpy(array.astype(float)) for array in (rewards, ~ended, valid)]
         scaled = scale(*tensors)
         expected = (rewards / np.std(sums)).clip(-10, 10)
-        assert not alive.all()
+        assert not valid.all()
         np.testing.assert_allclose(scaled, expected, rtol=1e-6)
 
 
@@ -179,7 +179,7 @@ def test_a_learner_that_scales_learns_from_rewards_of_a_thousand(algorithm, opti
         batch.rewards = batch.rewards * 1000
         learner.train_step(batch)
     after = play(agent, 16, 20)
-    assert after.rewards.sum() / after.alive.sum() > 0.9 / LENGTH
+    assert after.rewards.sum() / after.valid.sum() > 0.9 / LENGTH
 
 
 @pytest.mark.parametrize("algorithm", [A2C, PPO, VTrace])

@@ -49,12 +49,12 @@ class Corridor(gymnasium.Env):
 class Remembering(Agent):
     """Presses the number of steps it remembers; greedily, always 4."""
 
-    def initial_memory(self, n):
+    def initial_state(self, n):
         return np.zeros(n, np.int64)
 
-    def act(self, observations, memory, first, greedy=False):
-        memory = np.where(first, 0, memory)
-        return (np.full_like(memory, 4) if greedy else memory % 5), memory + 1, {}
+    def act(self, observations, state, is_first, greedy=False):
+        state = np.where(is_first, 0, state)
+        return (np.full_like(state, 4) if greedy else state % 5), state + 1, {}
 
 
 def corridors(*lengths, **options):
@@ -72,7 +72,7 @@ def corridors(*lengths, **options):
 
 def test_returns_are_those_of_the_games():
     result = evaluate(corridors(4), Remembering(), episodes=5, at_once=2)
-    assert result.returns == [0 + 1 + 2 + 3] * 5  # memory begins anew with every episode
+    assert result.returns == [0 + 1 + 2 + 3] * 5  # the state begins anew with every episode
     assert result.lengths == [4] * 5
     assert result.mean == 6
     assert result.standard_error == 0
@@ -126,7 +126,7 @@ def test_a_game_without_end_is_cut_and_counted_once(monkeypatch):
 
 def test_environments_are_closed_also_after_an_error():
     class Failing(Remembering):
-        def act(self, observations, memory, first, greedy=False):
+        def act(self, observations, state, is_first, greedy=False):
             raise ZeroDivisionError
 
     experiment = corridors(3)
@@ -240,10 +240,10 @@ def test_a_film_that_cannot_be_written_is_a_note(tmp_path):
 
 def test_a_game_that_fails_leaves_no_half_film(tmp_path):
     class Tired(Remembering):
-        def act(self, observations, memory, first, greedy=False):
-            if (memory > 2).any():
+        def act(self, observations, state, is_first, greedy=False):
+            if (state > 2).any():
                 raise ZeroDivisionError
-            return super().act(observations, memory, first, greedy)
+            return super().act(observations, state, is_first, greedy)
 
     with pytest.raises(ZeroDivisionError):
         evaluate(corridors(9), Tired(), video=tmp_path / "episode.webm")
@@ -259,8 +259,8 @@ class Weighted(Agent):
     def __init__(self, *_):
         self.button = 0
 
-    def act(self, observations, memory, first, greedy=False):
-        return np.full(len(first), self.button), memory, {}
+    def act(self, observations, state, is_first, greedy=False):
+        return np.full(len(is_first), self.button), state, {}
 
     def set_weights(self, weights):
         self.button = int(weights["button"])

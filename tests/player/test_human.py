@@ -89,7 +89,7 @@ def test_v_trace_takes_the_agents_probability_as_the_ratio():
         replay.add(session)
     batch = replay.sample()
     _, metrics = VTrace(agent, learning_rate=1e-3).loss(batch)
-    outputs, _ = agent.network(batch.observations, batch.initial_memory, batch.first)
+    outputs, _ = agent.network(batch.observations, batch.initial_state, batch.is_first)
     probabilities = outputs.policy[0][:-1].softmax(-1).gather(-1, (batch.actions - 5)[..., None])[..., 0]
     wanted = ((probabilities * batch.mask).sum() / batch.mask.sum()).detach()
     assert 0 < float(wanted) < 1
@@ -98,9 +98,9 @@ def test_v_trace_takes_the_agents_probability_as_the_ratio():
 
 def test_extras_that_the_agent_does_not_have_are_not_made_up():
     class Plain(TorchAgent):
-        def act(self, observations, memory, first, greedy=False):
-            actions, memory, _ = super().act(observations, memory, first, greedy)
-            return actions, memory, {}
+        def act(self, observations, state, is_first, greedy=False):
+            actions, state, _ = super().act(observations, state, is_first, greedy)
+            return actions, state, {}
 
     env = Corridor()
     plain = Plain(an_agent(env).network)
@@ -260,7 +260,7 @@ def test_what_a_person_did_does_not_age():
 
 
 def greedily_right(agent):
-    actions, _, _ = agent.act(np.eye(3, dtype=np.float32), agent.initial_memory(3), np.zeros(3, bool), greedy=True)
+    actions, _, _ = agent.act(np.eye(3, dtype=np.float32), agent.initial_state(3), np.zeros(3, bool), greedy=True)
     return (actions == 5 + np.arange(3)).sum()
 
 

@@ -109,19 +109,19 @@ def test_without_weights_a_player_waits_and_says_so(database, record_property):
 
 
 def test_a_player_waits_at_the_allowance_and_goes_on_when_sessions_are_delivered(database):
-    database.report(allowance=6, reuse=1.0, delivered=0)
+    database.report(max_ahead=6, reuse=1.0, sampled=0)
     publish(database, 0)
     player, uploader = a_player(database, num_envs=2)
     with playing(player, uploader):
-        until(lambda: any("deliveries behind" in w.waits_for for w in database.workers()))
+        until(lambda: any("samples behind" in w.waits_for for w in database.workers()))
         until(lambda: database.state().inserted == 8)  # begun at a debt of 6, which is allowed
         assert uploader.may_play() is False
-        database.report(delivered=2)
+        database.report(sampled=2)
         until(lambda: database.state().inserted == 10)
-        until(lambda: database.state().debt == 8 and not uploader._rollouts.unfinished_tasks)
-        database.report(delivered=10)
+        until(lambda: database.state().deficit == 8 and not uploader._rollouts.unfinished_tasks)
+        database.report(sampled=10)
         until(lambda: database.state().inserted == 18)
-        until(lambda: any("deliveries behind" in w.waits_for for w in database.workers()))
+        until(lambda: any("samples behind" in w.waits_for for w in database.workers()))
         assert database.state().inserted == 18
     uploader.close()
 
@@ -136,7 +136,7 @@ def test_heartbeats_say_what_a_players_time_goes_into(database):
 
 
 def test_realtime_never_waits_but_drops_and_counts(database):
-    database.report(allowance=0, reuse=1.0, delivered=0)
+    database.report(max_ahead=0, reuse=1.0, sampled=0)
     publish(database, 0)
     gate = threading.Event()
 

@@ -22,13 +22,13 @@ def test_two_pools_taken_in_turn_play_what_each_would_play_alone():
     assert both.num_envs == 5
     for _ in range(20):
         rollout, parts = both.play(), [player.play() for player in alone]
-        for name in ("observations", "actions", "rewards", "terminated", "truncated", "alive"):
+        for name in ("observations", "actions", "rewards", "terminated", "truncated", "valid"):
             got = getattr(rollout, name)
             np.testing.assert_array_equal(got, np.concatenate([getattr(part, name) for part in parts], 1))
-        np.testing.assert_array_equal(rollout.initial_memory, np.concatenate([part.initial_memory for part in parts]))
+        np.testing.assert_array_equal(rollout.initial_state, np.concatenate([part.initial_state for part in parts]))
         np.testing.assert_array_equal(rollout.extras["saw"], clock(rollout.observations[:-1]))
         assert rollout.episodes == parts[0].episodes + parts[1].episodes
-    assert any(rollout.episodes) or not rollout.alive.all()
+    assert any(rollout.episodes) or not rollout.valid.all()
 
 
 def test_one_pool_is_stepped_while_the_agent_acts_in_the_other():

@@ -41,7 +41,7 @@ def test_large_sessions_are_sent_in_parts(database, monkeypatch):
 
 
 def test_sessions_on_their_way_count_against_the_allowance(database):
-    database.report(allowance=2.0, reuse=1.0)
+    database.report(max_ahead=2.0, reuse=1.0)
     publish(database, 0)
     player, uploader = a_player(database, num_envs=2)  # the uploader does not run
     assert uploader.may_play()
@@ -145,7 +145,7 @@ def test_swapping_and_fetching_at_once_never_disagree(database):
     while time.monotonic() < ends:
         version += 1
         publish(database, version)
-        uploader.look()
+        uploader.refresh()
         found = uploader.swap(agent)
         if found is not None:
             agent, number, update = found

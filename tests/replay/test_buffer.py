@@ -48,7 +48,7 @@ def replay_of(sampler=None, count=0, spec=SPEC, **flow):
     flow = {"batch_size": 2, "buffer_size": 8, "reuse": None, **flow}
     replay = Replay(spec, ReplayConfig(**flow), sampler or Fresh())
     for number in range(1, count + 1):
-        replay.add(session_of(number, spec=spec), position=f"{number}-0")
+        replay.add(session_of(number, spec=spec), session_id=f"{number}-0")
     return replay
 
 
@@ -63,13 +63,13 @@ def test_what_was_stored_comes_out_time_first():
     batch = replay_of(count=2).sample()
     for column, number in enumerate((1, 2)):
         session = session_of(number)
-        for field in ("observations", "actions", "rewards", "terminated", "truncated", "alive", "extras"):
+        for field in ("observations", "actions", "rewards", "terminated", "truncated", "valid", "extras"):
             got, wanted = nest.flatten(getattr(batch, field), field), nest.flatten(getattr(session, field), field)
             assert got.keys() == wanted.keys()
             for name, leaf in wanted.items():
                 np.testing.assert_array_equal(got[name][:, column], leaf)
                 assert got[name].dtype == torch.from_numpy(np.array(leaf)).dtype
-        assert batch.initial_memory[column] == session.initial_memory
+        assert batch.initial_state[column] == session.initial_state
     assert isinstance(batch.observations["pair"], tuple)
     assert batch.weights.tolist() == [1, 1] and batch.lag.tolist() == [0, 0] and batch.slots.tolist() == [0, 1]
 
@@ -106,7 +106,7 @@ def test_a_batch_does_not_change_when_its_slot_is_overwritten():
     batch = replay.sample()
     for number in (7, 8):
         replay.add(session_of(number))
-    assert numbers_of(batch) == [1, 2] and batch.initial_memory.tolist() == [100, 200]
+    assert numbers_of(batch) == [1, 2] and batch.initial_state.tolist() == [100, 200]
 
 
 def test_what_is_stored_does_not_change_with_the_session():
@@ -132,9 +132,9 @@ def test_slices_are_consecutive_rows_and_begin_anywhere(length, burn_in):
         torch.testing.assert_close(batch.actions["button"], wanted[:-1])
         torch.testing.assert_close(batch.observations["pair"][0], wanted)
         torch.testing.assert_close(batch.extras["saw"][..., 1], wanted[:-1].float())
-        torch.testing.assert_close(batch.initial_memory, torch.where(start == 0, 100 * number, 0))
+        torch.testing.assert_close(batch.initial_state, torch.where(start == 0, 100 * number, 0))
         assert batch.burn_in == burn_in and not batch.mask[:burn_in].any()
-        torch.testing.assert_close(batch.mask[burn_in:], batch.alive[burn_in:].float())
+        torch.testing.assert_close(batch.mask[burn_in:], batch.valid[burn_in:].float())
     assert starts == set(range(T - rows + 1))
 
 
@@ -151,7 +151,7 @@ def deliveries(replay, sessions, updating=False):
     """How often each session was delivered when the trainer takes all it may after each arrival."""
     counts, update = np.zeros(sessions + 1), 0
     for number in range(1, sessions + 1):
-        replay.add(session_of(number, update), position=f"{number}-0", update=update)
+        replay.add(session_of(number, update), session_id=f"{number}-0", update=update)
         while (batch := replay.sample(update)) is not None:
             np.add.at(counts, numbers_of(batch), 1)
             update += updating
@@ -401,10 +401,10 @@ def test_positions_can_be_forgotten_and_sessions_stay():
 
 def test_positions_are_compared_as_numbers():
     replay = replay_of(batch_size=1)
-    for position in ("9-0", "10-0", "10-9", "10-10"):
-        replay.add(session_of(1), position=position)
+    for session_id in ("9-0", "10-0", "10-9", "10-10"):
+        replay.add(session_of(1), session_id=session_id)
         replay.sample()
-        assert replay.newest_sampled == position
+        assert replay.newest_sampled == session_id
     replay = replay_of(Uniform(), count=8, batch_size=8)
     for _ in range(3):
         replay.sample()
@@ -420,11 +420,11 @@ def test_what_is_written_off_counts_as_sampled():
     assert replay.limiter.inserted == 6 and replay.limiter.sampled == 5
 
 
-@pytest.mark.parametrize(("sampler", "delivered"), [(Fresh, 97), (Mixed, 194), (Uniform, 400), (Prioritized, 400)])
-def test_after_a_restart_only_what_waits_is_owed(sampler, delivered):
+@pytest.mark.parametrize(("sampler", "sampled"), [(Fresh, 97), (Mixed, 194), (Uniform, 400), (Prioritized, 400)])
+def test_after_a_restart_only_what_waits_is_owed(sampler, sampled):
     replay = replay_of(sampler(), count=3, reuse=4 if sampler in (Uniform, Prioritized) else None)
     replay.catch_up(100)
-    assert replay.limiter.inserted == 100 and replay.limiter.sampled == delivered
+    assert replay.limiter.inserted == 100 and replay.limiter.sampled == sampled
 
 
 def test_after_a_restart_expired_sessions_are_not_paid_twice():
@@ -535,12 +535,8 @@ class World:
 
     def _check_players_are_not_too_far_ahead(self):
         state, trainer = self.database.state(), self.trainer
-        if (
-            state.allowance is not None
-            and trainer.feeder.caught_up
-            and state.delivered == trainer.replay.limiter.sampled
-        ):
-            assert state.debt <= state.allowance + state.reuse * self.chosen.players * self.chosen.num_envs + 1e-6
+        if state.max_ahead is not None and trainer.feeder.caught_up and state.sampled == trainer.replay.limiter.sampled:
+            assert state.deficit <= state.max_ahead + state.reuse * self.chosen.players * self.chosen.num_envs + 1e-6
 
     def turns_needed(self):
         """A bound, generous, on the turns until the next update."""

@@ -27,9 +27,8 @@ from hypothesis.stateful import (
 
 from tests.helpers.chaos import Breakable, Proxy
 from tinyverse.core.errors import DatabaseLost, LeaseLost
-from tinyverse.database.base import BEGINNING, State
+from tinyverse.database.base import BEGINNING, State, is_behind
 from tinyverse.database.connection import connect
-from tinyverse.database.cursor import is_behind
 from tinyverse.database.redis import RedisDatabase
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(240)]
@@ -47,7 +46,7 @@ class Model:
     run_id: str = ""
     version: int = -1
     weights: dict[int, bytes] = dataclasses.field(default_factory=dict)
-    position: str = BEGINNING  # up to which a trainer has learned
+    cursor: str = BEGINNING  # up to which a trainer has learned
 
     def push(self, blobs: list[bytes]) -> None:
         self.entries = (self.entries + blobs)[-self.capacity :]
@@ -71,9 +70,9 @@ class Story(RuleBasedStateMachine):
         self.far = RedisDatabase(self.proxy.url, self.name)  # the same run, over a bad network
         self.model, self.copy = Model(), Model()
         self.holder, self.number = a_dead_holder(), 0
-        self.position = BEGINNING  # of a reader in this epoch
+        self.cursor = BEGINNING  # of a reader in this incarnation
         self.loaded = ("", -1)  # epoch and version of a player's weights
-        self.learned_to, self.learned = BEGINNING, set[str]()  # what the trainer at work knows; ids in this epoch
+        self.learned_to, self.learned = BEGINNING, set[str]()  # what the trainer at work knows; ids in this incarnation
 
     @initialize()
     def begin(self) -> None:
@@ -125,12 +124,12 @@ class Story(RuleBasedStateMachine):
     @rule(limit=some.integers(1, 8))
     def read(self, limit: int) -> None:
         """A reader goes on where it was: in order, all that is kept, nothing again but what was pushed again."""
-        entries, _ = self.database.read(self.position, limit)
+        entries, _ = self.database.read(self.cursor, limit)
         blobs = [blob for _, blob in entries]
-        assert not any(is_behind(key, self.position) for key, _ in entries)
+        assert not any(is_behind(key, self.cursor) for key, _ in entries)
         if entries:
-            self.position = entries[-1][0]
-        first = len(self.model.entries) - len(self.database.read(self.position, 10_000)[0]) - len(blobs)
+            self.cursor = entries[-1][0]
+        first = len(self.model.entries) - len(self.database.read(self.cursor, 10_000)[0]) - len(blobs)
         assert blobs == self.model.entries[first : first + len(blobs)]
 
     @rule(limit=some.integers(1, 8))
@@ -139,13 +138,13 @@ class Story(RuleBasedStateMachine):
         keys = [key for key, _ in self.database.read(self.learned_to, limit)[0]]
         if keys:
             self.database.report(cursor=keys[-1])
-            self.model.position = self.learned_to = keys[-1]
+            self.model.cursor = self.learned_to = keys[-1]
         assert self.learned.isdisjoint(keys)
         self.learned |= set(keys)
 
     def new_epoch(self) -> None:
         """Positions and ids of the one before mean nothing any more."""
-        self.position = self.learned_to = BEGINNING
+        self.cursor = self.learned_to = BEGINNING
         self.learned.clear()
 
     @rule(capacity=some.integers(1, 12))
@@ -186,7 +185,7 @@ class Story(RuleBasedStateMachine):
             self.database.put_weights(b"late", self.model.version + 1, holder=before)
         self.learned_to = self.database.state().cursor
         # what an older copy of the server does not know, and no trainer any more
-        self.learned = {key for key in self.learned if is_behind(key, self.model.position)}
+        self.learned = {key for key in self.learned if is_behind(key, self.model.cursor)}
 
     @rule()
     def load(self) -> None:
@@ -236,7 +235,7 @@ class Story(RuleBasedStateMachine):
         blobs, state = [blob for _, blob in entries[0]], entries[1]
         assert blobs == model.entries and len(blobs) <= model.capacity
         seen: Any = (state.run_id, state.version, state.inserted, state.capacity, state.cursor)
-        assert seen == (model.run_id, model.version, model.inserted, model.capacity, model.position)
+        assert seen == (model.run_id, model.version, model.inserted, model.capacity, model.cursor)
         with connect(self.server.admin_url) as admin:
             assert len(admin.keys(f"tv:{{{self.name}}}:*")) <= KEYS  # type: ignore[arg-type]
         newest = self.database.get_weights()

@@ -59,7 +59,7 @@ def go_on(trainer, sessions, updates):
 
 def steps(sessions):
     """Agent steps in these sessions: resets are none."""
-    return sum(int(session.alive.sum()) for session in sessions)
+    return sum(int(session.valid.sum()) for session in sessions)
 
 
 def ended(trainer):
@@ -157,7 +157,7 @@ def test_only_what_may_still_be_drawn_is_kept(tmp_path, sessions, sampler):
     second.feed()
     assert second.replay.sampler.pending() == first.replay.sampler.pending()
     assert second.feeder.steps == first.feeder.steps == steps(sessions[:7])
-    assert database.state().delivered == first.replay.limiter.sampled
+    assert database.state().sampled == first.replay.limiter.sampled
 
 
 def test_what_lost_updates_had_learned_from_is_not_fresh_again(tmp_path, sessions):
@@ -200,7 +200,7 @@ def test_with_uniform_replay_what_was_owed_is_still_owed_and_no_more(tmp_path, s
     while second.step():
         made += 1
     assert made == (14 + 10) // 2
-    assert database.state().debt == 0
+    assert database.state().deficit == 0
     assert second.feeder.steps == steps(sessions[:15])
 
 
@@ -333,7 +333,7 @@ def test_sessions_written_over_meanwhile_are_left_out(tmp_path, sessions):
     folder.save(1, {"update": 1, "replay": state}, sessions_of(replay, state))
     again = restored(folder)
     assert again.slots.numbers(kept_slots(again)).tolist() == [3, 4, 5, 6, 7]
-    assert again.sampler._slots and set(again.sampler._slots) == {3, 4, 5, 6, 7}
+    assert again.sampler.slots and set(again.sampler.slots) == {3, 4, 5, 6, 7}
 
 
 @pytest.mark.parametrize("damage", ["gone", "short", "changed"])
@@ -444,7 +444,7 @@ def test_a_full_disk_is_said_and_training_goes_on(tmp_path, sessions, monkeypatc
 
 
 def test_the_feeder_may_add_while_a_checkpoint_is_made(tmp_path, sessions):
-    """Every checkpoint of many holds each session up to its position, and none after it."""
+    """Every checkpoint of many holds each session up to its cursor, and none after it."""
     database = MemoryDatabase()
     trainer = a_learning(database, tmp_path, "uniform", size=50)
     trainer.join()
@@ -452,8 +452,8 @@ def test_the_feeder_may_add_while_a_checkpoint_is_made(tmp_path, sessions):
     database.append([session.encode() for session in sessions])
 
     def feed():
-        for position, blob in database.read("0-0", 100)[0]:
-            trainer.feeder.take(position, blob)
+        for session_id, blob in database.read("0-0", 100)[0]:
+            trainer.feeder.take(session_id, blob)
 
     feeder = threading.Thread(target=feed)
     feeder.start()

@@ -29,7 +29,7 @@ def take(feeder, sessions, first=1):
 
 
 def steps(sessions):
-    return sum(int(session.alive.sum()) for session in sessions)
+    return sum(int(session.valid.sum()) for session in sessions)
 
 
 def test_a_session_is_stored_and_what_was_played_in_it_is_counted():

@@ -8,7 +8,7 @@ from tests.helpers.people import a_trainer
 from tests.trainer.test_trainer import push, some_sessions
 from tinyverse.core.errors import SettingsError
 from tinyverse.database.memory import MemoryDatabase
-from tinyverse.trainer.player_quota import PlayerQuota
+from tinyverse.trainer.feeder import PlayerQuota
 
 
 def admitted(quota, *players):
@@ -62,4 +62,4 @@ def test_what_is_refused_is_counted_and_nobody_waits_for_it():
     while trainer.step():
         pass
     trainer.publisher.report(trainer.update)
-    assert database.state().debt == 0
+    assert database.state().deficit == 0

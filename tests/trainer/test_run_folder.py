@@ -159,16 +159,16 @@ def test_settings_come_back(folder):
 
 
 def test_rows_are_kept_over_a_crash_in_the_middle_of_a_line(folder):
-    assert folder.metrics() == []
+    assert folder.rows() == []
     folder.write_settings({})
     folder.log({"update": 1, "loss": None})
     with (folder.path / "metrics.jsonl").open("a") as file:
         file.write('{"update": 2, "lo')
-    assert folder.metrics() == [{"update": 1, "loss": None}]
+    assert folder.rows() == [{"update": 1, "loss": None}]
     folder.log({"update": 3})  # the restarted trainer's first row
     folder.log({"update": 4})
-    assert folder.metrics()[0] == {"update": 1, "loss": None}
-    assert folder.metrics()[-1] == {"update": 4}
+    assert folder.rows()[0] == {"update": 1, "loss": None}
+    assert folder.rows()[-1] == {"update": 4}
 
 
 def test_the_agreement_says_what_it_was_told():
@@ -185,27 +185,27 @@ def test_the_agreement_says_what_it_was_told():
 
 
 def test_who_agrees_may_join():
-    agreed = {"experiment": "counting", "settings": {"a": 1, "pair": [1, 2]}}
+    run_config = {"experiment": "counting", "settings": {"a": 1, "pair": [1, 2]}}
     check_can_join("environment", {}, "counting", {"a": 5})
-    check_can_join("environment", agreed, "counting", {})
-    check_can_join("environment", agreed, "counting", {"a": 1, "pair": (1, 2)})
+    check_can_join("environment", run_config, "counting", {})
+    check_can_join("environment", run_config, "counting", {"a": 1, "pair": (1, 2)})
 
 
 def test_a_conflict_names_both_sides():
-    agreed = {"experiment": "counting", "settings": {"a": 1}}
+    run_config = {"experiment": "counting", "settings": {"a": 1}}
     with pytest.raises(RunConflict, match=r"run environment .* experiment counting, this is atari"):
-        check_can_join("environment", agreed, "atari", {})
+        check_can_join("environment", run_config, "atari", {})
     with pytest.raises(RunConflict, match=r"run environment .* a=1, .* a=2"):
-        check_can_join("environment", agreed, "counting", {"a": 2})
+        check_can_join("environment", run_config, "counting", {"a": 2})
 
 
 def test_all_settings_that_differ_are_listed_unless_forced():
-    agreed = {"experiment": "counting", "settings": {"a": 1, "b": 2, "c": 3}}
+    run_config = {"experiment": "counting", "settings": {"a": 1, "b": 2, "c": 3}}
     with pytest.raises(RunConflict, match=r"with a=1, c=3, this asks for a=5, c=6: .*--fresh.*--force"):
-        check_can_join("environment", agreed, "counting", {"a": 5, "b": 2, "c": 6})
-    check_can_join("environment", agreed, "counting", {"a": 5}, force=True)
+        check_can_join("environment", run_config, "counting", {"a": 5, "b": 2, "c": 6})
+    check_can_join("environment", run_config, "counting", {"a": 5}, force=True)
     with pytest.raises(RunConflict, match="experiment"):
-        check_can_join("environment", agreed, "atari", {}, force=True)
+        check_can_join("environment", run_config, "atari", {}, force=True)
 
 
 def test_another_spec_is_a_conflict_that_says_where():

@@ -211,7 +211,7 @@ def test_a_kill_between_report_and_update_loses_that_batch_and_repeats_none(data
     assert saw(first.learner) == [opening(session) for session in sessions[:2]]
     assert saw(second.learner) == [opening(session) for session in sessions[4:]]
     state = database.state()
-    assert state.debt == 0  # what was lost is owed to nobody
+    assert state.deficit == 0  # what was lost is owed to nobody
 
 
 def test_uniform_reads_everything_again_but_counts_steps_once(database):
@@ -264,7 +264,7 @@ def test_duplicates_and_damaged_sessions_are_counted_and_training_goes_on(databa
     trainer.publisher.report(trainer.update)
     state = database.state()
     assert state.inserted == 15
-    assert state.debt == 0  # nobody waits for what was rejected
+    assert state.deficit == 0  # nobody waits for what was rejected
 
 
 def test_the_same_numbers_of_another_player_are_no_duplicates(database):
@@ -280,7 +280,7 @@ def test_players_are_told_how_far_they_may_go(database):
     trainer = a_trainer(database, flow=ReplayConfig(batch_size=2, buffer_size=40, min_sessions=4))
     trainer.join()
     state = database.state()
-    assert (state.reuse, state.allowance, state.capacity, state.delivered) == (1.0, (4 + 2) * 1.0, 40, 0)
+    assert (state.reuse, state.max_ahead, state.capacity, state.sampled) == (1.0, (4 + 2) * 1.0, 40, 0)
     push(database, some_sessions(3))
     trainer.feed()
     assert not trainer.step()
@@ -289,7 +289,7 @@ def test_players_are_told_how_far_they_may_go(database):
     trainer.feed()
     assert trainer.step()
     trainer.publisher.report(trainer.update)
-    assert (database.state().delivered, database.state().update) == (2, 1)
+    assert (database.state().sampled, database.state().update) == (2, 1)
 
 
 def test_nothing_is_learned_before_the_stored_sessions_are_read(database):
@@ -374,6 +374,15 @@ def test_a_lease_lost_in_the_last_publication_is_raised(database, monkeypatch):
 
 
 # -- publishing -----------------------------------------------------------------------------------------------------
+
+
+def test_an_update_made_while_the_publisher_is_at_work_is_reported(database):
+    trainer = a_trainer(database)
+    trainer.join()
+    trainer.update = 2
+    trainer.publisher.offer(trainer.snapshot())  # it came after the publisher's turn, at update 1, had begun
+    trainer.publisher.step(1)
+    assert database.state().update == 2
 
 
 def test_the_publisher_takes_the_newest_snapshot_and_versions_only_grow(database):
@@ -533,10 +542,10 @@ def test_an_empty_server_is_filled_again_and_everyone_goes_on(redis_url, redis_s
     database.ask_stop()  # one of long ago
     trainer = a_trainer(database, flow=ReplayConfig(batch_size=2, buffer_size=50))
     trainer.join()
-    player, courier = a_player(RedisDatabase(redis_url, database.run))
-    courier.start()
+    player, uploader = a_player(RedisDatabase(redis_url, database.run))
+    uploader.start()
     with (
-        Beside(lambda should_stop: play(player, courier, sync_every=3, should_stop=should_stop)) as playing,
+        Beside(lambda should_stop: play(player, uploader, sync_every=3, should_stop=should_stop)) as playing,
         Beside(lambda should_stop: train(trainer, should_stop=should_stop)) as training,
     ):
         for _ in range(2):
@@ -549,7 +558,7 @@ def test_an_empty_server_is_filled_again_and_everyone_goes_on(redis_url, redis_s
         database.ask_stop()
         training.finish()
         playing.finish()
-    courier.close()
+    uploader.close()
 
 
 @pytest.mark.parametrize("method", ["create", "acquire_lease", "report", "put_weights"])
@@ -575,7 +584,7 @@ def test_a_database_lost_while_the_run_is_made_again_is_no_deadlock(database, me
 
 @pytest.mark.parametrize("thread", ["publisher", "late publisher", "drawing", "agreeing"])
 def test_no_position_is_carried_over_into_a_new_epoch(monkeypatch, thread):
-    """Whichever thread was at work with positions when the feeder found the run gone and the publisher made it anew."""
+    """Whichever thread was at work with cursors when the feeder found the run gone and the publisher made it anew."""
     seen = []
 
     class Noting(MemoryDatabase):
@@ -631,7 +640,7 @@ def test_no_position_is_carried_over_into_a_new_epoch(monkeypatch, thread):
     trainer.publisher.report(trainer.update)
     assert bool(called) == (thread != "publisher")
     assert database.state().run_id == trainer.state.run_id != ""
-    assert {position for run_id, position in seen if run_id == database.state().run_id} == {"0-0"}
+    assert {session_id for run_id, session_id in seen if run_id == database.state().run_id} == {"0-0"}
 
 
 # -- numbers --------------------------------------------------------------------------------------------------------
@@ -647,7 +656,7 @@ def test_a_row_says_where_training_stands(database):
     trainer.step()
     trainer.step()
     row = trainer.row()
-    steps = sum(int(session.alive.sum()) for session in sessions)
+    steps = sum(int(session.valid.sum()) for session in sessions)
     ended = [episode for session in sessions for episode in session.episodes]
     assert (row["update"], row["step"], row["frames"], row["version"]) == (2, steps, 4 * steps, 0)
     assert row["play/return"] == pytest.approx(np.mean([total for total, _ in ended]))

@@ -1,14 +1,14 @@
 """Agent: the interface of a policy for players. It takes and returns NumPy arrays, so any framework can implement it.
 
-    memory = agent.initial_memory(n)
-    first = np.ones(n, bool)
+    state = agent.initial_state(n)
+    is_first = np.ones(n, bool)
     loop:
-        actions, memory, extras = agent.act(observations, memory, first)
+        actions, state, extras = agent.act(observations, state, is_first)
         observations, ... = pool.step(actions)
-        first = the environments that were just reset
+        is_first = the environments that were just reset
 
-`memory` is the recurrent state: an LSTM's state, a window of frames … Players do not look into it, so an agent may keep
-tensors there. `memory_arrays` turns it into arrays once per session.
+`state` is the recurrent state: an LSTM's state, a window of frames … Players do not look into it, so an agent may keep
+tensors there. `state_arrays` turns it into arrays once per session.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from tinyverse.core.weights import Weights
 class Agent:
     """A policy over a batch of `n` environments. Synonyms: actor, policy.
 
-    A subclass overrides `act`. An agent with a recurrent state also overrides `initial_memory` and `memory_arrays`, one
+    A subclass overrides `act`. An agent with a recurrent state also overrides `initial_state` and `state_arrays`, one
     that learns also `get_weights` and `set_weights`.
     """
 
     def seed(self, seed: int) -> None:
         """Makes the sampling of actions reproducible from here on."""
 
-    def initial_memory(self, n: int) -> Any:
+    def initial_state(self, n: int) -> Any:
         """Returns the recurrent state of `n` environments at the beginning of an episode."""
         return ()
 
     def act(
-        self, observations: nest.Tree, memory: Any, first: np.ndarray, greedy: bool = False
+        self, observations: nest.Tree, state: Any, is_first: np.ndarray, greedy: bool = False
     ) -> tuple[nest.Tree, Any, dict[str, np.ndarray]]:
         """Chooses actions.
 
         Args:
             observations: [n, …] per leaf.
-            memory: the recurrent state that the previous call, or `initial_memory(n)`, returned.
-            first: [n] bool; where True, `act` resets the recurrent state before it uses this observation.
+            state: the recurrent state that the previous call, or `initial_state(n)`, returned.
+            is_first: [n] bool; where True, `act` resets the recurrent state before it uses this observation.
             greedy: take the most likely action instead of a sample.
         Returns:
             Actions [n, …] per leaf as the environment takes them, the new recurrent state, and extras for the learner:
@@ -51,9 +51,9 @@ class Agent:
         """
         raise NotImplementedError(f"{type(self).__name__} must define act()")
 
-    def memory_arrays(self, memory: Any) -> nest.Tree:
+    def state_arrays(self, state: Any) -> nest.Tree:
         """Returns the recurrent state as arrays [n, …] per leaf, which are stored with a session."""
-        return memory
+        return state
 
     def get_weights(self) -> Weights:
         """Returns a copy of everything that `set_weights` needs in another process, by name.
@@ -76,7 +76,7 @@ class RandomAgent(Agent):
         self.action_space.seed(seed)
 
     def act(
-        self, observations: nest.Tree, memory: Any, first: np.ndarray, greedy: bool = False
+        self, observations: nest.Tree, state: Any, is_first: np.ndarray, greedy: bool = False
     ) -> tuple[nest.Tree, Any, dict[str, np.ndarray]]:
-        samples = [self.action_space.sample() for _ in range(len(first))]
-        return nest.map(lambda *parts: np.stack(parts), *samples), memory, {}
+        samples = [self.action_space.sample() for _ in range(len(is_first))]
+        return nest.map(lambda *parts: np.stack(parts), *samples), state, {}

@@ -71,19 +71,19 @@ class QAgent(TorchAgent):
             return advantages.float()
         return (outputs.values[..., None] + advantages - advantages.mean(-1, keepdim=True)).float()
 
-    def initial_memory(self, n: int) -> tuple[nest.Tree, Tensor]:
+    def initial_state(self, n: int) -> tuple[nest.Tree, Tensor]:
         """Returns (the network's recurrent state, [n] ε)."""
         offset = torch.rand((), generator=self.generator, device=self.device)
         places = (offset + torch.arange(n, device=self.device) / n) % 1
-        return self.network.initial_memory(n), self.epsilon ** (1 + self.alpha * places)
+        return self.network.initial_state(n), self.epsilon ** (1 + self.alpha * places)
 
     @torch.inference_mode()
     def act(
-        self, observations: nest.Tree, memory: tuple[nest.Tree, Tensor], first: np.ndarray, greedy: bool = False
+        self, observations: nest.Tree, state: tuple[nest.Tree, Tensor], is_first: np.ndarray, greedy: bool = False
     ) -> tuple[np.ndarray, tuple[nest.Tree, Tensor], dict[str, np.ndarray]]:
-        inner, epsilons = memory
+        inner, epsilons = state
         rows = nest.map(lambda array: self._tensor(array)[None], observations)
-        outputs, inner = self.network(rows, inner, self._tensor(first)[None])
+        outputs, inner = self.network(rows, inner, self._tensor(is_first)[None])
         q = self.q_values(outputs)[0]
         chances = torch.rand(len(q), generator=self.generator, device=self.device)
         anything = torch.randint(q.shape[-1], (len(q),), generator=self.generator, device=self.device)
@@ -91,5 +91,5 @@ class QAgent(TorchAgent):
         actions = torch.where(explores, anything, q.argmax(-1)) + self.start
         return actions.cpu().numpy(), (inner, epsilons), {}
 
-    def memory_arrays(self, memory: tuple[nest.Tree, Tensor]) -> nest.Tree:
-        return super().memory_arrays(memory[0])
+    def state_arrays(self, state: tuple[nest.Tree, Tensor]) -> nest.Tree:
+        return super().state_arrays(state[0])

@@ -1,7 +1,4 @@
-"""TorchAgent: an agent with a PyTorch network, which it shares with a learner.
-
-It converts between NumPy and tensors.
-"""
+"""TorchAgent: an agent with a PyTorch network, which it shares with a learner; it converts between NumPy and tensors."""
 
 from __future__ import annotations
 
@@ -21,10 +18,10 @@ from tinyverse.networks import Categorical, Distribution, Outputs
 class Network(Protocol):
     """The interface of an `nn.Module` that TorchAgent and the algorithms use. `ModularNetwork` implements it."""
 
-    def initial_memory(self, n: int) -> nest.Tree:
+    def initial_state(self, n: int) -> nest.Tree:
         """Returns the recurrent state [n, …] per leaf on the network's device, or `()`."""
 
-    def __call__(self, observations: nest.Tree, memory: nest.Tree, first: Tensor) -> tuple[Outputs, nest.Tree]:
+    def __call__(self, observations: nest.Tree, state: nest.Tree, is_first: Tensor) -> tuple[Outputs, nest.Tree]:
         """Returns the outputs for rows [T, B, …], and the recurrent state after them."""
 
     def distribution(self, policy: tuple[Tensor, ...]) -> Distribution:
@@ -49,10 +46,7 @@ class TorchAgent(Agent):
         self.generator.seed()  # a random seed; new generators all have the same one
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> TorchAgent:
-        """Moves the network to a device or dtype.
-
-        A player on a CPU with bfloat16 acts about 1.6 times as fast in bfloat16.
-        """
+        """Moves the network to a device or dtype; a CPU that has bfloat16 acts about 1.6 times as fast in it."""
         self.network.to(device=device, dtype=dtype)
         if self.generator.device != self.device:
             self.generator = torch.Generator(self.device).manual_seed(self.generator.initial_seed())
@@ -66,30 +60,27 @@ class TorchAgent(Agent):
     def seed(self, seed: int) -> None:
         self.generator.manual_seed(seed)
 
-    def initial_memory(self, n: int) -> nest.Tree:
-        return self.network.initial_memory(n)
+    def initial_state(self, n: int) -> nest.Tree:
+        return self.network.initial_state(n)
 
     @torch.inference_mode()
     def act(
-        self, observations: nest.Tree, memory: nest.Tree, first: np.ndarray, greedy: bool = False
+        self, observations: nest.Tree, state: nest.Tree, is_first: np.ndarray, greedy: bool = False
     ) -> tuple[nest.Tree, nest.Tree, dict[str, np.ndarray]]:
         rows = nest.map(lambda array: self._tensor(array)[None], observations)
-        outputs, memory = self.network(rows, memory, self._tensor(first)[None])
+        outputs, state = self.network(rows, state, self._tensor(is_first)[None])
         policy = self.network.distribution(nest.map(lambda rows: rows[0], outputs.policy))
         actions = policy.mode() if greedy else policy.sample(self.generator)
         extras = {"behaviour_log_prob": policy.log_prob(actions)}
         if isinstance(policy, Categorical):
             extras["behaviour_logits"] = policy.logits
-        return nest.map(_array, actions), memory, {name: _array(extra) for name, extra in extras.items()}
+        return nest.map(_array, actions), state, {name: _array(extra) for name, extra in extras.items()}
 
-    def memory_arrays(self, memory: nest.Tree) -> nest.Tree:
-        return nest.map(_array, memory)
+    def state_arrays(self, state: nest.Tree) -> nest.Tree:
+        return nest.map(_array, state)
 
     def get_weights(self) -> Weights:
-        """Returns a copy of parameters and buffers by their names in the network.
-
-        Floats of any width become float32.
-        """
+        """Returns a copy of parameters and buffers by their names in the network, floats of any width as float32."""
         return {name: _copy(tensor) for name, tensor in self.network.state_dict().items()}
 
     def set_weights(self, weights: Weights) -> None:
@@ -102,7 +93,12 @@ class TorchAgent(Agent):
         _check(own, weights)
         with torch.no_grad():
             for name, tensor in own.items():
-                _fill(tensor, weights[name])
+                if tensor.device.type == "cpu" and tensor.dtype is not torch.bfloat16:
+                    np.copyto(
+                        tensor.numpy(), weights[name], casting="same_kind"
+                    )  # reads read-only arrays without a copy
+                else:
+                    tensor.copy_(_readable(weights[name]))
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return _readable(array).to(self.device, non_blocking=True)
@@ -112,14 +108,6 @@ def _readable(array: np.ndarray) -> Tensor:
     """Returns a tensor that shares the array's memory, or a copy of a read-only array, which torch would warn about."""
     array = np.asarray(array)
     return torch.from_numpy(array if array.flags.writeable else array.copy())
-
-
-def _fill(tensor: Tensor, array: np.ndarray) -> None:
-    """Writes an array into a tensor. On a CPU NumPy does it, because it reads read-only arrays without a copy."""
-    if tensor.device.type == "cpu" and tensor.dtype is not torch.bfloat16:
-        np.copyto(tensor.numpy(), array, casting="same_kind")
-    else:
-        tensor.copy_(_readable(array))
 
 
 def _array(tensor: Tensor) -> np.ndarray:

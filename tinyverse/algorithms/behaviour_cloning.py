@@ -6,9 +6,7 @@ from torch import Tensor
 
 from tinyverse.agents.torch_agent import TorchAgent
 from tinyverse.algorithms import losses
-from tinyverse.algorithms.learner import Metrics
 from tinyverse.algorithms.torch_learner import TorchLearner
-from tinyverse.core import nest
 from tinyverse.core.batch import Batch
 from tinyverse.core.errors import SettingsError
 
@@ -48,16 +46,12 @@ class BehaviourCloning(TorchLearner):
         )
         self.whom, self.entropy_cost = whom, entropy_cost
 
-    def train_step(self, batch: Batch) -> Metrics:
-        loss, metrics = self.loss(batch)
-        return {**metrics, "grad_norm": self.optimizer.step(loss)}
-
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the loss, a scalar, and metrics as 0-d tensors without gradient."""
-        network, mask = self.agent.network, self.mask(batch)
-        outputs, _ = network(batch.observations, batch.initial_memory, batch.first)
-        policy = network.distribution(nest.map(lambda rows: rows[:-1], outputs.policy))
-        weights, rows, entropies = mask * batch.weights, losses.count(mask), policy.entropy()
+        policy, _ = self.evaluate(batch)
+        mask, entropies = batch.mask, policy.entropy()
+        if self.whom == "human":
+            mask = mask * (0 if batch.human is None else batch.human)
+        weights, rows = mask * batch.weights, losses.count(mask)
         imitation = -losses.masked_sum(policy.log_prob(batch.actions), weights) / rows
         loss = imitation + self.entropy_cost * losses.entropy(entropies, weights) / rows
         metrics = {
@@ -67,9 +61,3 @@ class BehaviourCloning(TorchLearner):
             "imitation/rows": mask.mean(),
         }
         return loss, {name: metric.detach() for name, metric in metrics.items()}
-
-    def mask(self, batch: Batch) -> Tensor:
-        """Returns [T, B] 1 for valid rows to imitate, else 0."""
-        if self.whom == "all":
-            return batch.mask
-        return batch.mask * 0 if batch.human is None else batch.mask * batch.human

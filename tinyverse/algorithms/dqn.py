@@ -33,16 +33,14 @@ class DQN(TorchLearner):
 
     Args:
         agent: the agent whose network learns.
-        discount: γ per step.
         n: rewards in a target before the bootstrap.
         double: the online network chooses the bootstrap action and the target network values it; False: the target
             network does both.
         target_every: updates between copies of the network to the target network.
-        learning_rate, optimizer, max_grad_norm, total_updates: see `Optimizer`.
-        reward_clip: clip rewards to ± this; None: do not.
         squash: ε of `returns.squashed`, if Q is to be of squashed returns; None: of plain returns.
         eta: η of `losses.sequence_priorities`.
         length, burn_in: see `Learner`.
+        learning_rate, max_grad_norm, others: see `TorchLearner`.
     Raises:
         SettingsError: the agent is no `QAgent`.
     """
@@ -53,48 +51,42 @@ class DQN(TorchLearner):
         self,
         agent: QAgent,
         *,
-        discount: float = 0.99,
         n: int = 3,
         double: bool = True,
         target_every: int = 500,
         learning_rate: float = 1e-4,
-        reward_clip: float | None = None,
         squash: float | None = None,
         eta: float = 0.9,
         length: int | None = None,
         burn_in: int = 0,
         max_grad_norm: float | None = 10.0,
-        optimizer: str = "adam",
-        total_updates: int | None = None,
+        **others: Any,
     ) -> None:
         if not isinstance(agent, QAgent):
             raise SettingsError(
                 f"{type(self).__name__} got a {type(agent).__name__}, wanted QAgent(network, action_space): "
                 "it acts by the values that are learned."
             )
-        super().__init__(
-            agent, optimizer, learning_rate=learning_rate, max_grad_norm=max_grad_norm, total_updates=total_updates
-        )
+        super().__init__(agent, learning_rate=learning_rate, max_grad_norm=max_grad_norm, **others)
         self.target = copy.deepcopy(agent.network).requires_grad_(False)
-        self.discount, self.n, self.double, self.target_every = discount, n, double, target_every
-        self.reward_clip, self.squash, self.eta = reward_clip, squash, eta
-        self.length, self.burn_in = length, burn_in
+        self.n, self.double, self.target_every = n, double, target_every
+        self.squash, self.eta, self.length, self.burn_in = squash, eta, length, burn_in
 
     def train_step(self, batch: Batch) -> Metrics:
         if self.optimizer.updates % self.target_every == 0:
             self.target.load_state_dict(self.agent.network.state_dict())
-        loss, metrics = self.loss(batch)
-        return {**metrics, "grad_norm": self.optimizer.step(loss)}
+        return super().train_step(batch)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the loss, a scalar, and metrics without gradient: 0-d, except "priorities" [B]."""
         online = self._q_of_rows(self.agent.network, batch)
         with torch.no_grad():
             target = self._q_of_rows(self.target, batch)
         rows = slice(batch.burn_in, None)
         rewards, discounts = self.rewards(batch)[rows], batch.discounts(self.discount)[rows]
         chooser = online if self.double else target
-        targets = returns.double_q(rewards, discounts, batch.traces[rows], chooser, target, self.n, squash=self.squash)
+        targets = returns.double_q(
+            rewards, discounts, batch.continues[rows], chooser, target, self.n, squash=self.squash
+        )
         actions = batch.actions[rows].long() - self.agent.start
         chosen = online[:-1].gather(-1, actions[..., None])[..., 0]
 
@@ -118,10 +110,10 @@ class DQN(TorchLearner):
 
     def _q_of_rows(self, network: Any, batch: Batch) -> Tensor:
         """Returns Q [T − burn_in + 1, B, A] of the rows after the burn-in, into which no gradient flows."""
-        memory, first, start = batch.initial_memory, batch.first, batch.burn_in
+        state, is_first, start = batch.initial_state, batch.is_first, batch.burn_in
         if start:
             with torch.no_grad():
                 early = nest.map(lambda rows: rows[:start], batch.observations)
-                _, memory = network(early, memory, first[:start])
+                _, state = network(early, state, is_first[:start])
         late = nest.map(lambda rows: rows[start:], batch.observations)
-        return self.agent.q_values(network(late, memory, first[start:])[0])
+        return self.agent.q_values(network(late, state, is_first[start:])[0])

@@ -92,19 +92,13 @@ def huber(values: Tensor, targets: Tensor, mask: Tensor, delta: float = 1.0) -> 
 
 
 def entropy(entropies: Tensor, mask: Tensor) -> Tensor:
-    """Returns −Σ H(π), a scalar.
-
-    Minimising it keeps the policy random (Mnih et al. 2016, section 4). All are [T, B].
-    """
+    """Returns −Σ H(π) of [T, B], a scalar; minimised, it keeps the policy random (Mnih et al. 2016, section 4)."""
     return -masked_sum(entropies, mask)
 
 
 @torch.no_grad()
 def explained_variance(values: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
-    """Returns 1 − Var(target − V) / Var(target) over the masked rows, 0-d; 1 is perfect, 0 no better than a constant.
-
-    All arguments are [T, B].
-    """
+    """Returns 1 − Var(target − V) / Var(target) over masked rows of [T, B], 0-d; 1 is perfect, a constant gives 0."""
 
     def variance(terms: Tensor) -> Tensor:
         return masked_mean((terms - masked_mean(terms, mask)).square(), mask)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +16,6 @@ from tinyverse.core import nest
 from tinyverse.core.batch import Batch
 from tinyverse.core.errors import SettingsError
 from tinyverse.core.text import counted
-from tinyverse.networks.normalization import RewardNormalizer
 
 
 class Estimates(NamedTuple):
@@ -26,6 +25,10 @@ class Estimates(NamedTuple):
     values: Tensor
     targets: Tensor
     advantages: Tensor
+
+    def columns(self, which: Tensor) -> Estimates:
+        """The sessions at these places."""
+        return Estimates(self.batch.columns(which), *(rows[:, which] for rows in self[1:]))
 
 
 class PPO(TorchLearner):
@@ -40,8 +43,7 @@ class PPO(TorchLearner):
 
     Args:
         agent: the agent whose network learns; its sessions must carry `behaviour_log_prob`.
-        discount, lambda_: γ per step, and λ of `returns.gae`.
-        learning_rate, optimizer, max_grad_norm: see `Optimizer`.
+        lambda_: λ of `returns.gae`.
         epochs: passes over each batch.
         minibatches: parts of a pass, each with one optimizer step.
         total_updates: train steps over which the learning rate and the clip fall linearly to 0; None: constant.
@@ -49,8 +51,7 @@ class PPO(TorchLearner):
         value_clip: how far V may move from its old value, as in OpenAI's implementation; None: no limit.
         value_cost, entropy_cost: weights of the loss terms above.
         normalize_advantages: to mean 0 and standard deviation 1 over the batch.
-        return_scale: divide rewards by the running standard deviation of returns, see `RewardNormalizer`.
-        reward_clip: clip rewards to ± this before they are normalised; None: do not.
+        learning_rate, max_grad_norm, others: see `TorchLearner`.
     Raises:
         SettingsError: `epochs` or `minibatches` is below 1; at a train step, a batch has fewer sessions than
             minibatches.
@@ -60,7 +61,6 @@ class PPO(TorchLearner):
         self,
         agent: TorchAgent,
         *,
-        discount: float = 0.99,
         lambda_: float = 0.95,
         learning_rate: float = 2.5e-4,
         epochs: int = 4,
@@ -70,25 +70,20 @@ class PPO(TorchLearner):
         value_cost: float = 0.5,
         entropy_cost: float = 0.01,
         normalize_advantages: bool = True,
-        return_scale: bool = False,
-        reward_clip: float | None = None,
         max_grad_norm: float | None = 0.5,
-        optimizer: str = "adam",
         total_updates: int | None = None,
+        **others: Any,
     ) -> None:
         for name, count in (("epochs", epochs), ("minibatches", minibatches)):
             if count < 1:
                 raise SettingsError(f"PPO({name}={count}) learns nothing; give 1 or more.")
         steps = None if total_updates is None else total_updates * epochs * minibatches
-        super().__init__(
-            agent, optimizer, learning_rate=learning_rate, max_grad_norm=max_grad_norm, total_updates=steps
-        )
-        self.discount, self.lambda_, self.reward_clip = discount, lambda_, reward_clip
-        self.epochs, self.minibatches = epochs, minibatches
+        others |= {"max_grad_norm": max_grad_norm, "total_updates": steps}
+        super().__init__(agent, learning_rate=learning_rate, **others)
+        self.lambda_, self.epochs, self.minibatches = lambda_, epochs, minibatches
         self.clip, self.value_clip = clip, value_clip
         self.value_cost, self.entropy_cost = value_cost, entropy_cost
         self.normalize_advantages = normalize_advantages
-        self.return_scale = RewardNormalizer(discount).to(agent.device) if return_scale else None
 
     def train_step(self, batch: Batch) -> Metrics:
         sessions = batch.rewards.shape[1]
@@ -99,36 +94,31 @@ class PPO(TorchLearner):
         whole = self.estimates(batch)
         for _ in range(self.epochs):
             for part in torch.randperm(sessions, device=self.device).chunk(self.minibatches):
-                loss, metrics = self.loss(*(whole if self.minibatches == 1 else _columns(whole, part)))
+                loss, metrics = self.minibatch_loss(whole if self.minibatches == 1 else whole.columns(part))
                 norm = self.optimizer.step(loss)
         explained = losses.explained_variance(whole.values, whole.targets, batch.mask)
-        scale = {} if self.return_scale is None else {"value/return_scale": self.return_scale.moments.deviation}
-        return {**metrics(), "grad_norm": norm, "value/explained_variance": explained, **scale}
+        return {**metrics(), "grad_norm": norm, "value/explained_variance": explained, **self.scale()}
 
     @torch.no_grad()
     def estimates(self, batch: Batch) -> Estimates:
         """Computes advantages and targets once per batch, from the values before the first epoch."""
-        outputs, _ = self.agent.network(batch.observations, batch.initial_memory, batch.first)
+        outputs, _ = self.agent.network(batch.observations, batch.initial_state, batch.is_first)
         rewards, values = self.rewards(batch), outputs.values.float()
-        advantages = returns.gae(rewards, batch.discounts(self.discount), batch.traces, values, self.lambda_)
+        advantages = returns.gae(rewards, batch.discounts(self.discount), batch.continues, values, self.lambda_)
         targets = values[:-1] + advantages
         if self.normalize_advantages:
             advantages = losses.normalize(advantages, batch.mask)
         return Estimates(batch, values[:-1], targets, advantages)
 
-    def loss(
-        self, batch: Batch, old_values: Tensor, targets: Tensor, advantages: Tensor
-    ) -> tuple[Tensor, Callable[[], dict[str, Tensor]]]:
+    def minibatch_loss(self, part: Estimates) -> tuple[Tensor, Callable[[], dict[str, Tensor]]]:
         """Returns the loss of one minibatch, and a function that computes its metrics (0-d, no gradient).
 
         Only the last minibatch's metrics are computed.
-
-        Args:
-            old_values, targets, advantages: [T, B] as in `Estimates`.
         """
+        batch, old_values, targets, advantages = part
         network, mask = self.agent.network, batch.mask
         observations = nest.map(lambda rows: rows[:-1], batch.observations)
-        outputs, _ = network(observations, batch.initial_memory, batch.first[:-1])
+        outputs, _ = network(observations, batch.initial_state, batch.is_first[:-1])
         policy, values = network.distribution(outputs.policy), outputs.values.float()
         log_rhos = policy.log_prob(batch.actions) - self.behaviour_log_probs(batch)
         clip = self.clip * self.optimizer.remaining
@@ -152,7 +142,3 @@ class PPO(TorchLearner):
             }
 
         return loss, metrics
-
-
-def _columns(whole: Estimates, part: Tensor) -> Estimates:
-    return Estimates(whole.batch.columns(part), *(rows[:, part] for rows in whole[1:]))

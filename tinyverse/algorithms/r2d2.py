@@ -31,13 +31,5 @@ class R2D2(DQN):
         burn_in: int = 40,
         **others: Any,
     ) -> None:
-        super().__init__(
-            agent,
-            discount=discount,
-            n=n,
-            target_every=target_every,
-            squash=squash,
-            length=length,
-            burn_in=burn_in,
-            **others,
-        )
+        others |= {"discount": discount, "length": length, "burn_in": burn_in}
+        super().__init__(agent, n=n, target_every=target_every, squash=squash, **others)

@@ -3,11 +3,11 @@
 Sessions may hold several episodes and reset rows. All functions handle this by one convention:
 
     discounts  γ, and 0 where the episode terminated: there is no next state to bootstrap from
-    traces     1, and 0 where the episode ended in any way: nothing flows back over that row
+    continues  1, and 0 where the episode ended in any way: nothing flows back over that row
     values     [T+1, B] V(o[t]); after a time limit values[t+1] is V of the true last observation of the episode
 
 The row after an end is the reset, which is not a transition. Its result is meaningless and comes from the next episode.
-The trace of 0 keeps it out of all earlier rows, and a loss must mask the row itself (`Batch.mask`).
+A `continues` of 0 keeps it out of all earlier rows, and a loss must mask the row itself (`Batch.mask`).
 
 No gradient flows through any result.
 """
@@ -31,13 +31,13 @@ class VTraceReturns(NamedTuple):
 
 
 @torch.no_grad()
-def n_step(rewards: Tensor, discounts: Tensor, traces: Tensor, values: Tensor, n: int) -> Tensor:
+def n_step(rewards: Tensor, discounts: Tensor, continues: Tensor, values: Tensor, n: int) -> Tensor:
     """n-step returns (Sutton & Barto 2018, eq. 7.1), shorter where the episode or the slice ends earlier.
 
         G_t = r_t + γ r_{t+1} + … + γ^{n−1} r_{t+n−1} + γ^n V(o_{t+n})
 
     Args:
-        rewards, discounts, traces: [T, B].
+        rewards, discounts, continues: [T, B].
         values: [T+1, B].
         n: the largest number of rewards; T or more uses all rewards of the slice.
     Returns:
@@ -45,22 +45,22 @@ def n_step(rewards: Tensor, discounts: Tensor, traces: Tensor, values: Tensor, n
     Raises:
         SpecError: the shapes do not fit.
     """
-    _check("n_step", values, rewards=rewards, discounts=discounts, traces=traces)
+    _check("n_step", values, rewards=rewards, discounts=discounts, continues=continues)
     returns = values
     for _ in range(min(n, len(rewards))):
-        following = torch.where(traces > 0, returns[1:], values[1:])
+        following = torch.where(continues > 0, returns[1:], values[1:])
         returns = torch.cat([rewards + discounts * following, values[-1:]])
     return returns[:-1]
 
 
 @torch.no_grad()
-def gae(rewards: Tensor, discounts: Tensor, traces: Tensor, values: Tensor, lambda_: float = 0.95) -> Tensor:
+def gae(rewards: Tensor, discounts: Tensor, continues: Tensor, values: Tensor, lambda_: float = 0.95) -> Tensor:
     """Generalised advantage estimates (Schulman et al. 2016, eq. 16).
 
         Â_t = Σ_l (γλ)^l δ_{t+l},    δ_t = r_t + γ V(o_{t+1}) − V(o_t)
 
     Args:
-        rewards, discounts, traces: [T, B].
+        rewards, discounts, continues: [T, B].
         values: [T+1, B].
         lambda_: λ; 0 gives the one-step error, 1 the whole return minus V.
     Returns:
@@ -68,20 +68,22 @@ def gae(rewards: Tensor, discounts: Tensor, traces: Tensor, values: Tensor, lamb
     Raises:
         SpecError: the shapes do not fit.
     """
-    _check("gae", values, rewards=rewards, discounts=discounts, traces=traces)
+    _check("gae", values, rewards=rewards, discounts=discounts, continues=continues)
     errors = rewards + discounts * values[1:] - values[:-1]
-    return _discounted_sums(errors, discounts * traces * lambda_)
+    return _discounted_sums(errors, discounts * continues * lambda_)
 
 
 @torch.no_grad()
-def lambda_returns(rewards: Tensor, discounts: Tensor, traces: Tensor, values: Tensor, lambda_: float = 0.95) -> Tensor:
+def lambda_returns(
+    rewards: Tensor, discounts: Tensor, continues: Tensor, values: Tensor, lambda_: float = 0.95
+) -> Tensor:
     """λ-returns (Sutton & Barto 2018, eq. 12.18): n-step returns of every n, weighted by (1−λ) λ^{n−1}.
 
         G_t = r_t + γ ((1−λ) V(o_{t+1}) + λ G_{t+1})
 
     Equals `gae` + V, with the same arguments. Returns [T, B].
     """
-    return gae(rewards, discounts, traces, values, lambda_) + values[:-1]
+    return gae(rewards, discounts, continues, values, lambda_) + values[:-1]
 
 
 @torch.no_grad()
@@ -89,7 +91,7 @@ def vtrace(
     log_rhos: Tensor,
     rewards: Tensor,
     discounts: Tensor,
-    traces: Tensor,
+    continues: Tensor,
     values: Tensor,
     *,
     clip_rho: float = 1.0,
@@ -107,18 +109,18 @@ def vtrace(
 
     Args:
         log_rhos: [T, B] log π(a|o) − log μ(a|o) of the whole action: add up the parts of a joint action first.
-        rewards, discounts, traces: [T, B].
+        rewards, discounts, continues: [T, B].
         values: [T+1, B].
         clip_rho, clip_pg_rho, clip_c, lambda_: see the formulas.
     Raises:
         SpecError: the shapes do not fit.
     """
-    _check("vtrace", values, log_rhos=log_rhos, rewards=rewards, discounts=discounts, traces=traces)
+    _check("vtrace", values, log_rhos=log_rhos, rewards=rewards, discounts=discounts, continues=continues)
     rhos = log_rhos.exp()
     errors = rhos.clamp(max=clip_rho) * (rewards + discounts * values[1:] - values[:-1])
-    decays = discounts * traces * lambda_ * rhos.clamp(max=clip_c)
+    decays = discounts * continues * lambda_ * rhos.clamp(max=clip_c)
     targets = values[:-1] + _discounted_sums(errors, decays)
-    following = torch.where(traces > 0, torch.cat([targets[1:], values[-1:]]), values[1:])
+    following = torch.where(continues > 0, torch.cat([targets[1:], values[-1:]]), values[1:])
     unweighted = rewards + discounts * following - values[:-1]
     return VTraceReturns(targets, rhos.clamp(max=clip_pg_rho) * unweighted, unweighted)
 
@@ -127,7 +129,7 @@ def vtrace(
 def double_q(
     rewards: Tensor,
     discounts: Tensor,
-    traces: Tensor,
+    continues: Tensor,
     online: Tensor,
     target: Tensor,
     n: int = 1,
@@ -141,7 +143,7 @@ def double_q(
     n is smaller where the episode or the slice ends earlier.
 
     Args:
-        rewards, discounts, traces: [T, B].
+        rewards, discounts, continues: [T, B].
         online: [T+1, B, A] Q, which chooses the action; for plain Q-learning pass `target`.
         target: [T+1, B, A] Q⁻ of the target network, which values the action.
         n: rewards before the bootstrap.
@@ -157,8 +159,8 @@ def double_q(
         )
     values = target.gather(-1, online.argmax(-1, keepdim=True))[..., 0]
     if squash is None:
-        return n_step(rewards, discounts, traces, values, n)
-    return squashed(n_step(rewards, discounts, traces, unsquashed(values, squash), n), squash)
+        return n_step(rewards, discounts, continues, values, n)
+    return squashed(n_step(rewards, discounts, continues, unsquashed(values, squash), n), squash)
 
 
 def squashed(x: Tensor, epsilon: float = 1e-3) -> Tensor:

@@ -12,12 +12,11 @@ from torch import Tensor, nn
 
 from tinyverse.agents.torch_agent import TorchAgent
 from tinyverse.algorithms import losses
-from tinyverse.algorithms.learner import Learner, Metrics
-from tinyverse.algorithms.torch_learner import Optimizer
+from tinyverse.algorithms.learner import Metrics
+from tinyverse.algorithms.torch_learner import Optimizer, TorchLearner
 from tinyverse.core import nest
 from tinyverse.core.batch import Batch
 from tinyverse.core.errors import SettingsError
-from tinyverse.core.weights import Weights
 from tinyverse.networks.squashed import SquashedActor, SquashedGaussian
 
 
@@ -32,7 +31,7 @@ class Rows(NamedTuple):
     share: Tensor  # [T, B] weight of a row in the mean, with importance weights; 0 for reset rows
 
 
-class SAC(Learner):
+class SAC(TorchLearner):
     """Soft actor-critic with twin critics and a learned temperature (Haarnoja et al. 2018b, algorithm 1).
 
         critics      ½ (Q_i(o, a) − y)²,    y = r + γ (min_i Q̄_i(o', x') − α log π(x'|o')),  x' ~ π(o')    (eq. 5, 6)
@@ -58,8 +57,6 @@ class SAC(Learner):
     Raises:
         SettingsError: the agent's network is no `SquashedActor`, or a number is out of its range.
     """
-
-    distributed = True
 
     def __init__(
         self,
@@ -87,31 +84,21 @@ class SAC(Learner):
             raise SettingsError(
                 f"SAC got temperature={temperature} and polyak={polyak}; wanted > 0, and 0 < polyak ≤ 1."
             )
-        self.agent, self.length = agent, length
-        self.discount, self.reward_scale, self.polyak = discount, reward_scale, polyak
+        limits: dict[str, Any] = {"max_grad_norm": max_grad_norm, "total_updates": total_updates}
+        super().__init__(agent, learning_rate=learning_rate, discount=discount, **limits)
+        self.length, self.reward_scale, self.polyak = length, reward_scale, polyak
+        self.learn_temperature = learn_temperature
         self.critics = nn.ModuleList([agent.network.critic(), agent.network.critic()])
         self.targets = copy.deepcopy(self.critics).requires_grad_(False)
         self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature), device=agent.device))
         self.target_entropy = -float(agent.network.actions) if target_entropy is None else target_entropy
-        rates = {
-            "actor": (agent.network.parameters(), learning_rate),
-            "critics": (self.critics.parameters(), critic_learning_rate),
-            "temperature": ([self.log_temperature], temperature_learning_rate),
-        }
-        self.optimizers = {
-            name: Optimizer(
-                parameters,
-                learning_rate=learning_rate if rate is None else rate,
-                max_grad_norm=max_grad_norm,
-                total_updates=total_updates,
-            )
-            for name, (parameters, rate) in rates.items()
-        }
-        self.learn_temperature = learn_temperature
-
-    @property
-    def device(self) -> torch.device:
-        return self.agent.device
+        self.optimizers = {"actor": self.optimizer}
+        for name, parameters, rate in (
+            ("critics", self.critics.parameters(), critic_learning_rate),
+            ("temperature", [self.log_temperature], temperature_learning_rate),
+        ):
+            rate = learning_rate if rate is None else rate
+            self.optimizers[name] = Optimizer(parameters, learning_rate=rate, **limits)
 
     @property
     def temperature(self) -> Tensor:
@@ -162,10 +149,7 @@ class SAC(Learner):
         return rows.rewards + rows.discounts * (values - self.temperature * log_probs)
 
     def actor_loss(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        """Returns the actor's loss (eq.
-
-        9), a scalar, and the policy's entropy estimated from the samples, without gradient.
-        """
+        """Returns the actor's loss (eq. 9), a scalar, and the entropy as the samples estimate it, without gradient."""
         actions, log_probs = self._policy(rows.observations).rsample()
         values = torch.minimum(*(critic(rows.observations, actions) for critic in self.critics))
         loss = losses.masked_sum(self.temperature * log_probs - values, rows.share)
@@ -176,13 +160,9 @@ class SAC(Learner):
         return self.log_temperature.exp() * (entropy - self.target_entropy)
 
     def _policy(self, observations: nest.Tree) -> SquashedGaussian:
-        first = torch.zeros(nest.leaves(observations)[0].shape[:2], dtype=torch.bool, device=self.device)
+        is_first = torch.zeros(nest.leaves(observations)[0].shape[:2], dtype=torch.bool, device=self.device)
         network = self.agent.network
-        return network.distribution(network(observations, (), first)[0].policy)
-
-    def get_weights(self) -> Weights:
-        """Returns the actor's weights."""
-        return self.agent.get_weights()
+        return network.distribution(network(observations, (), is_first)[0].policy)
 
     def state_dict(self) -> dict[str, Any]:
         return {

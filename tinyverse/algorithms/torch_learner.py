@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from tinyverse.agents.torch_agent import TorchAgent
-from tinyverse.algorithms.learner import Learner
-from tinyverse.core import distributed
+from tinyverse.algorithms.learner import Learner, Metrics
+from tinyverse.core import distributed, nest
 from tinyverse.core.batch import Batch
 from tinyverse.core.errors import SettingsError
 from tinyverse.core.weights import Weights
+from tinyverse.networks import Distribution
 from tinyverse.networks.normalization import RewardNormalizer
 
 
@@ -90,17 +91,15 @@ class Optimizer:
 
 
 class TorchLearner(Learner):
-    """A learner with one agent and one optimizer of its network. A subclass adds `train_step`.
+    """A learner with one agent and one optimizer of its network. A subclass defines `loss`, or else `train_step`.
 
     Args:
         agent: the agent whose network learns.
         optimizer, learning_rate, max_grad_norm, total_updates: see `Optimizer`.
-    Attributes:
-        reward_clip, return_scale: how `rewards` clips and normalises; None: it does not.
+        discount: γ per step.
+        reward_clip: clip rewards to ± this before they are normalised; None: do not.
+        return_scale: divide rewards by the running standard deviation of returns, see `RewardNormalizer`.
     """
-
-    reward_clip: float | None = None
-    return_scale: RewardNormalizer | None = None
 
     distributed = True
 
@@ -109,31 +108,42 @@ class TorchLearner(Learner):
         agent: TorchAgent,
         optimizer: str = "adam",
         *,
-        learning_rate: float,
-        max_grad_norm: float | None = None,
-        total_updates: int | None = None,
+        discount: float = 0.99,
+        reward_clip: float | None = None,
+        return_scale: bool = False,
+        **optimizer_options: Any,
     ) -> None:
-        self.agent = agent
-        self.optimizer = Optimizer(
-            agent.network.parameters(),
-            optimizer,
-            learning_rate=learning_rate,
-            max_grad_norm=max_grad_norm,
-            total_updates=total_updates,
-        )
+        self.agent, self.discount, self.reward_clip = agent, discount, reward_clip
+        self.optimizer = Optimizer(agent.network.parameters(), optimizer, **optimizer_options)
+        self.return_scale = RewardNormalizer(discount).to(agent.device) if return_scale else None
 
     @property
     def device(self) -> torch.device:
         return self.agent.device
 
-    def rewards(self, batch: Batch) -> Tensor:
-        """Returns the rewards [T, B] for learning: clipped, then normalised.
+    def train_step(self, batch: Batch) -> Metrics:
+        loss, metrics = self.loss(batch)
+        return {**metrics, "grad_norm": self.optimizer.step(loss), **self.scale()}
 
-        Each call updates the normaliser's statistics.
-        """
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns the loss, a scalar, and metrics without gradient: 0-d, except "priorities" [B]."""
+        raise NotImplementedError(f"{type(self).__name__} must define loss() or train_step()")
+
+    def evaluate(self, batch: Batch) -> tuple[Distribution, Tensor]:
+        """Returns the policy of the rows [T, B], and the values [T+1, B] float32."""
+        network = self.agent.network
+        outputs, _ = network(batch.observations, batch.initial_state, batch.is_first)
+        return network.distribution(nest.map(lambda rows: rows[:-1], outputs.policy)), outputs.values.float()
+
+    def rewards(self, batch: Batch) -> Tensor:
+        """Returns the rewards [T, B] for learning: clipped, then normalised by statistics that each call updates."""
         clip = float("inf") if self.reward_clip is None else self.reward_clip
         rewards = batch.rewards.clamp(-clip, clip)
-        return rewards if self.return_scale is None else self.return_scale(rewards, batch.traces, batch.mask)
+        return rewards if self.return_scale is None else self.return_scale(rewards, batch.continues, batch.mask)
+
+    def scale(self) -> dict[str, Tensor]:
+        """Returns the metric of `return_scale`, if there is one."""
+        return {} if self.return_scale is None else {"value/return_scale": self.return_scale.moments.deviation}
 
     def behaviour_log_probs(self, batch: Batch) -> Tensor:
         """Returns log μ(a|o) [T, B] of the actions under the weights that played them.

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from tinyverse.agents.torch_agent import TorchAgent
 from tinyverse.algorithms import losses, returns
-from tinyverse.algorithms.learner import Metrics
 from tinyverse.algorithms.torch_learner import TorchLearner
-from tinyverse.core import nest
 from tinyverse.core.batch import Batch
-from tinyverse.networks.normalization import RewardNormalizer
 
 
 class VTrace(TorchLearner):
@@ -26,22 +25,18 @@ class VTrace(TorchLearner):
 
     Args:
         agent: the agent whose network learns; its sessions must carry `behaviour_log_prob`.
-        discount: γ per step.
-        learning_rate, optimizer, max_grad_norm, total_updates: see `Optimizer`.
         value_cost, entropy_cost: weights of the loss terms above.
         clip_rho, clip_pg_rho, lambda_: see `returns.vtrace`.
         surrogate_clip: ε of PPO's clipped surrogate (Schulman et al. 2017, eq. 7) on the V-trace advantages, instead of
             the plain policy gradient. Steps stay small, so the trainer can use each session several times.
-        reward_clip: clip rewards to ± this before they are normalised; None: do not.
-        return_scale: divide rewards by the running standard deviation of returns, see `RewardNormalizer`.
         normalize_advantages: to mean 0 and standard deviation 1 over the batch.
+        learning_rate, reward_clip, optimizer, max_grad_norm, others: see `TorchLearner`.
     """
 
     def __init__(
         self,
         agent: TorchAgent,
         *,
-        discount: float = 0.99,
         learning_rate: float = 6e-4,
         value_cost: float = 0.5,
         entropy_cost: float = 0.01,
@@ -50,36 +45,24 @@ class VTrace(TorchLearner):
         lambda_: float = 1.0,
         surrogate_clip: float | None = None,
         reward_clip: float | None = 1.0,
-        return_scale: bool = False,
         normalize_advantages: bool = False,
         max_grad_norm: float | None = 40.0,
         optimizer: str = "rmsprop",
-        total_updates: int | None = None,
+        **others: Any,
     ) -> None:
-        super().__init__(
-            agent, optimizer, learning_rate=learning_rate, max_grad_norm=max_grad_norm, total_updates=total_updates
-        )
-        self.discount, self.reward_clip = discount, reward_clip
+        others |= {"reward_clip": reward_clip, "max_grad_norm": max_grad_norm}
+        super().__init__(agent, optimizer, learning_rate=learning_rate, **others)
         self.value_cost, self.entropy_cost = value_cost, entropy_cost
         self.clips = {"clip_rho": clip_rho, "clip_pg_rho": clip_pg_rho, "lambda_": lambda_}
         self.normalize_advantages, self.surrogate_clip = normalize_advantages, surrogate_clip
-        self.return_scale = RewardNormalizer(discount).to(agent.device) if return_scale else None
-
-    def train_step(self, batch: Batch) -> Metrics:
-        loss, metrics = self.loss(batch)
-        return {**metrics, "grad_norm": self.optimizer.step(loss)}
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the loss, a scalar, and metrics as 0-d tensors without gradient."""
-        network, mask = self.agent.network, batch.mask
-        outputs, _ = network(batch.observations, batch.initial_memory, batch.first)
-        policy = network.distribution(nest.map(lambda rows: rows[:-1], outputs.policy))
-        values = outputs.values.float()
-        log_probs, entropies = policy.log_prob(batch.actions), policy.entropy()
+        policy, values = self.evaluate(batch)
+        mask, log_probs, entropies = batch.mask, policy.log_prob(batch.actions), policy.entropy()
         log_rhos = log_probs - self.behaviour_log_probs(batch)
 
         targets, advantages, unweighted = returns.vtrace(
-            log_rhos, self.rewards(batch), batch.discounts(self.discount), batch.traces, values, **self.clips
+            log_rhos, self.rewards(batch), batch.discounts(self.discount), batch.continues, values, **self.clips
         )
         if self.surrogate_clip is not None:
             advantages = unweighted  # the surrogate multiplies by the ratio itself
@@ -104,6 +87,4 @@ class VTrace(TorchLearner):
             "vtrace/mean_rho": losses.masked_mean(log_rhos.exp().clamp(max=self.clips["clip_rho"]), mask),
             "value/explained_variance": losses.explained_variance(values[:-1], targets, mask),
         }
-        if self.return_scale is not None:
-            metrics["value/return_scale"] = self.return_scale.moments.deviation
         return loss, {name: metric.detach() for name, metric in metrics.items()}

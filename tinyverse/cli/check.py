@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import json
+import math
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterator
 
 import click
-import numpy as np
 
 from tinyverse.cli.context import RunContext
 from tinyverse.cli.options import RunCommand
@@ -23,10 +22,7 @@ from tinyverse.monitoring import metrics
 
 @click.command(cls=RunCommand)
 def check(context: RunContext) -> list[tuple[str, str]]:
-    """Builds everything once and shows names, shapes, bytes and milliseconds.
-
-    Example: tinyverse my_game.py check
-    """
+    """Builds everything once and shows names, shapes, bytes and milliseconds."""
     from tinyverse.player.player import Player
     from tinyverse.replay.buffer import Replay
     from tinyverse.replay.config import ReplayConfig
@@ -35,68 +31,62 @@ def check(context: RunContext) -> list[tuple[str, str]]:
     system.set_threads(1)
     rows: list[tuple[str, str]] = []
 
-    def timed(what: str, function: Callable[[], Any], say: Callable[[Any], str] = str) -> Any:
+    @contextlib.contextmanager
+    def timed(what: str) -> Iterator[list[str]]:
+        """Adds a row: what is put into the list, and how long it took."""
+        facts: list[str] = []
         began = time.perf_counter()
         with context.bar(f"check: {what}"):
-            made = function()
-        rows.append((what, f"{say(made)}  ({1000 * (time.perf_counter() - began):.1f} ms)"))
-        return made
+            yield facts
+        rows.append((what, f"{' '.join(facts)}  ({1000 * (time.perf_counter() - began):.1f} ms)"))
 
     settings = context.resolved({})
-    shown = json.dumps(settings, default=str)
-    experiment = timed("experiment", lambda: loader.build(context.module, settings), lambda _: shown)
-    pool = timed("environments", lambda: experiment.pool(experiment.num_envs))
-
-    def show_agent(agent: Any) -> str:
-        return f"{type(agent).__name__}, {sum(array.size for array in agent.get_weights().values()):,} weights"
-
-    agent = timed("agent", experiment.agent, show_agent)
-
-    def show_spec(spec: Any) -> str:
-        return f"{len(spec.fields)} arrays, {metrics.size(spec.nbytes)} a session"
-
-    spec = timed("spec", lambda: experiment.spec(agent), show_spec)
+    with timed("experiment") as facts:
+        experiment = loader.build(context.module, settings)
+        facts.append(json.dumps(settings, default=str))
+    with timed("environments") as facts:
+        pool = experiment.pool(experiment.num_envs)
+        facts.append(str(pool))
+    with timed("agent") as facts:
+        agent = experiment.agent()
+        size = sum(array.size for array in agent.get_weights().values())
+        facts.append(f"{type(agent).__name__}, {size:,} weights")
+    with timed("spec") as facts:
+        spec = experiment.spec(agent)
+        facts.append(f"{len(spec.fields)} arrays, {metrics.size(spec.nbytes)} a session")
     rows += [(f"  {name}", f"{dtype} {list(shape)}") for name, (shape, dtype) in spec.fields.items()]
     player = Player(agent, pool, experiment.unroll_length, seed=context.fresh_seed())
     player.version, player.update = 0, 0
-
-    def show_rollout(rollout: Any) -> str:
-        return f"{counted(rollout.alive.size, 'step')} of {counted(rollout.num_envs, 'environment')}"
-
-    rollout = timed("playing", player.play, show_rollout)
+    with timed("playing") as facts:
+        rollout = player.play()
+        facts.append(f"{counted(rollout.valid.size, 'step')} of {counted(rollout.num_envs, 'environment')}")
     session = rollout.sessions("check", 0)[0]
-
-    def show_blob(blob: bytes) -> str:
-        return f"{metrics.size(len(blob))}, {spec.nbytes / len(blob):.1f} times smaller"
-
-    blob = timed("encoding", session.encode, show_blob)
-    timed("decoding", lambda: spec.decode(blob), lambda _: "the same")
-    learner = timed("learner", lambda: experiment.learner(agent), lambda made: type(made).__name__)
-    config = ReplayConfig(
-        batch_size=experiment.batch_size, buffer_size=experiment.batch_size + experiment.num_envs, reuse=None
-    )
+    with timed("encoding") as facts:
+        blob = session.encode()
+        facts.append(f"{metrics.size(len(blob))}, {spec.nbytes / len(blob):.1f} times smaller")
+    with timed("decoding") as facts:
+        spec.decode(blob)
+        facts.append("the same")
+    with timed("learner") as facts:
+        learner = experiment.learner(agent)
+        facts.append(type(learner).__name__)
+    batch_size = experiment.batch_size
+    config = ReplayConfig(batch_size=batch_size, buffer_size=batch_size + experiment.num_envs, reuse=None)
     replay = Replay(spec, config, sampler_of(experiment.sampler))
     while (batch := replay.sample(length=learner.length, burn_in=learner.burn_in)) is None:
         for each in rollout.sessions("check", 0):
             replay.add(spec.decode(each.encode()))
         if len(replay) < config.batch_size:
             rollout = player.play()
-
-    def numbers(row: Any) -> dict[str, float]:
-        return {name: float(value) for name, value in row.items() if name != "priorities"}
-
-    def show_numbers(row: Any) -> str:
-        return ", ".join(f"{name} {value:.3g}" for name, value in numbers(row).items())
-
-    row = timed("an update", lambda: learner.train_step(batch), show_numbers)
-    bad = [name for name, value in numbers(row).items() if not np.isfinite(value)]
-    weights = functools.partial(encode_weights, learner.get_weights(), version=0, update=0, step=0)
-    timed("weights", weights, lambda made: metrics.size(len(made)))
+    with timed("an update") as facts:
+        row = {name: float(value) for name, value in learner.train_step(batch).items() if name != "priorities"}
+        facts.append(", ".join(f"{name} {value:.3g}" for name, value in row.items()))
+    with timed("weights") as facts:
+        facts.append(metrics.size(len(encode_weights(learner.get_weights(), version=0, update=0, step=0))))
     pool.close()
+    bad = [name for name, value in row.items() if not math.isfinite(value)]
     if bad:
-        raise TinyverseError(
-            f"{', '.join(bad)} of the first update is not finite. Are observations and rewards finite?"
-        )
+        raise TinyverseError(f"{', '.join(bad)} of an update is not finite. Are observations and rewards finite?")
     width = max(len(what) for what, _ in rows)
     for what, seen in rows:
         print(f"{what:<{width}}  {seen}")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -16,6 +16,10 @@ from tinyverse.cli.options import RunCommand
 from tinyverse.core.run_config import check_can_join
 from tinyverse.experiment import loader
 
+if TYPE_CHECKING:
+    from tinyverse.experiment.experiment import Experiment
+
+COLUMNS = ("part", "name", "value", "source")  # a part: "settings", or the command whose option it is
 HIDDEN = ("config", "options", "password", "redis")  # where the values come from, and secrets
 
 
@@ -27,68 +31,45 @@ def config(ctx: click.Context, context: RunContext, as_json: bool) -> None:
 
     Example: tinyverse atari.py config --config fast.toml
     """
-    file, options = ctx.params["config"], dict(each.split("=", 1) for each in ctx.params["options"])
-    words, group = ["--config", str(file)] if file else [], ctx.find_root().command
+    file, group = ctx.params["config"], ctx.find_root().command
     assert isinstance(group, click.Group)
-    contexts = {}
+    kept = context.folder.settings()
+    check_can_join(context.run, kept, context.title, context.given)
+    settings = context.resolved(kept.get("settings", {}))
+    sources = {
+        "-o": [option.split("=", 1)[0].strip() for option in ctx.params["options"]],
+        str(file): read(file)[0] if file else {},
+        f"{context.folder.path}/settings.json": kept.get("settings", {}),
+    }
+    rows = [
+        ("settings", name, value, next((source for source in sources if name in sources[source]), "make_experiment"))
+        for name, value in settings.items()
+    ]
+    experiment = loader.build(context.module, settings)
     for verb in ("play", "train", "eval"):
         command = group.get_command(ctx, verb)
         assert command is not None
-        contexts[verb] = command.make_context(verb, list(words), parent=ctx.parent)
-    values = list(_effective(context, file, options, contexts))
+        made = command.make_context(verb, ["--config", str(file)] if file else [], parent=ctx.parent)
+        rows += _options(made, experiment, file)
     if as_json:
-        print(json.dumps([value._asdict() for value in values], default=str))
+        print(json.dumps([dict(zip(COLUMNS, row, strict=True)) for row in rows], default=str))
         return
-    widths = [max(len(str(value[column])) for value in values) for column in range(3)]
-    for value in values:
-        print("  ".join(f"{word!s:<{width}}" for word, width in zip(value, [*widths, 0], strict=True)).rstrip())
+    *widths, _ = (max(map(len, map(str, column))) for column in zip(*rows, strict=True))
+    for row in rows:
+        print("  ".join(f"{word!s:<{width}}" for word, width in zip(row, [*widths, 0], strict=True)))
 
 
-class Value(NamedTuple):
-    """An effective value."""
-
-    part: str  # "settings", or the command whose option it is
-    name: str
-    value: Any
-    source: str
-
-
-def _effective(
-    context: RunContext, config: Path | None, options: Mapping[str, str], contexts: Mapping[str, click.Context]
-) -> Iterator[Value]:
-    """Every setting, then every option of the commands in `contexts` that has a value, and where it comes from.
-
-    Args:
-        config: the file of `--config`.
-        options: what `-o` said.
-        contexts: command -> its options as they would be without a word on the command line.
-    """
-    kept = context.folder.settings()
-    check_can_join(context.run, kept, context.title, context.given)
-    in_file = read(config)[0] if config else {}
-    settings = context.resolved(kept.get("settings", {}))
-    for name, value in settings.items():
-        source = (
-            "-o" if name in options
-            else str(config) if name in in_file
-            else f"{context.folder.path}/settings.json" if name in kept.get("settings", {})
-            else "make_experiment"
-        )  # fmt: skip
-        yield Value("settings", name, value, source)
-    experiment = loader.build(context.module, settings)
-    for command, ctx in contexts.items():
-        for option in ctx.command.params:
-            name = option.name or ""
-            value, source = ctx.params.get(name), _source(ctx, option, config)
-            if value is None and hasattr(experiment, name):
-                value, source = getattr(experiment, name), "the experiment"
-            if (value or source not in ("default", "the experiment")) and name not in HIDDEN:
-                words = [word.removeprefix("--") for word in option.opts if word.startswith("--")]
-                yield Value(command, (words or [name])[-1], value, source)
-
-
-def _source(ctx: click.Context, option: click.Parameter, config: Path | None) -> str:
-    source = ctx.get_parameter_source(option.name or "")
-    if source is ParameterSource.ENVIRONMENT:
-        return f"${option.envvar or f'{ctx.auto_envvar_prefix}_{str(option.name).upper()}'}"
-    return f"{config} [{ctx.info_name}]" if source is ParameterSource.DEFAULT_MAP else "default"
+def _options(ctx: click.Context, experiment: Experiment, file: Path | None) -> Iterator[tuple[str, str, Any, str]]:
+    """The options of a command that have a value without a word on its command line."""
+    for option in ctx.command.params:
+        name, source = str(option.name), "default"
+        value, found = ctx.params.get(name), ctx.get_parameter_source(name)
+        if found is ParameterSource.ENVIRONMENT:
+            source = f"${option.envvar or f'{ctx.auto_envvar_prefix}_{name.upper()}'}"
+        elif found is ParameterSource.DEFAULT_MAP:
+            source = f"{file} [{ctx.info_name}]"
+        if value is None and hasattr(experiment, name):
+            value, source = getattr(experiment, name), "the experiment"
+        if (value or source not in ("default", "the experiment")) and name not in HIDDEN:
+            words = [word.removeprefix("--") for word in option.opts if word.startswith("--")]
+            yield str(ctx.info_name), (words or [name])[-1], value, source

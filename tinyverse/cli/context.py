@@ -64,16 +64,11 @@ class RunContext:
         """The settings asked for, checked and converted."""
         return loader.resolve_given(self.module, self.settings)
 
-    def load(self) -> None:
-        """Says what is wrong with the experiment or its settings before a server is started for it."""
-        _ = self.given
-
     @property
     def names_server(self) -> bool:
         """Whether an option or the environment names a server."""
-        return bool(
-            self.redis or self.host or self.port or os.environ.get("TINYVERSE_REDIS_URL") or os.environ.get("REDIS_URL")
-        )
+        named = map(os.environ.get, ("TINYVERSE_REDIS_URL", "REDIS_URL"))
+        return any([self.redis, self.host, self.port, *named])
 
     @property
     def source(self) -> str:
@@ -93,32 +88,22 @@ class RunContext:
     def folder(self) -> RunFolder:
         return RunFolder(RUNS / self.run)
 
-    def resolved(self, agreed: Mapping[str, Any]) -> dict[str, Any]:
-        """All settings: defaults, over them what the run has agreed on, over that what was asked for.
-
-        Raises:
-            RunConflict: the run has settings that the experiment has no longer.
-        """
-        if gone := sorted(agreed.keys() - loader.defaults(self.module).keys()):
+    def resolved(self, run_config: Mapping[str, Any]) -> dict[str, Any]:
+        """All settings: defaults, over them what the run has agreed on, over that what was asked for."""
+        if gone := sorted(run_config.keys() - loader.defaults(self.module).keys()):
             raise RunConflict(
                 f"run {self.run} was made with {', '.join(gone)}, which {self.title} has no longer: choose another --name, "
                 "or start anew with train --fresh."
             )
-        return loader.resolve(self.module, {**agreed, **self.given})
+        return loader.resolve(self.module, {**run_config, **self.given})
 
     def make_agent(self, meta: Mapping[str, str]) -> TorchAgent:
-        """The experiment's agent, built here with the run's settings; its weights are not the run's.
-
-        Args:
-            meta: what the run's workers agreed on.
-        Raises:
-            SettingsError: the agent is no TorchAgent, so it has no values to show.
-        """
+        """The experiment's agent, built here with the settings of the run config `meta`; its weights are not the run's."""
         from tinyverse.agents.torch_agent import TorchAgent
 
-        agreed = experiment_and_settings(meta)
-        check_can_join(self.run, agreed, self.title, self.given)
-        agent = loader.build(self.module, self.resolved(agreed["settings"])).agent()
+        run_config = experiment_and_settings(meta)
+        check_can_join(self.run, run_config, self.title, self.given)
+        agent = loader.build(self.module, self.resolved(run_config["settings"])).agent()
         if not isinstance(agent, TorchAgent):
             raise SettingsError(f"{type(agent).__name__} is no TorchAgent and has none.")
         return agent
@@ -126,30 +111,15 @@ class RunContext:
     def fresh_seed(self) -> int:
         return secrets.randbits(31) if self.seed is None else self.seed
 
-    @contextlib.contextmanager
-    def connected(self, start: bool = True) -> Iterator[Database]:
+    def connected(self, start: bool = True) -> contextlib.closing[Database]:
         """The run's database; starts this user's local server if there is no other."""
-        database = open_database(self.server(start), self.run, database=self.database)
-        try:
-            yield database
-        finally:
-            database.close()
+        return contextlib.closing(open_database(self.server(start), self.run, database=self.database))
 
     @contextlib.contextmanager
-    def known(self, force: bool = False) -> Iterator[Database]:
-        """The database of a run that is there, or that somebody waits for; by `force` also where it belongs elsewhere.
-
-        Raises:
-            RunConflict: nobody has heard of it; names the runs there are.
-        """
+    def known(self) -> Iterator[Database]:
+        """The database of a run that is there, or that somebody waits for; else RunConflict names the runs there are."""
         with self.connected(start=False) as database:
-            try:
-                found = bool(database.meta() or database.workers())
-            except RunConflict:
-                if not force:
-                    raise
-                found = True
-            if not found:
+            if not (database.meta() or database.workers()):
                 others = [] if self.database else self.runs()
                 there = f"there are {', '.join(others)}" if others else "there is none"
                 hint = did_you_mean(self.run, others)
@@ -158,24 +128,26 @@ class RunContext:
 
     def runs(self) -> list[str]:
         """The names of the runs on the server."""
-        address = redis_server.find_server(self.redis, self.host, self.port, self.password, start=False)
-        return list_runs(address.url)
+        return list_runs(self.address(start=False).url)
+
+    def address(self, start: bool) -> redis_server.Address:
+        """The server that is named, else this user's local one."""
+        return redis_server.find_server(self.redis, self.host, self.port, self.password, start=start)
 
     def server(self, start: bool) -> str:
+        """The URL of the run's server; "" where the database is the user's own."""
         if self.database and not (self.redis or self.host or self.port):
             return ""
         if not self.names_server and (url := _server_of_a_running_run(self.folder)):
             return url
-        address = redis_server.find_server(self.redis, self.host, self.port, self.password, start=start)
+        address = self.address(start)
         if address.source == "started":
-            self.say(
-                f"started a local server for this user, {address}; it stays for the others (tinyverse server stop ends it)"
-            )
+            self.say(f"started a local server, {address}; it stays for others (tinyverse server stop ends it)")
         return address.url
 
-    def bar(self, what: str, total: float | None = None, look: Callable[[], Share] | None = None) -> Bar:
+    def bar(self, what: str, total: float | None = None, refresh: Callable[[], Share] | None = None) -> Bar:
         """Shows how far something is, if it takes long."""
-        return Bar(what, total, quiet=self.quiet or not self.bars, look=look)
+        return Bar(what, total, quiet=self.quiet or not self.bars, refresh=refresh)
 
     def say(self, text: str) -> None:
         if not self.quiet:
@@ -199,7 +171,7 @@ def without_secrets(words: Sequence[str]) -> list[str]:
 def positive(**numbers: float | None) -> None:
     """Raises SettingsError for a count less than 1, or a fraction that is not above 0."""
     for name, number in numbers.items():
-        if number is not None and (number <= 0 or (isinstance(number, int) and number < 1)):
+        if number is not None and number <= 0:
             least = "at least 1" if isinstance(number, int) else "more than 0"
             raise SettingsError(f"{name.replace('_', ' ')} is {number}; it must be {least}.")
 

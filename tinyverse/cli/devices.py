@@ -40,9 +40,3 @@ def check_device(device: str) -> None:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise SettingsError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}. Try cpu.") from None
-
-
-def cuda_devices() -> int:
-    import torch
-
-    return torch.cuda.device_count()

@@ -6,7 +6,6 @@ It builds the experiment if one is named, and pushes a few megabytes into a run 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 import platform
@@ -14,9 +13,9 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import numpy as np
@@ -24,8 +23,7 @@ import redis
 
 from tinyverse.cli.context import RUNS, RunContext
 from tinyverse.cli.options import RunCommand
-from tinyverse.core import codec
-from tinyverse.core import system as machine
+from tinyverse.core import codec, system
 from tinyverse.core.errors import DatabaseError, ServerError, TinyverseError
 from tinyverse.core.text import counted
 from tinyverse.database import schema, server, server_config
@@ -34,7 +32,7 @@ from tinyverse.database.redis import RedisDatabase
 from tinyverse.experiment import loader
 from tinyverse.monitoring import metrics
 
-MENDED = {(6, 2): 20, (7, 2): 11, (7, 4): 6, (8, 0): 4, (8, 1): 4, (8, 2): 2}  # patch release by major and minor
+MENDED = ((6, 2, 20), (7, 2, 11), (7, 4, 6), (8, 0, 4), (8, 1, 4), (8, 2, 2))  # the first release of each series
 HOLES = "CVE-2025-49844, 46817, 46818 and 46819: whoever may run scripts can take the server over"
 SLOW = 20.0  # MB/s to the server below which pushing holds players up
 SKEW = 5.0  # seconds between the clocks
@@ -42,30 +40,11 @@ MEMORY = 2 << 30  # bytes free for a trainer or player to begin with
 DISK = 1 << 30  # bytes free for checkpoints
 
 
-@click.command(cls=RunCommand)
-@click.option("--json", "as_json", is_flag=True, help="One JSON list.")
-def doctor(context: RunContext, as_json: bool) -> int:
-    """Looks at Python, torch, this machine, the server and, if one is named, the experiment. Exits 1 after a warning.
-
-    Example: tinyverse atari.py doctor
-    """
-    findings = []
-    for finding in examine(context):
-        findings.append(finding)
-        if not as_json:
-            print(finding, flush=True)
-    if as_json:
-        facts = [{"what": each.what, "ok": each.ok, "said": each.said, "advice": each.advice} for each in findings]
-        print(json.dumps(facts))
-    return 0 if all(finding.ok for finding in findings) else 1
-
-
-@dataclasses.dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """One thing looked at."""
 
     what: str
-    said: str
+    message: str
     advice: str = ""  # what to do; "" where all is well
 
     @property
@@ -74,63 +53,60 @@ class Finding:
 
     def __str__(self) -> str:
         advice = f". {self.advice}" if self.advice else ""
-        return f"{'ok     ' if self.ok else 'warning'}  {self.what:<12}  {self.said}{advice}"
+        return f"{'ok     ' if self.ok else 'warning'}  {self.what:<12}  {self.message}{advice}"
+
+
+@click.command(cls=RunCommand)
+@click.option("--json", "as_json", is_flag=True, help="One JSON list.")
+def doctor(context: RunContext, as_json: bool) -> int:
+    """Looks at Python, torch, this machine, the server and, if one is named, the experiment. Exits 1 after a warning."""
+    findings = []
+    for finding in examine(context):
+        findings.append(finding)
+        if not as_json:
+            print(finding, flush=True)
+    if as_json:
+        facts = [
+            {"what": each.what, "ok": each.ok, "message": each.message, "advice": each.advice} for each in findings
+        ]
+        print(json.dumps(facts))
+    return 0 if all(finding.ok for finding in findings) else 1
 
 
 def examine(context: RunContext) -> Iterator[Finding]:
     """Looks at one thing after the other; what fails in a way that nobody foresaw is a finding too."""
-    looks: dict[str, Callable[[], Iterator[Finding]]] = {
-        "software": _software, "processor": _processor, "gpu": _gpu, "memory": _memory, "codec": _codec,
-        "server": lambda: _server(context),
-    }  # fmt: skip
-    if context.experiment:
-        looks["experiment"] = lambda: _experiment(context)
-    for what, look in looks.items():
+    for check in (_processor, _memory, _codec, _server, _experiment):
         try:
-            yield from look()
+            yield from check(context)
         except (TinyverseError, redis.RedisError, OSError, RuntimeError) as error:
-            yield Finding(what, str(error) or type(error).__name__, "It could not be looked at.")
+            yield Finding(check.__name__[1:], str(error) or type(error).__name__, "It could not be looked at.")
 
 
-def _software() -> Iterator[Finding]:
+def _processor(_: RunContext) -> Iterator[Finding]:
     import torch
 
-    old = sys.version_info < (3, 11)
-    yield Finding(
-        "python", f"{platform.python_version()}, {sys.executable}", "Install Python 3.11 or newer." if old else ""
-    )
+    yield Finding("python", f"{platform.python_version()}, {sys.executable}")
     yield Finding("torch", torch.__version__)
-
-
-def _processor() -> Iterator[Finding]:
-    import torch
-
     spins = os.environ.get("OMP_WAIT_POLICY", "").upper() != "PASSIVE" and os.environ.get("GOMP_SPINCOUNT") != "0"
     advice = "Set OMP_WAIT_POLICY=PASSIVE: threads that spin while they wait take the cores from each other."
-    cores, threads = counted(machine.cores(), "core"), counted(torch.get_num_threads(), "thread")
+    cores, threads = counted(system.cores(), "core"), counted(torch.get_num_threads(), "thread")
     yield Finding("threads", f"{cores} for this process, torch takes {threads}", advice if spins else "")
     capability = torch.backends.cpu.get_cpu_capability()
-    with_bfloat16 = "multiplies bfloat16 itself"
-    bfloat16 = with_bfloat16 if machine.has_bfloat16() else "has no bfloat16; --precision auto stays fp32"
+    has = "multiplies bfloat16 itself" if system.has_bfloat16() else "has no bfloat16; --precision auto stays fp32"
     plain = capability == "DEFAULT" and platform.machine() in ("x86_64", "AMD64")
-    advice = "This processor has no AVX2; expect a tenth of the speed." if plain else ""
-    yield Finding("cpu", f"{capability}, {bfloat16}", advice)
-
-
-def _gpu() -> Iterator[Finding]:
-    import torch
-
+    advice = "This processor has no AVX2; expect a tenth of the speed."
+    yield Finding("cpu", f"{capability}, {has}", advice if plain else "")
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
         yield Finding("gpu", f"{', '.join(names)}; learn there with train --device cuda")
     elif Path("/dev/nvidia0").exists():
-        said = "there is one that this torch cannot use"
-        yield Finding("gpu", said, "Install torch with CUDA, by the line of its get-started page, and a driver as new.")
+        advice = "Install torch with CUDA, by the line of its get-started page, and a driver as new."
+        yield Finding("gpu", "there is one that this torch cannot use", advice)
     else:
         yield Finding("gpu", "none; learning is on the CPU")
 
 
-def _memory() -> Iterator[Finding]:
+def _memory(_: RunContext) -> Iterator[Finding]:
     with contextlib.suppress(OSError, ValueError, AttributeError):  # not every system says
         free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
         text = Path("/proc/meminfo").read_text().split() if Path("/proc/meminfo").exists() else []
@@ -138,34 +114,31 @@ def _memory() -> Iterator[Finding]:
             free = 1024 * int(text[text.index("MemAvailable:") + 1])
         advice = "End something, or lower --buffer-size and --num-envs." if free < MEMORY else ""
         yield Finding("memory", f"{metrics.size(free)} available", advice)
-    place = next(path for path in (RUNS, *RUNS.absolute().parents) if path.exists())
+    place = next(path.absolute() for path in (RUNS, *RUNS.absolute().parents) if path.exists())
     disk = shutil.disk_usage(place).free
-    if not os.access(place, os.W_OK):
-        advice = "Train in a folder of yours: checkpoints go to ./runs."
-        yield Finding("disk", f"{place.absolute()} cannot be written", advice)
-    else:
+    if os.access(place, os.W_OK):
         advice = "Make room: checkpoints go to ./runs." if disk < DISK else ""
-        yield Finding("disk", f"{metrics.size(disk)} free at {place.absolute()}", advice)
+        yield Finding("disk", f"{metrics.size(disk)} free at {place}", advice)
+    else:
+        yield Finding("disk", f"{place} cannot be written", "Train in a folder of yours: checkpoints go to ./runs.")
 
 
-def _codec() -> Iterator[Finding]:
-    arrays: dict[str, np.ndarray] = {
-        "image": np.zeros((65, 84, 84), np.uint8),
-        "number": np.linspace(0, 1, 1000, dtype=np.float32),
-    }
+def _codec(_: RunContext) -> Iterator[Finding]:
+    image, number = np.zeros((65, 84, 84), np.uint8), np.linspace(0, 1, 1000, dtype=np.float32)
+    arrays: dict[str, np.ndarray] = {"image": image, "number": number}
     began = time.perf_counter()
     blob = codec.compress(codec.encode(arrays, {"who": "doctor"}))
     back, metadata = codec.decode(codec.decompress(blob))
     milliseconds = 1000 * (time.perf_counter() - began)
     same = metadata == {"who": "doctor"} and all(np.array_equal(back[name], array) for name, array in arrays.items())
     advice = "" if same else "Something is wrong with NumPy or zstandard here: install them anew."
-    said = f"a session there and back in {milliseconds:.1f} ms, {'the same' if same else 'NOT the same'}"
-    yield Finding("codec", said, advice)
+    message = f"a session there and back in {milliseconds:.1f} ms, {'the same' if same else 'NOT the same'}"
+    yield Finding("codec", message, advice)
 
 
 def _server(context: RunContext) -> Iterator[Finding]:
     try:
-        address = server.find_server(context.redis, context.host, context.port, context.password, start=False)
+        address = context.address(start=False)
     except ServerError as error:
         if context.names_server:
             yield Finding("server", str(error), "Is it the right URL, and does the server run?")
@@ -178,9 +151,8 @@ def _server(context: RunContext) -> Iterator[Finding]:
             yield _speed(trial.url)
         return
     with errors(address.url), connect(address.url) as client:
-        local, version = server.status() if address.source == "running" else None, ""
-        if local is not None:
-            version = str(local["version"])
+        local = server.status() if address.source == "running" else None
+        version = str(local["version"]) if local else ""
         with contextlib.suppress(redis.exceptions.NoPermissionError):
             info: Any = client.info("server")
             version = str(info.get("valkey_version") or info["redis_version"])
@@ -204,13 +176,13 @@ def _holes(version: str, path: str = "") -> Iterator[Finding]:
     numbers = tuple(int(part) for part in version.split(".") if part.isdigit())
     if len(numbers) < 3:
         return
-    mended = MENDED.get((numbers[0], numbers[1]))
+    mended = next((release for release in MENDED if release[:2] == numbers[:2]), ())
     if numbers < server_config.OLDEST:
         yield Finding("holes", f"{version} is older than 6.2", "Install a newer server.")
-    elif mended is not None and numbers[2] < mended:
-        system = path.startswith(("/usr/bin/", "/usr/sbin/"))
-        advice = "A distribution may have mended it all the same; else install" if system else "Install"
-        advice += f" {numbers[0]}.{numbers[1]}.{mended} or newer; our own user may run no scripts."
+    elif numbers < mended:
+        packaged = path.startswith(("/usr/bin/", "/usr/sbin/"))
+        advice = "A distribution may have mended it all the same; else install" if packaged else "Install"
+        advice += f" {'.'.join(map(str, mended))} or newer; our own user may run no scripts."
         yield Finding("holes", f"{version} has {HOLES}", advice)
 
 
@@ -232,8 +204,8 @@ def _clock(client: redis.Redis) -> Finding:
     now = time.time()
     skew = seconds + 1e-6 * microseconds - (began + now) / 2
     advice = "Nothing in a run depends on it, but dates in logs differ: set both by NTP." if abs(skew) > SKEW else ""
-    said = f"{abs(skew):.2f} s from the server's; an answer takes {1000 * (now - began):.1f} ms"
-    return Finding("clock", said, advice)
+    message = f"{abs(skew):.2f} s from the server's; an answer takes {1000 * (now - began):.1f} ms"
+    return Finding("clock", message, advice)
 
 
 def _speed(url: str) -> Finding:
@@ -251,13 +223,16 @@ def _speed(url: str) -> Finding:
         with contextlib.suppress(DatabaseError):
             database.clear()
             database.close()
-    push, fetch = (4.194304 / seconds for seconds in (pushed - began, fetched - pushed))
+    megabytes = sum(map(len, blobs)) / 1e6
+    push, fetch = megabytes / (pushed - began), megabytes / (fetched - pushed)
     advice = "The network is slow: play and train nearer to the server." if min(push, fetch) < SLOW else ""
-    said = f"push {push:,.0f} MB/s, fetch {fetch:,.0f} MB/s" + ("" if same else ", and what came back differs")
-    return Finding("speed", said, advice if same else "Sessions get damaged on the way: look at the server's log.")
+    message = f"push {push:,.0f} MB/s, fetch {fetch:,.0f} MB/s" + ("" if same else ", and what came back differs")
+    return Finding("speed", message, advice if same else "Sessions get damaged on the way: look at the server's log.")
 
 
 def _experiment(context: RunContext) -> Iterator[Finding]:
+    if not context.experiment:
+        return
     from tinyverse.player.player import Player
 
     try:
@@ -268,10 +243,9 @@ def _experiment(context: RunContext) -> Iterator[Finding]:
         seconds = time.perf_counter() - began
         player.close()
         experiment.spec(player.agent).decode(rollout.sessions("doctor", 0, version="0", update="0")[0].encode())
+        steps = rollout.valid.size
+        message = f"{context.experiment}: {steps} steps at {steps / seconds:,.0f} steps/s, a session that fits"
+        yield Finding("experiment", message)
     except TinyverseError as error:
         advice = f"tinyverse {context.experiment} check shows more."
         yield Finding("experiment", f"{context.experiment}: {error}", advice)
-        return
-    steps = rollout.alive.size
-    said = f"{context.experiment}: {steps} steps at {steps / seconds:,.0f} steps/s, a session that fits"
-    yield Finding("experiment", said)

@@ -17,7 +17,7 @@ import numpy as np
 from tinyverse.cli.context import RECORDS, RunContext, positive
 from tinyverse.cli.devices import acting, check_device
 from tinyverse.cli.options import RunCommand, weights_option
-from tinyverse.cli.weights import Seen, rebuild, weights_for
+from tinyverse.cli.weights import Seen, weights_for
 from tinyverse.core import system
 from tinyverse.core.errors import DatabaseError, DatabaseLost, NoWeights, ServerError, SettingsError
 from tinyverse.core.signals import stop_on_signals
@@ -25,6 +25,7 @@ from tinyverse.core.timing import Waiting
 from tinyverse.core.weights import WeightsFile
 from tinyverse.database.base import HEARTBEAT_SECONDS, new_worker
 from tinyverse.database.heartbeat import BackgroundHeartbeat
+from tinyverse.experiment import loader
 from tinyverse.monitoring.progress import Share
 from tinyverse.monitoring.writers import TensorBoard
 
@@ -39,25 +40,15 @@ if TYPE_CHECKING:
 @click.option("--greedy", is_flag=True, help="The likeliest action instead of a sample.")
 @click.option("--render", is_flag=True, help="Show the first episode in a window.")
 @weights_option
-@click.option("--video/--no-video", default=True, show_default=True, help="Film the first episode into ./records.")
-@click.option(
-    "--every",
-    type=float,
-    is_flag=False,
-    flag_value=1.0,
-    metavar="[SECONDS]",
-    help="Go on with the newest weights, at most once in so many seconds [1], and keep the best.",
-)
+@click.option("--video/--no-video", default=True, show_default=True, help="Record the first episode into ./records.")
+@click.option("--every", type=float, is_flag=False, flag_value=1.0, metavar="[SECONDS]", help="Go on with the newest weights, at most once in so many seconds [1], and keep the best.")  # fmt: skip
 @click.option("--device", default="cpu", show_default=True, help="Where to act.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per evaluation.")
 def evaluate(
     context: RunContext, *, episodes: int, at_once: int, jobs: int, greedy: bool, render: bool, weights: str | None, video: bool,
     every: float | None, device: str, as_json: bool,
 ) -> None:  # fmt: skip
-    """Plays whole episodes: mean ± standard error, and a video.
-
-    Example: tinyverse atari.py eval -n 5
-    """
+    """Plays whole episodes: mean ± standard error, and a video."""
     positive(episodes=episodes, at_once=at_once, jobs=jobs)
     check_device(device)
     if every is not None and not every > 0:
@@ -86,7 +77,10 @@ def evaluate(
             except (NoWeights, DatabaseLost) as error:
                 if every is None:
                     raise
-                found, seen.complaint = None, _say_once(context, str(error), seen.complaint)
+                found = None
+                if seen.complaint != str(error):
+                    context.say(f"{error} Trying again.")
+                seen.complaint = str(error)
             if found is not None:
                 waiting.set("")
                 worker.version = found.version
@@ -95,15 +89,14 @@ def evaluate(
                     if every is None:
                         raise KeyboardInterrupt
                     break
-                seen.version = found.version
-                worker.steps += sum(now.lengths)
-                worker.steps_per_second = sum(now.lengths) / max(now.seconds, 1e-3)
+                seen.version, steps = found.version, sum(now.lengths)
+                worker.steps, worker.steps_per_second = worker.steps + steps, steps / max(now.seconds, 1e-3)
                 waiting.set("newer weights")
                 if every is not None:
                     _record(context, found, now, seen)
                 elif weights in (None, "best") or weights.isdigit():  # those of a file may be another run's
                     with contextlib.suppress(OSError):  # the folder may be somebody else's, or not here
-                        context.folder.log_evaluation(_row(found, now))
+                        context.folder.log(_row(found, now), "evaluations")
                 _print(context, now, as_json, video=video and not render)
             if every is None:
                 break
@@ -125,12 +118,6 @@ def _print(context: RunContext, result: Evaluation, as_json: bool, video: bool) 
         print(f"video: {result.video}" if result.video else result.note, flush=True)
 
 
-def _say_once(context: RunContext, complaint: str, before: str) -> str:
-    if complaint != before:
-        context.say(f"{complaint} Trying again.")
-    return complaint
-
-
 def _evaluate(
     context: RunContext, found: WeightsFile, should_stop: Callable[[], bool], *, episodes: int = 1, at_once: int = 1, jobs: int = 1,
     greedy: bool = False, render: bool = False, video: bool = False, device: str = "cpu",
@@ -138,25 +125,23 @@ def _evaluate(
     from tinyverse.player.evaluator import evaluate, evaluate_in_processes
 
     file = RECORDS / f"{context.run}-v{found.version}.webm" if video and not render else None
-    seed = context.fresh_seed()
-    options: dict[str, Any] = {"at_once": at_once, "greedy": greedy, "seed": seed, "video": file, "render": render}
-    make = functools.partial(rebuild, context.experiment, found.agreed["settings"])
+    make = functools.partial(loader.rebuild, context.experiment, found.run_config["settings"])
     with context.bar("episodes", episodes) as bar:
 
         def on_episode(done: int, total: float) -> None:
             bar.share = Share(f"episodes (the last returned {total:.2f})", done, episodes)
 
+        options: dict[str, Any] = {
+            "episodes": episodes, "at_once": at_once, "greedy": greedy, "seed": context.fresh_seed(), "video": file, "render": render,
+            "on_episode": on_episode,
+        }  # fmt: skip
         if jobs > 1:
-            result = evaluate_in_processes(
-                make, found.weights, jobs=jobs, episodes=episodes, on_episode=on_episode, **options
-            )
+            result = evaluate_in_processes(make, found.weights, jobs=jobs, **options)
         else:
             experiment = make()
             agent = acting(experiment.agent(), device, "fp32")
             agent.set_weights(found.weights)
-            result = evaluate(
-                experiment, agent, episodes=episodes, on_episode=on_episode, should_stop=should_stop, **options
-            )
+            result = evaluate(experiment, agent, should_stop=should_stop, **options)
     return dataclasses.replace(result, version=found.version)
 
 

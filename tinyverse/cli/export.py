@@ -34,6 +34,5 @@ def export(context: RunContext, file: Path, weights: str | None) -> None:
 
         with context.bar("writing the network as ONNX"):
             atomic_write(file, to_onnx(context.experiment, found))
-    print(
-        f"wrote version {found.version} of run {context.run} (update {found.update:,}, step {found.step:,}) to {file}"
-    )
+    numbers = f"update {found.update:,}, step {found.step:,}"
+    print(f"wrote version {found.version} of run {context.run} ({numbers}) to {file}")

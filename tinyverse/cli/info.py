@@ -37,10 +37,8 @@ def info(context: RunContext, watch: bool, errors: bool, as_json: bool) -> None:
         elif not watch:
             console.print(terminal.panel(status.gather(database, context.run)))
         else:
-            with (
-                stop_on_signals() as should_stop,
-                Live(console=console, auto_refresh=False, screen=console.is_terminal) as live,
-            ):
+            live = Live(console=console, auto_refresh=False, screen=console.is_terminal)
+            with stop_on_signals() as should_stop, live:
                 while not should_stop():
                     live.update(terminal.panel(status.gather(database, context.run)), refresh=True)
                     time.sleep(1.0)

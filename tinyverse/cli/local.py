@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import time
+import math
 from typing import TYPE_CHECKING
 
 import click
@@ -11,12 +11,10 @@ import numpy as np
 
 from tinyverse.cli.context import RunContext, positive
 from tinyverse.cli.options import TrainCommand, TrainOptions
-from tinyverse.core import system
 from tinyverse.core.errors import SettingsError
 from tinyverse.core.signals import stop_on_signals
 from tinyverse.core.timing import Ticker
 from tinyverse.database.memory import MemoryDatabase
-from tinyverse.monitoring.progress import Progress
 
 if TYPE_CHECKING:
     from tinyverse.trainer.trainer import Trainer
@@ -25,72 +23,55 @@ if TYPE_CHECKING:
 @click.command(cls=TrainCommand)
 @click.option("--num-envs", type=int, help="Environments at once [the experiment's, at most -b].")
 def local(context: RunContext, options: TrainOptions, num_envs: int | None = None) -> Trainer:
-    """Plays and trains in one process, in lockstep, without a server.
-
-    Example: tinyverse catch.py local
-    """
-    from tinyverse.cli.trainer import aim, check_options, join, make_trainer, open_log, or_after, profiled, trainer_line
+    """Plays and trains in one process, in lockstep, without a server."""
+    from tinyverse.cli.trainer import at_work, check_options
     from tinyverse.player.player import Player
     from tinyverse.replay.samplers import Fresh
 
-    check_options(options)
+    check_options(context, options)
     positive(num_envs=num_envs)
-    context.load()
+    options = dataclasses.replace(options, threads=options.threads or 1, precision=options.precision or "fp32")
     database = MemoryDatabase()
-    with context.folder.alone(), stop_on_signals() as should_stop:
-        system.set_threads(options.threads or 1)
-        began, should_stop = time.monotonic(), or_after(options.minutes, should_stop)
-        options = dataclasses.replace(options, precision=options.precision or "fp32")
-        trainer, experiment = make_trainer(context, options, database)
+    with (
+        context.folder.alone(),
+        stop_on_signals() as asked,
+        at_work(context, options, database, asked) as (trainer, experiment, should_stop, turn),
+    ):
         batch = trainer.replay.config.batch_size
         count = num_envs or min(batch, experiment.num_envs)
         if isinstance(trainer.replay.sampler, Fresh) and batch % count:
-            raise SettingsError(
-                f"local with {count} environments and batches of {batch} would learn from stale sessions; make -b a multiple of --num-envs."
-            )
-        log = open_log(context, options, database, trainer)
-        join(context, trainer)
-        seed = seed_after(context.fresh_seed(), trainer.update)
+            stale = f"local with {count} environments and batches of {batch} would learn from stale sessions"
+            raise SettingsError(f"{stale}; make -b a multiple of --num-envs.")
+        seed = context.fresh_seed()
+        if trainer.update:  # a run that goes on plays other environments than those it began with, and always the same
+            seed = int(np.random.SeedSequence([seed, trainer.update]).generate_state(1)[0] >> 1)
         player = Player(trainer.agent, experiment.pool(count), experiment.unroll_length, seed=seed)
-        saving, made, sequence = Ticker(options.save_every, later=True), 0, 0
-        with (
-            profiled(context, options.profile),
-            Progress(
-                lambda: trainer_line(trainer), share=aim(trainer, options, began), quiet=context.quiet
-            ) as progress,
-        ):
-            try:
-                while not should_stop() and (options.updates is None or made < options.updates):
-                    player.version, player.update = trainer.version, trainer.update
-                    sessions = player.play().sessions("local", sequence)
-                    sequence += len(sessions)
-                    database.append([session.encode() for session in sessions])
-                    while trainer.feed():
-                        pass
-                    made += _learn_what_there_is(trainer, options.updates, made)
-                    log.turn()
-                    progress.turn()
-                    if saving.due():
-                        trainer.save()
-                trainer.check()
-            finally:
-                player.close()
-                trainer.leave()
-                log.close()
+        saving, left, sequence = Ticker(options.save_every, later=True), options.updates or math.inf, 0
+        try:
+            while left and not should_stop():
+                player.version, player.update = trainer.version, trainer.update
+                sessions = player.play().sessions("local", sequence)
+                sequence += len(sessions)
+                database.append([session.encode() for session in sessions])
+                while trainer.feed():
+                    pass
+                left -= _learn_what_there_is(trainer, left)
+                turn()
+                if saving.due():
+                    trainer.save()
+            trainer.check()
+        finally:
+            player.close()
+            trainer.leave()
     return trainer
 
 
-def seed_after(seed: int, update: int) -> int:
-    """The players' seed of a run that goes on: other environments than those it began with, and always the same ones."""
-    return seed if update == 0 else int(np.random.SeedSequence([seed, update]).generate_state(1)[0] >> 1)
-
-
-def _learn_what_there_is(trainer: Trainer, updates: int | None, made: int) -> int:
-    """Updates until data or `updates` run out; of a replay that nothing else bounds (`reuse=None`) only one."""
-    before = made
-    while (updates is None or made < updates) and trainer.step():
+def _learn_what_there_is(trainer: Trainer, most: float) -> int:
+    """Updates until data or `most` run out; of a replay that nothing else bounds (`reuse=None`) only one."""
+    made = 0
+    while made < most and trainer.step():
         made += 1
         trainer.publisher.version += 1  # in lockstep each update is a version, though nobody fetches it
         if trainer.replay.config.reuse is None:
             break
-    return made - before
+    return made

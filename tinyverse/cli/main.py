@@ -8,52 +8,62 @@ from __future__ import annotations
 
 import importlib
 import io
-import os
 import sys
 from pathlib import Path
 
 import click
 from click.shell_completion import CompletionItem
 
-from tinyverse.cli.completion import VARIABLE, answer
 from tinyverse.cli.words import GLOBALS, USAGE, VERBS, sort_out
 from tinyverse.core import system
 from tinyverse.core.errors import SettingsError, TinyverseError
 
 
 class LazyGroup(click.Group):
-    """The commands of `words`, each imported when it is asked for."""
+    """The commands of `words`, each imported when it is asked for. The experiment stands before them: `ctx.obj`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not ctx.resilient_parsing:
+            ctx.obj, args = sort_out(args)
+        elif args and args[0] not in GLOBALS:  # words to be completed
+            ctx.obj, *args = args
+        if ctx.obj:
+            ctx.info_name = f"{ctx.info_name} {ctx.obj}"
+        return super().parse_args(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*VERBS, *GLOBALS]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        listed = VERBS.get(cmd_name) or GLOBALS.get(cmd_name)
-        if listed is None:
+        if cmd_name not in self.list_commands(ctx):
             return None
-        module, _, attribute = listed.where.partition(":")
-        command: click.Command = getattr(importlib.import_module(module), attribute)
+        module = importlib.import_module(f"tinyverse.cli.{cmd_name}")
+        command: click.Command = getattr(module, "evaluate" if cmd_name == "eval" else cmd_name)
+        if "Example: " not in (command.help or ""):
+            command.epilog = f"Example: tinyverse {(VERBS | GLOBALS)[cmd_name][0]}"
         return command
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Nothing: `words.USAGE`, the help, names them all."""
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write(USAGE)
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        """Options and commands, for which none is imported."""
-        found = [CompletionItem(name, help=listed.help) for name, listed in {**VERBS, **GLOBALS}.items()]
-        options = click.Command.shell_complete(self, ctx, incomplete)
-        return [*(item for item in found if item.value.startswith(incomplete)), *options]
+        """Experiments, then verbs and options. No command is imported for them."""
+        if ctx.obj is None:
+            from tinyverse.experiment.loader import examples
+
+            words = dict.fromkeys([*(file.name for file in sorted(Path().glob("*.py"))), *examples(), *GLOBALS], "")
+        else:
+            words = {name: help for name, (_, help) in VERBS.items()}
+        found = [CompletionItem(word, help=help) for word, help in words.items() if word.startswith(incomplete)]
+        return [*found, *click.Command.shell_complete(self, ctx, incomplete)]
 
 
 verbs = LazyGroup(
     "tinyverse",
     context_settings={
-        "help_option_names": ["-h", "--help"],
-        "max_content_width": 110,
-        "auto_envvar_prefix": "TINYVERSE",
+        "help_option_names": ["-h", "--help"], "max_content_width": 110, "auto_envvar_prefix": "TINYVERSE",
     },
-    help=USAGE,
-)
+)  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -62,41 +72,25 @@ def main(arguments: list[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a ± that a terminal or a log does not know is no reason to fail
-    if VARIABLE in os.environ and answer(verbs):
-        sys.exit(0)
     system.prepare()
     if not {"", str(Path.cwd())} & set(sys.path):
         sys.path.insert(0, str(Path.cwd()))  # modules of this folder, as `python -m tinyverse` finds them by itself
     try:
-        experiment, words = sort_out(words)
-        code = verbs.main(
-            args=words,
-            prog_name="tinyverse" + (f" {experiment}" if experiment else ""),
-            obj=experiment,
-            standalone_mode=False,
-        )
-    except click.exceptions.Abort:
+        code = verbs.main(args=words, prog_name="tinyverse", standalone_mode=False)
+    except (click.exceptions.Abort, KeyboardInterrupt):
         _fail("stopped.", 130)
-    except click.UsageError as error:
-        error.show()
-        sys.exit(2)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except SettingsError as error:
-        _fail(str(error), 2)
     except TinyverseError as error:
-        _fail(str(error), 1)
-    except KeyboardInterrupt:
-        _fail("stopped.", 130)
+        _fail(str(error), 2 if isinstance(error, SettingsError) else 1)
     except Exception as error:
         from tinyverse.experiment.loader import is_ours, user_traceback
 
         if is_ours(error) or "-vv" in words:
             raise
-        _fail(
-            f"the experiment raised {type(error).__name__} (-vv shows the whole way there):\n{user_traceback(error)}", 1
-        )
+        kind = type(error).__name__
+        _fail(f"the experiment raised {kind} (-vv shows the whole way there):\n{user_traceback(error)}", 1)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -14,10 +14,7 @@ TEMPLATES = Path(__file__).parent / "templates"  # NAME in them stands for the m
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
 def new(file: Path) -> None:
-    """Writes an experiment around a small environment of your own into FILE, with comments, and a test beside it.
-
-    Example: tinyverse new my_game.py
-    """
+    """Writes an experiment around a small environment of your own into FILE, with comments, and a test beside it."""
     if file.suffix != ".py" or not file.stem.isidentifier():
         raise SettingsError(f"{file}: give a name that Python can import, such as my_game.py.")
     test = file.with_name(f"test_{file.name}")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import io
 import json
 import logging
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,11 +14,10 @@ from torch import Tensor, nn
 
 from tinyverse.agents.q_agent import QAgent
 from tinyverse.agents.torch_agent import TorchAgent
-from tinyverse.cli.weights import rebuild
 from tinyverse.core import nest
 from tinyverse.core.errors import ExperimentError, SettingsError
 from tinyverse.core.weights import WeightsFile
-from tinyverse.experiment.experiment import Experiment
+from tinyverse.experiment import loader
 
 EXAMPLE = 2  # environments that the network is traced with; one could be taken for a constant
 
@@ -38,15 +35,9 @@ class Acting(nn.Module):
         super().__init__()
         self.agent, self.network = agent, agent.network
         self.observations = nest.flatten(observations, "observations")
-        self.memory = nest.flatten(self.network.initial_memory(len(next(iter(self.observations.values())))), "memory")
+        self.memory = nest.flatten(self.network.initial_state(EXAMPLE), "memory")
+        self.examples = {"first": torch.ones(EXAMPLE, dtype=torch.bool), **self.observations, **self.memory}
 
-    @property
-    def examples(self) -> dict[str, Tensor]:
-        """What goes in, by name."""
-        first = torch.ones(EXAMPLE, dtype=torch.bool)
-        return {"first": first, **self.observations, **self.memory}
-
-    @property
     def results(self) -> list[str]:
         """The names of what comes out."""
         actions, memory = self._step(*self.examples.values())
@@ -68,58 +59,39 @@ class Acting(nn.Module):
 def to_onnx(experiment: str, found: WeightsFile) -> bytes:
     """The agent of an experiment with these weights as an ONNX model; its metadata say what it is of.
 
-    Raises:
-        SettingsError: onnx is not installed.
-        ExperimentError: the agent cannot be expressed so.
+    Raises SettingsError where onnx is not installed, ExperimentError where the agent cannot be expressed so.
     """
     if not importlib.util.find_spec("onnx"):
         raise SettingsError("export to ONNX wants onnx: pip install 'tinyverse[onnx]', or write a .safetensors file.")
     import onnx
 
-    made = rebuild(experiment, found.agreed["settings"])
+    made = loader.rebuild(experiment, found.run_config["settings"])
     agent = made.agent()
     if not isinstance(agent, TorchAgent):
-        raise ExperimentError(
-            f"{type(agent).__name__} is no TorchAgent, so there is no network to export; write a .safetensors file."
-        )
+        kind = type(agent).__name__
+        raise ExperimentError(f"{kind} is no TorchAgent: there is no network to export; write a .safetensors file.")
     agent.set_weights(found.weights)
-    acting = Acting(agent, _observations(made)).eval()
-    names, results = list(acting.examples), acting.results
+    pool = made.pool(EXAMPLE)
+    acting = Acting(agent, nest.map(lambda leaf: torch.from_numpy(leaf.copy()), pool.reset(0))).eval()
+    pool.close()
+    names, results = list(acting.examples), acting.results()
     buffer: Any = io.BytesIO()
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # the exporter has remarks on itself
     try:
-        with _quiet(), torch.no_grad():
+        with warnings.catch_warnings(action="ignore"), torch.no_grad():
             torch.onnx.export(
                 acting, tuple(acting.examples.values()), buffer, dynamo=False, opset_version=17,
                 input_names=names, output_names=results, dynamic_axes={name: {0: "environments"} for name in (*names, *results)},
             )  # fmt: skip
     except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ExperimentError(
-            f"this network cannot be expressed in ONNX ({reason}); write a .safetensors file."
-        ) from error
-    model: Any = onnx.load_from_string(buffer.getvalue())
-    numbers = {name: str(getattr(found, name)) for name in ("version", "update", "step")}
-    onnx.helper.set_model_props(model, {"agreed": json.dumps(found.agreed, default=str), **numbers})
-    return model.SerializeToString()
-
-
-def _observations(made: Experiment) -> nest.Tree:
-    """Of `EXAMPLE` environments at their beginning."""
-    pool = made.pool(EXAMPLE)
-    observations = nest.map(lambda leaf: torch.from_numpy(leaf.copy()), pool.reset(0))
-    pool.close()
-    return observations
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporter's remarks on itself."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        message = f"this network cannot be expressed in ONNX ({reason}); write a .safetensors file."
+        raise ExperimentError(message) from error
     finally:
         logger.setLevel(level)
+    model: Any = onnx.load_from_string(buffer.getvalue())
+    numbers = {name: str(getattr(found, name)) for name in ("version", "update", "step")}
+    onnx.helper.set_model_props(model, {"agreed": json.dumps(found.run_config, default=str), **numbers})
+    return model.SerializeToString()

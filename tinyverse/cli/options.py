@@ -11,46 +11,50 @@ import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import click
 from click.core import ParameterSource
 
 from tinyverse.cli.config_file import adopt, read
+from tinyverse.cli.context import RunContext
 from tinyverse.core.errors import SettingsError
+from tinyverse.database.server import public
 
-if TYPE_CHECKING:
-    from tinyverse.cli.context import RunContext
 
-F = TypeVar("F", bound=Callable[..., Any])
+def _option(*words: str, default: Any = None, **more: Any) -> Any:
+    """A field that has an option on the command line."""
+    return dataclasses.field(default=default, metadata={"words": words, "named": {"default": default, **more}})
 
 
 @dataclasses.dataclass
 class TrainOptions:
     """The options of `train`, `run` and `local`; None means: as the experiment says."""
 
-    batch_size: int | None = None
-    updates: int | None = None
-    publish_every: int | None = None
-    buffer_size: int | None = None
-    reuse: float | None = None
-    max_lag: int | None = None
-    min_sessions: int | None = None
-    device: str = "cpu"
-    precision: str | None = None
-    threads: int | None = None
-    compile: bool = False
-    profile: bool = False
-    minutes: float | None = None
-    gpus: int | None = None  # ranks on this machine; with device "cpu", on its cores
-    resume: bool | None = None  # True: --resume, False: --fresh, None: whatever there is
-    force: bool = False  # go on with other settings than the run was made with
-    init_from: str | None = None  # a file of weights to begin with
-    save_every: float = 60.0  # seconds
-    player_share: float = 1.0  # of the sessions kept, how much one player may have while others play
-    save_replay: bool | None = None  # whether checkpoints hold the replay; None: while it is small
-    track: tuple[str, ...] = ()  # writers beside metrics.jsonl and TensorBoard
-    metrics_port: str | None = None  # PORT or HOST:PORT, for Prometheus
+    # fmt: off
+    batch_size: int | None = _option("-b", "--batch-size", type=int, help="Sessions per update [the experiment's].")
+    updates: int | None = _option("-n", type=int, help="Updates to make [no end].")
+    minutes: float | None = _option("--minutes", type=float, help="Minutes after which to stop [no end].")
+    publish_every: int | None = _option("-s", type=int, help="Updates between two publications of weights [the experiment's, else 10].")
+    buffer_size: int | None = _option("--buffer-size", type=int, help="Sessions kept for learning [the experiment's, else 5000].")
+    reuse: float | None = _option("--reuse", type=float, help="How often a session is learned from, on average; players wait for it.")
+    max_lag: int | None = _option("--max-lag", type=int, help="Drop sessions older than this many updates.")
+    min_sessions: int | None = _option("--min-sessions", type=int, help="Sessions in memory before learning begins.")
+    device: str = _option("--device", default="cpu", help="Where to learn: cpu, cuda, cuda:1 [cpu; with --gpus cuda].")
+    precision: str | None = _option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), help="Of the arithmetic [the experiment's].")
+    threads: int | None = _option("--threads", type=int, help="Threads of torch [the cores less the players].")
+    compile: bool = _option("--compile", default=False, is_flag=True, help="Compile the network (torch.compile): slow to start; for GPUs.")
+    profile: bool = _option("--profile", default=False, is_flag=True, help="Write where the time went to runs/NAME/profile.txt.")
+    resume: bool | None = _option("--resume/--fresh", help="Insist on an earlier run, or put it aside [go on if there is one].")
+    force: bool = _option("--force", default=False, is_flag=True, help="Go on with other settings than the run was made with.")
+    init_from: str | None = _option("--init-from", metavar="FILE", help="Begin a new run with weights of another: a checkpoint or an export.")
+    save_replay: bool | None = _option("--save-replay/--no-save-replay", help="Keep stored sessions in checkpoints [while they take at most 1 GB].")
+    player_share: float = _option("--player-share", type=float, default=1.0, show_default=True, metavar="0…1", help="Keep no more of one player's sessions than this, while others play.")
+    track: tuple[str, ...] = _option("--track", default=(), multiple=True, metavar="WHERE", help="Log to wandb or mlflow too; each is an extra. metrics.jsonl and TensorBoard are always written.")
+    metrics_port: str | None = _option("--metrics-port", metavar="[HOST:]PORT", help="Serve the newest numbers to Prometheus; without HOST to this machine only.")
+    save_every: float = _option("--save-every", type=float, default=60.0, show_default=True, metavar="SECONDS", help="Between two checkpoints.")
+    gpus: int | None = None  # of `train` only: ranks on this machine; with device "cpu", on its cores
+    # fmt: on
 
 
 RUN_OPTIONS = [
@@ -68,45 +72,19 @@ RUN_OPTIONS = [
 ]  # fmt: skip
 
 TRAIN_OPTIONS = [
-    click.Option(["-b", "--batch-size"], type=int, help="Sessions per update [the experiment's]."),
-    click.Option(["-n", "updates"], type=int, help="Updates to make [no end]."),
-    click.Option(["--minutes"], type=float, help="Minutes after which to stop [no end]."),
-    click.Option(["-s", "publish_every"], type=int, help="Updates between two publications of weights [the experiment's, else 10]."),
-    click.Option(["--buffer-size"], type=int, help="Sessions kept for learning [the experiment's, else 5000]."),
-    click.Option(["--reuse"], type=float, help="How often a session is learned from, on average; players wait for it."),
-    click.Option(["--max-lag"], type=int, help="Drop sessions older than this many updates."),
-    click.Option(["--min-sessions"], type=int, help="Sessions in memory before learning begins."),
-    click.Option(["--device"], help="Where to learn: cpu, cuda, cuda:1 [cpu; with --gpus cuda]."),
-    click.Option(["--precision"], type=click.Choice(["auto", "fp32", "bf16"]), help="Of the arithmetic [the experiment's]."),
-    click.Option(["--threads"], type=int, help="Threads of torch [the cores less the players]."),
-    click.Option(["--compile"], is_flag=True, help="Compile the network (torch.compile): slow to start; for GPUs."),
-    click.Option(["--profile"], is_flag=True, help="Write where the time went to runs/NAME/profile.txt."),
-    click.Option(["--resume/--fresh"], default=None, help="Insist on an earlier run, or put it aside [go on if there is one]."),
-    click.Option(["--force"], is_flag=True, help="Go on with other settings than the run was made with."),
-    click.Option(["--init-from"], metavar="FILE", help="Begin a new run with weights of another: a checkpoint or an export."),
-    click.Option(["--save-replay/--no-save-replay"], default=None, help="Keep stored sessions in checkpoints [while they take at most 1 GB]."),
-    click.Option(["--player-share"], type=float, default=TrainOptions.player_share, show_default=True, metavar="0…1", help="Keep no more of one player's sessions than this, while others play."),
-    click.Option(["--track"], multiple=True, metavar="WHERE", help="Log to wandb or mlflow too; each is an extra. metrics.jsonl and TensorBoard are always written."),
-    click.Option(["--metrics-port"], metavar="[HOST:]PORT", help="Serve the newest numbers to Prometheus; without HOST to this machine only."),
-    click.Option(["--save-every"], type=float, default=TrainOptions.save_every, show_default=True, metavar="SECONDS", help="Between two checkpoints."),
+    click.Option([*field.metadata["words"], field.name], **field.metadata["named"])
+    for field in dataclasses.fields(TrainOptions)
+    if field.metadata
+]
+
+weights_option = click.option("--weights", metavar="VERSION|FILE|best", help="A kept version, a checkpoint or an export, or the best evaluated [the newest].")  # fmt: skip
+
+
+STEPPING_OPTIONS = [  # how a player's environments are stepped
+    click.Option(["--workers"], type=int, default=0, help="Processes that step a player's environments, where stepping is heavy Python [none]."),
+    click.Option(["--step-timeout"], type=float, metavar="SECONDS", help="Kill and replace a worker whose step takes longer."),
+    click.Option(["--worker-memory"], type=int, metavar="MIB", help="Replace a worker that grows beyond."),
 ]  # fmt: skip
-
-weights_option = click.option(
-    "--weights",
-    metavar="VERSION|FILE|best",
-    help="A kept version, a checkpoint or an export, or the best evaluated [the newest].",
-)
-
-
-def stepping_options(function: F) -> F:
-    """How a player's environments are stepped."""
-    for decorate in (
-        click.option("--worker-memory", type=int, metavar="MIB", help="Replace a worker that grows beyond."),
-        click.option("--step-timeout", type=float, metavar="SECONDS", help="Kill and replace a worker whose step takes longer."),
-        click.option("--workers", type=int, default=0, help="Processes that step a player's environments, where stepping is heavy Python [none]."),
-    ):  # fmt: skip
-        function = decorate(function)
-    return function
 
 
 class RunCommand(click.Command):
@@ -125,7 +103,7 @@ class RunCommand(click.Command):
 
     def gathered(self, ctx: click.Context, given: dict[str, Any]) -> list[Any]:
         """The first arguments of the function, made of options that are taken out of `given`."""
-        return [_run_context(ctx, **{option.name or "": given.pop(option.name or "") for option in RUN_OPTIONS})]
+        return [_run_context(ctx, **{str(option.name): given.pop(str(option.name)) for option in RUN_OPTIONS})]
 
 
 class TrainCommand(RunCommand):
@@ -136,17 +114,14 @@ class TrainCommand(RunCommand):
     def gathered(self, ctx: click.Context, given: dict[str, Any]) -> list[Any]:
         first = super().gathered(ctx, given)
         options = {name: given.pop(name) for name in list(given) if name in TrainOptions.__dataclass_fields__}
-        options["device"] = options["device"] or ("cuda" if options.get("gpus") else "cpu")
+        if options.get("gpus") and ctx.get_parameter_source("device") is ParameterSource.DEFAULT:
+            options["device"] = "cuda"
         return [*first, TrainOptions(**options)]
 
 
 def _run_context(
-    ctx: click.Context, *, redis: str | None, password: str | None, name: str | None, options: tuple[str, ...], config: Path | None,
-    verbose: int, **given: Any,
+    ctx: click.Context, *, redis: str | None, name: str | None, options: tuple[str, ...], config: Path | None, verbose: int, **given: Any
 ) -> RunContext:  # fmt: skip
-    from tinyverse.cli.context import RunContext
-    from tinyverse.database.server import public
-
     level = logging.DEBUG if verbose > 1 else logging.INFO if verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(name)s: %(message)s")
     typed = ctx.get_parameter_source("password") is ParameterSource.COMMANDLINE
@@ -155,14 +130,10 @@ def _run_context(
             "tinyverse: a password on the command line is seen by everyone on this machine; TINYVERSE_PASSWORD and TINYVERSE_REDIS_URL are not.",
             file=sys.stderr,
         )
-    return RunContext(ctx.obj, name or "", _settings(config, options), redis=redis, password=password, **given)
-
-
-def _settings(config: Path | None, options: tuple[str, ...]) -> dict[str, Any]:
     settings: dict[str, Any] = read(config)[0] if config else {}
     for option in options:
-        name, equals, value = option.partition("=")
-        if not equals or not name:
+        setting, equals, value = option.partition("=")
+        if not equals or not setting:
             raise SettingsError(f"-o {option}: write it as NAME=VALUE.")
-        settings[name.strip()] = value
-    return settings
+        settings[setting.strip()] = value
+    return RunContext(ctx.obj, name or "", settings, redis=redis, **given)

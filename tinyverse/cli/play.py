@@ -12,7 +12,7 @@ import click
 
 from tinyverse.cli.context import RunContext, positive
 from tinyverse.cli.devices import acting, check_device
-from tinyverse.cli.options import RunCommand, stepping_options
+from tinyverse.cli.options import STEPPING_OPTIONS, RunCommand
 from tinyverse.core import system
 from tinyverse.core.errors import DatabaseError, DatabaseLost, SettingsError, WindowClosed
 from tinyverse.core.run_config import check_can_join, check_spec, experiment_and_settings
@@ -26,25 +26,15 @@ from tinyverse.monitoring.progress import Progress, Share
 
 if TYPE_CHECKING:
     from tinyverse.envs.pool import Pool
-    from tinyverse.experiment.experiment import Experiment
     from tinyverse.player.player import Player
     from tinyverse.player.uploader import Uploader
 
 
-@click.command(cls=RunCommand)
+@click.command(cls=RunCommand, params=[*STEPPING_OPTIONS])
 @click.option("-b", "--num-envs", type=int, help="Environments stepped at once [the experiment's, else 1].")
 @click.option("-n", "batches", type=int, help="Batches of sessions to play [no end].")
-@click.option(
-    "-s", "sync_every", type=int, default=1, show_default=True, help="Batches between two looks for new weights."
-)
-@click.option(
-    "--cores",
-    type=int,
-    default=1,
-    show_default=True,
-    help="With 2 or more, environments are stepped while the agent acts.",
-)
-@stepping_options
+@click.option("-s", "sync_every", type=int, default=1, show_default=True, help="Batches between two checks for new weights.")  # fmt: skip
+@click.option("--cores", type=int, default=1, show_default=True, help="With 2 or more, environments are stepped while the agent acts.")  # fmt: skip
 @click.option("--device", default="cpu", show_default=True, help="Where to act.")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), help="Of acting [the experiment's].")
 @click.option("--human", is_flag=True, help="You play, in a window; the experiment or its environment names the keys.")
@@ -53,11 +43,8 @@ def play(
     context: RunContext, *, num_envs: int | None, batches: int | None, sync_every: int, cores: int, workers: int, step_timeout: float | None,
     worker_memory: int | None, device: str, precision: str | None, human: bool, fps: float | None,
 ) -> None:  # fmt: skip
-    """Steps a batch of environments and pushes sessions.
-
-    Example: tinyverse atari.py play -b 8
-    """
-    from tinyverse.envs.process_pool import can_measure_memory
+    """Steps a batch of environments and pushes sessions."""
+    from tinyverse.envs.process_pool import ProcessPool, can_measure_memory
 
     positive(
         num_envs=num_envs, batches=batches, sync_every=sync_every, cores=cores, step_timeout=step_timeout,
@@ -76,15 +63,15 @@ def play(
     if fps is not None and not (human and 0 < fps <= 1000):
         raise SettingsError(f"--fps {fps:g} is for --human, and between 0 and 1000 steps a second.")
     check_device(device)
-    context.load()
+    context.resolved({})  # what is wrong with the experiment or its settings is said before a server is started
 
     from tinyverse.player.human import HumanControls
     from tinyverse.player.loop import play as play_on
-    from tinyverse.player.player import Player
+    from tinyverse.player.player import SEEDS_APART, Player
     from tinyverse.player.uploader import Uploader
 
-    with context.connected() as database, stop_on_signals() as should_stop:
-        meta = _await_run(context, database, should_stop)
+    with context.connected() as database, stop_on_signals() as asked:
+        meta = _await_run(context, database, asked)
         if not meta:
             return
         system.set_threads(1)
@@ -93,36 +80,48 @@ def play(
         agent, spare = (acting(experiment.agent(), device, precision or experiment.precision) for _ in range(2))
         check_spec(context.run, meta, experiment.spec(agent))
         seed = context.fresh_seed()
+        counts = _halves(num_envs or experiment.num_envs, min(cores, workers or cores))
         person = HumanControls(experiment, context.run, fps) if human else None
         if person is not None:
             agent, spare = person.agent(agent), person.agent(spare)
             pools: list[Pool] = [person.pool]
         elif workers:
             make = functools.partial(envs_of, context.experiment, settings)
-            limits = {"step_timeout": step_timeout, "memory": worker_memory and worker_memory << 20}
-            pools = _worker_pools(make, experiment, num_envs or experiment.num_envs, workers, cores, limits)
+            limits: dict[str, Any] = {"step_timeout": step_timeout, "memory": worker_memory and worker_memory << 20}
+            shares = [workers] if len(counts) == 1 else _halves(workers, 2)  # each pool has processes of its own
+            pools = [
+                ProcessPool(make, count, share, experiment.spaces(), realtime=experiment.realtime, **limits)
+                for count, share in zip(counts, shares, strict=True)
+            ]
         else:
-            pools = _pools(experiment, num_envs or experiment.num_envs, cores, seed)
+            pools = [
+                experiment.pool(count, cores, seed=seed + SEEDS_APART * half, restart=True)
+                for half, count in enumerate(counts)
+            ]
         player = Player(agent, pools, experiment.unroll_length, seed=seed)
         worker = new_worker("human" if human else "play", num_envs=player.num_envs, frame_skip=experiment.frame_skip)
         uploader = Uploader(database, worker, spare)
         uploader.start()
         context.say(f"playing {counted(player.num_envs, 'environment')} of run {context.run}")
+
+        def share_done() -> Share | None:
+            return Share("batches", worker.sessions // worker.num_envs, batches) if batches else None
+
+        def should_stop() -> bool:
+            return asked() or (person is not None and person.window.closed)
+
+        def on_batch() -> None:
+            progress.turn()
+            if person is not None:
+                person.window.refresh()
+
+        progress = Progress(lambda: _player_line(player, uploader), share=share_done, quiet=context.quiet)
+        realtime = pools[0].realtime or experiment.realtime
         try:
-
-            def share() -> Share | None:
-                return Share("batches", worker.sessions // worker.num_envs, batches) if batches else None
-
-            with Progress(lambda: _player_line(player, uploader), share=share, quiet=context.quiet) as progress:
-
-                def on_batch() -> None:
-                    progress.turn()
-                    if person is not None:
-                        person.window.look()
-
+            with progress:
                 play_on(
-                    player, uploader, batches=batches, sync_every=sync_every, realtime=pools[0].realtime or experiment.realtime,
-                    should_stop=lambda: should_stop() or (person is not None and person.window.closed), on_batch=on_batch,
+                    player, uploader, batches=batches, sync_every=sync_every, realtime=realtime,
+                    should_stop=should_stop, on_batch=on_batch,
                 )  # fmt: skip
         except WindowClosed:
             context.say("the window was closed; what was not yet a whole session is not pushed")
@@ -141,62 +140,35 @@ def play(
             database.leave(worker.id)
 
 
-def _pools(experiment: Experiment, num_envs: int, cores: int, seed: int) -> list[Pool]:
-    """One pool; on several cores two halves, of which one is stepped while the agent acts in the other."""
-    from tinyverse.player.player import SEEDS_APART
-
-    halves = enumerate(_halves(num_envs, cores))
-    return [experiment.pool(count, cores, seed=seed + SEEDS_APART * half, restart=True) for half, count in halves]
-
-
-def _worker_pools(
-    make: Callable[[int], Pool],
-    experiment: Experiment,
-    num_envs: int,
-    workers: int,
-    cores: int,
-    limits: Mapping[str, Any],
-) -> list[Pool]:
-    """As `_pools`, stepped by so many processes; of several, each half has its own."""
-    from tinyverse.envs.process_pool import ProcessPool
-
-    counts = _halves(num_envs, min(cores, workers))
-    shares = [workers] if len(counts) == 1 else _halves(workers, 2)
-    pools: list[Pool] = []
-    for count, share in zip(counts, shares, strict=True):
-        pools.append(ProcessPool(make, count, share, experiment.spaces(), realtime=experiment.realtime, **limits))
-    return pools
-
-
 def _halves(count: int, among: int) -> list[int]:
+    """`count` as one part, or among two and more as two: one is stepped while the agent acts in the other."""
     return [count] if min(count, among) == 1 else [count - count // 2, count // 2]
 
 
 def envs_of(name: str, settings: Mapping[str, Any], num_envs: int) -> Pool:
-    """Environments of an experiment in a process of their own: what crosses is its name and settings, never a closure."""
-    return loader.build(loader.load_module(name), settings).pool(num_envs, restart=True)
+    """Environments of an experiment in a process of their own."""
+    return loader.rebuild(name, settings).pool(num_envs, restart=True)
 
 
 def _await_run(context: RunContext, database: Database, should_stop: Callable[[], bool]) -> dict[str, str]:
     """The run's config, once a trainer has created it; {} if asked to stop before."""
-    meta = database.meta() or _await_trainer(context, database, should_stop)
+    meta = database.meta()
+    if not meta:
+        context.say(f"waiting for a trainer of run {context.run} (tinyverse {context.experiment} train)")
+        waiting = Waiting()
+        waiting.set("a trainer to create the run")
+        heartbeat = Heartbeat(database, new_worker("play"), waiting)
+        while not (meta or should_stop() or heartbeat.stop.is_set):
+            time.sleep(HEARTBEAT_SECONDS / 4)
+            with contextlib.suppress(DatabaseLost):  # it may come back, as for those at work
+                heartbeat.beat()
+                meta = database.meta()
+        with contextlib.suppress(DatabaseLost):
+            database.leave(heartbeat.worker.id)
+        if heartbeat.stop.is_set:
+            return {}
     check_can_join(context.run, experiment_and_settings(meta), context.title, context.given)
     return meta
-
-
-def _await_trainer(context: RunContext, database: Database, should_stop: Callable[[], bool]) -> dict[str, str]:
-    context.say(f"waiting for a trainer of run {context.run} (tinyverse {context.experiment} train)")
-    waiting = Waiting()
-    waiting.set("a trainer to create the run")
-    heartbeat, meta = Heartbeat(database, new_worker("play"), waiting), dict[str, str]()
-    while not (meta or should_stop() or heartbeat.stop.is_set):
-        time.sleep(HEARTBEAT_SECONDS / 4)
-        with contextlib.suppress(DatabaseLost):  # it may come back, as for those at work
-            heartbeat.beat()
-            meta = database.meta()
-    with contextlib.suppress(DatabaseLost):
-        database.leave(heartbeat.worker.id)
-    return {} if heartbeat.stop.is_set else meta
 
 
 def _player_line(player: Player, uploader: Uploader) -> str:

@@ -20,23 +20,9 @@ SEED = re.compile(r"[-_.]s(eed)?[-_]?\d+$")
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("records/plot.png"),
-    show_default=True,
-    help="The PNG to write.",
-)
-@click.option(
-    "-x",
-    type=click.Choice(["step", "frames", "seconds", "minutes", "update"]),
-    default="step",
-    show_default=True,
-    help="Over what.",
-)
-@click.option(
-    "-y", default="play/return", show_default=True, metavar="METRIC", help="A name in metrics.jsonl, e.g. eval/return."
-)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("records/plot.png"), show_default=True, help="The PNG to write.")  # fmt: skip
+@click.option("-x", type=click.Choice(["step", "frames", "seconds", "minutes", "update"]), default="step", show_default=True, help="Over what.")  # fmt: skip
+@click.option("-y", default="play/return", show_default=True, metavar="METRIC", help="A name in metrics.jsonl, e.g. eval/return.")  # fmt: skip
 @click.option("--title", default="", help="Words above the curves.")
 def plot(runs: Sequence[str], out: Path, x: str, y: str, title: str) -> None:
     """Draws learning curves. A RUN is a name in ./runs or a folder; names that differ only in -s1, -s2 … are seeds of one
@@ -49,8 +35,7 @@ def plot(runs: Sequence[str], out: Path, x: str, y: str, title: str) -> None:
     groups: dict[str, list[Path]] = {}
     for word in runs:
         label, equals, names = word.rpartition("=")
-        for name in filter(None, names.split(",")) if equals else [word]:
-            folder = folder_of(name)
+        for folder in map(folder_of, filter(None, names.split(",")) if equals else [word]):
             members = groups.setdefault(label or SEED.sub("", folder.name), [])
             if folder not in members:
                 members.append(folder)
@@ -62,11 +47,7 @@ def plot(runs: Sequence[str], out: Path, x: str, y: str, title: str) -> None:
 
 
 def folder_of(run: str) -> Path:
-    """The folder of a run: its name in ./runs, or a path.
-
-    Raises:
-        SettingsError: there is none with metrics in it.
-    """
+    """The folder of a run: its name in ./runs, or a path."""
     for folder in (RUNS / run, Path(run)):
         if (folder / "metrics.jsonl").is_file():
             return folder
@@ -77,10 +58,10 @@ def folder_of(run: str) -> Path:
 
 def _check_alike(label: str, folders: Sequence[Path]) -> None:
     """Seeds of one curve differ in nothing else, as far as their folders say what they were made with."""
-    made = {folder: settings for folder in folders if (settings := RunFolder(folder).settings().get("settings"))}
-    for folder, settings in list(made.items())[1:]:
-        first = next(iter(made))
-        if different := [name for name in settings if settings[name] != made[first].get(name)]:
+    made = [(folder, settings) for folder in folders if (settings := RunFolder(folder).settings().get("settings"))]
+    for folder, settings in made[1:]:
+        first, others = made[0]
+        if different := [name for name in settings if settings[name] != others.get(name)]:
             raise SettingsError(
                 f"{first.name} and {folder.name} would be seeds of one curve, {label}, but differ in {', '.join(different)}. "
                 f"Plot them apart: a={first.name} b={folder.name}."

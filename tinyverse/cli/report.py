@@ -14,7 +14,7 @@ from tinyverse.trainer.run_folder import RunFolder
 @click.command(cls=RunCommand)
 @click.argument("others", nargs=-1, metavar="[RUN]...")
 def report(context: RunContext, others: tuple[str, ...] = ()) -> None:
-    """One page about a run to pass on, with its curve, a film if `eval` has made one, settings, machine, versions and the
+    """One page about a run to pass on, with its curve, a video if `eval` has made one, settings, machine, versions and the
     commands that made it: report.html and report.md in runs/NAME. Further RUNs are other seeds of the same settings.
 
     Example: tinyverse atari.py report --name pong-s1 pong-s2 pong-s3
@@ -26,5 +26,5 @@ def report(context: RunContext, others: tuple[str, ...] = ()) -> None:
     for folder in folders:
         check_can_join(folder.path.name, folder.settings(), context.title, settings)
     with context.bar("drawing the report"):
-        page, text = write_report(folders, title=context.title, experiment=context.experiment, films=RECORDS)
+        page, text = write_report(folders, title=context.title, experiment=context.experiment, videos=RECORDS)
     print(f"report: {page} and {text.name}")

@@ -8,13 +8,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import click
 
 from tinyverse.cli.context import RunContext, positive
-from tinyverse.cli.options import TrainCommand, TrainOptions, stepping_options
+from tinyverse.cli.options import STEPPING_OPTIONS, TrainCommand, TrainOptions
 from tinyverse.core import system
 from tinyverse.core.errors import TinyverseError
 from tinyverse.core.files import atomic_write
@@ -29,22 +29,17 @@ if TYPE_CHECKING:
     from tinyverse.trainer.trainer import Trainer
 
 
-@click.command(cls=TrainCommand)
+@click.command(cls=TrainCommand, params=[*STEPPING_OPTIONS])
 @click.option("--players", type=int, default=1, show_default=True, help="Player processes.")
 @click.option("--num-envs", type=int, help="Environments per player [the experiment's].")
-@stepping_options
 def run(
     context: RunContext, options: TrainOptions, players: int = 1, num_envs: int | None = None, **stepping: float | None
 ) -> Trainer:
-    """Server, players, trainer and dashboard here, with one command. Ctrl-C ends them all.
-
-    Example: tinyverse cartpole.py run --players 2
-    """
+    """Server, players, trainer and dashboard here, with one command. Ctrl-C ends them all."""
     from tinyverse.cli.trainer import change_settings, check_options, start_fresh, train_run
 
-    check_options(options)
+    check_options(context, options)
     positive(players=players, num_envs=num_envs, step_timeout=stepping.get("step_timeout"))
-    context.load()
     options = dataclasses.replace(options, threads=options.threads or max(1, system.cores() - players))
     with contextlib.ExitStack() as stack:
         should_stop = stack.enter_context(stop_on_signals())
@@ -60,44 +55,35 @@ def run(
             change_settings(context, database)  # before players agree to the old ones
         if own:
             stack.enter_context(_announced(context.folder, context.redis or ""))
-        crew = stack.enter_context(_Players(context, players, {"num_envs": num_envs, **stepping}))
-        return train_run(context, options, database, lambda: should_stop() or crew.is_gone(), show=terminal.panel)
+        are_gone = stack.enter_context(_players(context, players, {"num_envs": num_envs, **stepping}))
+        return train_run(context, options, database, lambda: should_stop() or are_gone(), show=terminal.panel)
 
 
-class _Players:
-    """Player processes of `run`. They end when it ends, also when it is killed."""
+@contextlib.contextmanager
+def _players(context: RunContext, count: int, options: Mapping[str, float | None]) -> Iterator[Callable[[], bool]]:
+    """Starts player processes; yields whether none is left. They end when this process does, also when it is killed."""
+    words = [sys.executable, "-m", "tinyverse", context.experiment, "play", "--name", context.run, "--quiet"]
+    words += [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if value]
+    words += ["--database", context.database] if context.database else []
+    seeds = [[] if context.seed is None else ["--seed", str(context.seed + 1 + index)] for index in range(count)]
+    # the server's password goes through the environment: everyone can read the words of a command
+    place = {"TINYVERSE_REDIS_URL": context.server(start=True), "TINYVERSE_PARENT": str(os.getpid())}
+    env = {**os.environ, **place, **system.python_path()}
+    processes = [subprocess.Popen(words + seed, env=env, start_new_session=True) for seed in seeds]
 
-    def __init__(self, context: RunContext, count: int, options: Mapping[str, float | None]) -> None:
-        words = [sys.executable, "-m", "tinyverse", context.experiment, "play", "--name", context.run, "--quiet"]
-        words += [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if value]
-        words += ["--database", context.database] if context.database else []
-        seeds = [[] if context.seed is None else ["--seed", str(context.seed + 1 + index)] for index in range(count)]
-        # the server's password goes through the environment: everyone can read the words of a command
-        place = {
-            "TINYVERSE_REDIS_URL": context.server(start=True),
-            "TINYVERSE_PARENT": str(os.getpid()),
-            **system.python_path(),
-        }
-        self._processes = [
-            subprocess.Popen(words + seed, env={**os.environ, **place}, start_new_session=True) for seed in seeds
-        ]
-
-    def is_gone(self) -> bool:
-        """Whether no player is left; that one failed is an error, which its own output explains."""
-        codes = [process.poll() for process in self._processes]
-        if None not in codes and any(codes):
-            raise TinyverseError(
-                f"{counted(len(codes), 'player')} failed, and none is left (exit codes {codes}); see above for why."
-            )
+    def are_gone() -> bool:
+        codes = [process.poll() for process in processes]
+        if None not in codes and any(codes):  # their own output says why
+            failed = counted(len(codes), "player")
+            raise TinyverseError(f"{failed} failed, and none is left (exit codes {codes}); see above for why.")
         return None not in codes
 
-    def __enter__(self) -> _Players:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for process in self._processes:
+    try:
+        yield are_gone
+    finally:
+        for process in processes:
             process.terminate()
-        for process in self._processes:
+        for process in processes:
             try:
                 process.wait(8.0)
             except subprocess.TimeoutExpired:

@@ -13,21 +13,12 @@ from tinyverse.database import users
 
 @click.group()
 def server() -> None:
-    """This user's local database server.
-
-    Example: tinyverse server status
-    """
+    """This user's local database server."""
 
 
 @server.command(name="start")
-@click.option(
-    "--listen",
-    metavar="HOST[:PORT]",
-    help="Listen on TCP too, for other machines, with a password; without it only on a socket. [port 7070]",
-)
-@click.option(
-    "--max-memory", metavar="MB", type=int, help="Memory it may use [a quarter of the machine's, at most 4000]."
-)
+@click.option("--listen", metavar="HOST[:PORT]", help="Listen on TCP too, for other machines, with a password; without it only on a socket. [port 7070]")  # fmt: skip
+@click.option("--max-memory", metavar="MB", type=int, help="Memory it may use [a quarter of the machine's, at most 4000].")  # fmt: skip
 def server_start(listen: str | None, max_memory: int | None) -> None:
     """Starts it, unless it runs.
 
@@ -42,11 +33,7 @@ def server_start(listen: str | None, max_memory: int | None) -> None:
 
 @server.command(name="users")
 @click.argument("run")
-@click.option(
-    "--redis",
-    metavar="URL",
-    help="A server of your own, with a user who may make others; better in TINYVERSE_REDIS_URL.",
-)
+@click.option("--redis", metavar="URL", help="A server of your own, with a user who may make others; better in TINYVERSE_REDIS_URL.")  # fmt: skip
 def server_users(run: str, redis: str | None) -> None:
     """Makes three users for a run: a player, a trainer, and a viewer who only reads. Again: new passwords.
 

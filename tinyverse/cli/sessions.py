@@ -1,4 +1,4 @@
-"""The commands `sessions ls`, `show`, `video`, `export` and `import`: stored sessions as tables, films and files.
+"""The commands `sessions ls`, `show`, `video`, `export` and `import`: stored sessions as tables, videos and files.
 
 All but `import` only read. No experiment is imported, unless its agent is to be asked for values.
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 import numpy as np
-from rich.console import Console, RenderableType
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -35,10 +35,7 @@ from tinyverse.monitoring import sessions as stored
 
 @click.group()
 def sessions() -> None:
-    """The stored sessions: as a list, a table, a film, or files.
-
-    Example: tinyverse atari.py sessions ls
-    """
+    """The stored sessions: as a list, a table, a video, or files."""
 
 
 id_argument = click.argument("key", metavar="[ID]", required=False)
@@ -69,7 +66,7 @@ def ls(context: RunContext, limit: int = 20, human: bool = False, as_json: bool 
         print(json.dumps(rows))
         return
     names = ("id", "player", "sequence", "version", "lag", "steps", "reward", "episodes", "bytes")
-    Console().print(_table(names, [[row.get(name, "") for name in names] for row in rows]))
+    Console().print(_table(names, rows))
     for row in rows:
         if "error" in row:
             print(f"{row['id']} cannot be read: {row['error']}")
@@ -78,9 +75,7 @@ def ls(context: RunContext, limit: int = 20, human: bool = False, as_json: bool 
 
 @sessions.command("show", cls=RunCommand)
 @id_argument
-@click.option(
-    "--values", is_flag=True, help="Ask the experiment's agent, with the newest weights, for value and entropy."
-)
+@click.option("--values", is_flag=True, help="Ask the experiment's agent, with the newest weights, for value and entropy.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def show(context: RunContext, key: str | None, values: bool = False, as_json: bool = False) -> None:
     """A session, the newest if no ID is given, step by step.
@@ -97,14 +92,14 @@ def show(context: RunContext, key: str | None, values: bool = False, as_json: bo
         return
     print(", ".join(f"{name} {value}" for name, value in facts.items() if value not in (None, "")))
     names = ("step", "action", "reward", "value", "entropy", "log_prob", "end")
-    Console().print(_table(names, [[row[name] for name in names] for row in rows]))
+    Console().print(_table(names, rows))
 
 
 @sessions.command("video", cls=RunCommand)
 @id_argument
 @click.option("--fps", type=float, default=15.0, show_default=True, help="Steps a second.")
 def video(context: RunContext, key: str | None, fps: float = 15.0) -> None:
-    """A film of what the agent saw, into ./records.
+    """A video of what the agent saw, into ./records.
 
     Example: tinyverse atari.py sessions video 1700000000000-0
     """
@@ -112,13 +107,11 @@ def video(context: RunContext, key: str | None, fps: float = 15.0) -> None:
         raise SettingsError(f"--fps is {fps:g}; give 0 to 1000 frames a second.")
     with _opened(context) as (database, _, spec):
         key, session = stored.find(database, spec, context.run, key)
-    with (
-        VideoWriter(RECORDS / f"{context.run}-{key}.webm", fps) as writer,
-        context.bar("frames", len(session.rewards) + 1) as bar,
-    ):
+    path = RECORDS / f"{context.run}-{key}.webm"
+    with VideoWriter(path, fps) as writer, context.bar("frames", len(session.rewards) + 1) as bar:
         for frame in bar.over(stored.frames_of(session)):
             writer.write(frame)
-    print(f"video: {writer.path}")
+    print(f"video: {path}")
 
 
 @sessions.command("export", cls=RunCommand)
@@ -162,12 +155,11 @@ def import_(context: RunContext, file: Path) -> None:
         with context.bar("sessions checked", len(found)) as bar:
             archive.check(found, spec, context.run, on_session=bar.count)
         if len(found) > (capacity := database.state().capacity):
-            context.say(
-                f"the run keeps {counted(capacity, 'session')}; of these {len(found):,} the newest will be left"
-            )
+            context.say(f"the run keeps {counted(capacity, 'session')}; of {len(found):,} the newest will be left")
         with context.bar("sessions imported", len(found)) as bar:
-            pushed = stored.push(database, (session for _, session in found), should_stop, on_pushed=bar.count)
-    print(f"{counted(pushed, 'session')} imported into run {context.run}")
+            for count in stored.push(database, spec, (session for _, session in found), should_stop):
+                bar.count(count)
+    print(f"{counted(bar.share.done, 'session')} imported into run {context.run}")
 
 
 @contextlib.contextmanager
@@ -189,17 +181,17 @@ def _values(context: RunContext, database: Database, meta: dict[str, str], sessi
         raise SettingsError("--values: the run has no weights yet.")
     agent.set_weights(decode_weights(found[1])[0])
     computed = stored.evaluate_states(agent, session)
-    return {"value": computed["value"], "entropy": computed["entropy"]}
+    return {name: computed[name] for name in ("value", "entropy")}
 
 
-def _table(names: tuple[str, ...], rows: list[list[Any]]) -> RenderableType:
+def _table(names: tuple[str, ...], rows: list[dict[str, Any]]) -> Table:
     table = Table(box=None, pad_edge=False)
     for name in names:
-        left, whole = name in ("id", "player", "end"), name == "id"  # an id is copied, so it must not be cut
-        longest = max((len(str(row[0])) for row in rows), default=0) if whole else 0
-        table.add_column(name.replace("_", "-"), justify="left" if left else "right", min_width=longest, no_wrap=whole)
+        justify: Any = "left" if name in ("id", "player", "end") else "right"
+        longest = max((len(row["id"]) for row in rows), default=0) if name == "id" else None  # it is copied: never cut
+        table.add_column(name.replace("_", "-"), justify=justify, min_width=longest, no_wrap=name == "id")
     for row in rows:
-        table.add_row(*(escape(_cell(name, value)) for name, value in zip(names, row, strict=True)))
+        table.add_row(*(escape(_cell(name, row.get(name, ""))) for name in names))
     return table
 
 
@@ -210,8 +202,6 @@ def _cell(name: str, value: Any) -> str:
         return metrics.size(value)
     if isinstance(value, float):
         return f"{value:.3g}"
-    if isinstance(value, (list, tuple)):
-        return " ".join(_cell("", part) for part in value)
-    return (
-        " ".join(f"{key}={_cell('', part)}" for key, part in value.items()) if isinstance(value, dict) else str(value)
-    )
+    if isinstance(value, dict):
+        return " ".join(f"{key}={_cell('', part)}" for key, part in value.items())
+    return " ".join(_cell("", part) for part in value) if isinstance(value, (list, tuple)) else str(value)

@@ -14,10 +14,7 @@ WAIT = 15.0  # seconds, at most, for workers to leave
 
 @click.command(cls=RunCommand)
 def stop(context: RunContext) -> int:
-    """Asks every worker of the run, wherever it is, to finish and leave.
-
-    Example: tinyverse atari.py stop
-    """
+    """Asks every worker of the run, wherever it is, to finish and leave."""
     with context.known() as database:
         before = len(database.workers())
         database.ask_stop()

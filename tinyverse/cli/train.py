@@ -9,7 +9,6 @@ import sys
 import click
 
 from tinyverse.cli.context import RunContext
-from tinyverse.cli.devices import cuda_devices
 from tinyverse.cli.options import TrainCommand, TrainOptions
 from tinyverse.core import system
 from tinyverse.core.errors import DatabaseLost, RankLost, SettingsError, TinyverseError
@@ -17,14 +16,7 @@ from tinyverse.core.signals import stop_on_signals
 
 
 @click.command(cls=TrainCommand)
-@click.option(
-    "--gpus",
-    "--ranks",
-    "gpus",
-    type=int,
-    metavar="N",
-    help="Learn as N processes on this machine, each on a GPU of its own, or with --device cpu on its cores; they share the batch.",
-)
+@click.option("--gpus", "--ranks", "gpus", type=int, metavar="N", help="Learn as N processes on this machine, each on a GPU of its own, or with --device cpu on its cores; they share the batch.")  # fmt: skip
 def train(context: RunContext, options: TrainOptions) -> None:
     """Learns from pushed sessions and publishes weights.
 
@@ -38,13 +30,12 @@ def train(context: RunContext, options: TrainOptions) -> None:
         return
     try:
         with distributed.joined(options.device) as device:
-            again = (
-                distributed.restarted() or not distributed.is_rank_zero()
-            )  # --fresh and --resume were for rank 0, and for once
-            options = dataclasses.replace(options, device=device, resume=None if again else options.resume)
-            context = dataclasses.replace(context, quiet=context.quiet or not distributed.is_rank_zero())
-            check_options(options)
-            context.load()
+            is_first = distributed.is_rank_zero()
+            # --fresh and --resume are for rank 0, and for once
+            resume = options.resume if is_first and not distributed.restarted() else None
+            options = dataclasses.replace(options, device=device, resume=resume)
+            context = dataclasses.replace(context, quiet=context.quiet or not is_first)
+            check_options(context, options)
             with context.connected() as database, stop_on_signals() as should_stop:
                 train_run(context, options, database, should_stop)
     except (RankLost, DatabaseLost):
@@ -56,12 +47,13 @@ def train(context: RunContext, options: TrainOptions) -> None:
 
 def _launch(context: RunContext, options: TrainOptions, ranks: int) -> None:
     """Starts this command as so many ranks on this machine, and again from the checkpoint where one dies."""
+    import torch
+
     from tinyverse.cli.trainer import check_options
     from tinyverse.core import distributed
 
-    check_options(dataclasses.replace(options, device="cpu"))  # this process needs no GPU
-    context.load()  # what is wrong is said once, and before anything is started
-    if options.device != "cpu" and (there := cuda_devices()) < ranks:
+    check_options(context, dataclasses.replace(options, device="cpu"))  # this process needs no GPU
+    if options.device != "cpu" and (there := torch.cuda.device_count()) < ranks:
         raise SettingsError(f"--gpus {ranks}: this machine has {there}. Give fewer, or --device cpu for its cores.")
     if url := context.server(start=True):
         os.environ["TINYVERSE_REDIS_URL"] = url  # one server for all; its password is seen by nobody here

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import cProfile
 import json
 import os
+import pstats
 import shutil
 import sys
 import time
@@ -28,9 +30,9 @@ from tinyverse.core.weights import WeightsFile
 from tinyverse.database.base import Database, log_error
 from tinyverse.experiment import loader
 from tinyverse.experiment.experiment import Experiment
-from tinyverse.monitoring import status, writers
+from tinyverse.monitoring import status
 from tinyverse.monitoring.progress import Progress, Share
-from tinyverse.monitoring.writers import Prometheus, Writer, check_writer, open_writer
+from tinyverse.monitoring.writers import Prometheus, TrainLog, Writer, check_writer, open_writer
 from tinyverse.replay.buffer import Replay
 from tinyverse.replay.config import ReplayConfig
 from tinyverse.replay.samplers import sampler_of
@@ -38,8 +40,12 @@ from tinyverse.trainer.config import TrainerConfig
 from tinyverse.trainer.loop import train
 from tinyverse.trainer.trainer import Trainer
 
+Stop = Callable[[], bool]
+Show = Callable[[dict[str, Any]], RenderableType]  # makes what is shown of a run's status
 
-def check_options(options: TrainOptions) -> None:
+
+def check_options(context: RunContext, options: TrainOptions) -> None:
+    """Says what is wrong with the options, the experiment or its settings before anything is started for it."""
     positive(
         batch_size=options.batch_size, updates=options.updates, publish_every=options.publish_every,
         buffer_size=options.buffer_size, threads=options.threads, gpus=options.gpus,
@@ -51,37 +57,46 @@ def check_options(options: TrainOptions) -> None:
         raise SettingsError("--fresh begins anew and --force goes on with other settings: leave one of them out.")
     if options.init_from is not None and not Path(options.init_from).is_file():
         raise SettingsError(f"--init-from {options.init_from}: there is no such file.")
+    context.resolved({})
 
 
 def train_run(
-    context: RunContext,
-    options: TrainOptions,
-    database: Database,
-    should_stop: Callable[[], bool],
-    show: Callable[[dict[str, Any]], Any] | None = None,
+    context: RunContext, options: TrainOptions, database: Database, should_stop: Stop, show: Show | None = None
 ) -> Trainer:
-    system.set_threads(options.threads or max(1, (system.cores() - 1) // distributed.neighbours()))
-    began, should_stop = time.monotonic(), saying_so(context, or_after(options.minutes, should_stop))
-    log, over = None, False
-    with distributed.rank_zero_first():
-        trainer, _ = make_trainer(context, options, database)
-        if distributed.is_rank_zero():
-            # before the run is joined, so that what is wrong with the log is said first
-            log = open_log(context, options, database, trainer)
-        join(context, trainer, should_stop)
-    trainer.checkpoints.level()
-    context.say(f"training run {context.run} from update {trainer.update:,}, into {context.folder.path}/")
+    with at_work(context, options, database, should_stop, show) as (trainer, _, asked, turn):
+        context.say(f"training run {context.run} from update {trainer.update:,}, into {context.folder.path}/")
+        train(trainer, updates=options.updates, save_every=options.save_every, should_stop=asked, on_turn=turn)
+    return trainer
 
-    def line() -> str:
-        return trainer_line(trainer)
+
+@contextlib.contextmanager
+def at_work(
+    context: RunContext, options: TrainOptions, database: Database, should_stop: Stop, show: Show | None = None
+) -> Iterator[tuple[Trainer, Experiment, Stop, Callable[[], None]]]:
+    """A trainer that has joined its run, the experiment, whether to stop, and what is to be called after each turn.
+
+    While it trains, its log is written, and on the terminal its line or what `show` makes of the run's status.
+    """
+    system.set_threads(options.threads or max(1, (system.cores() - 1) // distributed.neighbours()))
+    began = time.monotonic()
+    asked = saying_so(context, should_stop, began + 60 * (float("inf") if options.minutes is None else options.minutes))
+    is_first, log, over = distributed.is_rank_zero(), None, False
+    with distributed.rank_zero_first():
+        trainer, experiment = make_trainer(context, options, database)
+        if is_first:  # before the run is joined, so that what is wrong with the log is said first
+            places: list[Writer] = [open_writer(name, context.folder) for name in options.track]
+            if options.metrics_port:
+                places.append(Prometheus(options.metrics_port, {"run": context.run}))
+            log = TrainLog(trainer.row, context.folder, database, writers=places, arrays=trainer.replay.arrays)
+        _join(context, trainer, asked)
+    trainer.checkpoints.level()
 
     def panel() -> RenderableType:
-        return Text(line()) if show is None or over else show(status.gather(database, context.run))
+        return Text(_line(trainer)) if show is None or over else show(status.gather(database, context.run))
 
-    with (
-        profiled(context, options.profile and distributed.is_rank_zero()),
-        Progress(line, panel, share=aim(trainer, options, began), quiet=context.quiet) as progress,
-    ):
+    progress = Progress(lambda: _line(trainer), panel, share=_share(trainer, options, began), quiet=context.quiet)
+    profiled = _profiled(context) if options.profile and is_first else contextlib.nullcontext()
+    with profiled, progress:
 
         def turn() -> None:
             if log:
@@ -89,9 +104,7 @@ def train_run(
             progress.turn()
 
         try:
-            train(
-                trainer, updates=options.updates, save_every=options.save_every, should_stop=should_stop, on_turn=turn
-            )
+            yield trainer, experiment, asked, turn
         except Exception as error:
             log_error(database, trainer.worker, error)
             raise
@@ -99,30 +112,25 @@ def train_run(
             over = True  # what is left to be seen is what came out, not that nobody is at work any more
             if log:
                 log.close()
-    return trainer
 
 
-def join(context: RunContext, trainer: Trainer, should_stop: Callable[[], bool] = lambda: False) -> None:
+def _join(context: RunContext, trainer: Trainer, should_stop: Stop) -> None:
     """`trainer.join`, which shows what takes long in it."""
 
-    def look() -> Share:
+    def refresh() -> Share:
         done, total = trainer.folder.stored.loaded if trainer.folder else (0, 0)
         waits = f"waits for {trainer.waiting.reason}" if trainer.waiting.reason else f"joining run {context.run}"
         return Share("stored sessions taken up", done, total) if total else Share(waits)
 
-    with context.bar("", look=look):
+    with context.bar("", refresh=refresh):
         trainer.join(should_stop=should_stop)
 
 
-def aim(trainer: Trainer, options: TrainOptions, began: float) -> Callable[[], Share | None]:
-    """What the command has come to: of the sessions that it needs to begin with, then of its updates or minutes.
-
-    Args:
-        began: when its minutes did, by `time.monotonic`.
-    """
+def _share(trainer: Trainer, options: TrainOptions, began: float) -> Callable[[], Share | None]:
+    """What the command has come to: of the sessions that it needs to begin with, then of its updates or minutes."""
     first = trainer.update
 
-    def look() -> Share | None:
+    def share() -> Share | None:
         if (filling := trainer.replay.filling) is not None:
             return Share("sessions before learning begins", *filling)
         if options.updates is not None:
@@ -131,32 +139,24 @@ def aim(trainer: Trainer, options: TrainOptions, began: float) -> Callable[[], S
             return Share("minutes", round((time.monotonic() - began) / 60, 1), options.minutes)
         return None
 
-    return look
-
-
-def open_log(context: RunContext, options: TrainOptions, database: Database, trainer: Trainer) -> writers.TrainLog:
-    """The trainer's log, with all places that were asked for."""
-    places: list[Writer] = [open_writer(name, context.folder) for name in options.track]
-    if options.metrics_port:
-        places.append(Prometheus(options.metrics_port, {"run": context.run}))
-    return writers.TrainLog(trainer.row, context.folder, database, writers=places, arrays=trainer.replay.arrays)
+    return share
 
 
 def make_trainer(context: RunContext, options: TrainOptions, database: Database) -> tuple[Trainer, Experiment]:
     """A trainer of this run that has not joined it yet."""
-    folder = context.folder
+    folder, is_first = context.folder, distributed.is_rank_zero()
     if options.resume is False:
         start_fresh(context, database)
-    meta, kept = database.meta(), folder.settings() if distributed.is_rank_zero() else {}
+    meta, kept = database.meta(), folder.settings() if is_first else {}
     if options.resume and not kept:
         raise SettingsError(f"--resume: there is nothing in {folder.path}/ to go on from. Leave it out to start.")
-    for agreed in (experiment_and_settings(meta), kept):
-        check_can_join(context.run, agreed, context.title, context.given, force=options.force)
+    for stored in (experiment_and_settings(meta), kept):
+        check_can_join(context.run, stored, context.title, context.given, force=options.force)
     if options.force and change_settings(context, database):
         meta = {}
-    agreed = (experiment_and_settings(meta) or kept).get("settings", {})
-    settings = context.resolved(agreed)
-    _say_what_is_kept(context, agreed)
+    stored = (experiment_and_settings(meta) or kept).get("settings", {})
+    settings = context.resolved(stored)
+    _say_what_is_kept(context, stored)
     seed = context.fresh_seed() + distributed.rank()  # each draws others; the weights are rank 0's
     rng.seed(seed)
     experiment = loader.build(context.module, settings)
@@ -171,33 +171,32 @@ def make_trainer(context: RunContext, options: TrainOptions, database: Database)
     spec = experiment.spec(agent)
     if meta:
         check_spec(context.run, meta, spec)
-    sampler = sampler_of(experiment.sampler)
-    flow = ReplayConfig(
-        batch_size=options.batch_size or experiment.batch_size,
-        buffer_size=options.buffer_size or experiment.buffer_size,
-        reuse=experiment.reuse if options.reuse is None else options.reuse,
-        max_lag=experiment.max_lag if options.max_lag is None else options.max_lag,
-        min_sessions=experiment.min_sessions if options.min_sessions is None else options.min_sessions,
-    ).shared(distributed.size())
-    replay = Replay(spec, flow, sampler, device=options.device, seed=seed)
+
+    def chosen(name: str) -> Any:
+        option = getattr(options, name)
+        return getattr(experiment, name) if option is None else option
+
+    names = ("batch_size", "buffer_size", "reuse", "max_lag", "min_sessions")
+    replay_config = ReplayConfig(**{name: chosen(name) for name in names}).shared(distributed.size())
+    replay = Replay(spec, replay_config, sampler_of(experiment.sampler), device=options.device, seed=seed)
     config = TrainerConfig(
-        publish_every=options.publish_every or experiment.publish_every,
-        precision=precision_of(options.precision or experiment.precision, options.device),
+        publish_every=chosen("publish_every"),
+        precision=precision_of(chosen("precision"), options.device),
         frame_skip=experiment.frame_skip,
         save_replay=options.save_replay if distributed.size() == 1 else False,  # other ranks would have other shares
         player_share=options.player_share,
     )
     trainer = Trainer(
         agent, learner, replay, database, run_config(context.title, settings, spec),
-        folder=folder if distributed.is_rank_zero() else None, config=config,
+        folder=folder if is_first else None, config=config,
     )  # fmt: skip
-    if distributed.is_rank_zero():
+    if is_first:
         words = without_secrets(sys.argv[1:]) if Path(sys.argv[0]).stem in ("tinyverse", "__main__") else []
         folder.write_settings({"experiment": context.title, "settings": settings, "seed": seed, "argv": words})
-        folder.log_start({
+        folder.log({
             "when": time.strftime("%Y-%m-%d %H:%M:%S %z"), "argv": words, "seed": seed, "source": context.source,
             "device": options.device, "machine": system.facts(), "versions": system.versions(Path(context.source).parent),
-        })  # fmt: skip
+        }, "starts")  # fmt: skip
     return trainer, experiment
 
 
@@ -208,7 +207,7 @@ def _compile(agent: Agent, device: str) -> None:
         raise SettingsError(f"--compile wants an agent with a PyTorch network; {type(agent).__name__} has none.")
     if device == "cpu" and not any(map(shutil.which, [os.environ.get("CXX", "g++"), "clang++"])):
         raise SettingsError(
-            "--compile on a CPU wants a C++ compiler, and there is no g++ here. Install one or leave it out."
+            "--compile on a CPU wants a C++ compiler; there is no g++ here. Install it or leave it out."
         )
     network.compile(mode="reduce-overhead" if device.startswith("cuda") else "default")
 
@@ -222,12 +221,12 @@ def _begin_from(context: RunContext, file: str, agent: Agent, goes_on: bool) -> 
     context.say(f"run {context.run} begins with the weights in {file}")
 
 
-def _say_what_is_kept(context: RunContext, agreed: Mapping[str, Any]) -> None:
+def _say_what_is_kept(context: RunContext, stored: Mapping[str, Any]) -> None:
     """A run goes on with its own settings, also where the experiment's file has been changed since, or -o is left out."""
     written = json.loads(json.dumps(loader.defaults(context.module), default=str))
-    others = [name for name in agreed if agreed[name] != written.get(name) and name not in context.given]
+    others = [name for name in stored if stored[name] != written.get(name) and name not in context.given]
     if others:
-        kept, now = (", ".join(f"{name}={settings.get(name)}" for name in others) for settings in (agreed, written))
+        kept, now = (", ".join(f"{name}={settings.get(name)}" for name in others) for settings in (stored, written))
         context.say(f"run {context.run} goes on with {kept}, as it was made; its file says {now} (--fresh begins anew)")
 
 
@@ -240,7 +239,7 @@ def start_fresh(context: RunContext, database: Database) -> None:
 
 
 def change_settings(context: RunContext, database: Database) -> bool:
-    """Makes room in the database for an agreement with the settings asked for, if they are others; whether it did.
+    """Makes room in the database for a run config with the settings asked for, if they are others; whether it did.
 
     Sessions and weights there are of the old one and go too: the run goes on from its checkpoint.
     """
@@ -249,62 +248,49 @@ def change_settings(context: RunContext, database: Database) -> bool:
         return False
     _refuse_beside_a_trainer(context, database, "--force")
     if context.folder.newest() is None:
-        raise RunConflict(
-            f"--force: there is no checkpoint of run {context.run} in {context.folder.path}/ to go on from."
-        )
+        where = f"{context.folder.path}/"
+        raise RunConflict(f"--force: there is no checkpoint of run {context.run} in {where} to go on from.")
     database.clear()
     return True
 
 
 def _refuse_beside_a_trainer(context: RunContext, database: Database, option: str) -> None:
-    if trainers := [worker for worker in database.workers() if worker.role == "train"]:
-        raise RunConflict(
-            f"{option}: run {context.run} is being trained on {trainers[0].host} (pid {trainers[0].pid}). Stop that first."
-        )
+    for worker in database.workers():
+        if worker.role == "train":
+            where = f"{worker.host} (pid {worker.pid})"
+            raise RunConflict(f"{option}: run {context.run} is being trained on {where}. Stop that first.")
 
 
-def trainer_line(trainer: Trainer) -> str:
-    mean = f"{np.mean(trainer.feeder.returns):.2f}" if trainer.feeder.returns else "–"
+def _line(trainer: Trainer) -> str:
+    feeder = trainer.feeder
+    mean = f"{np.mean(feeder.returns):.2f}" if feeder.returns else "–"
     waits = f", waits for {trainer.waiting.reason}" if trainer.waiting.reason else ""
     return (
-        f"train: update {trainer.update:,}, {counted(trainer.feeder.steps, 'step')} at {trainer.feeder.step_rate.per_second():,.0f}/s, "
-        f"return {mean} over the last {counted(len(trainer.feeder.returns), 'episode')}, version {trainer.version}, lag {trainer.replay.lag:.1f}{waits}"
+        f"train: update {trainer.update:,}, {counted(feeder.steps, 'step')} at {feeder.step_rate.per_second():,.0f}/s, return {mean} over "
+        f"the last {counted(len(feeder.returns), 'episode')}, version {trainer.version}, lag {trainer.replay.lag:.1f}{waits}"
     )
 
 
 @contextlib.contextmanager
-def profiled(context: RunContext, wanted: bool) -> Iterator[None]:
-    if not wanted:
-        yield
-        return
-    import cProfile
-    import pstats
-
-    profile = cProfile.Profile()
-    profile.enable()
+def _profiled(context: RunContext) -> Iterator[None]:
+    """Writes to the run's folder where this thread's time went."""
+    profile, path = cProfile.Profile(), context.folder.path / "profile.txt"
     try:
-        yield
+        with profile:
+            yield
     finally:
-        profile.disable()
-        path = context.folder.path / "profile.txt"
         with path.open("w", encoding="utf-8") as file:
             pstats.Stats(profile, stream=file).sort_stats("cumulative").print_stats(60)
         context.say(f"wrote where the training thread's time went to {path}")
 
 
-def or_after(minutes: float | None, should_stop: Callable[[], bool]) -> Callable[[], bool]:
-    """`should_stop`, or so many minutes from now."""
-    ends = time.monotonic() + 60 * minutes if minutes is not None else float("inf")
-    return lambda: should_stop() or time.monotonic() > ends
-
-
-def saying_so(context: RunContext, should_stop: Callable[[], bool]) -> Callable[[], bool]:
-    """`should_stop`, which says once that it is heard: to save and to leave takes seconds."""
+def saying_so(context: RunContext, should_stop: Stop, ends: float = float("inf")) -> Stop:
+    """`should_stop`, or the time `ends`; says once that it has come, for to save and to leave takes seconds."""
     heard = False
 
     def asks() -> bool:
         nonlocal heard
-        if not heard and should_stop():
+        if not heard and (should_stop() or time.monotonic() > ends):
             heard = True
             context.say("saves and ends; Ctrl-C again ends at once")
         return heard

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import secrets
-import threading
+import time
 from importlib.util import find_spec
-from typing import Any
 
 import click
 
@@ -20,42 +20,22 @@ TOKEN = "TINYVERSE_PAGE_TOKEN"
 
 
 @click.command(cls=RunCommand)
-@click.option(
-    "--listen",
-    default=LISTEN,
-    show_default=True,
-    metavar="HOST:PORT",
-    help="Where to serve it; on another address than loopback, with a token.",
-)
-@click.option(
-    "--values/--no-values",
-    default=True,
-    show_default=True,
-    help="Build the experiment's agent here, to draw what it thinks of a state.",
-)
+@click.option("--listen", default=LISTEN, show_default=True, metavar="HOST:PORT", help="Where to serve it; on another address than loopback, with a token.")  # fmt: skip
+@click.option("--values/--no-values", default=True, show_default=True, help="Build the experiment's agent here, to draw what it thinks of a state.")  # fmt: skip
 def watch(context: RunContext, listen: str, values: bool) -> None:
-    """The run as a page in a browser, which reads and changes nothing: curves, workers, films, any player's game.
-
-    Example: tinyverse atari.py watch
-    """
+    """The run as a page in a browser, which reads and changes nothing: curves, workers, videos, any player's environments."""
     missing = [name for name in ("starlette", "uvicorn") if find_spec(name) is None]
     if missing:
         raise SettingsError(f"watch needs {' and '.join(missing)}: pip install 'tinyverse[page]'.")
     from tinyverse.monitoring import dashboard
-    from tinyverse.monitoring.dashboard.games import Games
+    from tinyverse.monitoring.dashboard.frames import Frames
 
     host, _ = dashboard.address(listen)
     token = "" if dashboard.is_loopback(host) else os.environ.get(TOKEN) or secrets.token_urlsafe(24)
     with context.connected(start=False) as database, stop_on_signals() as should_stop:
-        games = Games(database, context.make_agent if values else None)
-
-        def make(hosts: tuple[str, ...], closing: threading.Event) -> Any:
-            return dashboard.application(
-                database, context.folder, games, RECORDS, token=token, hosts=hosts, closing=closing
-            )
-
+        frames = Frames(database, context.make_agent if values else None)
+        make = functools.partial(dashboard.application, database, context.folder, frames, RECORDS, token=token)
         with dashboard.served(make, listen) as url:
             print(f"open {url}{f'?token={token}' if token else ''} (Ctrl-C ends it)", flush=True)
-            waiting = threading.Event()
             while not should_stop():
-                waiting.wait(0.2)
+                time.sleep(0.2)

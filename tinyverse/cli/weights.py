@@ -4,28 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tinyverse.cli.context import RunContext
 from tinyverse.core.errors import NoWeights, ServerError, SettingsError
 from tinyverse.core.run_config import check_can_join, experiment_and_settings
 from tinyverse.core.weights import WeightsFile, decode_weights
 from tinyverse.database.heartbeat import StopSignal
-from tinyverse.experiment import loader
-
-if TYPE_CHECKING:
-    from tinyverse.experiment.experiment import Experiment
-    from tinyverse.monitoring.writers import TensorBoard
+from tinyverse.monitoring.writers import TensorBoard
 
 
 @dataclasses.dataclass
 class Seen:
-    """What a look for weights saw the last time."""
+    """What the last search for weights found."""
 
     version: int | None = None
-    stop: StopSignal | None = None  # of the run; None before the first look
+    stop: StopSignal | None = None  # of the run; None before the first reading
     complaint: str = ""
     place: str = ""  # where they were newest, as was said
     checkpoint: tuple[Any, ...] = ()  # the folder's newest, and when it was written
@@ -34,53 +29,42 @@ class Seen:
 
     @property
     def stopped(self) -> bool:
-        """Whether the run was asked to stop since the first look."""
+        """Whether the run was asked to stop since the first reading."""
         return self.stop is not None and self.stop.is_set
 
 
-def rebuild(experiment: str, settings: Mapping[str, Any]) -> Experiment:
-    """The experiment with these settings, in this process or another."""
-    return loader.build(loader.load_module(experiment), settings)
-
-
 def weights_for(context: RunContext, weights: str | None, seen: Seen) -> WeightsFile | None:
-    """The weights asked for, with all settings resolved: of a file, the best, a version, else the newest. Versions are
-    looked for in the database and in the folder. None where they are what was seen last.
+    """The weights asked for, with all settings resolved: of a file, the best, a version of the database or the folder,
+    else the newest. None where they are what was seen last.
 
-    Raises:
-        NoWeights: there are none at all.
-        SettingsError: not those that were asked for.
+    Raises NoWeights where there are none at all, SettingsError where not those that were asked for.
     """
     found = _find(context, weights, seen)
     if found is None or found.version == seen.version:
         return None
-    check_can_join(context.run, found.agreed, context.title, context.given)
-    settings = context.resolved(found.agreed.get("settings", {}))
-    return found._replace(agreed={"experiment": context.title, "settings": settings})
+    run_config = found.run_config or context.folder.settings()  # an old checkpoint does not say its own
+    check_can_join(context.run, run_config, context.title, context.given)
+    settings = context.resolved(run_config.get("settings", {}))
+    return found._replace(run_config={"experiment": context.title, "settings": settings})
 
 
 def _find(context: RunContext, weights: str | None, seen: Seen) -> WeightsFile | None:
-    folder = context.folder
-    agreed = folder.settings()
-    check_can_join(context.run, agreed, context.title, context.given)
-    if weights == "best" and not folder.best.exists():
+    folder, title = context.folder, context.title
+    check_can_join(context.run, folder.settings(), title, context.given)
+    if weights is None or weights.isdigit():
+        return _version(context, None if weights is None else int(weights), seen)
+    path = folder.best if weights == "best" else Path(weights)
+    if not path.is_file():
         raise SettingsError(
             f"run {context.run} has no best weights in {folder.path}/ yet: tinyverse {context.experiment} eval --every keeps them."
+            if weights == "best"
+            else f"--weights {weights} is neither a file here nor 'best' nor the number of a version. Checkpoints lie in {folder.checkpoints}/."
         )
-    if weights is not None and not weights.isdigit():
-        path = folder.best if weights == "best" else Path(weights)
-        if not path.is_file():
-            raise SettingsError(
-                f"--weights {weights} is neither a file here nor 'best' nor the number of a version. Checkpoints lie in {folder.checkpoints}/."
-            )
-        found = WeightsFile.read(path)
-        if found.agreed.get("experiment", context.title) != context.title:
-            its = found.agreed["experiment"]
-            raise SettingsError(
-                f"--weights {weights} is of the experiment {its}, this is {context.title}: tinyverse {its} eval --weights {weights}"
-            )
-        return _agreed(found, agreed)
-    return _version(context, None if weights is None else int(weights), seen)
+    found = WeightsFile.read(path)
+    if (its := found.run_config.get("experiment", title)) != title:
+        command = f"tinyverse {its} eval --weights {weights}"
+        raise SettingsError(f"--weights {weights} is of the experiment {its}, this is {title}: {command}")
+    return found
 
 
 def _version(context: RunContext, wanted: int | None, seen: Seen) -> WeightsFile | None:
@@ -104,11 +88,10 @@ def _version(context: RunContext, wanted: int | None, seen: Seen) -> WeightsFile
         if wanted is not None and kept is None and (meta or newest):
             there = max(state.version, newest.version if newest else -1)
             raise SettingsError(f"run {context.run} has no version {wanted}; the newest is {there}, and 3 are kept.")
-    if kept is not None:
-        return _agreed(kept, folder.settings())
-    raise NoWeights(
-        f"run {context.run} has no weights yet, neither on a server nor in {folder.path}/. Train it first: tinyverse {context.experiment} train"
-    )
+    if kept is None:
+        nowhere = f"run {context.run} has no weights yet, neither on a server nor in {folder.path}/"
+        raise NoWeights(f"{nowhere}. Train it first: tinyverse {context.experiment} train")
+    return kept
 
 
 def _newest_kept(context: RunContext, seen: Seen) -> WeightsFile | None:
@@ -127,8 +110,3 @@ def _say_which(context: RunContext, seen: Seen, *there: tuple[int, str]) -> None
     if version != older and place != seen.place:
         context.say(f"taking version {version}, from {place}; {other} has {older} (--weights {older} takes that)")
         seen.place = place
-
-
-def _agreed(found: WeightsFile, folder: Mapping[str, Any]) -> WeightsFile:
-    """With the folder's settings, where an old checkpoint does not say its own."""
-    return found if found.agreed else found._replace(agreed=folder)

@@ -17,7 +17,7 @@ from tinyverse.core.session import FIELDS
 class Batch:
     """B slices of T consecutive steps, one environment each. Row t is what `Session` draws.
 
-    Rows 0 … burn_in − 1 only warm up recurrent memory: `mask` is 0 there.
+    Rows 0 … burn_in − 1 only warm up the recurrent state: `mask` is 0 there.
     """
 
     observations: nest.Tree  # [T+1, B, …] per leaf, as the environment gave them
@@ -25,8 +25,8 @@ class Batch:
     rewards: torch.Tensor  # [T, B] float32, raw
     terminated: torch.Tensor  # [T, B] bool
     truncated: torch.Tensor  # [T, B] bool
-    alive: torch.Tensor  # [T, B] bool; False: a reset row, it did not happen
-    initial_memory: nest.Tree  # [B, …] per leaf
+    valid: torch.Tensor  # [T, B] bool; False: a reset row, it did not happen
+    initial_state: nest.Tree  # [B, …] per leaf
     extras: dict[str, torch.Tensor]  # [T, B, …] what the agent added
     weights: torch.Tensor  # [B] importance weights of the sampling, 1 where it is uniform
     lag: torch.Tensor  # [B] updates since the weights that played the slice
@@ -35,19 +35,19 @@ class Batch:
     human: torch.Tensor | None = None  # [B] bool: a person played the slice; None: nobody knows
 
     @functools.cached_property
-    def first(self) -> torch.Tensor:
-        """[T+1, B] bool: memory is reset before this observation. Row 0 is in `initial_memory` already."""
-        return torch.cat([torch.zeros_like(self.alive[:1]), ~self.alive])
+    def is_first(self) -> torch.Tensor:
+        """[T+1, B] bool: the state is reset before this observation. Row 0 is in `initial_state` already."""
+        return torch.cat([torch.zeros_like(self.valid[:1]), ~self.valid])
 
     @functools.cached_property
     def mask(self) -> torch.Tensor:
         """[T, B] float32: 1 for rows that happened and count in losses."""
-        mask = self.alive.float()
+        mask = self.valid.float()
         mask[: self.burn_in] = 0
         return mask
 
     @property
-    def traces(self) -> torch.Tensor:
+    def continues(self) -> torch.Tensor:
         """[T, B] float32: 0 where an episode ended in any way; nothing flows back over that row."""
         return (~(self.terminated | self.truncated)).float()
 
@@ -67,10 +67,10 @@ class Batch:
         return discount * (~self.terminated).float()
 
     def numpy(self) -> SimpleNamespace:
-        """Every field and `first`, `mask`, `traces` as NumPy arrays, for learners without torch (no copy on a CPU)."""
+        """Every field and `is_first`, `mask`, `continues` as NumPy arrays, for learners without torch (no copy on a CPU)."""
 
         def convert(value: Any) -> Any:
             return value.cpu().numpy() if isinstance(value, torch.Tensor) else value
 
-        names = [field.name for field in dataclasses.fields(self)] + ["first", "mask", "traces"]
+        names = [field.name for field in dataclasses.fields(self)] + ["is_first", "mask", "continues"]
         return SimpleNamespace(**{name: nest.map(convert, getattr(self, name)) for name in names})

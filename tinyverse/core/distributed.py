@@ -6,14 +6,10 @@ launcher started is alone. Every function here is then the identity and costs no
     launch(words, 4)         starts this command four times here, and again from the checkpoint when one of them dies
     with joined("cuda"):     in each of them (also under `torchrun`, on several machines)
         exchange(ready, …)   once a turn: all ranks step, or all wait
-        total(rows)          sums over all ranks, where a loss needs them
-        average_gradients    before every step of an optimizer
 
 Control numbers travel over gloo and host memory, so they wait for no GPU. Gradients on GPUs travel over NCCL. Only the
 training thread calls collectives, in the same order on all ranks.
 """
-
-from __future__ import annotations
 
 import atexit
 import contextlib
@@ -56,12 +52,12 @@ def size() -> int:
 
 
 def neighbours() -> int:
-    """How many ranks share this machine, this one among them."""
+    """How many ranks share this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if _together() else 1
 
 
 def is_rank_zero() -> bool:
-    """Whether this is rank 0, which alone holds the lease, publishes, and writes files."""
+    """Whether this is rank 0, which alone publishes and writes files."""
     return rank() == 0
 
 
@@ -69,10 +65,7 @@ def is_rank_zero() -> bool:
 def joined(device: str) -> Iterator[str]:
     """Makes this process one of the ranks that its launcher started, if one did; yields the device to learn on.
 
-    Args:
-        device: "cpu", or "cuda", of which each rank of a machine takes another.
-    Raises:
-        SettingsError: one certain GPU for all ranks.
+    Of "cuda" each rank of a machine takes another. Raises SettingsError where all are to take a certain GPU.
     """
     if not launched():
         yield device
@@ -123,12 +116,8 @@ def broadcast(contents: Any) -> Any:
     mine = io.BytesIO()
     if is_rank_zero():
         torch.save(contents, mine)
-    size = int(exchange(len(mine.getbuffer()))[0][0])
-    buffer = (
-        torch.frombuffer(mine.getbuffer(), dtype=torch.uint8)
-        if is_rank_zero()
-        else torch.empty(size, dtype=torch.uint8)
-    )
+    length = int(exchange(mine.tell())[0][0])
+    buffer = torch.frombuffer(bytearray(mine.getvalue() or length), dtype=torch.uint8)
     with _among_peers():
         dist.broadcast(buffer, 0)
     return torch.load(io.BytesIO(buffer.numpy().tobytes()), map_location="cpu", weights_only=True)
@@ -152,23 +141,21 @@ def mean(numbers: Tensor) -> Tensor:
 def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
     """Replaces every gradient by its mean over all ranks.
 
-    The mean, not the sum: so a term that every rank has alike (a regulariser, SAC's target entropy) keeps its size. Sums
-    over a rank's rows are divided by `losses.count`, the mean number of rows of a rank, and the mean of those quotients
-    is the mean over all rows of all ranks.
+    With the mean a term that every rank has alike (a regulariser, SAC's target entropy) keeps its size. `losses.count`,
+    by which sums over rows are divided, is the mean number of rows of a rank.
     """
     if not _together():
         return
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    averaged = mean(torch.cat([gradient.flatten() for gradient in gradients]))  # one message
+    averaged = mean(nn.utils.parameters_to_vector(gradients))  # one message
     for gradient, part in zip(gradients, averaged.split([g.numel() for g in gradients]), strict=True):
         gradient.copy_(part.view_as(gradient))
 
 
 def is_mine(player: str, sequence: int) -> bool:
-    """Whether a session falls into this rank's share.
+    """Whether a session falls into this rank's share: a player's sessions go round the ranks, from a hash of its name on.
 
-    A player's sessions go round the ranks, so that shares are equal to one session for each player; where the round
-    begins is a hash of its name. A session that was pushed twice reaches the same rank twice, which then knows it.
+    A session that was pushed twice thus reaches the same rank twice, which then knows it.
     """
     return (xxhash.xxh3_64_intdigest(player.encode(errors="surrogatepass")) + sequence) % size() == rank()
 
@@ -186,22 +173,22 @@ def launch(words: Iterable[str], ranks: int) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "lo")
-    for library in ("GLOO", "NCCL"):  # a machine's own name need not be one that it can look up
-        os.environ.setdefault(f"{library}_SOCKET_IFNAME", loopback)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)  # a machine's own name need not be one that it can look up
+    os.environ.setdefault("NCCL_SOCKET_IFNAME", loopback)
     # else ranks that start again find the addresses of those before them in the launcher's store, and wait for the dead
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     os.environ["TINYVERSE_PARENT"] = str(os.getpid())  # the ranks end when this process is gone
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun warns otherwise; a trainer sets its threads itself
     with tempfile.TemporaryDirectory(prefix="tinyverse-") as logs:
-        options = (
-            f"--nproc-per-node={ranks} --max-restarts={RESTARTS} --rdzv-backend=c10d --rdzv-endpoint=127.0.0.1:0 "
-            "--local-addr=127.0.0.1"
-        ).split()
+        options = [
+            f"--nproc-per-node={ranks}", f"--max-restarts={RESTARTS}", f"--log-dir={logs}",
+            "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1",
+        ]  # fmt: skip
         try:
-            run.run(run.parse_args([*options, f"--log-dir={logs}", "-m", "tinyverse", *words]))
+            run.run(run.parse_args([*options, "-m", "tinyverse", *words]))
         except SignalException as end:
             if end.sigval == signal.SIGQUIT:
-                raise TinyverseError(f"the {ranks} ranks have ended; what one of them said above is why.") from None
+                raise TinyverseError(f"the {ranks} ranks have ended; a message of one of them says why.") from None
         except ChildFailedError:
             raise TinyverseError(
                 f"one of the {ranks} ranks has died {RESTARTS + 1} times; see above for why. The checkpoint is kept."
@@ -210,14 +197,14 @@ def launch(words: Iterable[str], ranks: int) -> None:
 
 def give_up() -> None:
     """Tells `launch`, when this process ends, not to start the ranks again: the error will not go away by that."""
-    parent = os.environ.get("TINYVERSE_PARENT")
-    if launched() and parent == str(os.getppid()):
-        atexit.register(_tell, int(parent))
+    launcher = os.getppid()
 
+    def notify() -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(launcher, signal.SIGQUIT)
 
-def _tell(launcher: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(launcher, signal.SIGQUIT)
+    if launched() and os.environ.get("TINYVERSE_PARENT") == str(launcher):
+        atexit.register(notify)
 
 
 def _together() -> bool:
@@ -231,6 +218,5 @@ def _among_peers() -> Iterator[None]:
         yield
     except RuntimeError as error:
         reason = str(error).strip().split("\n")[0][:200]
-        raise RankLost(
-            f"another rank of this trainer is gone ({reason}). All begin again from the checkpoint."
-        ) from error
+        sentence = f"another rank of this trainer is gone ({reason}). All begin again from the checkpoint."
+        raise RankLost(sentence) from error

@@ -1,29 +1,13 @@
 """Exceptions. All derive from TinyverseError; the message says what is wrong and how to fix it.
 
-    TinyverseError          a sentence for the user: what was got, what was wanted, what to do
-    ├── CodecError          bytes do not follow their format
-    ├── SpecError           a session differs from the run's sessions in names, shapes or dtypes
-    ├── SettingsError       options are wrong, or cannot work together
-    ├── ExperimentError     the experiment module, its environment or its agent cannot be used
-    ├── NoWeights           the run has no weights yet
-    ├── WindowClosed        a human player closed the window
-    ├── ServerError         no database server could be found or started
-    ├── NotANumber          a loss, gradient or weight is NaN or infinite
-    ├── RankLost            another process of the same trainer is gone
-    └── DatabaseError       the database refused a request
-        ├── DatabaseLost    the database does not answer; a retry may help
-        ├── LeaseLost       another trainer publishes for this run now
-        └── RunConflict     the run's name belongs to another experiment or other settings
+    TinyverseError
+    ├── CodecError, SpecError, SettingsError, ExperimentError, ServerError
+    ├── NoWeights, WindowClosed, NotANumber, RankLost
+    └── DatabaseError
+        └── DatabaseLost, LeaseLost, RunConflict
 
 A user should only ever see an error of this tree. A traceback is a bug of tinyverse.
 """
-
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 
 class TinyverseError(Exception):

@@ -1,7 +1,5 @@
 """Atomic writes: a file is complete, or it is not there under its name."""
 
-from __future__ import annotations
-
 import contextlib
 import glob
 import os
@@ -18,8 +16,7 @@ LEFTOVER_SECONDS = 3600.0  # without a write, after which an unfinished file of 
 def atomic_write(path: Path, data: bytes, *, private: bool = False) -> None:
     """Writes a file in one piece: a reader, or a kill at any moment, finds the old file or the new one.
 
-    Args:
-        private: only the owner may ever open the file (mode 0600).
+    Only the owner may ever open a `private` one.
     """
     remove_leftovers(path.parent, glob.escape(path.name))
     with atomic_file(path, private=private) as file:
@@ -28,10 +25,7 @@ def atomic_write(path: Path, data: bytes, *, private: bool = False) -> None:
 
 @contextlib.contextmanager
 def atomic_file(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
-    """Opens a file for writing that appears as `path` once all of it is on the disk.
-
-    If the block raises, an older file stays as it was.
-    """
+    """Opens a file for writing that appears as `path` once all of it is on the disk, unless the block raises."""
     with atomic_path(path) as temporary:
         mode = 0o600 if private else 0o666
         with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags | os.O_EXCL, mode)) as file:
@@ -53,13 +47,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path, name: str) -> None:
-    """Removes unfinished files that killed processes have left behind.
+    """Removes what killed processes have left behind of files whose names match the glob pattern `name`.
 
     A file goes if its process is gone from this machine (or had the id of this process, as in a restarted container)
     and nobody has written to it for an hour. The hour protects processes of other machines that share the folder.
-
-    Args:
-        name: a glob pattern of the finished files' names.
     """
     for file in folder.glob(f"{name}.*.writing"):
         pid = file.name.split(".")[-2]

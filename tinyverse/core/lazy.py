@@ -3,20 +3,16 @@
 Commands such as `info` and `--help` therefore start without torch.
 """
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Mapping
 from typing import Any
 
 
 def imported(package: str, name: str, modules: Mapping[str, str]) -> Any:
-    """Returns the public object `name` of `package`; a package's `__getattr__` calls this.
+    """Returns the public object `name` of `package`, for its `__getattr__`.
 
     Args:
         modules: public name -> the module of the package that defines it.
-    Raises:
-        AttributeError: the package has no such name.
     """
     if name not in modules:
         raise AttributeError(f"module {package!r} has no attribute {name!r}")

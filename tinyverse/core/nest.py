@@ -8,8 +8,6 @@
 Names alone restore the tree: a level with the names 0, 1, 2 … is a tuple. Keys of a dict must therefore not be numbers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -44,10 +42,7 @@ def flatten(tree: Tree, name: str) -> dict[str, Any]:
 
 
 def unflatten(leaves: Mapping[str, Any], name: str) -> Tree:
-    """Returns the tree under `name`, or `()` if it has no leaves.
-
-    Inverse of `flatten`, except that empty dicts vanish.
-    """
+    """Returns the tree under `name`, `()` if it has no leaves. Inverse of `flatten`, except that empty dicts vanish."""
     if name in leaves:
         return leaves[name]
     start = name + "."
@@ -68,16 +63,18 @@ def map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
     return function(tree, *others)
 
 
+def assign(arrays: Tree, index: Any, values: Tree) -> None:
+    """Writes the values at `index` of the arrays."""
+    map(lambda array, value: array.__setitem__(index, value), arrays, values)
+
+
 def leaves(tree: Tree) -> list[Any]:
     """Returns the leaves in the order of `items`."""
     return [leaf for _, leaf in items(tree, "")]
 
 
 def of_space(space: Any, function: Callable[[Any], Any]) -> Tree:
-    """Returns a tree with the structure of a Gymnasium space: `function` of each leaf space.
-
-    Dict and Tuple are levels.
-    """
+    """Returns a tree with the structure of a Gymnasium space, whose levels are Dict and Tuple: `function` of each leaf."""
     parts = getattr(space, "spaces", None) if type(space).__name__ != "OneOf" else None  # OneOf: one of its parts
     if isinstance(parts, Mapping):
         return {key: of_space(part, function) for key, part in parts.items()}

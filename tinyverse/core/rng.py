@@ -1,7 +1,5 @@
 """Random state: Python's, NumPy's and torch's global generators as one state that a checkpoint can hold."""
 
-from __future__ import annotations
-
 import json
 import random
 from collections.abc import Mapping

@@ -3,8 +3,6 @@
 The database holds it as a flat dict of strings: format, experiment, settings (JSON) and spec (JSON).
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -16,55 +14,41 @@ FORMAT = "1"
 
 
 def run_config(experiment: str, settings: Mapping[str, Any], spec: SessionSpec) -> dict[str, str]:
-    """Returns the run config as strings, ready for the database.
-
-    Args:
-        experiment: name of the experiment.
-        settings: arguments of its `make_experiment`.
-        spec: shapes and dtypes of its sessions.
-    """
-    return {
-        "format": FORMAT,
-        "experiment": experiment,
-        "settings": json.dumps(dict(settings), default=str),
-        "spec": spec.to_json(),
-    }
+    """Returns the run config as strings: the experiment's name, the arguments of its `make_experiment`, the spec."""
+    text = json.dumps(dict(settings), default=str)
+    return {"format": FORMAT, "experiment": experiment, "settings": text, "spec": spec.to_json()}
 
 
 def experiment_and_settings(meta: Mapping[str, str]) -> dict[str, Any]:
     """Returns {"experiment": name, "settings": dict} of a run config, as settings.json holds them; {} for an empty one.
 
-    Raises:
-        RunConflict: another version of tinyverse, with another format, wrote it.
+    Raises RunConflict where a tinyverse with another format wrote it.
     """
     if not meta:
         return {}
     if meta["format"] != FORMAT:
-        raise RunConflict(
-            f"the run speaks format {meta['format']}, this tinyverse {FORMAT}: use one version everywhere."
-        )
+        raise RunConflict(f"the run has format {meta['format']}, this tinyverse {FORMAT}: use one version everywhere.")
     return {"experiment": meta["experiment"], "settings": json.loads(meta["settings"])}
 
 
 def check_can_join(
-    name: str, agreed: Mapping[str, Any], experiment: str, given: Mapping[str, Any], *, force: bool = False
+    name: str, run_config: Mapping[str, Any], experiment: str, given: Mapping[str, Any], *, force: bool = False
 ) -> None:
     """Checks that a worker of `experiment` with the settings in `given` may join run `name`.
 
     Args:
         agreed: what `experiment_and_settings` returned for the run; {} accepts every worker.
-        given: the settings that the user asked for.
         force: accept settings that differ.
     Raises:
         RunConflict: the run has another experiment, or settings that differ. The message names both.
     """
-    if not agreed:
+    if not run_config:
         return
-    if agreed["experiment"] != experiment:
+    if run_config["experiment"] != experiment:
         raise RunConflict(
-            f"run {name} belongs to the experiment {agreed['experiment']}, this is {experiment}: give this one its own --name."
+            f"run {name} belongs to the experiment {run_config['experiment']}, this is {experiment}: give this one its own --name."
         )
-    kept, wanted = agreed["settings"], json.loads(json.dumps(dict(given), default=str))
+    kept, wanted = run_config["settings"], json.loads(json.dumps(dict(given), default=str))
     others = [key for key, value in wanted.items() if kept.get(key, value) != value]
     if others and not force:
         made, asked = (", ".join(f"{key}={settings[key]}" for key in others) for settings in (kept, wanted))
@@ -75,11 +59,7 @@ def check_can_join(
 
 
 def check_spec(name: str, meta: Mapping[str, str], spec: SessionSpec) -> None:
-    """Checks that sessions of this `spec` are sessions of run `name`.
-
-    Raises:
-        RunConflict: they differ.
-    """
+    """Raises RunConflict where sessions of this `spec` are not sessions of run `name`."""
     wrong = SessionSpec.from_json(meta["spec"]).difference(spec.fields)
     if wrong:
         raise RunConflict(f"run {name} cannot be joined: {wrong} Is the experiment file the same everywhere?")

@@ -5,19 +5,17 @@
     actions        a0   a1   a2   ·    b0   b1          · was ignored by the environment
     rewards        r    r    r    0    r    r
     terminated     –    –    ✓    –    –    –           (or truncated)
-    alive          ✓    ✓    ✓    –    ✓    ✓           row 3 is the reset: it did not happen
+    valid          ✓    ✓    ✓    –    ✓    ✓           row 3 is the reset: it did not happen
 
 The reset spends a row (Gymnasium's NEXT_STEP), so the true last observation of an episode is in the sequence.
 """
-
-from __future__ import annotations
 
 import dataclasses
 import functools
 import json
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -32,28 +30,42 @@ FIELDS: dict[str, int | None] = {  # rows beyond T of a field's leaves; None: th
     "rewards": 0,  # [T] float32, raw
     "terminated": 0,  # [T] bool
     "truncated": 0,  # [T] bool
-    "alive": 0,  # [T] bool
-    "initial_memory": None,  # […] per leaf: the agent's memory before row 0, any reset applied
+    "valid": 0,  # [T] bool
+    "initial_state": None,  # […] per leaf: the agent's recurrent state before row 0, any reset applied
     "extras": 0,  # [T, …] float32 each, a dict: what the agent added
 }
+
+STORED = {"valid": "alive", "initial_state": "initial_memory"}  # fields that have another name on the wire and in files
+_ROWS_BEYOND = {STORED.get(field, field): rows for field, rows in FIELDS.items()}
 
 
 def rows_beyond(name: str) -> int | None:
     """`FIELDS` by the dotted name of a leaf."""
-    return FIELDS[name.partition(".")[0]]
+    return _ROWS_BEYOND[name.partition(".")[0]]
+
+
+def field_of(leaves: Mapping[str, Any], name: str) -> nest.Tree:
+    """The tree of one of `FIELDS` from leaves by dotted name."""
+    tree = nest.unflatten(leaves, STORED.get(name, name))
+    return tree or {} if name == "extras" else tree
 
 
 def flatten(trees: Mapping[str, nest.Tree]) -> dict[str, Any]:
     """The leaves of fields given as trees, by dotted name in the order of `FIELDS`."""
-    return {name: leaf for field in FIELDS if field in trees for name, leaf in nest.items(trees[field], field)}
+    return {
+        name: leaf
+        for field in FIELDS
+        if field in trees
+        for name, leaf in nest.items(trees[field], STORED.get(field, field))
+    }
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Session:
     """T steps of one environment. Synonyms: an unroll (IMPALA), a rollout (PPO), a sequence (R2D2).
 
-    Its arrays stay flat from the player to the trainer's memory. Each of `FIELDS` is an attribute too, a tree as the
-    environment or the agent gave it: `session.observations["image"]`. The tree is built when it is asked for.
+    Each of `FIELDS` is an attribute too, a tree as the environment or the agent gave it, built when it is asked for:
+    `session.observations["image"]`.
 
     Attributes:
         arrays: every leaf by its dotted name.
@@ -67,8 +79,7 @@ class Session:
     def __getattr__(self, name: str) -> Any:
         if name not in FIELDS:
             raise AttributeError(f"a session has no {name}; its fields are {', '.join(FIELDS)}.")
-        tree = nest.unflatten(self.arrays, name)
-        return tree or {} if name == "extras" else tree
+        return field_of(self.arrays, name)
 
     def encode(self) -> bytes:
         """Bytes for the wire: safetensors, compressed where it pays."""
@@ -82,8 +93,8 @@ class Session:
     @property
     def episodes(self) -> list[tuple[float, int]]:
         """(return, length in steps) of each episode that ended in this session."""
-        returns, lengths = self.metadata.get("returns", "[]"), self.metadata.get("lengths", "[]")
-        if returns == lengths == "[]":
+        returns, lengths = (self.metadata.get(name, "[]") for name in ("returns", "lengths"))
+        if returns == lengths == "[]":  # of most sessions, which are read faster without JSON
             return []
         return list(zip(json.loads(returns), json.loads(lengths), strict=True))
 
@@ -106,20 +117,16 @@ class SessionSpec:
 
     @functools.cached_property
     def _floats(self) -> list[tuple[str, bool]]:
-        """The float arrays, and whether infinity is refused in them: an agent may say −∞ of an action not allowed."""
-        kinds = {name: dtype.kind for name, (_, dtype) in self.fields.items()}
-        return [(name, name.startswith(("observations", "rewards"))) for name in kinds if kinds[name] == "f"]
+        """The float arrays, and whether infinity is refused in them: an agent may note −∞ for an action not allowed."""
+        names = [name for name, (_, dtype) in self.fields.items() if dtype.kind == "f"]
+        return [(name, name.startswith(("observations", "rewards"))) for name in names]
 
     def to_json(self) -> str:
         return json.dumps({name: [dtype.str, list(shape)] for name, (shape, dtype) in self.fields.items()})
 
     @classmethod
-    def from_json(cls, text: str) -> SessionSpec:
-        """Inverse of `to_json`.
-
-        Raises:
-            SpecError: the text is no spec.
-        """
+    def from_json(cls, text: str) -> Self:
+        """Inverse of `to_json`. Raises SpecError where the text is no spec."""
         try:
             stored = json.loads(text).items()
             fields = {name: (tuple(map(int, shape)), np.dtype(str(dtype))) for name, (dtype, shape) in stored}
@@ -156,8 +163,8 @@ class SessionSpec:
             raise SpecError(wrong)
         for name, strict in self._floats:
             if not (np.isfinite(arrays[name]) if strict else ~np.isnan(arrays[name])).all():
-                what = "NaN or infinity" if strict else "NaN"
-                raise SpecError(f"session.{name} holds {what}: learning from it would spoil the weights.")
+                kind = "NaN or infinity" if strict else "NaN"
+                raise SpecError(f"session.{name} holds {kind}: learning from it would spoil the weights.")
         session = Session(arrays, metadata)
         if len(metadata.get("player", "")) > LONGEST_NAME:
             raise CodecError(f"the session's player has a name of more than {LONGEST_NAME} characters.")

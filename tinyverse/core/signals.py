@@ -1,7 +1,5 @@
 """Signals: how a worker is asked to stop."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

@@ -4,13 +4,10 @@ Several busy processes share the cores. OpenMP threads that spin while they wait
 than one. An allocator that returns memory to the system makes an update on a CPU up to twice as slow.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import os
 import platform
-import shutil
 import site
 import subprocess
 import sys
@@ -20,21 +17,13 @@ from pathlib import Path
 from typing import Any
 
 LOW_PRIORITY = 10  # nice value; 19 is the lowest priority
-
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.h
 
 
 def prepare() -> None:
-    """Sets environment and allocator; must run before torch is imported."""
+    """Sets OpenMP, and glibc's malloc to keep freed memory; must run before torch is imported."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    keep_freed_memory()
-
-
-def keep_freed_memory() -> None:
-    """Makes glibc's malloc keep freed memory. Does nothing with other C libraries."""
-    if not sys.platform.startswith("linux"):
-        return
-    with contextlib.suppress(OSError, AttributeError):
+    with contextlib.suppress(OSError, AttributeError):  # another C library
         mallopt = ctypes.CDLL("libc.so.6").mallopt
         for option, value in ((M_MMAP_THRESHOLD, 1 << 30), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 64 << 20)):
             mallopt(option, value)
@@ -43,8 +32,7 @@ def keep_freed_memory() -> None:
 def set_threads(count: int) -> None:
     """Sets the number of torch's threads in this process; players use 1.
 
-    From here on floats below 1e-38 become 0. Gradients of a solved task get that small, and CPUs then take ten times as
-    long.
+    From here on floats below 1e-38 become 0: CPUs take ten times as long with the tiny gradients of a solved task.
     """
     import torch
 
@@ -92,21 +80,14 @@ def python_path() -> dict[str, str]:
 
 
 def has_bfloat16() -> bool:
-    """Tells whether this CPU multiplies bfloat16 in hardware (AMX or AVX512-BF16).
-
-    It reads the CPU's flags, because a timing would be wrong on a busy machine.
-    """
+    """Tells whether this CPU multiplies bfloat16 in hardware, by its flags: a timing would be wrong on a busy machine."""
     with contextlib.suppress(OSError):
-        words = Path("/proc/cpuinfo").read_text().split()
-        return "avx512_bf16" in words or "amx_bf16" in words
+        return not {"avx512_bf16", "amx_bf16"}.isdisjoint(Path("/proc/cpuinfo").read_text().split())
     return False
 
 
 def facts() -> dict[str, Any]:
-    """Describes this machine for a result's JSON file: CPU, cores, bytes of memory, GPUs, operating system.
-
-    It lists GPUs only if torch is imported already.
-    """
+    """Describes this machine for a result's JSON file. It lists GPUs only if torch is imported already."""
     cpu, memory, gpus = platform.processor() or platform.machine(), 0, []
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -124,9 +105,8 @@ def versions(folder: Path) -> dict[str, str]:
     for name in ("tinyverse", "torch", "numpy", "gymnasium", "ale-py"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-    if shutil.which("git"):
+    with contextlib.suppress(OSError, subprocess.SubprocessError):  # no git, or no repository
         words = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--exclude=*"]
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            told = subprocess.run(words, capture_output=True, text=True, check=False, timeout=10)
-            found |= {"commit": told.stdout.strip()} if told.returncode == 0 else {}
+        described = subprocess.run(words, capture_output=True, text=True, check=True, timeout=10)
+        found["commit"] = described.stdout.strip()
     return found

@@ -1,7 +1,5 @@
 """Text: phrases that messages of several modules share."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from difflib import get_close_matches
 

@@ -1,7 +1,5 @@
 """BackgroundThread: one step, run again and again beside the main loop, which sees how it ended."""
 
-from __future__ import annotations
-
 import math
 import threading
 import time
@@ -14,7 +12,7 @@ class BackgroundThread(threading.Thread):
     """Runs `step()` again and again until it is closed.
 
     A step that raises `DatabaseLost` is run again after a pause. Any other exception ends the thread and is kept in
-    `failure`: whoever owns the thread raises it, because a dead thread must not look like a slow one.
+    `failure`; its owner calls `raise_failure`.
 
     Args:
         step: one turn; it waits for its work itself, at most for a second or so.

@@ -1,7 +1,5 @@
 """Timing: stage timers, rates and tickers for the loops of players and trainers."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,15 +37,11 @@ class Stages:
 
 
 class Rate:
-    """Counts events per second over a sliding window.
-
-    Args:
-        window: seconds.
-    """
+    """Counts events per second over a sliding window of so many seconds."""
 
     def __init__(self, window: float = 10.0) -> None:
         self._window = window
-        self._marks: list[tuple[float, int]] = [(time.monotonic(), 0)]
+        self._marks = [(time.monotonic(), 0)]
         self.total = 0
 
     def add(self, count: int) -> None:
@@ -70,10 +64,7 @@ class Waiting:
         self._since = time.monotonic()
 
     def set(self, reason: str) -> None:
-        """Sets the reason.
-
-        "" means that the worker does not wait. The time runs on while only numbers in the reason change.
-        """
+        """Sets the reason, "" where the worker does not wait. The time runs on from one reason to the next."""
         if bool(reason) != bool(self.reason):
             self._since = time.monotonic()
         self.reason = reason
@@ -84,7 +75,7 @@ class Waiting:
 
 
 class Ticker:
-    """Becomes due every `seconds`; the first time at once, or after `seconds` with `later`."""
+    """Becomes due every `seconds`; the first time at once, or with `later` after `seconds`."""
 
     def __init__(self, seconds: float, *, later: bool = False) -> None:
         self.seconds = seconds

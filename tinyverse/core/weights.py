@@ -3,13 +3,12 @@
 The blob holds version, update and step, so weights and version cannot be mixed up. It is not compressed.
 """
 
-from __future__ import annotations
-
 import json
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -24,32 +23,16 @@ Weights = Mapping[str, np.ndarray]
 
 
 def encode_weights(
-    weights: Weights,
-    *,
-    version: int,
-    update: int,
-    step: int,
-    bfloat16: bool = False,
-    about: Mapping[str, str] | None = None,
+    weights: Weights, *, version: int, update: int, step: int, bfloat16: bool = False, about: Mapping[str, str] = {}
 ) -> bytes:
-    """Encodes weights together with their version, update and step.
-
-    Args:
-        weights: arrays by name.
-        bfloat16: round float32 arrays to bfloat16, which halves their size.
-        about: more strings for the metadata.
-    """
+    """Encodes weights, their numbers and more strings `about` them. With `bfloat16` float32 arrays take half the bytes."""
     names = [name for name, array in weights.items() if array.dtype == np.float32] if bfloat16 else []
     numbers = {"version": str(version), "update": str(update), "step": str(step)}
-    return codec.encode(weights, {**(about or {}), **numbers}, bfloat16=names)
+    return codec.encode(weights, {**about, **numbers}, bfloat16=names)
 
 
 def decode_weights(blob: bytes) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    """Returns (arrays by name, {"version", "update", "step"}).
-
-    Raises:
-        CodecError: the bytes are no encoded weights.
-    """
+    """Returns (arrays by name, {"version", "update", "step"}). Raises CodecError for other bytes."""
     arrays, metadata = codec.decode(blob)
     return arrays, {name: codec.whole_number(metadata, name) for name in ("version", "update", "step")}
 
@@ -61,57 +44,47 @@ class WeightsFile(NamedTuple):
     version: int
     update: int = 0
     step: int = 0
-    agreed: Mapping[str, Any] = {}  # {"experiment", "settings"}; {} where unknown
+    run_config: Mapping[str, Any] = {}  # {"experiment", "settings"}; {} where unknown
     score: Mapping[str, Any] = {}  # {"mean", "standard_error", "environments"} of an evaluation; {} for none
 
     def write(self, path: Path) -> None:
         """Writes a safetensors file atomically."""
-        about = {"agreed": json.dumps(self.agreed, default=str), "score": json.dumps(self.score)}
+        about = {"agreed": json.dumps(self.run_config, default=str), "score": json.dumps(self.score)}
         blob = encode_weights(self.weights, version=self.version, update=self.update, step=self.step, about=about)
         atomic_write(path, blob)
 
     @classmethod
-    def read(cls, path: Path) -> WeightsFile:
+    def read(cls, path: Path) -> Self:
         """Reads a file of `write`, or the weights of a trainer's checkpoint.
 
         Raises:
             SettingsError: the file is neither, or is damaged.
         """
         try:
-            with path.open("rb") as file:
-                is_checkpoint = file.read(2) == b"PK"
-            return cls._of_file_of_torch(path) if is_checkpoint else cls._of_safetensors(path.read_bytes())
+            if zipfile.is_zipfile(path):  # as torch.save writes it
+                import torch
+
+                return cls.of_checkpoint(torch.load(path, map_location="cpu", weights_only=True))
+            blob = path.read_bytes()
+            weights, numbers = decode_weights(blob)
+            about = codec.decode(blob)[1]
+            return cls(weights, **numbers, run_config=json.loads(about["agreed"]), score=json.loads(about["score"]))
         except (*UNREADABLE, CodecError) as error:
             raise SettingsError(
                 f"{path} is no checkpoint of a trainer and no file of weights that tinyverse wrote ({type(error).__name__})."
             ) from None
 
     @classmethod
-    def _of_file_of_torch(cls, path: Path) -> WeightsFile:
-        import torch
-
-        return cls.of_checkpoint(torch.load(path, map_location="cpu", weights_only=True))
-
-    @classmethod
-    def of_checkpoint(cls, contents: Mapping[str, Any]) -> WeightsFile:
+    def of_checkpoint(cls, contents: Mapping[str, Any]) -> Self:
         """Returns the weights in the contents of a trainer's checkpoint."""
         meta = contents.get("meta")
-        agreed = {"experiment": meta["experiment"], "settings": json.loads(meta["settings"])} if meta else {}
+        run_config = {"experiment": meta["experiment"], "settings": json.loads(meta["settings"])} if meta else {}
         weights = {name: tensor.numpy() for name, tensor in contents["weights"].items()}
-        return cls(weights, contents["version"], contents.get("update", 0), contents.get("step", 0), agreed)
-
-    @classmethod
-    def _of_safetensors(cls, blob: bytes) -> WeightsFile:
-        weights, numbers = decode_weights(blob)
-        about = codec.decode(blob)[1]
-        return cls(weights, **numbers, agreed=json.loads(about["agreed"]), score=json.loads(about["score"]))
+        return cls(weights, contents["version"], contents.get("update", 0), contents.get("step", 0), run_config)
 
 
 def plain(contents: Any) -> Any:
-    """Returns a copy of nested dicts and lists with arrays as CPU tensors.
-
-    `torch.load(weights_only=True)` accepts nothing else.
-    """
+    """Returns a copy of nested dicts and lists with arrays as CPU tensors, all that `torch.load(weights_only=True)` takes."""
     import torch
 
     if isinstance(contents, Mapping):

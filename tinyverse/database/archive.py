@@ -12,6 +12,7 @@ trusts nothing: every size, name and checksum is checked, and nothing that can e
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -65,11 +66,7 @@ class Archive:
         return sum(len(shard["sessions"]) for shard in self.shards)
 
     def __iter__(self) -> Iterator[tuple[str, Session]]:
-        """Every session.
-
-        Raises:
-            CodecError: a shard is missing, damaged, or not what the index says.
-        """
+        """Every session. Raises CodecError where a shard is missing, damaged, or not what the index says."""
         for shard in self.shards:
             arrays = self._arrays(shard["file"], shard["xxh3"], len(shard["sessions"]))
             for row, about in enumerate(shard["sessions"]):
@@ -107,7 +104,8 @@ def write(path: Path, sessions: Iterable[tuple[str, Session]], spec: SessionSpec
     shards: list[dict[str, Any]] = []
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for part in _parts(sessions, max(1, min(SHARD_SESSIONS, SHARD_BYTES // spec.nbytes))):
+        entries, count = iter(sessions), max(1, min(SHARD_SESSIONS, SHARD_BYTES // spec.nbytes))
+        while part := list(itertools.islice(entries, count)):
             shards.append(_write_shard(path, len(shards), part))
         index = {"format": FORMAT, **about, "spec": json.loads(spec.to_json()), "shards": shards}
         atomic_write(path, json.dumps(index, indent=1).encode())
@@ -158,17 +156,6 @@ def _write_shard(path: Path, number: int, part: list[tuple[str, Session]]) -> di
     file.write_bytes(blob)
     about = [{"id": key, "metadata": session.metadata} for key, session in part]
     return {"file": file.name, "xxh3": xxhash.xxh3_64_hexdigest(blob), "sessions": about}
-
-
-def _parts(sessions: Iterable[tuple[str, Session]], count: int) -> Iterator[list[tuple[str, Session]]]:
-    part: list[tuple[str, Session]] = []
-    for entry in sessions:
-        part.append(entry)
-        if len(part) == count:
-            yield part
-            part = []
-    if part:
-        yield part
 
 
 def check(archive: Archive, spec: SessionSpec, run: str, on_session: Callable[[], None] = lambda: None) -> None:

@@ -4,10 +4,13 @@ MemoryDatabase (one process), RedisDatabase and SignedDatabase (around either) p
 works too (`--database module:Class`). Losing a database loses the replay, never the run: the trainer's checkpoint is
 the truth.
 
+A session has an id "milliseconds-number". Ids only grow within one incarnation of a run. A reader's cursor is the
+id of the newest session that it has read.
+
     player                                  trainer
       append(blobs) -> State                  create(meta), acquire_lease(holder)
       get_weights(newer_than)                 read(after, limit) -> blobs, State
-                                              report(delivered=…, cursor=…) before each update
+                                              report(sampled=…, cursor=…) before each update
                                               put_weights(blob, version, holder=…, run_id=…)
 """
 
@@ -17,6 +20,7 @@ import abc
 import contextlib
 import dataclasses
 import os
+import re
 import secrets
 import socket
 import time
@@ -27,8 +31,8 @@ from typing import Any
 
 from tinyverse.core.errors import DatabaseError, LeaseLost, RunConflict
 from tinyverse.core.system import is_gone
-from tinyverse.database.cursor import BEGINNING
 
+BEGINNING = "0-0"  # the cursor of a reader who has read nothing
 WEIGHTS_KEPT = 3
 LOG_KEPT = 10_000  # rows of each of the two short logs: episodes and metrics
 ERRORS_KEPT = 100  # with their tracebacks
@@ -38,8 +42,9 @@ STALE_AFTER = 15.0  # seconds without a heartbeat after which a worker counts as
 LEASE_SECONDS = 10.0
 UNSIGNED = b"unsigned"  # in place of a session whose signature is wrong; no session looks like this
 WRONG_SIGNATURE = "its signature is missing or made with another secret. Set the same TINYVERSE_SECRET everywhere."
-REPORTED = ("update", "step", "delivered", "reuse", "allowance", "capacity", "cursor")  # of State, by the trainer
+REPORTED = ("update", "step", "sampled", "reuse", "max_ahead", "capacity", "cursor")  # of State, by the trainer
 KEPT_BY_CLEAR = ("update", "step", "capacity", "stop")  # of State, when the weights are kept
+Episodes = Iterable[Mapping[str, Any]]  # {"return": …, "length": …} of each that ended
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,22 +56,22 @@ class State:
     update: int = 0  # the trainer's updates so far
     step: int = 0  # agent steps learned from so far
     inserted: int = 0  # sessions ever appended
-    delivered: float = 0.0  # deliveries to training, counting lost and expired sessions as delivered
+    sampled: float = 0.0  # sessions sampled for training; lost and expired ones count as sampled
     reuse: float = 1.0  # wanted deliveries per session
-    allowance: float | None = None  # how far inserted·reuse may be ahead of delivered; None: nobody waits
+    max_ahead: float | None = None  # how far inserted·reuse may be ahead of sampled; None: nobody waits
     capacity: int = 5000  # sessions kept
     stop: int = 0  # how often the run was asked to stop; a worker leaves when it grows
     cursor: str = BEGINNING  # how far the trainer has learned
 
     @property
-    def debt(self) -> float:
+    def deficit(self) -> float:
         """Deliveries still owed to the sessions inserted so far."""
-        return self.inserted * self.reuse - self.delivered
+        return self.inserted * self.reuse - self.sampled
 
     @property
     def may_play(self) -> bool:
         """Whether a player may begin a session."""
-        return self.allowance is None or self.debt <= self.allowance
+        return self.max_ahead is None or self.deficit <= self.max_ahead
 
 
 @dataclasses.dataclass
@@ -100,8 +105,6 @@ class Database(abc.ABC):
     Raises `DatabaseLost` when it cannot be reached (the caller may retry), `DatabaseError` when it says no.
     """
 
-    # -- the run ------------------------------------------------------------------------------------------------
-
     @abc.abstractmethod
     def create(self, meta: Mapping[str, str]) -> dict[str, str]:
         """Creates the run with `meta` and a random `run_id`, unless it exists; returns the meta in force."""
@@ -124,12 +127,8 @@ class Database(abc.ABC):
     def close(self) -> None:  # noqa: B027
         """Gives back connections. The run stays."""
 
-    # -- sessions -----------------------------------------------------------------------------------------------
-
     @abc.abstractmethod
-    def append(
-        self, blobs: Sequence[bytes], *, worker: Worker | None = None, episodes: Iterable[Mapping[str, Any]] = ()
-    ) -> State:
+    def append(self, blobs: Sequence[bytes], *, worker: Worker | None = None, episodes: Episodes = ()) -> State:
         """Appends sessions (the newest `State.capacity` are kept), a heartbeat and finished episodes, all or nothing.
 
         Never retried here: an append that failed half-way may have arrived, so sessions carry (player, sequence).
@@ -137,10 +136,10 @@ class Database(abc.ABC):
 
     @abc.abstractmethod
     def read(self, after: str, limit: int, wait: float = 0.0) -> tuple[list[tuple[str, bytes]], State]:
-        """Up to `limit` (position, session) after position `after`, oldest first, and the State at that very instant.
+        """Up to `limit` (session id, session) after the cursor `after`, oldest first, and the State at that very instant.
 
         Fewer than `limit` means the end was reached: everything inserted so far was read or is gone.
-        Waits up to `wait` seconds for the first one. A position that was trimmed away reads from the oldest kept; it
+        Waits up to `wait` seconds for the first one. A cursor that was trimmed away reads from the oldest kept; it
         is good for one run_id.
         """
 
@@ -152,8 +151,6 @@ class Database(abc.ABC):
             found.extend(entries)
             after = entries[-1][0]
         return list(found)
-
-    # -- weights ------------------------------------------------------------------------------------------------
 
     @abc.abstractmethod
     def put_weights(
@@ -182,8 +179,6 @@ class Database(abc.ABC):
     def release_lease(self, holder: str) -> None:
         """Gives the lease back, if `holder` has it."""
 
-    # -- people and numbers -------------------------------------------------------------------------------------
-
     @abc.abstractmethod
     def beat(self, worker: Worker) -> State:
         """A heartbeat alone."""
@@ -198,11 +193,7 @@ class Database(abc.ABC):
 
     @abc.abstractmethod
     def report(self, **numbers: Any) -> None:
-        """Sets any of State's update, step, delivered, reuse, allowance, capacity (at once), cursor.
-
-        Raises:
-            TypeError: another name is given.
-        """
+        """Sets any of State's update, step, sampled, reuse, max_ahead, capacity (at once), cursor; TypeError for others."""
 
     @abc.abstractmethod
     def count(self, **numbers: int) -> None:
@@ -276,3 +267,37 @@ def check_report(numbers: Mapping[str, Any]) -> None:
     """Raises TypeError for names that `Database.report` does not set."""
     if unknown := sorted(set(numbers) - set(REPORTED)):
         raise TypeError(f"report() sets {', '.join(REPORTED)}, not {', '.join(unknown)}.")
+
+
+def is_session_id(text: str) -> bool:
+    """Whether the text is the id of a session, as `sessions ls` prints it."""
+    return re.fullmatch(r"[0-9]{1,20}-[0-9]{1,20}", text) is not None
+
+
+def is_behind(session_id: str, reader: str) -> bool:
+    """Whether a reader at the cursor `reader` has passed the session `session_id`."""
+    return to_numbers(session_id) <= to_numbers(reader)
+
+
+def furthest(*session_ids: str) -> str:
+    """The cursor that has come furthest.
+
+    >>> furthest("5-9", "10-0", "5-10")
+    '10-0'
+    """
+    return max(session_ids, key=to_numbers)
+
+
+def just_before(session_id: str) -> str:
+    """The cursor from which a reader finds the session `session_id` first."""
+    first, second = to_numbers(session_id)
+    return f"{first}-{second - 1}" if second else f"{max(first - 1, 0)}-{2**64 - 1}"
+
+
+def to_numbers(session_id: str) -> list[int]:
+    """
+    >>> to_numbers("17-2")
+    [17, 2]
+    """
+    first, second = session_id.split("-")
+    return [int(first), int(second)]

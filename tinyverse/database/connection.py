@@ -105,11 +105,7 @@ def connect(url: str, *, name: str = "tinyverse", timeout: float = 5.0, key: str
 
 
 def servers(url: str) -> list[str]:
-    """The URLs of the servers that keep users of their own: all nodes of a cluster, else the URL itself.
-
-    Raises:
-        SettingsError: the URL cannot be understood.
-    """
+    """The URLs of the servers that keep users of their own: all nodes of a cluster, else the URL itself."""
     if _kind(url) != "cluster":
         return [url]
     parts = urllib.parse.urlsplit(url)
@@ -120,12 +116,7 @@ def servers(url: str) -> list[str]:
 
 
 def ping(url: str, timeout: float = 5.0) -> None:
-    """Asks whether the server answers.
-
-    Raises:
-        DatabaseLost: it does not.
-        DatabaseError: it refuses us.
-    """
+    """Raises DatabaseLost where the server does not answer, DatabaseError where it refuses us."""
     with errors(url), connect(url, timeout=timeout) as client:
         client.ping()
 
@@ -139,7 +130,9 @@ def errors(url: str) -> Iterator[None]:
     try:
         yield
     except (redis.RedisError, RedisClusterException, OSError, ValueError) as error:
-        reason = _reason(error)
+        reason: BaseException = error
+        while isinstance(reason, RedisClusterException) and (cause := reason.__cause__ or reason.__context__):
+            reason = cause  # why no node could be asked
         raise _translated(reason, url) from reason
 
 
@@ -147,6 +140,13 @@ def public(url: str) -> str:
     """The URL without passwords."""
     hidden = r"(://[^:@/]*):.*@|(?<=password=)[^&]*"
     return re.sub(hidden, lambda hit: f"{hit[1]}:***@" if hit[1] is not None else "***", url)
+
+
+def with_login(url: str, user: str, password: str) -> str:
+    """The URL with this user and password."""
+    parts = urllib.parse.urlsplit(url)
+    place = parts.netloc.rpartition("@")[2]
+    return parts._replace(netloc=f"{user}:{urllib.parse.quote(password, safe='')}@{place}").geturl()
 
 
 def _kind(url: str) -> str:
@@ -200,39 +200,28 @@ def _sentinel(url: str, options: dict[str, Any]) -> redis.Redis:
     return Sentinel(places, sentinel_kwargs={**asking, **secure}).master_for(name, **{**given, **options})
 
 
-def _reason(error: BaseException) -> BaseException:
-    """Why no node of a cluster could be asked, which RedisClusterException only carries along."""
-    while isinstance(error, RedisClusterException) and (cause := error.__cause__ or error.__context__):
-        error = cause
-    return error
-
-
 def _translated(error: BaseException, url: str) -> DatabaseError:
-    where, of_cluster = public(url), _kind(url) == "cluster"
+    of_cluster, kind = _kind(url) == "cluster", DatabaseError
     if isinstance(error, redis.AuthenticationError):
         user = urllib.parse.urlsplit(url).username or "default"
-        return DatabaseError(
-            f"{where} refuses user {user!r}: wrong or missing password. Check TINYVERSE_REDIS_URL or --password."
-        )
-    if isinstance(error, AskError) and not of_cluster:  # MOVED too
-        return DatabaseError(f"{where} is a node of a cluster. Name it as one: redis+cluster://host:port/")
-    if isinstance(error, (AskError, TryAgainError, ClusterDownError)) and of_cluster:
-        return DatabaseLost(f"{where} is moving the run to another node: {error}")
-    if isinstance(error, (ReadOnlyError, MasterDownError)) or str(error).startswith("UNBLOCKED"):
-        return DatabaseLost(f"{where} takes no writes now: {error}")  # while another server takes over
-    if isinstance(error, (redis.ConnectionError, redis.TimeoutError, OSError, RedisClusterException)):
-        return DatabaseLost(f"{where} does not answer: {error or type(error).__name__}")
-    if isinstance(error, redis.OutOfMemoryError):
-        return DatabaseError(
-            f"{where} is full. Lower --buffer-size, clear old runs, or give the server more maxmemory."
-        )
-    if isinstance(error, NoPermissionError):
+        text = f"refuses user {user!r}: wrong or missing password. Check TINYVERSE_REDIS_URL or --password."
+    elif isinstance(error, AskError) and not of_cluster:  # MOVED too
+        text = "is a node of a cluster. Name it as one: redis+cluster://host:port/"
+    elif isinstance(error, (AskError, TryAgainError, ClusterDownError)) and of_cluster:
+        kind, text = DatabaseLost, f"is moving the run to another node: {error}"
+    elif isinstance(error, (ReadOnlyError, MasterDownError)) or str(error).startswith("UNBLOCKED"):
+        kind, text = DatabaseLost, f"takes no writes now: {error}"  # while another server takes over
+    elif isinstance(error, (redis.ConnectionError, redis.TimeoutError, OSError, RedisClusterException)):
+        kind, text = DatabaseLost, f"does not answer: {error or type(error).__name__}"
+    elif isinstance(error, redis.OutOfMemoryError):
+        text = "is full. Lower --buffer-size, clear old runs, or give the server more maxmemory."
+    elif isinstance(error, NoPermissionError):
         commands = " ".join([*COMMANDS, *(CLUSTER_COMMANDS if of_cluster else ())])
-        return DatabaseError(
-            f"{where} does not permit this: {error}. A player or viewer may not; any other user needs {PREFIX}* and: {commands}"
+        text = (
+            f"does not permit this: {error}. A player or viewer may not; any other user needs {PREFIX}* and: {commands}"
         )
-    if isinstance(error, redis.RedisError):
-        return DatabaseError(f"{where} refused: {error}")
-    return DatabaseError(
-        f"{where} holds something for this run that tinyverse did not write ({error}). Remove the run: clear --force"
-    )
+    elif isinstance(error, redis.RedisError):
+        text = f"refused: {error}"
+    else:
+        text = f"holds something for this run that tinyverse did not write ({error}). Remove the run: clear --force"
+    return kind(f"{public(url)} {text}")

@@ -34,7 +34,6 @@ class Heartbeat:
 
     Args:
         worker: the facts that are sent; `waits_for`, `waits_seconds` and `uptime` are kept up to date here.
-        waiting: what the worker waits for.
     Raises:
         DatabaseLost: by the constructor and by `beat`, where the database cannot be reached.
     """
@@ -101,12 +100,10 @@ class BackgroundHeartbeat(BackgroundThread):
         if self._heartbeat is not None:
             self._heartbeat.beat()
         else:
-            self._heartbeat = Heartbeat(self._open(), self.worker, self.waiting)
+            self._connection.close()  # that of a first beat which failed
+            try:
+                database = self._connection.enter_context(self._connect())
+            except ServerError as error:
+                raise DatabaseLost(str(error)) from error
+            self._heartbeat = Heartbeat(database, self.worker, self.waiting)
         self.closing.wait(HEARTBEAT_SECONDS)
-
-    def _open(self) -> Database:
-        self._connection.close()  # that of a first beat which failed
-        try:
-            return self._connection.enter_context(self._connect())
-        except ServerError as error:
-            raise DatabaseLost(str(error)) from error

@@ -7,7 +7,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tinyverse.database.base import (
@@ -18,6 +18,7 @@ from tinyverse.database.base import (
     STALE_AFTER,
     WEIGHTS_KEPT,
     Database,
+    Episodes,
     State,
     Worker,
     check_epoch,
@@ -42,7 +43,7 @@ class MemoryDatabase(Database):
             self._state = State()
         kept = {name: getattr(self._state, name) for name in ("run_id", "version", *KEPT_BY_CLEAR)}
         self._state = State(**kept)
-        self._sessions: deque[tuple[int, bytes]] = deque()
+        self._sessions: deque[tuple[int, bytes]] = deque(maxlen=self._state.capacity)
         self._workers: dict[str, tuple[float, Worker]] = {}
         self._counters: dict[str, int] = {}
         self._episodes: deque[dict[str, Any]] = deque(maxlen=LOG_KEPT)
@@ -72,14 +73,11 @@ class MemoryDatabase(Database):
         with self._changed:
             self._reset(keep_weights)
 
-    def append(
-        self, blobs: Sequence[bytes], *, worker: Worker | None = None, episodes: Iterable[Mapping[str, Any]] = ()
-    ) -> State:
+    def append(self, blobs: Sequence[bytes], *, worker: Worker | None = None, episodes: Episodes = ()) -> State:
         with self._changed:
             for blob in blobs:
                 self._last += 1
                 self._sessions.append((self._last, bytes(blob)))
-            self._trim()
             self._episodes.extend(dict(row) for row in episodes)
             self._set(inserted=self._state.inserted + len(blobs))
             return self.beat(worker) if worker else self._state
@@ -140,7 +138,8 @@ class MemoryDatabase(Database):
         check_report(numbers)
         with self._changed:
             self._set(**numbers)
-            self._trim()
+            if self._sessions.maxlen != self._state.capacity:
+                self._sessions = deque(self._sessions, self._state.capacity)
 
     def count(self, **numbers: int) -> None:
         with self._changed:
@@ -177,10 +176,6 @@ class MemoryDatabase(Database):
 
     def _held_by(self) -> str:
         return self._holder if time.monotonic() < self._lease_ends else ""
-
-    def _trim(self) -> None:
-        while len(self._sessions) > self._state.capacity:
-            self._sessions.popleft()
 
     def _set(self, **numbers: Any) -> None:
         self._state = dataclasses.replace(self._state, **numbers)

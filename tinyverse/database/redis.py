@@ -13,8 +13,8 @@ import functools
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import redis
 import xxhash
@@ -28,6 +28,7 @@ from tinyverse.database.base import (
     STALE_AFTER,
     WEIGHTS_KEPT,
     Database,
+    Episodes,
     State,
     Worker,
     check_epoch,
@@ -44,20 +45,16 @@ LARGEST = 256 << 20  # bytes in one request; the local server cuts the line at m
 BLOCK = 1.0  # seconds a read waits on the server at a time, well below the client's timeout
 WEIGHTS_TRIES = 5
 _STAT: dict[str, Callable[[str], Any]] = {
-    "update": int, "step": int, "delivered": float, "reuse": float,
-    "allowance": lambda text: float(text) if text else None, "capacity": int, "stop": int, "cursor": str,
+    "update": int, "step": int, "sampled": float, "reuse": float,
+    "max_ahead": lambda text: float(text) if text else None, "capacity": int, "stop": int, "cursor": str,
 }  # fmt: skip
-T = TypeVar("T")
 
 
 class RedisDatabase(Database):
     """One run on a server. Threads may share it; each method is one round trip unless it says otherwise.
 
     Args:
-        url: redis://, rediss:// or unix://, with user and password where the server wants them.
-        run: the run's name.
-        name: how the server's list of clients calls us.
-        timeout: seconds without an answer after which the server counts as lost.
+        url, name, timeout: as of `connect`.
     """
 
     def __init__(self, url: str, run: str, *, name: str = "tinyverse", timeout: float = 5.0) -> None:
@@ -96,10 +93,10 @@ class RedisDatabase(Database):
             return {name.decode(): text.decode() for name, text in stored.items()}
 
     def state(self) -> State:
-        return self._ask(lambda pipe: None)[1]
+        return self._ask()[1]
 
     def ask_stop(self) -> None:
-        self._write(lambda pipe: pipe.hincrby(self._keys.stat, "stop", 1))
+        self._change(lambda pipe: pipe.hincrby(self._keys.stat, "stop", 1))
 
     def clear(self, keep_weights: bool = False) -> None:
         keys = self._keys
@@ -124,9 +121,7 @@ class RedisDatabase(Database):
         if self._client is not None:
             self._client.close()
 
-    def append(
-        self, blobs: Sequence[bytes], *, worker: Worker | None = None, episodes: Iterable[Mapping[str, Any]] = ()
-    ) -> State:
+    def append(self, blobs: Sequence[bytes], *, worker: Worker | None = None, episodes: Episodes = ()) -> State:
         keys, rows, size = self._keys, [encode_row(row) for row in episodes], sum(map(len, blobs))
         _check_size(size, "These sessions")
         if self._clock is None:
@@ -198,18 +193,15 @@ class RedisDatabase(Database):
         )
 
     def acquire_lease(self, holder: str) -> bool:
-        lease, mine = self._keys.lease, False
+        lease = self._keys.lease
 
         def take(pipe: Any) -> None:
-            nonlocal mine
             held = _text(pipe.get(lease))
-            mine = held in ("", holder) or holder_is_dead(held)
             pipe.multi()
-            if mine:
+            if held in ("", holder) or holder_is_dead(held):
                 pipe.set(lease, holder, px=int(1000 * LEASE_SECONDS))
 
-        self._change(take, lease)
-        return mine
+        return bool(self._change(take, lease))
 
     def release_lease(self, holder: str) -> None:
         lease = self._keys.lease
@@ -247,24 +239,23 @@ class RedisDatabase(Database):
             if texts:
                 pipe.hset(self._keys.stat, mapping=texts)
             if "capacity" in numbers:
-                pipe.xtrim(self._keys.sessions, maxlen=int(numbers["capacity"]), approximate=False)
+                self._capacity = int(numbers["capacity"])
+                pipe.xtrim(self._keys.sessions, maxlen=self._capacity, approximate=False)
 
-        self._write(write)
-        if "capacity" in numbers:
-            self._capacity = int(numbers["capacity"])
+        self._change(write)
 
     def count(self, **numbers: int) -> None:
         def write(pipe: Any) -> None:
             for name, number in numbers.items():
                 pipe.hincrby(self._keys.tally, COUNTER + name, int(number))
 
-        self._write(write)
+        self._change(write)
 
     def counters(self) -> dict[str, int]:
         with self._server() as client:
             tally = client.hgetall(self._keys.tally)
-        named = {_text(name): int(number) for name, number in tally.items() if name.startswith(COUNTER.encode())}
-        return {name.removeprefix(COUNTER): number for name, number in named.items()}
+        named = ((_text(name), int(number)) for name, number in tally.items())
+        return {name.removeprefix(COUNTER): number for name, number in named if name.startswith(COUNTER)}
 
     def episodes(self, limit: int = 100) -> list[dict[str, Any]]:
         return self._newest(self._keys.episodes, limit)
@@ -300,18 +291,16 @@ class RedisDatabase(Database):
             self._client = None
             raise
 
-    def _ask(self, add: Callable[[Any], object]) -> tuple[list[Any], State]:
+    def _ask(self, add: Callable[[Any], object] = lambda pipe: None) -> tuple[list[Any], State]:
         """Runs what `add` queues and reads the State, at one instant (MULTI); (replies to what was added, State)."""
         keys = self._keys
 
-        def ask() -> Any:
-            with self._server() as client, client.pipeline() as pipe:
-                add(pipe)
-                pipe.hget(keys.meta, "run_id").hget(keys.current, "version").hmget(keys.stat, list(_STAT))
-                pipe.hget(keys.tally, "inserted").time()
-                return pipe.execute()
+        def ask(pipe: Any) -> None:
+            add(pipe)
+            pipe.hget(keys.meta, "run_id").hget(keys.current, "version").hmget(keys.stat, list(_STAT))
+            pipe.hget(keys.tally, "inserted").time()
 
-        *replies, run_id, version, numbers, inserted, (seconds, microseconds) = self._with_room(ask)
+        *replies, run_id, version, numbers, inserted, (seconds, microseconds) = self._change(ask)
         with errors(self._url):
             known = {
                 name: parse(text.decode())
@@ -324,46 +313,28 @@ class RedisDatabase(Database):
         self._capacity = state.capacity
         return replies, state
 
-    def _change(self, function: Callable[[Any], None], *watched: str) -> None:
-        """Reads, then `pipe.multi()`, then writes; from the start again when a watched key changed in between."""
+    def _change(self, function: Callable[[Any], object], *watched: str) -> list[Any]:
+        """Runs what `function` queues, all or nothing; returns the replies.
 
-        def change() -> None:
-            with self._server() as client:
-                client.transaction(function, *watched)
-
-        self._with_room(change)
-
-    def _write(self, add: Callable[[Any], object]) -> None:
-        """Runs what `add` queues, all or nothing."""
-
-        def write() -> None:
-            with self._server() as client, client.pipeline() as pipe:
-                add(pipe)
-                pipe.execute()
-
-        self._with_room(write)
-
-    def _log(self, key: str, row: Mapping[str, Any], kept: int) -> None:
-        entry = {"row": encode_row(row)}
-        self._write(lambda pipe: pipe.xadd(key, entry, maxlen=kept, approximate=False))
-
-    def _with_room(self, write: Callable[[], T]) -> T:
-        """Runs a write, or a MULTI of any kind, which a full server refuses too; there, a quarter of our sessions is
-        dropped first: a cache must not wedge a run."""
+        A function of watched keys reads them, calls `pipe.multi()`, then writes; from the start again when one changed in
+        between. A full server refuses any MULTI. The oldest quarter of our sessions is then dropped: a cache must not
+        wedge a run.
+        """
         try:
-            return write()
+            with self._server() as client:
+                return client.transaction(function, *watched)
         except DatabaseError as error:
             if not isinstance(error.__cause__, redis.OutOfMemoryError):
                 raise
-        self.make_room()
-        return write()
-
-    def make_room(self) -> None:
-        """Drops the oldest quarter of the sessions."""
         with self._server() as client:
             kept = client.xlen(self._keys.sessions) * 3 // 4
             log.warning("The server is full; run %s keeps its newest %d sessions only.", self.run, kept)
             client.xtrim(self._keys.sessions, maxlen=kept, approximate=False)
+            return client.transaction(function, *watched)
+
+    def _log(self, key: str, row: Mapping[str, Any], kept: int) -> None:
+        entry = {"row": encode_row(row)}
+        self._change(lambda pipe: pipe.xadd(key, entry, maxlen=kept, approximate=False))
 
     def _newest(self, stream: str, limit: int) -> list[dict[str, Any]]:
         if limit <= 0:
@@ -386,7 +357,6 @@ def list_runs(url: str) -> list[str]:
 
 
 def _blobs(entries: Any) -> list[tuple[str, bytes]]:
-    """(id, session) of entries of the stream."""
     return [(key.decode(), fields.get(b"s", b"")) for key, fields in entries]
 
 

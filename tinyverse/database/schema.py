@@ -47,7 +47,7 @@ class Keys:
         self.current = f"{self._prefix}w:cur"  # hash: version, update, step; xxh3:<v> of each version kept
         self.heartbeats = f"{self._prefix}hb"  # hash: worker id -> JSON
         self.lease = f"{self._prefix}lease"  # str with a time to live: who publishes
-        self.stat = f"{self._prefix}stat"  # hash: State's numbers and position, as the trainer reports them
+        self.stat = f"{self._prefix}stat"  # hash: State's numbers and cursor, as the trainer reports them
         self.tally = f"{self._prefix}tally"  # hash: inserted, bytes, the counters: what players may count up
         self.episodes = f"{self._prefix}episodes"  # stream of JSON
         self.metrics = f"{self._prefix}metrics"  # stream of JSON
@@ -79,20 +79,14 @@ def encode_heartbeat(worker: Worker, now: float) -> str:
 
 
 def decode_heartbeat(text: bytes, now: float) -> Worker | None:
-    """The worker of a heartbeat, `seen` so many seconds before `now`; None when it makes no sense. Fields of other
-    releases are passed over."""
+    """The worker of a heartbeat, `seen` before `now`; None when it makes no sense. Passes over fields of other releases."""
+    beat = decode_row(text) or {}
     try:
-        beat = json.loads(text)
         worker = Worker(**{name: beat[name] for name in beat if name in _WORKER})
         worker.seen = max(0.0, now - float(beat["at"]))
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError):
         return None
-    if not all(_is_like(getattr(worker, name), kind) for name, kind in _WORKER.items()):
-        return None
-    for name, kind in _WORKER.items():
-        if kind is str:
-            setattr(worker, name, _harmless(getattr(worker, name)))
-    return worker
+    return worker if all(_is_like(getattr(worker, name), kind) for name, kind in _WORKER.items()) else None
 
 
 def _is_like(value: Any, kind: type) -> bool:

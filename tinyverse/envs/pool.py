@@ -26,20 +26,18 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from tinyverse.core import nest
 from tinyverse.core.errors import ExperimentError, SpecError
 from tinyverse.core.text import counted
-from tinyverse.envs.adapters import adapted, gymnasium_space, reset, split_step
+from tinyverse.envs.adapters import MultiAgentAdapter, adapted, gymnasium_space, reset, split_step
 from tinyverse.envs.restarts import MAX_FAILURES, RestartPolicy
 from tinyverse.envs.spaces import (
     ActionAdapter,
     Array,
     blank,
     fit,
-    fit_leaf,
+    fit_reward,
     floats_of,
     has_nan,
     not_a_number,
-    number_of,
     spec_of,
-    unlike,
 )
 
 HALVES = (("send", "recv"), ("step_async", "step_wait"))  # names of the two halves of a vector environment's step
@@ -52,9 +50,7 @@ class Step(NamedTuple):
     rewards: np.ndarray  # [B] float32
     terminated: np.ndarray  # [B] bool
     truncated: np.ndarray  # [B] bool
-    game_over: np.ndarray | None = (
-        None  # [B] bool, if an episode is only a part of an environment, such as a life; else None
-    )
+    game_over: np.ndarray | None = None  # [B] bool, if an episode is only a part of a game, such as a life
 
 
 class Pool(abc.ABC):
@@ -110,10 +106,11 @@ class Pool(abc.ABC):
 
 
 class SerialPool(Pool):
-    """Single environments of any supported API (see `adapters`), stepped one by one in this process.
+    """Environments of any supported API (see `adapters`), stepped one by one in this process.
 
-    With `restart`, an environment that raises or breaks its spaces is replaced (see `restarts`); otherwise the error is
-    raised.
+    An environment of A agents counts as A environments: the n-th has the indices n·A … n·A + A − 1 of the batch, and
+    `num_envs` is rounded up to a multiple of A. With `restart`, an environment that raises or breaks its spaces is
+    replaced (see `restarts`), which truncates the episodes of all its agents; otherwise the error is raised.
 
     Args:
         make_env: makes one environment.
@@ -123,45 +120,54 @@ class SerialPool(Pool):
         self, make_env: Callable[[], Any], num_envs: int, *, realtime: bool = False, restart: bool = False
     ) -> None:
         check_count(num_envs)
-        self._make = make_env
-        self._envs: list[Any] = [adapted(make_env()) for _ in range(num_envs)]  # None: waits for its restart
-        self.num_envs, self.realtime = num_envs, realtime
-        spaces = self._envs[0].observation_space, self._envs[0].action_space
-        self.observation_space, self.action_space = map(gymnasium_space, spaces)
-        self._spec = spec_of(self.observation_space, ())
-        # two buffers in turn: a failed environment repeats its row of the step before
-        self._observations, self._before = (blank(self._spec, num_envs) for _ in range(2))
+        first, self._make = adapted(make_env()), make_env
+        self.observation_space = gymnasium_space(first.observation_space)
+        self.action_space = gymnasium_space(first.action_space)
+        # of the rows of one environment: () for an index of the batch, (A,) for a slice
+        self._shape = (len(first.agents),) if isinstance(first, MultiAgentAdapter) else ()
+        agents = math.prod(self._shape)
+        rest = range(math.ceil(num_envs / agents) - 1)
+        self._envs: list[Any] = [first, *(adapted(make_env()) for _ in rest)]  # None: waits for its restart
+        self.num_envs, self.realtime = agents * len(self._envs), realtime
+        starts = range(0, self.num_envs, agents)
+        self._rows: list[Any] = [slice(start, start + agents) if self._shape else start for start in starts]
+        self._spec = spec_of(self.observation_space, self._shape)
+        # two buffers in turn: a failed environment repeats its rows of the step before
+        self._observations, self._before = (blank(spec_of(self.observation_space, ()), self.num_envs) for _ in range(2))
         self._floats, self._floats_before = floats_of(self._observations), floats_of(self._before)
-        self._action_adapter = ActionAdapter(self.action_space, num_envs)
-        self._rewards = np.zeros(num_envs, np.float32)
-        self._terminated, self._truncated = np.zeros(num_envs, bool), np.zeros(num_envs, bool)
-        self._ended = [False] * num_envs
-        self._restarts = RestartPolicy(num_envs, "environment") if restart else None
-        self._missing = 0  # environments that wait for their restart
-        self._seeds: list[np.random.SeedSequence] = []
-        self._step_count = 0
+        self._action_adapter = ActionAdapter(self.action_space, self.num_envs)
+        self._rewards = np.zeros(self.num_envs, np.float32)
+        self._terminated, self._truncated = np.zeros(self.num_envs, bool), np.zeros(self.num_envs, bool)
+        self._ended = [False] * len(self._envs)
+        self._restarts = RestartPolicy(len(self._envs), "environment", restart=restart)
+        self._seeds = np.random.SeedSequence().spawn(len(self._envs))
 
     def reset(self, seed: int | None = None) -> nest.Tree:
-        self._seeds = np.random.SeedSequence(seed).spawn(self.num_envs)
-        for index in range(self.num_envs):
+        self._seeds = np.random.SeedSequence(seed).spawn(len(self._envs))
+        for index in range(len(self._envs)):
             self._first_reset(index)
-        self._ended = [False] * self.num_envs
+        self._ended = [False] * len(self._envs)
         return self._observations
 
     def step(self, actions: nest.Tree) -> Step:
         columns = self._action_adapter.columns(actions)
-        if self._missing == self.num_envs and self._restarts is not None:
-            self._restarts.wait(list(range(self.num_envs)))
-        self._step_count += 1
+        if all(env is None for env in self._envs):
+            self._restarts.wait(range(len(self._envs)))
+        self._restarts.steps += 1
         self._observations, self._before = self._before, self._observations
         self._floats, self._floats_before = self._floats_before, self._floats
-        rewards, terminated, truncated = zip(
-            *[self._row(index, columns) for index in range(self.num_envs)], strict=True
-        )
-        self._rewards[:], self._terminated[:], self._truncated[:] = rewards, terminated, truncated
-        if not math.isfinite(sum(rewards)) or has_nan(self._floats):
+        for index, ended in enumerate(self._ended):
+            try:
+                if ended:
+                    self._begin(index)
+                else:
+                    self._step(index, columns)
+            except Exception as error:
+                self._fail(index, error)
+        if not math.isfinite(self._rewards.dot(self._rewards)) or has_nan(self._floats):
             self._fail_rows_with_nan()
-        self._ended = (self._terminated | self._truncated).tolist()
+        over = (self._terminated | self._truncated).reshape(len(self._envs), -1)
+        self._ended = np.all(over, 1).tolist()
         return Step(self._observations, self._rewards, self._terminated, self._truncated)
 
     def close(self) -> None:
@@ -169,38 +175,25 @@ class SerialPool(Pool):
             if env is not None:
                 env.close()
 
-    def _row(self, index: int, columns: nest.Tree) -> tuple[float, bool, bool]:
-        """Returns reward and flags of an environment's next row, and stores its observation."""
-        try:
-            return self._begin(index) if self._ended[index] else self._step(index, columns)
-        except Exception as error:
-            if self._restarts is None:
-                raise
-            return self._fail(index, error)
-
-    def _step(self, index: int, columns: nest.Tree) -> tuple[float, bool, bool]:
-        result = self._envs[index].step(nest.map(lambda column: column[index], columns))
+    def _step(self, index: int, columns: nest.Tree) -> None:
+        rows = self._rows[index]
+        result = self._envs[index].step(nest.map(lambda column: column[rows], columns))
         observation, reward, terminated, truncated = split_step(result)
-        self._store(index, observation)
-        return number_of(reward), terminated, truncated
+        self._store(index, observation, fit_reward(self._shape, reward), terminated, truncated)
 
-    def _begin(self, index: int) -> tuple[float, bool, bool]:
+    def _begin(self, index: int) -> None:
         if self._envs[index] is not None:
             self._store(index, reset(self._envs[index], self._spec, None))
-            if self._restarts is not None:
-                self._restarts.recovered(index)
-            return 0.0, False, False
-        assert self._restarts is not None
-        if self._restarts.delay(index):
-            self._repeat(index)
-            return 0.0, False, True  # the reset is still to come
-        self._build(index)
-        self._restarts.restarted(index, step=self._step_count)
-        self._store(index, reset(self._envs[index], self._spec, self._next_seed(index)))
-        return 0.0, False, False
+            self._restarts.recovered(index)
+        elif self._restarts.delay(index):
+            self._repeat(index)  # the reset is still to come
+        else:
+            self._build(index)
+            self._restarts.restarted(index)
+            self._store(index, reset(self._envs[index], self._spec, as_int(self._seeds[index].spawn(1)[0])))
 
     def _first_reset(self, index: int) -> None:
-        """Resets an environment that has no earlier row to repeat, so it waits until a restart succeeds."""
+        """Resets an environment that has no earlier rows to repeat, so it waits until a restart succeeds."""
         while True:
             try:
                 if self._envs[index] is None:
@@ -210,64 +203,53 @@ class SerialPool(Pool):
                     raise not_a_number("observation")
                 return
             except Exception as error:
-                if self._restarts is None:
-                    raise
                 self._fail(index, error)
                 if self._restarts.failures(index) >= MAX_FAILURES:
                     raise
                 self._restarts.wait([index])
 
-    def _next_seed(self, index: int) -> int | None:
-        return as_int(self._seeds[index].spawn(1)[0]) if self._seeds else None
-
     def _build(self, index: int) -> None:
         env = adapted(self._make())
-        if spec_of(gymnasium_space(env.observation_space), ()) != self._spec:
+        if spec_of(gymnasium_space(env.observation_space), self._shape) != self._spec:
             raise SpecError(
                 f"make_env gave an environment with the observation_space {env.observation_space}, "
                 f"the one before had {self.observation_space}. It must give one kind of environment."
             )
         self._envs[index] = env
-        self._missing -= 1
 
-    def _fail(self, index: int, error: Exception) -> tuple[float, bool, bool]:
-        """Closes a failed environment. Its row repeats the row before and truncates the episode."""
-        assert self._restarts is not None
+    def _fail(self, index: int, error: Exception) -> None:
+        """Closes a failed environment. Its rows repeat the rows before and truncate the episodes."""
+        self._restarts.failed(index, error)
+        self.faults, self.fault = self._restarts.faults, self._restarts.fault
         env, self._envs[index] = self._envs[index], None
-        self._missing += env is not None
         with contextlib.suppress(Exception):  # an error while closing a broken environment is of no use
             env.close()
         self._repeat(index)
-        self._restarts.failed(index, error, step=self._step_count)
-        self.faults, self.fault = self._restarts.faults, self._restarts.fault
-        return 0.0, False, True
 
     def _fail_rows_with_nan(self) -> None:
-        for index in range(self.num_envs):
-            has_nan_observation = self._has_nan(index)
-            if has_nan_observation or not math.isfinite(self._rewards[index]):
-                error = not_a_number("observation" if has_nan_observation else "reward")
-                if self._restarts is None:
-                    raise error
-                self._rewards[index], self._terminated[index], self._truncated[index] = self._fail(index, error)
+        for index, rows in enumerate(self._rows):
+            if self._has_nan(index):
+                self._fail(index, not_a_number("observation"))
+            elif not np.isfinite(self._rewards[rows]).all():
+                self._fail(index, not_a_number("reward"))
 
     def _has_nan(self, index: int) -> bool:
-        return any(np.isnan(leaf[index]).any() for leaf in nest.leaves(self._observations) if leaf.dtype.kind == "f")
+        rows = self._rows[index]
+        return any(np.isnan(leaf[rows]).any() for leaf in nest.leaves(self._observations) if leaf.dtype.kind == "f")
 
     def _repeat(self, index: int) -> None:
-        nest.map(lambda now, before: now.__setitem__(index, before[index]), self._observations, self._before)
+        rows = self._rows[index]
+        self._store(index, nest.map(lambda leaf: leaf[rows], self._before), truncated=True)
 
-    def _store(self, index: int, observation: nest.Tree) -> None:
-        def store(wanted: Array, batch: np.ndarray, part: Any) -> None:
-            batch[index] = fit_leaf(wanted, part)
-
-        try:
-            if isinstance(self._spec, Array):  # the common case, without the overhead of a tree
-                self._observations[index] = fit_leaf(self._spec, observation)
-            else:
-                nest.map(store, self._spec, self._observations, observation)
-        except (LookupError, TypeError, ValueError):
-            raise unlike(observation) from None
+    def _store(
+        self, index: int, observation: nest.Tree, reward: Any = 0.0, terminated: Any = False, truncated: Any = False
+    ) -> None:
+        rows, fitting = self._rows[index], fit(self._spec, observation)
+        if isinstance(self._spec, Array):  # the common case, without the overhead of a tree
+            self._observations[rows] = fitting
+        else:
+            nest.assign(self._observations, rows, fitting)
+        self._rewards[rows], self._terminated[rows], self._truncated[rows] = reward, terminated, truncated
 
 
 class VectorPool(Pool):
@@ -353,20 +335,16 @@ def _autoreset(env: VectorEnv) -> AutoresetMode:
         ExperimentError: the VectorEnv does not declare its mode, or resets in the step that ends an episode
             (SAME_STEP).
     """
-    shared = env.metadata is VectorEnv.metadata
+    name, shared = type(env.unwrapped).__name__, env.metadata is VectorEnv.metadata
     mode = getattr(env.unwrapped, "autoreset_mode", None) or (None if shared else env.metadata.get("autoreset_mode"))
     if mode is None:
         raise ExperimentError(
-            f"{_name(env)} does not say how it resets: give it metadata = "
+            f"{name} does not say how it resets: give it metadata = "
             '{"autoreset_mode": gymnasium.vector.AutoresetMode.NEXT_STEP} if the step after an end is the reset.'
         )
     if AutoresetMode(mode) is AutoresetMode.SAME_STEP:
         raise ExperimentError(
-            f"{_name(env)} resets in the step that ends an episode (SAME_STEP), wanted NEXT_STEP: "
+            f"{name} resets in the step that ends an episode (SAME_STEP), wanted NEXT_STEP: "
             "build it with autoreset_mode=gymnasium.vector.AutoresetMode.NEXT_STEP."
         )
     return AutoresetMode(mode)
-
-
-def _name(env: Any) -> str:
-    return type(env.unwrapped).__name__

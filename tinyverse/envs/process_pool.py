@@ -15,18 +15,20 @@ import contextlib
 import dataclasses
 import faulthandler
 import itertools
+import math
 import multiprocessing
 import os
 import signal
 import struct
+import sys
 import tempfile
 import threading
 import time
 import traceback
+import weakref
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -37,10 +39,13 @@ from tinyverse.envs.pool import Pool, Step, as_int
 from tinyverse.envs.restarts import RestartPolicy
 from tinyverse.envs.spaces import ActionAdapter, Array, spec_of
 
+if sys.platform == "win32":
+    import msvcrt
+    from multiprocessing.connection import PipeConnection
+
 START_SECONDS = 120.0  # for a worker to import the experiment and make its environments
 CHECK_MEMORY_EVERY = 256  # steps between two checks of a worker's memory
-COMMAND = struct.Struct("<cBq")  # command, index of the buffer, seed
-ALIGNED = 64  # bytes
+COMMAND = struct.Struct("<Bq")  # index of the buffer; seed of a reset, or -1 for a step
 
 
 class ProcessPool(Pool):
@@ -72,17 +77,17 @@ class ProcessPool(Pool):
         workers = min(workers, num_envs)
         context = multiprocessing.get_context("spawn")
         observations, actions = (spec_of(space, (num_envs,)) for space in spaces)
-        layout = _Layout(observations, actions, num_envs)
-        shared = context.RawArray("B", layout.bytes)  # an unnamed file, removed with the last process that maps it
-        self._views = layout.views(shared)
+        rewards, flags = (Array((num_envs,), np.dtype(kind)) for kind in (np.float32, bool))
+        spec = (observations, observations), actions, (rewards, flags, flags)
+        # unnamed files, removed with the last process that maps them
+        shared = nest.map(lambda leaf: context.RawArray("B", max(1, leaf.dtype.itemsize * math.prod(leaf.shape))), spec)
         self._action_adapter = ActionAdapter(self.action_space, num_envs)
         self._timeout, self._turn = step_timeout, 0
-        self._restarts, self._step_count = RestartPolicy(workers, "worker"), 0
+        self._restarts = RestartPolicy(workers, "worker")
         self._seeds = np.random.SeedSequence().spawn(workers)
         edges = np.linspace(0, num_envs, workers + 1).astype(int).tolist()
-        self._workers = [
-            _Worker(context, _Task(make, slice(*envs), layout, memory), shared) for envs in itertools.pairwise(edges)
-        ]
+        tasks = [_Task(make, slice(*envs), spec, shared, memory) for envs in itertools.pairwise(edges)]
+        self._views, self._workers = tasks[0].views(), [_Worker(context, task) for task in tasks]
         self._needs_reset = [True] * workers
         with self._closing_on_error():
             for worker in self._workers:
@@ -97,7 +102,7 @@ class ProcessPool(Pool):
                 if not worker.ready:
                     worker.start()
                     worker.await_ready(START_SECONDS)
-                worker.send(b"R", self._turn, as_int(sequence))
+                worker.send(self._turn, as_int(sequence))
             for worker in self._workers:
                 worker.answer(START_SECONDS)
         self._needs_reset = [False] * len(self._workers)
@@ -108,24 +113,17 @@ class ProcessPool(Pool):
         return self.receive()
 
     def send(self, actions: nest.Tree) -> None:
-        nest.map(
-            lambda shared, leaf: shared.__setitem__(..., leaf),
-            self._views.actions,
-            self._action_adapter.arrays(actions),
-        )
-        self._step_count += 1
+        nest.assign(self._views.actions, ..., self._action_adapter.arrays(actions))
+        self._restarts.steps += 1
         self._turn ^= 1  # two buffers in turn: a failed worker repeats its rows of the step before
         self._restart_failed()
         self._stepping = [index for index, worker in enumerate(self._workers) if worker.ready]
         for index in self._stepping:
-            worker = self._workers[index]
-            if self._needs_reset[index]:
-                worker.send(b"R", self._turn, as_int(self._seeds[index].spawn(1)[0]))
-            else:
-                worker.send(b"S", self._turn)
+            seed = as_int(self._seeds[index].spawn(1)[0]) if self._needs_reset[index] else None
+            self._workers[index].send(self._turn, seed)
 
     def receive(self) -> Step:
-        views, until = self._views, None if self._timeout is None else time.monotonic() + self._timeout
+        until = None if self._timeout is None else time.monotonic() + self._timeout
         for index, worker in enumerate(self._workers):
             if index not in self._stepping:
                 self._repeat(worker)
@@ -137,8 +135,7 @@ class ProcessPool(Pool):
                     self.faults, self.fault = self.faults + 1, news
             except ExperimentError as error:
                 self._fail(index, error)
-        rewards, terminated, truncated = (np.array(column) for column in views.results)
-        return Step(views.observations[self._turn], rewards, terminated, truncated)
+        return Step(self._views.observations[self._turn], *map(np.array, self._views.results))
 
     def close(self) -> None:
         for worker in self._workers:
@@ -153,7 +150,7 @@ class ProcessPool(Pool):
                 elif worker.alive and not worker.ready:
                     try:
                         if worker.await_ready(0.0):
-                            self._restarts.restarted(index, step=self._step_count)
+                            self._restarts.restarted(index)
                     except ExperimentError as error:
                         self._fail(index, error)
             if any(worker.ready for worker in self._workers):
@@ -166,17 +163,14 @@ class ProcessPool(Pool):
         worker.kill()
         self._needs_reset[index] = True
         self._repeat(worker)
-        self._restarts.failed(index, error, step=self._step_count, final=worker.gave_up)
+        self._restarts.failed(index, error, final=worker.gave_up)
         self.faults, self.fault = self.faults + 1, self._restarts.fault
 
     def _repeat(self, worker: _Worker) -> None:
         """Fills the rows of an absent worker with its last observations, and truncates them."""
-        envs, now, before = worker.task.envs, self._turn, 1 - self._turn
-        nest.map(
-            lambda new, old: new.__setitem__(envs, old[envs]), *(self._views.observations[n] for n in (now, before))
-        )
-        for column, value in zip(self._views.results, (0.0, False, True), strict=True):
-            column[envs] = value
+        envs, observations = worker.task.envs, self._views.observations
+        before = nest.map(lambda leaf: leaf[envs], observations[1 - self._turn])
+        nest.assign((observations[self._turn], self._views.results), envs, (before, (0.0, False, True)))
 
     @contextlib.contextmanager
     def _closing_on_error(self) -> Any:
@@ -187,38 +181,12 @@ class ProcessPool(Pool):
             raise
 
 
-@dataclasses.dataclass
-class _Views:
-    """Arrays in the shared memory."""
+class _Views(NamedTuple):
+    """Arrays in shared memory."""
 
     observations: tuple[nest.Tree, nest.Tree]  # [B, …] per leaf, used in turn
     actions: nest.Tree  # [B, …] per leaf
     results: tuple[np.ndarray, np.ndarray, np.ndarray]  # rewards, terminated, truncated: [B]
-
-
-class _Layout:
-    """The offsets of the arrays in the shared memory, equal in every process."""
-
-    def __init__(self, observations: nest.Tree, actions: nest.Tree, num_envs: int) -> None:
-        results = tuple(Array((num_envs,), np.dtype(kind)) for kind in (np.float32, bool, bool))
-        self._spec = (observations, observations, actions, results)
-        self.bytes = sum(_aligned_bytes(leaf) for leaf in nest.leaves(self._spec)) or 1
-
-    def views(self, memory: Any) -> _Views:
-        start = 0
-
-        def view(leaf: Array) -> np.ndarray:
-            nonlocal start
-            array = np.frombuffer(memory, leaf.dtype, int(np.prod(leaf.shape)), start).reshape(leaf.shape)
-            start += _aligned_bytes(leaf)
-            return array
-
-        one, other, actions, results = nest.map(view, self._spec)
-        return _Views((one, other), actions, results)
-
-
-def _aligned_bytes(leaf: Array) -> int:
-    return -(-int(np.prod(leaf.shape)) * leaf.dtype.itemsize // ALIGNED) * ALIGNED
 
 
 @dataclasses.dataclass
@@ -227,29 +195,35 @@ class _Task:
 
     make: Callable[[int], Pool]
     envs: slice
-    layout: _Layout
+    spec: nest.Tree
+    shared: nest.Tree
     memory: int | None
+
+    def views(self) -> _Views:
+        def view(leaf: Array, memory: Any) -> np.ndarray:
+            return np.frombuffer(memory, leaf.dtype, math.prod(leaf.shape)).reshape(leaf.shape)
+
+        return _Views(*nest.map(view, self.spec, self.shared))
 
 
 class _Worker:
     """The player's handle of a worker process."""
 
-    def __init__(self, context: Any, task: _Task, shared: Any) -> None:
+    def __init__(self, context: Any, task: _Task) -> None:
         self.task = task
         self.alive = self.ready = self.gave_up = False
-        self._context, self._shared = context, shared
+        self._context = context
         self._process: Any = None
         self.connection: Connection
         self._began = 0.0
-        file, name = tempfile.mkstemp(prefix="tinyverse-worker-")
-        os.close(file)  # Windows cannot open it a second time
-        self._crash_log = Path(name)
+        self._crash_log = tempfile.TemporaryFile("a+b")  # noqa: SIM115  # without a name, so that no kill leaves it behind
+        weakref.finalize(self, self._crash_log.close)
 
     def start(self) -> None:
         self.connection, theirs = self._context.Pipe()
-        self._process = self._context.Process(
-            target=_run_worker, args=(self.task, self._shared, theirs, self._crash_log), daemon=True
-        )
+        self._crash_log.truncate(0)
+        crash_log = _sendable(self._crash_log)
+        self._process = self._context.Process(target=_run_worker, args=(self.task, theirs, crash_log), daemon=True)
         try:
             self._process.start()
         except Exception as error:
@@ -257,6 +231,7 @@ class _Worker:
                 f"a worker process cannot be started: {error}. What makes its environments must be a module's own function."
             ) from error
         theirs.close()
+        crash_log.close()
         self.alive, self.ready, self.gave_up, self._began = True, False, False, time.monotonic()
 
     def await_ready(self, seconds: float) -> bool:
@@ -269,9 +244,10 @@ class _Worker:
         self.ready = True
         return True
 
-    def send(self, what: bytes, buffer: int, seed: int = 0) -> None:
+    def send(self, buffer: int, seed: int | None) -> None:
+        """Begins a step, or with a seed a reset; the observations go to this buffer."""
         with contextlib.suppress(OSError):  # a dead worker is noticed when `answer` waits for it
-            self.connection.send_bytes(COMMAND.pack(what, buffer, seed))
+            self.connection.send_bytes(COMMAND.pack(buffer, -1 if seed is None else seed))
 
     def answer(self, seconds: float | None) -> str:
         """Waits until a command is carried out.
@@ -304,7 +280,8 @@ class _Worker:
         return self._crash_text()
 
     def _crash_text(self) -> str:
-        text = self._crash_log.read_text(encoding="utf-8", errors="replace").strip()
+        self._crash_log.seek(0)
+        text = self._crash_log.read().decode(errors="replace").strip()
         return "\n" + text if text else ""
 
     def kill(self) -> None:
@@ -317,48 +294,47 @@ class _Worker:
     def close(self) -> None:
         """Lets the worker close its environments; kills it after 2 seconds."""
         if self.alive:
-            self.send(b"C", 0)
+            self.connection.close()
             self._process.join(2.0)
             self.kill()
-        with contextlib.suppress(OSError):  # Windows cannot remove a file that an ending process has open
-            self._crash_log.unlink(missing_ok=True)
+        self._crash_log.close()
 
     def __str__(self) -> str:
         envs = self.task.envs
-        names = (
-            f"environment {envs.start}"
-            if envs.stop - envs.start == 1
-            else f"environments {envs.start} to {envs.stop - 1}"
-        )
-        return f"the worker of {names} (pid {self._process.pid})"
+        several = f"s {envs.start} to {envs.stop - 1}"
+        names = f" {envs.start}" if envs.stop - envs.start == 1 else several
+        return f"the worker of environment{names} (pid {self._process.pid})"
 
 
-def _run_worker(task: _Task, shared: Any, connection: Connection, crash_log: Path) -> None:
+def _sendable(file: IO[bytes]) -> Connection:
+    """Returns a connection to the open file, because a process that starts can be given connections but not files."""
+    if sys.platform == "win32":
+        return PipeConnection(msvcrt.get_osfhandle(os.dup(file.fileno())))
+    return Connection(os.dup(file.fileno()))
+
+
+def _run_worker(task: _Task, connection: Connection, crash_log: Connection) -> None:
     """Runs a worker process from beginning to end."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches the whole process group, but the player ends its workers itself
+    # Ctrl-C reaches the whole process group, but the player ends its workers itself
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    file = crash_log.open("w", encoding="utf-8")
+    file = crash_log.fileno()
+    if sys.platform == "win32":
+        file = msvcrt.open_osfhandle(file, os.O_APPEND)
     faulthandler.enable(file)
     if hasattr(faulthandler, "register"):
         faulthandler.register(signal.SIGUSR2, file)
+    pool, mark = None, "!"
     try:
         pool = _build_pool(task)
         connection.send_bytes(b"")
+        mark = "!!"  # of failures from here on: the pool's own restarts did not help
+        _serve(task, pool, connection)
     except Exception:
-        _send_failure(connection, "!")
-    else:
-        try:
-            _serve(task, pool, task.layout.views(shared), connection)
-        except Exception:
-            _send_failure(connection, "!!")  # "!!": the pool's own restarts did not help
+        with contextlib.suppress(OSError):
+            connection.send_bytes(f"{mark}{traceback.format_exc().rstrip()}".encode())
+    if pool is not None:
         pool.close()
-
-
-def _send_failure(connection: Connection, mark: str) -> None:
-    with contextlib.suppress(OSError):
-        connection.send_bytes(f"{mark}{traceback.format_exc().rstrip()}".encode())
 
 
 def _end_with_parent() -> None:
@@ -378,24 +354,21 @@ def _build_pool(task: _Task) -> Pool:
     return pool
 
 
-def _serve(task: _Task, pool: Pool, views: _Views, connection: Connection) -> None:
-    envs, faults, count = task.envs, 0, 0
-    results: list[Any]
+def _serve(task: _Task, pool: Pool, connection: Connection) -> None:
+    envs, views, faults, count = task.envs, task.views(), 0, 0
+    results: tuple[Any, ...]
     while True:
         try:
-            what, buffer, seed = COMMAND.unpack(connection.recv_bytes())
-        except (EOFError, OSError):
+            buffer, seed = COMMAND.unpack(connection.recv_bytes())
+        except (EOFError, OSError):  # the pool is closed
             return
-        if what == b"C":
-            return
-        if what == b"R":
-            observations, results = pool.reset(seed), [0.0, False, False]
+        if seed >= 0:
+            observations, results = pool.reset(seed), (0.0, False, False)
         else:
             # copies, because an environment may keep its actions
-            observations, *results = pool.step(nest.map(lambda leaf: np.array(leaf[envs]), views.actions))[:4]
-        nest.map(lambda shared, leaf: shared.__setitem__(envs, leaf), views.observations[buffer], observations)
-        for column, values in zip(views.results, results, strict=True):
-            column[envs] = values
+            observations, *rest = pool.step(nest.map(lambda leaf: np.array(leaf[envs]), views.actions))
+            results = tuple(rest[:3])
+        nest.assign((views.observations[buffer], views.results), envs, (observations, results))
         count += 1
         if task.memory is not None and count % CHECK_MEMORY_EVERY == 0 and (size := _resident()) > task.memory:
             words = f"it has grown to {size >> 20} MiB, and may have {task.memory >> 20} (--worker-memory)."

@@ -25,7 +25,7 @@ class RestartingPool(Pool):
         self._make = make
         self.num_envs, self.realtime = pool.num_envs, pool.realtime
         self.observation_space, self.action_space = pool.observation_space, pool.action_space
-        self._restarts, self._step_count = RestartPolicy(1, "pool"), 0
+        self._restarts = RestartPolicy(1, "pool")
         self._seeds = np.random.SeedSequence()
         self._failure: Exception | None = None  # raised by `send`, handled by `receive`
 
@@ -53,13 +53,14 @@ class RestartingPool(Pool):
                 self._failure = error
 
     def receive(self) -> Step:
-        self._step_count += 1
+        self._restarts.steps += 1
         try:
-            step = self._restart_pool() if self._pool is None else self._received(self._pool)
+            if self._failure is not None:
+                raise self._failure
+            step = self._restart() if self._pool is None else self._pool.receive()
         except Exception as error:
             self._fail(error)
-            everybody = np.ones(self.num_envs, bool)  # rows repeat the last observations
-            return Step(self._last, np.zeros(self.num_envs, np.float32), ~everybody, everybody)
+            step = self._idle(self._last, truncated=True)
         self._last = step.observations
         return step
 
@@ -67,23 +68,20 @@ class RestartingPool(Pool):
         if self._pool is not None:
             self._pool.close()
 
-    def _received(self, pool: Pool) -> Step:
-        if self._failure is not None:
-            raise self._failure
-        return pool.receive()
-
-    def _restart_pool(self) -> Step:
+    def _restart(self) -> Step:
         self._restarts.wait([0])
         self._pool = self._make()
-        self._restarts.restarted(0, step=self._step_count)
-        observations = self._pool.reset(as_int(self._seeds.spawn(1)[0]))
-        nobody = np.zeros(self.num_envs, bool)
-        return Step(observations, np.zeros(self.num_envs, np.float32), nobody, nobody.copy())
+        self._restarts.restarted(0)
+        return self._idle(self._pool.reset(as_int(self._seeds.spawn(1)[0])), truncated=False)
+
+    def _idle(self, observations: nest.Tree, truncated: bool) -> Step:
+        rewards, no = np.zeros(self.num_envs, np.float32), np.zeros(self.num_envs, bool)
+        return Step(observations, rewards, no, np.full(self.num_envs, truncated))
 
     def _fail(self, error: Exception) -> None:
         pool, self._pool, self._failure = self._pool, None, None
         with contextlib.suppress(Exception):  # an error while closing a broken pool is of no use
             if pool is not None:
                 pool.close()
-        self._restarts.failed(0, error, step=self._step_count)
+        self._restarts.failed(0, error)
         self.faults, self.fault = self._restarts.faults, self._restarts.fault

@@ -38,16 +38,17 @@ class ActionAdapter:
 
     def columns(self, actions: nest.Tree) -> nest.Tree:
         """Returns one sequence of B per leaf, whose elements single environments take: int for Discrete."""
-        return nest.map(
-            lambda space, leaf: leaf.tolist() if _is_discrete(space) else leaf, self._spaces, self.arrays(actions)
-        )
+
+        def column(space: Any, leaf: np.ndarray) -> Any:
+            return leaf.tolist() if hasattr(space, "n") and space.shape == () else leaf
+
+        return nest.map(column, self._spaces, self.arrays(actions))
 
     def _leaf(self, space: Any, actions: Any) -> np.ndarray:
         array, shape = np.asarray(actions), (self._num_envs, *space.shape)
         if array.shape != shape or not np.can_cast(array.dtype, space.dtype, "same_kind"):
-            raise SpecError(
-                f"the agent's actions are {array.dtype}{list(array.shape)}, the environments want {space.dtype}{list(shape)}."
-            )
+            got, wanted = Array(array.shape, array.dtype), Array(shape, space.dtype)
+            raise SpecError(f"the agent's actions are {got}, the environments want {wanted}.")
         if hasattr(space, "low") and hasattr(space, "high"):
             array = np.clip(array, space.low, space.high)
         return array.astype(space.dtype, copy=False)
@@ -94,12 +95,17 @@ def fit(spec: nest.Tree, observation: nest.Tree) -> nest.Tree:
         SpecError: they differ from `spec`.
     """
     try:
-        return nest.map(fit_leaf, spec, observation)
+        if isinstance(spec, Array):  # the common case, without the overhead of a tree
+            return _fit_leaf(spec, observation)
+        return nest.map(_fit_leaf, spec, observation)
     except (LookupError, TypeError, ValueError):
-        raise unlike(observation) from None
+        raise SpecError(
+            f"the environment's observation is {article(observation)} that is not built like its observation_space: "
+            "wanted arrays, for a Dict a dict with its keys, for a Tuple a tuple of its length."
+        ) from None
 
 
-def fit_leaf(wanted: Array, part: Any) -> np.ndarray:
+def _fit_leaf(wanted: Array, part: Any) -> np.ndarray:
     array = np.asarray(part)
     if array.shape == wanted.shape and array.dtype == wanted.dtype:
         return array
@@ -109,16 +115,9 @@ def fit_leaf(wanted: Array, part: Any) -> np.ndarray:
     raise SpecError(f"the environment's observation is {got}, its observation_space is {wanted}. Change one of them.")
 
 
-def unlike(observation: nest.Tree) -> SpecError:
-    return SpecError(
-        f"the environment's observation is {article(observation)} that is not built like its observation_space: "
-        "wanted arrays, for a Dict a dict with its keys, for a Tuple a tuple of its length."
-    )
-
-
-def number_of(reward: Any) -> float:
-    if isinstance(reward, (float, int)) or not np.ndim(reward):
-        return float(reward)
+def fit_reward(shape: tuple[int, ...], reward: Any) -> Any:
+    if isinstance(reward, (float, int)) or np.shape(reward) == shape:
+        return reward
     raise SpecError(f"the environment's reward has shape {list(np.shape(reward))}, wanted one number. Return a float.")
 
 
@@ -136,10 +135,6 @@ def not_a_number(what: str) -> SpecError:
     return SpecError(
         f"the environment's {what} is not a number (NaN or infinite). A network that sees one never recovers."
     )
-
-
-def _is_discrete(space: Any) -> bool:
-    return hasattr(space, "n") and space.shape == ()
 
 
 def article(thing: Any) -> str:

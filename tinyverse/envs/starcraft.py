@@ -16,6 +16,7 @@ import difflib
 import os
 import random
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
@@ -78,9 +79,8 @@ class StarCraftEnv(gymnasium.Env):
             {"function": spaces.Discrete(len(self._functions))}
             | {kind.name: spaces.Discrete(int(np.prod(kind.sizes))) for kind in self._types}
         )
-        self._options = {
-            name: spaces.flatdim(leaf) for name, leaf in self.action_space.spaces.items()
-        }  # in the order of the network's heads
+        # in the order of the network's heads
+        self._options = {name: spaces.flatdim(leaf) for name, leaf in self.action_space.spaces.items()}
         self.observation_space = spaces.Dict(
             {name: spaces.Box(0, 1, (len(layers), size, size), np.float32) for name, layers in self._layers.items()}
             | {
@@ -160,27 +160,15 @@ def _advice(map_name: str, error: Exception) -> str:
     )
 
 
-class _Parts:
-    """The parts of pysc2 that are used."""
-
-    def __init__(self) -> None:
+def _pysc2() -> SimpleNamespace:
+    """Imports the parts of pysc2 that are used. Version 4.0.0 calls `random.shuffle` as Python 3.11 no longer allows."""
+    shuffle = random.shuffle
+    random.shuffle = lambda x, chance=None: shuffle(x)  # type: ignore[misc]
+    try:
         from absl import flags
         from pysc2 import maps
         from pysc2.env import sc2_env
         from pysc2.lib import actions, features, sc_process
-
-        if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # pysc2 would parse our command line
-        self.maps, self.env, self.actions, self.features = maps, sc2_env, actions, features
-        self.LaunchError = sc_process.SC2LaunchError
-
-
-def _pysc2() -> _Parts:
-    """Imports pysc2. Version 4.0.0 calls `random.shuffle` with an argument that Python 3.11 no longer takes."""
-    shuffle = random.shuffle
-    random.shuffle = lambda x, chance=None: shuffle(x)  # type: ignore[misc]
-    try:
-        return _Parts()
     except ModuleNotFoundError as error:
         raise ExperimentError(
             f"StarCraft II needs {error.name}, which is not installed: pip install -r docs/starcraft.txt --no-deps"
@@ -194,9 +182,13 @@ def _pysc2() -> _Parts:
         ) from None
     finally:
         random.shuffle = shuffle
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # pysc2 would parse our command line
+    launch_error = sc_process.SC2LaunchError
+    return SimpleNamespace(maps=maps, env=sc2_env, actions=actions, features=features, LaunchError=launch_error)
 
 
-def _map(sc2: _Parts, name: str) -> Any:
+def _map(sc2: Any, name: str) -> Any:
     known = sc2.maps.get_maps()
     if name not in known:
         close = difflib.get_close_matches(name, known) or ["MoveToBeacon"]

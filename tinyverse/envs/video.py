@@ -86,9 +86,8 @@ class VideoWriter:
         except OSError as error:
             raise TinyverseError(f"{self.path.parent} cannot be made a folder for videos: {error.strerror}.") from None
         with _without_stderr():  # OpenCV's ffmpeg warns about a codec tag that every browser plays
-            self._writer = cv2.VideoWriter(
-                str(self._partial), cv2.VideoWriter.fourcc(*"VP80"), self.fps, (width, height)
-            )
+            code = cv2.VideoWriter.fourcc(*"VP80")
+            self._writer = cv2.VideoWriter(str(self._partial), code, self.fps, (width, height))
         if not self._writer.isOpened():
             raise TinyverseError(
                 f"OpenCV cannot write {self.path}: is its folder writable, and does this OpenCV have VP8 and ffmpeg?"
@@ -129,11 +128,8 @@ def _checked(frame: Any) -> np.ndarray:
     if frame is None:
         raise TinyverseError('there is no frame: make the environment with render_mode="rgb_array".')
     array = np.asarray(frame)
-    if (
-        array.dtype != np.uint8
-        or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3)))
-        or not array.size
-    ):
+    is_image = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3))
+    if array.dtype != np.uint8 or not is_image or not array.size:
         raise TinyverseError(f"a frame is uint8 [H, W] or [H, W, 3], not {array.dtype}{list(array.shape)}.")
     return array
 

@@ -72,19 +72,20 @@ class Desktop:
         for program, package in [("Xtigervnc", "tigervnc-standalone-server"), (command[0], command[0])]:
             if not shutil.which(program):
                 raise ExperimentError(f"{program} is not installed; on Debian: apt-get install {package}")
-        self._stack = contextlib.ExitStack()
-        self.folder = self._stack.enter_context(
-            tempfile.TemporaryDirectory(prefix="tv", dir="/tmp", ignore_cleanup_errors=True)
-        )
-        self.address = f"{self.folder}/vnc"
-        try:
+        with contextlib.ExitStack() as stack:
+            folder = tempfile.TemporaryDirectory(prefix="tv", dir="/tmp", ignore_cleanup_errors=True)
+            self.folder, self._stack = stack.enter_context(folder), stack
+            self.address = f"{self.folder}/vnc"
+            # a player that is killed closes this pipe; the server then ends after IDLE_SECONDS, and the program with it
+            remove = 'trap "" INT HUP; read _; sleep "$1"; rm -rf "$0"'
+            words = ["sh", "-c", remove, self.folder, str(2 * IDLE_SECONDS)]
+            self._start(words, "remove", stdin=subprocess.PIPE)
             display = self._server(width, height)
             words = [word.replace("{folder}", self.folder) for word in command]
             # a minimal environment, because ours may hold passwords
-            self._start(words, "program", {"DISPLAY": f":{display}", "HOME": self.folder, "PATH": os.environ["PATH"]})
-        except BaseException:
-            self.close()
-            raise
+            env = {"DISPLAY": f":{display}", "HOME": self.folder, "PATH": os.environ["PATH"]}
+            self._start(words, "program", env=env)
+            self._stack = stack.pop_all()
 
     def close(self) -> None:
         """Ends the program and its screen."""
@@ -93,19 +94,16 @@ class Desktop:
     def _server(self, width: int, height: int) -> str:
         options = ["-rfbunixpath", self.address, "-rfbport", "-1", "-SecurityTypes", "None", "-nolisten", "tcp"]
         options += ["-geometry", f"{width}x{height}", "-depth", "24", "-MaxDisconnectionTime", str(IDLE_SECONDS)]
-        server = self._start(["Xtigervnc", "-displayfd", "1", *options], "server", None, stdout=subprocess.PIPE)
-        display = server.stdout.readline().decode().strip()  # type: ignore[union-attr]  # chosen by the server
+        server = self._start(["Xtigervnc", "-displayfd", "1", *options], "server", stdout=subprocess.PIPE)
+        display = server.stdout.readline().decode().strip()  # chosen by the server
         if not display:
             log = Path(self.folder, "server.log").read_text(errors="replace").strip().splitlines()
             raise ExperimentError(f"Xtigervnc did not start: {log[-1] if log else 'it says nothing'}")
         return display
 
-    def _start(
-        self, words: Sequence[str], name: str, env: dict[str, str] | None, **options: Any
-    ) -> subprocess.Popen[bytes]:
+    def _start(self, words: Sequence[str], name: str, **options: Any) -> Any:
         with Path(self.folder, f"{name}.log").open("wb") as log:
-            options = {"stdout": log, **options}
-            process = subprocess.Popen(words, env=env, stdin=subprocess.DEVNULL, stderr=log, **options)
+            process = subprocess.Popen(words, **{"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, **options})
         self._stack.callback(_end, process)
         return process
 
@@ -235,10 +233,8 @@ class VncPool(Pool):
         self._ended = [True] * len(envs)
 
     def reset(self, seed: int | None = None) -> np.ndarray:
-        for game, env in enumerate(self._envs):
-            self._observations[game] = env.begin(self.clock)
-        self._ended = [False] * self.num_envs
-        return self._observations
+        self._ended = [True] * self.num_envs
+        return self.receive().observations
 
     def send(self, actions: np.ndarray) -> None:
         for env, action, ended in zip(self._envs, actions, self._ended, strict=True):
@@ -301,7 +297,8 @@ class _Connection:
         except Exception as error:
             # twisted should not log this again; `disconnect` would wait for a connection
             reactor.callFromThread(self._client.factory.deferred.addErrback, lambda failure: None)
-            self._stop()
+            if self._desktop is not None:
+                self._desktop.close()
             raise ExperimentError(
                 f"no VNC server can be used at {self.address}: {str(error).rstrip('.') or type(error).__name__}. Start one there, or "
                 'give another address, as "host::5900".'
@@ -313,9 +310,8 @@ class _Connection:
 
         def act() -> None:
             protocol = self._client.protocol
-            for word in words:
-                if place := _position(word):
-                    protocol.mouseMove(*place)
+            for place in filter(None, map(_position, words)):
+                protocol.mouseMove(*place)
             changes = [(word, False) for word in held if word not in words]
             changes += [(word, True) for word in words if word not in held]
             for word, down in changes:
@@ -336,9 +332,6 @@ class _Connection:
     def close(self) -> None:
         with contextlib.suppress(Exception):
             self._client.disconnect()
-        self._stop()
-
-    def _stop(self) -> None:
         if self._desktop is not None:
             self._desktop.close()
 
@@ -372,11 +365,9 @@ def _position(word: str) -> tuple[int, ...]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(5)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-    if process.stdout is not None:
-        process.stdout.close()
+    with process:  # waits at the end, and closes the pipes
+        process.terminate()
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            process.kill()

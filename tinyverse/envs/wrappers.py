@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import cv2
 import gymnasium
@@ -87,7 +87,9 @@ class Grey(_ImageTransform):
     def __call__(self, array: np.ndarray) -> np.ndarray:
         if array.ndim == 2:
             return array
-        return array[:, :, 0] if array.shape[2] == 1 else cv2.cvtColor(_contiguous(array), cv2.COLOR_RGB2GRAY)
+        if array.shape[2] == 1:
+            return array[:, :, 0]
+        return cv2.cvtColor(np.ascontiguousarray(array), cv2.COLOR_RGB2GRAY)
 
 
 @dataclasses.dataclass
@@ -98,7 +100,8 @@ class Resize(_ImageTransform):
     width: int
 
     def __call__(self, array: np.ndarray) -> np.ndarray:
-        resized = cv2.resize(_contiguous(array), (self.width, self.height), interpolation=cv2.INTER_AREA)
+        image = np.ascontiguousarray(array)
+        resized = cv2.resize(image, (self.width, self.height), interpolation=cv2.INTER_AREA)
         return resized.reshape(self.height, self.width, *array.shape[2:])
 
 
@@ -168,12 +171,18 @@ def preprocess(env: Any, *steps: Transform) -> Any:
 
 
 class _Pipeline:
-    """The steps of one environment, with their state."""
+    """The steps of one environment, with their state, and the space after them."""
 
     def __init__(self, space: Any, steps: Sequence[Transform]) -> None:
         self.steps = copy.deepcopy(steps)
         for number, step in enumerate(self.steps, 1):
-            space = _after(space, step, number)
+            wanted = step.refuses(space) if isinstance(space, spaces.Box) else "numbers or an image, a Box"
+            if wanted:
+                raise ExperimentError(
+                    f"step {number} of preprocessing, {step}, got observations {space}, wanted {wanted}."
+                )
+            low, high = step.bounds(space)
+            space = spaces.Box(low, high, dtype=low.dtype.type)
         self.space = space
 
     def __call__(self, array: np.ndarray, begins: bool) -> np.ndarray:
@@ -182,14 +191,6 @@ class _Pipeline:
                 step.reset()
             array = step(array)
         return array
-
-
-def _after(space: Any, step: Transform, number: int) -> spaces.Box:
-    wanted = step.refuses(space) if isinstance(space, spaces.Box) else "numbers or an image, a Box"
-    if wanted:
-        raise ExperimentError(f"step {number} of preprocessing, {step}, got observations {space}, wanted {wanted}.")
-    low, high = step.bounds(space)
-    return spaces.Box(low, high, dtype=low.dtype.type)
 
 
 class Preprocess(gymnasium.ObservationWrapper):
@@ -237,10 +238,7 @@ class PreprocessImage(Preprocess):
 
 
 class _PreprocessVector(VectorWrapper):
-    """A vector environment with transformed observations.
-
-    Each environment has its own steps. NEXT_STEP or DISABLED resets.
-    """
+    """A vector environment with transformed observations, whose resets are NEXT_STEP or DISABLED."""
 
     def __init__(self, env: VectorEnv, *steps: Transform) -> None:
         super().__init__(env)
@@ -283,73 +281,48 @@ def shape_rewards(env: Any, *, normalize: float | None = None, scale: float = 1.
         scale: factor.
         clip: largest absolute value; None: no limit.
     """
-    shape = _Rewards(getattr(env, "num_envs", 1) if isinstance(env, VectorEnv) else 1, normalize, scale, clip)
-    return (_ShapeVector if isinstance(env, VectorEnv) else _ShapeSingle)(env, shape)
+    kind, num_envs = (_ShapedVector, env.num_envs) if isinstance(env, VectorEnv) else (_ShapedEnv, 1)
+    return kind(env, num_envs, normalize, scale, clip)
 
 
-class _Rewards:
-    """Shapes the rewards [n] of n environments. The row after an end is a reset and is not counted."""
+class _Shaped:
+    """Shapes the rewards of n environments. The row after an end is a reset and is not counted."""
 
-    def __init__(self, num_envs: int, discount: float | None, scale: float, clip: float | None) -> None:
-        self._discount, self._scale = discount, scale
-        self._clip = np.inf if clip is None else clip
-        self._sums, self.resetting = np.zeros(num_envs), np.zeros(num_envs, bool)
+    env: Any
+
+    def __init__(self, env: Any, n: int, discount: float | None, scale: float, clip: float | None) -> None:
+        super().__init__(env)  # type: ignore[call-arg]  # a wrapper of Gymnasium
+        self._discount, self._scale, self._clip = discount, scale, np.inf if clip is None else clip
+        self._sums, self._resetting = np.zeros(n), np.zeros(n, bool)
         self._count, self._mean, self._squares = 0, 0.0, 0.0
 
-    def __call__(self, rewards: np.ndarray, ended: np.ndarray) -> np.ndarray:
-        rewards = np.asarray(rewards, float)
-        if self._discount is not None:
-            self._sums = np.where(self.resetting, 0.0, self._discount * self._sums + rewards)
-            self._see(self._sums[~self.resetting])
-            variance = self._squares / max(self._count, 1)
-            rewards = rewards / np.sqrt(variance if variance > 1e-8 else 1.0)
-            self._sums[ended] = 0.0
-        return np.clip(self._scale * rewards, -self._clip, self._clip)
-
-    def begin(self, which: np.ndarray | bool = True) -> None:
-        """Begins new episodes, in some environments or all."""
-        self._sums[which], self.resetting[which] = 0.0, False
-
-    def _see(self, sums: np.ndarray) -> None:
-        for number in sums:  # Welford 1962
-            self._count += 1
-            delta = number - self._mean
-            self._mean += delta / self._count
-            self._squares += delta * (number - self._mean)
-
-
-class _ShapeSingle(gymnasium.Wrapper):
-    def __init__(self, env: gymnasium.Env, shape: _Rewards) -> None:
-        super().__init__(env)
-        self._shape = shape
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        self._shape.begin()
-        return self.env.reset(seed=seed, options=options)
-
-    def step(self, action: Any) -> Any:
-        observation, reward, terminated, truncated, info = self.env.step(action)
-        ended = np.array([terminated or truncated])
-        return observation, float(self._shape(np.array([reward]), ended)[0]), terminated, truncated, info
-
-
-class _ShapeVector(VectorWrapper):
-    def __init__(self, env: VectorEnv, shape: _Rewards) -> None:
-        super().__init__(env)
-        self._shape = shape
-
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        self._shape.begin((options or {}).get("reset_mask", True))
+        begins = (options or {}).get("reset_mask", True)  # some environments of a vector, or all
+        self._sums[begins], self._resetting[begins] = 0.0, False
         return self.env.reset(seed=seed, options=options)
 
     def step(self, actions: Any) -> tuple[Any, ...]:
         observations, rewards, terminated, truncated, info = self.env.step(actions)
-        ended = np.asarray(terminated) | np.asarray(truncated)
-        shaped = self._shape(rewards, ended)
-        self._shape.resetting = ended
-        return observations, shaped, terminated, truncated, info
+        shaped = self._shape(np.atleast_1d(rewards).astype(float))
+        self._resetting = np.atleast_1d(np.logical_or(terminated, truncated))
+        return observations, shaped if np.ndim(rewards) else float(shaped[0]), terminated, truncated, info
+
+    def _shape(self, rewards: np.ndarray) -> np.ndarray:
+        if self._discount is not None:
+            self._sums = np.where(self._resetting, 0.0, self._discount * self._sums + rewards)
+            for number in self._sums[~self._resetting]:  # Welford 1962
+                self._count += 1
+                delta = number - self._mean
+                self._mean += delta / self._count
+                self._squares += delta * (number - self._mean)
+            variance = self._squares / max(self._count, 1)
+            rewards = rewards / np.sqrt(variance if variance > 1e-8 else 1.0)
+        return np.clip(self._scale * rewards, -self._clip, self._clip)
 
 
-def _contiguous(array: np.ndarray) -> np.ndarray:
-    """Returns a contiguous array, which OpenCV needs."""
-    return cast(np.ndarray, np.ascontiguousarray(array))
+class _ShapedEnv(_Shaped, gymnasium.Wrapper):
+    """One environment."""
+
+
+class _ShapedVector(_Shaped, VectorWrapper):
+    """A vector environment, whose resets are NEXT_STEP or DISABLED."""

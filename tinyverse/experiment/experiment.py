@@ -78,27 +78,23 @@ class Experiment:
 
     def make_env(self, evaluation: bool = False) -> Any:
         raise ExperimentError(
-            "the experiment gives no environment: pass make_env=… or make_pool=… to Experiment, or override it."
+            "the experiment gives no environment: pass it make_env=… or make_pool=…, or override one."
         )
 
     def make_agent(self, observation_space: Any, action_space: Any) -> Agent:
-        raise ExperimentError("the experiment gives no agent: pass make_agent=… to Experiment, or override it.")
+        raise ExperimentError("the experiment gives no agent: pass it make_agent=…, or override it.")
 
     def make_learner(self, agent: Agent) -> Learner:
         if self.train_step is None:
             raise ExperimentError(
-                "the experiment cannot learn: pass make_learner=… or train_step=… to Experiment, or override one."
+                "the experiment cannot learn: pass it make_learner=… or train_step=…, or override one."
             )
         return FunctionLearner(self.train_step, agent)
 
     # the rest of the program calls the methods below; do not override them
 
     def check(self) -> None:
-        """Checks the numbers of things.
-
-        Raises:
-            ExperimentError: one is no whole number of at least 1.
-        """
+        """Raises ExperimentError where a number of things is no whole number of at least 1."""
         for name in ("unroll_length", "batch_size", "num_envs", "buffer_size", "publish_every", "frame_skip"):
             count = getattr(self, name)
             if not isinstance(count, int) or count < 1:
@@ -107,7 +103,11 @@ class Experiment:
     def env(self, evaluation: bool = False, render_mode: str | None = None) -> Any:
         """Returns one environment; passes only arguments that the user's `make_env` takes."""
         with _readable():
-            return _call_with(self.make_env, evaluation=evaluation, render_mode=render_mode)
+            offered: dict[str, Any] = {"evaluation": evaluation, "render_mode": render_mode}
+            parameters = inspect.signature(self.make_env).parameters
+            if all(parameter.kind is not inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+                offered = {name: value for name, value in offered.items() if name in parameters}
+            return self.make_env(**offered)
 
     def pool(self, num_envs: int, cores: int = 1, *, seed: int | None = None, restart: bool = False) -> Pool:
         """Returns `num_envs` environments for playing.
@@ -118,16 +118,14 @@ class Experiment:
             restart: restart what fails, see `envs.restarts`.
         """
         seeds = itertools.count(secrets.randbits(30) if seed is None else seed % (1 << 30))
-        make_pool: Callable[..., Any] | None = self.make_pool
-        if make_pool is not None and _takes(make_pool, "num_threads"):
-            make_pool = functools.partial(make_pool, num_threads=cores)
-        takes_seed = make_pool is not None and _takes(make_pool, "seed")
+        make_pool = self.make_pool
 
         def make() -> Any:
             assert make_pool is not None
-            seeded = functools.partial(make_pool, seed=next(seeds)) if takes_seed else make_pool
+            offered = {"num_threads": cores, "seed": next(seeds)}
+            taken = {name: value for name, value in offered.items() if _takes(make_pool, name)}
             with _readable():
-                return _call("make_pool", seeded, num_envs=num_envs)
+                return _call("make_pool", functools.partial(make_pool, **taken), num_envs=num_envs)
 
         made, remake = (self.env, None) if make_pool is None else (make(), make)
         pool = pool_of(made, num_envs, realtime=self.realtime, restart=restart, remake=remake)
@@ -135,10 +133,7 @@ class Experiment:
         return pool
 
     def spaces(self) -> tuple[Any, Any]:
-        """Returns (observation space, action space) of one environment.
-
-        It makes an environment for that if there was none yet.
-        """
+        """Returns (observation space, action space) of one environment; makes one if there was none yet."""
         if self._spaces is None:
             self.pool(1).close()
         assert self._spaces is not None
@@ -153,9 +148,8 @@ class Experiment:
         observation_space, action_space = self.spaces()
         agent = _call("make_agent", self.make_agent, observation_space=observation_space, action_space=action_space)
         if not callable(getattr(agent, "act", None)):
-            raise ExperimentError(
-                f"make_agent returned {type(agent).__name__}, wanted an Agent with act(observations, memory, first)."
-            )
+            wanted = "an Agent with act(observations, state, is_first)"
+            raise ExperimentError(f"make_agent returned {type(agent).__name__}, wanted {wanted}.")
         return agent
 
     def learner(self, agent: Agent) -> Learner:
@@ -166,9 +160,8 @@ class Experiment:
         """
         learner = _call("make_learner", self.make_learner, agent=agent)
         if not callable(getattr(learner, "train_step", None)):
-            raise ExperimentError(
-                f"make_learner returned {type(learner).__name__}, wanted a Learner with train_step(batch)."
-            )
+            kind = type(learner).__name__
+            raise ExperimentError(f"make_learner returned {kind}, wanted a Learner with train_step(batch).")
         return learner
 
     def spec(self, agent: Agent) -> SessionSpec:
@@ -177,17 +170,12 @@ class Experiment:
 
 
 def _call(name: str, function: Callable[..., Any], **arguments: Any) -> Any:
-    """Calls the user's function with positional arguments.
-
-    Raises:
-        ExperimentError: the function does not take them.
-    """
+    """Calls the user's function with positional arguments; raises ExperimentError where it does not take them."""
     try:
         inspect.signature(function).bind(*arguments.values())
     except TypeError as error:
-        raise ExperimentError(
-            f"{name} is called as {name}({', '.join(arguments)}), which it does not take: {error}."
-        ) from None
+        call = f"{name}({', '.join(arguments)})"
+        raise ExperimentError(f"{name} is called as {call}, which it does not take: {error}.") from None
     except ValueError:  # a builtin, which has no signature
         pass
     return function(*arguments.values())
@@ -209,13 +197,6 @@ def _readable() -> Iterator[None]:
         raise ExperimentError(f"make_env: {error}") from error
 
 
-def _call_with(function: Callable[..., Any], **arguments: Any) -> Any:
-    parameters = inspect.signature(function).parameters
-    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return function(**arguments)
-    return function(**{name: value for name, value in arguments.items() if name in parameters})
-
-
 def session_spec(observation_space: Any, action_space: Any, agent: Agent, length: int) -> SessionSpec:
     """Returns the spec of sessions of `length` steps with these spaces.
 
@@ -225,12 +206,12 @@ def session_spec(observation_space: Any, action_space: Any, agent: Agent, length
         SpecError: a space's samples have no fixed shape.
     """
     observations = nest.of_space(observation_space, _blank)
-    memory = agent.initial_memory(1)
-    actions, _, extras = agent.act(observations, memory, np.ones(1, bool))
+    state = agent.initial_state(1)
+    actions, _, extras = agent.act(observations, state, np.ones(1, bool))
     trees = {
         "observations": observations, "actions": actions, "rewards": np.zeros(1, np.float32),
-        **dict.fromkeys(("terminated", "truncated", "alive"), np.zeros(1, bool)),
-        "initial_memory": agent.memory_arrays(memory), "extras": extras,
+        **dict.fromkeys(("terminated", "truncated", "valid"), np.zeros(1, bool)),
+        "initial_state": agent.state_arrays(state), "extras": extras,
     }  # fmt: skip
     fields = {}
     for name, leaf in flatten(trees).items():

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 _WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 _PREFIX = "tinyverse_experiment_"  # names of modules loaded from files begin so
-_OWN = Path(__file__).parents[1]
-_LIBRARIES = [Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
 
 
 def load_module(name: str) -> ModuleType:
@@ -51,9 +49,7 @@ def load_module(name: str) -> ModuleType:
     else:
         raise ExperimentError(f"{name} is no file, no module and no packaged example.{_hint(name)}")
     if not callable(getattr(module, "make_experiment", None)):
-        raise ExperimentError(
-            f"{name} has no function make_experiment(); define one that returns a tinyverse.Experiment."
-        )
+        raise ExperimentError(f"{name} has no function make_experiment(); define one that returns an Experiment.")
     return module
 
 
@@ -79,9 +75,7 @@ def defaults(module: ModuleType) -> dict[str, Any]:
     parameters = inspect.signature(module.make_experiment).parameters
     for name, parameter in parameters.items():
         if parameter.default is inspect.Parameter.empty:
-            raise ExperimentError(
-                f"make_experiment({name}) has no default; give every argument one: they are the settings."
-            )
+            raise ExperimentError(f"make_experiment({name}) has no default; give every argument one: it is a setting.")
     return {name: parameter.default for name, parameter in parameters.items()}
 
 
@@ -122,33 +116,36 @@ def build(module: ModuleType, settings: Mapping[str, Any]) -> Experiment:
     return experiment
 
 
+def rebuild(name: str, settings: Mapping[str, Any]) -> Experiment:
+    """Loads and builds an experiment; another process can, for its name and settings travel and no code does."""
+    return build(load_module(name), settings)
+
+
 def is_ours(error: BaseException) -> bool:
-    """Tells whether tinyverse raised the error itself: no frame of the user's code is in its traceback."""
-    return not any(map(_is_theirs, traceback.extract_tb(error.__traceback__)))
+    """Tells whether no frame of the user's code is in the traceback: tinyverse raised the error itself."""
+    return _first_of_theirs(traceback.extract_tb(error.__traceback__)) is None
 
 
 def user_traceback(error: BaseException) -> str:
-    """Returns the traceback from the user's first frame on.
-
-    For an error in a library that the user imports, the last frame.
-    """
+    """Returns the traceback from the user's first frame on; where there is none, the last frame."""
     frames = traceback.extract_tb(error.__traceback__)
-    first = next((index for index, frame in enumerate(frames) if _is_theirs(frame)), len(frames) - 1)
-    return "".join(traceback.format_list(frames[first:]) + traceback.format_exception_only(error)).rstrip()
+    first = _first_of_theirs(frames)
+    shown = frames[-1:] if first is None else frames[first:]
+    return "".join(traceback.format_list(shown) + traceback.format_exception_only(error)).rstrip()
 
 
-def _is_theirs(frame: traceback.FrameSummary) -> bool:
-    """Tells whether the frame's file is outside this package, Python and installed packages."""
-    path = Path(frame.filename)
-    return not frame.filename.startswith("<") and not any(path.is_relative_to(place) for place in (_OWN, *_LIBRARIES))
+def _first_of_theirs(frames: traceback.StackSummary) -> int | None:
+    """Returns the index of the first frame outside this package, Python and folders of installed packages."""
+    places = [Path(__file__).parents[1], *(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib"))]
+    places += [place for place in map(Path, filter(None, sys.path)) if any(place.glob("*.dist-info"))]
+    for index, frame in enumerate(frames):
+        if not frame.filename.startswith("<") and not any(map(Path(frame.filename).is_relative_to, places)):
+            return index
+    return None
 
 
 def _convert(name: str, value: Any, default: Any) -> Any:
-    """Converts `value`, a string of the command line or a value of a file, to the type of `default`.
-
-    Raises:
-        SettingsError: it cannot be converted.
-    """
+    """Converts `value`, a string of the command line or a value of a file, to the type of `default`."""
     kind = type(default)
     if type(value) is kind and not isinstance(value, (tuple, list)):
         return value
@@ -158,10 +155,9 @@ def _convert(name: str, value: Any, default: Any) -> Any:
         if kind is bool:
             return _WORDS[str(value).lower()]
         if kind in (tuple, list):
-            parts = (
-                [part for part in value.strip("()[] ").split(",") if part.strip()] if isinstance(value, str) else value
-            )
-            return kind(_convert(name, part, default[0] if default else None) for part in parts)
+            if isinstance(value, str):
+                value = [part for part in value.strip("()[] ").split(",") if part.strip()]
+            return kind(_convert(name, part, default[0] if default else None) for part in value)
         if kind in (int, float, str) and isinstance(value, (str, int)):
             return kind(value)
     except (ValueError, KeyError, TypeError):

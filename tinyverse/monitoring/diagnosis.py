@@ -1,17 +1,14 @@
 """Diagnosis: what a run's numbers mean, in sentences: how long a wait will last, how learning goes, who is the bottleneck."""
 
-from __future__ import annotations
-
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
-from tinyverse.core.errors import TinyverseError
-from tinyverse.core.session import SessionSpec
-from tinyverse.database.base import State
-from tinyverse.monitoring.metrics import Row, sparkline
+from tinyverse.monitoring.metrics import sparkline
 
 PLAYS = ("play", "human")
+ROLES = {"train": "trainer", "play": "player", "human": "person", "eval": "evaluator"}
 IDLE = 0.2  # share of its time from which on a side counts as waiting
 ADVICE = {
     "environment": "the environment takes {share:.0%} of a step; add players",
@@ -19,29 +16,8 @@ ADVICE = {
 }
 
 
-def more(facts: Mapping[str, Any], state: State, meta: Mapping[str, str], rows: Sequence[Row]) -> dict[str, Any]:
-    """What `status.gather` adds to its plain facts."""
-    workers = facts["workers"]
-    players = [worker for worker in workers if worker["role"] in PLAYS]
-    steps = sum(worker["steps_per_second"] for worker in players)
-    spec = _spec(meta)
-    per_second = steps / spec.length if spec else None
-    compression = spec.nbytes * facts["sessions"] / facts["bytes"] if spec and facts["bytes"] else None
-    curve = [[row["step"], row["play/return"]] for row in rows if row.get("play/return") is not None and "step" in row]
-    return {
-        "reuse_wanted": None if state.allowance is None else state.reuse,
-        "compression": compression,
-        "steps_per_second": steps,
-        "frames_per_second": sum(worker["steps_per_second"] * worker["frame_skip"] for worker in players),
-        "sessions_per_second": per_second,
-        "curve": curve,
-        "waits": {worker["id"]: sentence for worker in workers if (sentence := wait(worker, per_second))},
-        "bottleneck": bottleneck(facts),
-    }
-
-
 def lines(facts: Mapping[str, Any]) -> list[str]:
-    """The same as sentences; none of a run that does not exist."""
+    """The facts of `status.gather` as sentences; none of a run that does not exist."""
     if not facts["run_id"]:
         return []
     messages = [f"{facts['steps_per_second']:,.0f} steps/s, {facts['frames_per_second']:,.0f} frames/s"]
@@ -59,13 +35,9 @@ def wait(worker: Mapping[str, Any], sessions_per_second: float | None) -> str:
     """
     if not worker["waits_for"]:
         return ""
-    who = {"train": "trainer", "play": "player", "human": "person", "eval": "evaluator"}.get(
-        worker["role"], worker["role"]
-    )
+    who = ROLES.get(worker["role"], worker["role"])
     message = f"{who} waits: {worker['waits_for']}, since {worker['waits_seconds']:.0f} s"
-    found = re.match(r"(\d+) of (\d+) sessions", worker["waits_for"]) or re.match(
-        r"()([\d,]+) more (new )?session", worker["waits_for"]
-    )
+    found = re.match(r"(?:(\d+) of )?([\d,]+) (?:more )?(?:new )?session", worker["waits_for"])
     if found is None or not sessions_per_second:
         return message
     missing = int(found[2].replace(",", "")) - int(found[1] or 0)
@@ -81,11 +53,8 @@ def bottleneck(facts: Mapping[str, Any]) -> str:
     if not trainers:
         return "no trainer is at work; start one"
     if not players:
-        return (
-            "no player is at work yet; start one, or wait for one that is starting"
-            if trainers[0]["waits_for"]
-            else "the trainer learns alone; nobody plays"
-        )
+        waits = "no player is at work yet; start one, or wait for one that is starting"
+        return waits if trainers[0]["waits_for"] else "the trainer learns alone; nobody plays"
     lost = [worker for worker in trainers + players if worker["waits_for"] == "the database"]
     if lost:
         return f"database: {lost[0]['role']} on {lost[0]['host']} waits for it; is the network or the server slow?"
@@ -97,26 +66,16 @@ def bottleneck(facts: Mapping[str, Any]) -> str:
     if player_idle > trainer_idle:
         update = f"an update takes {shares['update']:.0%} of its time; " if "update" in shares else ""
         return f"trainer: {update}give it more threads, a GPU or bf16, or a smaller reuse"
-    stages: dict[str, float] = {}
-    for worker in players:
-        for name, share in worker["stages"].items():
-            stages[name] = stages.get(name, 0.0) + share
+    stages = sum((Counter(worker["stages"]) for worker in players), Counter[str]())
     if not stages:
         return "players: the trainer waits for them; add players"
-    name = max(stages, key=stages.__getitem__)
+    name, share = stages.most_common(1)[0]
     advice = ADVICE.get(name, name + " takes {share:.0%} of a step; add players")
-    return "players: " + advice.format(share=stages[name] / sum(stages.values()))
+    return "players: " + advice.format(share=share / stages.total())
 
 
 def _idle(worker: Mapping[str, Any]) -> float:
     """The share of its time in which a player does nothing."""
-    if worker["waits_for"] and not worker["stages"]:
-        return 1.0
-    return max(0.0, 1 - sum(worker["stages"].values())) if worker["stages"] else 0.0
-
-
-def _spec(meta: Mapping[str, str]) -> SessionSpec | None:
-    try:
-        return SessionSpec.from_json(meta["spec"])
-    except (KeyError, TinyverseError):
-        return None
+    if not worker["stages"]:
+        return float(bool(worker["waits_for"]))
+    return max(0.0, 1 - sum(worker["stages"].values()))

@@ -1,16 +1,11 @@
-"""Metrics: the rows that trainers and evaluators log, and numbers in words.
+"""Metrics: the rows that trainers and evaluators log, and numbers in words."""
 
-A row is a dict of numbers by name, as metrics.jsonl, the database and the writers have it.
-"""
-
-from __future__ import annotations
-
-import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-Row = dict[str, Any]
+import numpy as np
 
+Row = dict[str, Any]  # numbers by name, as metrics.jsonl, the database and the writers have them
 BARS = "▁▂▃▄▅▆▇█"
 CURVE = 40  # points of the sparkline, at most
 
@@ -22,7 +17,7 @@ def split(rows: Iterable[Row]) -> tuple[list[Row], list[Row]]:
 
 
 def growing(rows: Sequence[Row], name: str = "step") -> list[Row]:
-    """The rows without those that were logged after the last checkpoint and before a kill: those steps are made again.
+    """The rows without those that a trainer logged between its last checkpoint and a kill, and whose steps it made again.
 
     Every row has the number `name`, which only grows in the rows that stay.
     """
@@ -39,11 +34,9 @@ def sparkline(values: Sequence[float], width: int = CURVE) -> str:
     >>> sparkline([0, 1, 2, 3])
     '▁▃▆█'
     """
-    count = min(width, len(values))
-    cuts = [round(number * len(values) / count) for number in range(count + 1)]
-    means = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(cuts)]
-    least, span = min(means), max(means) - min(means)
-    return "".join(BARS[round((mean - least) / span * (len(BARS) - 1)) if span else 0] for mean in means)
+    means = np.array([part.mean() for part in np.array_split(values, min(width, len(values)))])
+    heights = (means - means.min()) / (np.ptp(means) or 1.0)
+    return "".join(BARS[round(height * (len(BARS) - 1))] for height in heights)
 
 
 def size(count: float) -> str:

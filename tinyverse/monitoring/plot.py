@@ -1,7 +1,6 @@
 """Plot: learning curves from metrics.jsonl to a PNG; several runs of one kind become a mean and a band."""
 
-from __future__ import annotations
-
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,12 +19,12 @@ def curve(folder: Path, x: str = "step", y: str = "play/return") -> tuple[np.nda
     What a trainer logged after its last checkpoint and before a kill is left out (see `metrics.growing`).
 
     Args:
-        x: the name of a metric, or "minutes" for its `seconds` in minutes.
+        x: the name of a metric, or "minutes".
     Raises:
         SettingsError: there are none.
     """
     name, unit = ("seconds", 60.0) if x == "minutes" else (x, 1.0)
-    rows = RunFolder(folder).metrics()
+    rows = RunFolder(folder).rows()
     points = growing([row for row in rows if row.get(name) is not None and row.get(y) is not None], name)
     if not points:
         there = sorted({key for row in rows for key, value in row.items() if value is not None})
@@ -55,35 +54,29 @@ def plot_curves(
     Raises:
         SettingsError: a run has no such curve, or the runs of a group have no stretch of x in common.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     drawn = {label: [curve(folder, x, y) for folder in folders] for label, folders in groups.items()}
+    figure = Figure(figsize=(7, 4.2), dpi=120, layout="tight")
+    axes = figure.subplots()
     for label, curves in drawn.items():
-        if max(xs[0] for xs, _ in curves) > min(xs[-1] for xs, _ in curves):
+        begin, end = max(xs[0] for xs, _ in curves), min(xs[-1] for xs, _ in curves)
+        if begin > end:
             raise SettingsError(
                 f"the runs of {label} have no stretch of {x} in common; plot them as curves of their own."
             )
-    figure, axes = pyplot.subplots(figsize=(7, 4.2), dpi=120)
-    for label, curves in drawn.items():
-        grid = np.linspace(max(xs[0] for xs, _ in curves), min(xs[-1] for xs, _ in curves), POINTS)
+        grid = np.linspace(begin, end, POINTS)
         values = np.stack([np.interp(grid, xs, ys) for xs, ys in curves])
         seeds = f" ({len(curves)} seeds, band: lowest to highest)" if len(curves) > 1 else ""
         (line,) = axes.plot(grid, values.mean(0), label=f"{label}{seeds}")
         axes.fill_between(grid, values.min(0), values.max(0), color=line.get_color(), alpha=0.2, linewidth=0)
-    for place, (label, height) in enumerate(levels.items()):
-        axes.axhline(
-            height, color="grey", linewidth=1, linestyle=["--", ":", "-."][place % 3], label=f"{label}: {height:g}"
-        )
+    for style, (label, height) in zip(itertools.cycle(["--", ":", "-."]), levels.items()):
+        axes.axhline(height, color="grey", linewidth=1, linestyle=style, label=f"{label}: {height:g}")
     axes.set_xlabel({"step": "agent steps", "seconds": "seconds"}.get(x, x))
     axes.set_ylabel("mean return, last 100 episodes" if y == "play/return" else y)
     axes.set_title(title)
     axes.grid(alpha=0.3)
     axes.legend(loc="best", frameon=False)
-    figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
-    pyplot.close(figure)
     return path

@@ -4,13 +4,11 @@ Progress    for a loop without an end, or with one far away: shows where it is c
 Bar         for what has an end: a thread shows it, and only if the end is not reached in 2 seconds
 """
 
-from __future__ import annotations
-
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Self, TypeVar
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -36,20 +34,13 @@ class Share(NamedTuple):
     left: str = ""  # how long the rest will take, in words
 
     def __str__(self) -> str:
-        """In words.
-
+        """
         >>> print(Share("environments", 1200, 2000, "3m20s"))
         environments: 1,200 of 2,000, 3m20s left
         """
         done = f": {self.done:,}" if self.done or self.total is not None else ""
         of = "" if self.total is None else f" of {self.total:,}"
         return f"{self.what}{done}{of}{self.left and f', {self.left} left'}"
-
-    def picture(self) -> RenderableType:
-        """As a bar and in words."""
-        grid = Table.grid(padding=(0, 1))
-        grid.add_row(ProgressBar(self.total, self.done, width=30, pulse=not self.done), Text(str(self)))
-        return grid
 
 
 class Progress:
@@ -72,15 +63,14 @@ class Progress:
     ) -> None:
         self._line, self._render, self._share = line, render or (lambda: Text(line())), share
         self._quiet, self._lasting, console = quiet, lasting, Console(stderr=True)
-        self._live: Live | None = None
-        if console.is_terminal and not quiet:
-            out = sys.stdout.isatty()  # what goes to a file must not turn up on the terminal
-            self._live = Live(
-                console=console, auto_refresh=False, transient=not lasting, redirect_stdout=out, get_renderable=self._picture
-            )  # fmt: skip
+        live = Live(
+            console=console, auto_refresh=False, transient=not lasting, get_renderable=self._picture,
+            redirect_stdout=sys.stdout.isatty(),  # what goes to a file must not turn up on the terminal
+        )  # fmt: skip
+        self._live = live if console.is_terminal and not quiet else None
         self._ticker = Ticker(0.5 if self._live else seconds)
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         if self._live:
             self._live.start()
         return self
@@ -104,7 +94,11 @@ class Progress:
 
     def _picture(self) -> RenderableType:
         share = self._share()
-        return Group(self._render(), share.picture()) if share else self._render()
+        if share is None:
+            return self._render()
+        bar = Table.grid(padding=(0, 1))
+        bar.add_row(ProgressBar(share.total, share.done, width=30, pulse=not share.done), Text(str(share)))
+        return Group(self._render(), bar)
 
 
 class Bar:
@@ -113,17 +107,18 @@ class Bar:
         with Bar("environments", 20) as bar:
             for environment in bar.over(environments): ...
 
-    Args:
-        look: called before each refresh, instead of counting in `share`.
+    `refresh` makes the share each time, instead of counting in `share`.
     """
 
     def __init__(
-        self, what: str, total: float | None = None, *, quiet: bool = False, look: Callable[[], Share] | None = None
+        self, what: str, total: float | None = None, *, quiet: bool = False, refresh: Callable[[], Share] | None = None
     ) -> None:
         self.share = Share(what, 0, total)
-        self._look, self._quiet, self._began = look or (lambda: self.share), quiet, time.monotonic()
+        self._refresh, self._began = refresh or (lambda: self.share), time.monotonic()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
+        if quiet:
+            self._closing.set()
 
     def count(self, more: float = 1) -> None:
         """So much more is done."""
@@ -135,15 +130,13 @@ class Bar:
             yield thing
             self.count()
 
-    def __enter__(self) -> Bar:
-        if not self._quiet:
-            self._thread.start()
+    def __enter__(self) -> Self:
+        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._closing.set()
-        if not self._quiet:
-            self._thread.join()
+        self._thread.join()
 
     def _run(self) -> None:
         if self._closing.wait(QUICK):
@@ -154,7 +147,7 @@ class Bar:
 
     def _now(self) -> Share:
         """The share, and how long the rest takes if it goes on like that."""
-        share = self._look()
+        share = self._refresh()
         if not share.done or share.total is None:
             return share
         seconds = (time.monotonic() - self._began) * (share.total - share.done) / share.done

@@ -4,8 +4,6 @@ Atari (reference_scores.json): a random player, a professional tester, and DQN a
 Others: the return at which Gymnasium's registry says that the environment is solved.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

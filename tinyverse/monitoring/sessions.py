@@ -5,6 +5,7 @@ Imports torch only to ask an agent. Reads the database; only `push` writes to it
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -15,24 +16,20 @@ from tinyverse.core import nest
 from tinyverse.core.errors import CodecError, DatabaseError, SettingsError, SpecError
 from tinyverse.core.run_config import experiment_and_settings
 from tinyverse.core.session import Session, SessionSpec
-from tinyverse.database.base import Database, State
-from tinyverse.database.cursor import BEGINNING, is_behind, is_position, just_before
+from tinyverse.database.base import BEGINNING, Database, State, is_behind, is_session_id, just_before
 from tinyverse.envs.video import picture
 
 if TYPE_CHECKING:
     from tinyverse.agents.torch_agent import TorchAgent
 
+Entry = tuple[str, bytes]  # a stored session: its id, and what was pushed
 AT_ONCE = 64  # sessions in one read or push
-PUSH_BYTES = 16 << 20  # in one push
+PUSH_BYTES = 16 << 20  # of arrays in one push, and one session more
 CELL = 24  # pixels of a number in the picture of an observation without images
 
 
 def spec_of(database: Database, run: str) -> tuple[dict[str, str], SessionSpec]:
-    """What the run's workers agreed on, and the spec of its sessions.
-
-    Raises:
-        DatabaseError: there is no such run.
-    """
+    """What the run's workers agreed on, and the spec of its sessions. Raises DatabaseError where there is no such run."""
     meta = database.meta()
     if not meta:
         raise DatabaseError(f"there is no run {run} on this server. `tinyverse info` names those there are.")
@@ -40,8 +37,8 @@ def spec_of(database: Database, run: str) -> tuple[dict[str, str], SessionSpec]:
     return meta, SessionSpec.from_json(meta["spec"])
 
 
-def every(database: Database) -> Iterator[tuple[str, bytes]]:
-    """(id, bytes) of every stored session, oldest first."""
+def every(database: Database) -> Iterator[Entry]:
+    """Every stored session, oldest first."""
     after = BEGINNING
     while entries := database.read(after, AT_ONCE)[0]:
         yield from entries
@@ -49,11 +46,7 @@ def every(database: Database) -> Iterator[tuple[str, bytes]]:
 
 
 def decoded(
-    entries: Iterable[tuple[str, bytes]],
-    spec: SessionSpec,
-    *,
-    human: bool = False,
-    on_damaged: Callable[[str, Exception], object],
+    entries: Iterable[Entry], spec: SessionSpec, *, on_damaged: Callable[[str, Exception], object], human: bool = False
 ) -> Iterator[tuple[str, Session]]:
     """(id, session) of the entries that can be read; with `human`, only of those that people played.
 
@@ -71,19 +64,15 @@ def decoded(
 
 
 def find(database: Database, spec: SessionSpec, run: str, key: str | None) -> tuple[str, Session]:
-    """The session with this id, or the newest.
-
-    Raises:
-        SettingsError: `key` is no id, or there is no such session.
-    """
+    """The session with this id, or the newest. Raises SettingsError where there is no such id or session."""
     if key is None:
         entries = database.newest(1)
-    else:
-        if not is_position(key):
-            raise SettingsError(
-                f"{key!r} is no session's id; they look like 1700000000000-0, as `sessions ls` prints them."
-            )
+    elif is_session_id(key):
         entries = [(key, blob) for found, blob in database.read(just_before(key), 1)[0] if is_behind(found, key)]
+    else:
+        raise SettingsError(
+            f"{key!r} is no session's id; they look like 1700000000000-0, as `sessions ls` prints them."
+        )
     if not entries:
         raise SettingsError(
             f"run {run} has no session {key or 'yet'}; `sessions ls` names the newest. Old ones make room."
@@ -92,32 +81,20 @@ def find(database: Database, spec: SessionSpec, run: str, key: str | None) -> tu
 
 
 def push(
-    database: Database, sessions: Iterable[Session], should_stop: Callable[[], bool], on_pushed: Callable[[int], object]
-) -> int:
-    """Pushes sessions under the names of their players, and waits for the trainer as players do; returns how many."""
-    pushed = 0
-    for part in _bounded(sessions):
+    database: Database, spec: SessionSpec, sessions: Iterator[Session], should_stop: Callable[[], bool]
+) -> Iterator[int]:
+    """Pushes sessions under the names of their players, and waits for the trainer as players do.
+
+    Yields how many it has pushed, each time.
+    """
+    at_once = min(AT_ONCE, 1 + PUSH_BYTES // spec.nbytes)
+    while part := [session.encode() for session in itertools.islice(sessions, at_once)]:
         while not database.state().may_play and any(worker.role == "train" for worker in database.workers()):
             if should_stop():
-                return pushed
+                return
             time.sleep(0.1)
-        database.append([session.encode() for session in part])
-        pushed += len(part)
-        on_pushed(len(part))
-    return pushed
-
-
-def _bounded(sessions: Iterable[Session]) -> Iterator[list[Session]]:
-    """Parts of at most AT_ONCE sessions, and of hardly more than PUSH_BYTES."""
-    part, size = list[Session](), 0
-    for session in sessions:
-        part.append(session)
-        size += sum(array.nbytes for array in session.arrays.values())
-        if len(part) == AT_ONCE or size >= PUSH_BYTES:
-            yield part
-            part, size = [], 0
-    if part:
-        yield part
+        database.append(part)
+        yield len(part)
 
 
 def summary(key: str, session: Session, state: State) -> dict[str, Any]:
@@ -126,7 +103,7 @@ def summary(key: str, session: Session, state: State) -> dict[str, Any]:
     return {
         "id": key, "player": metadata.get("player", ""), "human": session.human, "sequence": int(metadata["sequence"]),
         "version": int(metadata["version"]), "lag": max(0, state.update - int(metadata["update"])),
-        "steps": int(session.alive.sum()), "reward": float(session.rewards[session.alive].sum()),
+        "steps": int(session.valid.sum()), "reward": float(session.rewards[session.valid].sum()),
         "episodes": [total for total, _ in session.episodes],
     }  # fmt: skip
 
@@ -134,46 +111,48 @@ def summary(key: str, session: Session, state: State) -> dict[str, Any]:
 def steps_of(
     session: Session, value: np.ndarray | None = None, entropy: np.ndarray | None = None
 ) -> list[dict[str, Any]]:
-    """A row per step with plain values; None where the session does not know.
-
-    Args:
-        value, entropy: [T] of an agent that was asked; else what the player's agent noted when it played.
-    """
+    """A row per step with plain values; None where neither `value` and `entropy` [T] nor the player's notes know."""
     extras, rows = session.extras, []
-    value = extras.get("behaviour_value") if value is None else value
     if entropy is None and "behaviour_logits" in extras:
-        entropy = _entropy(extras["behaviour_logits"])
-    log_prob = extras.get("behaviour_log_prob")
+        chances = softmax(extras["behaviour_logits"])
+        entropy = -(chances * np.log(np.maximum(chances, np.finfo(np.float32).tiny))).sum(-1)
+    known = {
+        "value": extras.get("behaviour_value") if value is None else value,
+        "entropy": entropy,
+        "log_prob": extras.get("behaviour_log_prob"),
+    }
     for t in range(len(session.rewards)):
-        end = ("terminated" * bool(session.terminated[t])) or ("truncated" * bool(session.truncated[t]))
-        rows.append({
-            "step": t, "action": nest.map(lambda leaf, t=t: leaf[t].tolist(), session.actions), "reward": float(session.rewards[t]),
-            "value": _at(value, t), "entropy": _at(entropy, t), "log_prob": _at(log_prob, t),
-            "terminated": bool(session.terminated[t]), "truncated": bool(session.truncated[t]), "alive": bool(session.alive[t]),
-            "end": end if session.alive[t] else "reset",
-        })  # fmt: skip
+        ends = {name: bool(getattr(session, name)[t]) for name in ("terminated", "truncated", "valid")}
+        numbers = {name: None if array is None or array.ndim != 1 else float(array[t]) for name, array in known.items()}
+        end = next((name for name in ("terminated", "truncated") if ends[name]), "") if ends["valid"] else "reset"
+        action = nest.map(lambda leaf, t=t: leaf[t].tolist(), session.actions)
+        rows.append({"step": t, "action": action, "reward": float(session.rewards[t]), **numbers, **ends, "end": end})
     return rows
 
 
-def frames_of(session: Session) -> Iterator[np.ndarray]:
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """[…, A] probabilities of logits."""
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    return weights / weights.sum(-1, keepdims=True)
+
+
+def frames_of(session: Session) -> list[np.ndarray]:
     """[H, W] or [H, W, 3] uint8 of each observation: the image in it, or else its numbers as grey cells.
 
     A number is black at its least and white at its most within the session.
     """
-    if picture(nest.map(lambda leaf: leaf[:1], session.observations)) is not None:
-        for t in range(len(session.rewards) + 1):
-            frame = picture(nest.map(lambda leaf, t=t: leaf[t : t + 1], session.observations))
-            assert frame is not None
-            yield frame
-        return
-    rows = [leaf.reshape(len(leaf), -1).astype(np.float64) for leaf in nest.leaves(session.observations)]
-    table = np.nan_to_num(np.concatenate(rows, axis=1), posinf=0.0, neginf=0.0)
+    observations = session.observations
+    steps = (nest.map(lambda leaf, t=t: leaf[t : t + 1], observations) for t in range(len(session.rewards) + 1))
+    images = [image for step in steps if (image := picture(step)) is not None]
+    if images:
+        return images
+    numbers = [leaf.reshape(len(leaf), -1).astype(np.float64) for leaf in nest.leaves(observations)]
+    table = np.nan_to_num(np.concatenate(numbers, axis=1), posinf=0.0, neginf=0.0)
     least, most = table.min(0), table.max(0)
     grey = (255 * (table - least) / np.where(most > least, most - least, 1)).astype(np.uint8)
     side = int(np.ceil(np.sqrt(grey.shape[1])))
     grey = np.pad(grey, ((0, 0), (0, side * -(-grey.shape[1] // side) - grey.shape[1])))
-    for row in grey:
-        yield row.reshape(-1, side).repeat(CELL, 0).repeat(CELL, 1)
+    return [row.reshape(-1, side).repeat(CELL, 0).repeat(CELL, 1) for row in grey]
 
 
 def evaluate_states(agent: TorchAgent, session: Session) -> dict[str, np.ndarray]:
@@ -191,10 +170,10 @@ def evaluate_states(agent: TorchAgent, session: Session) -> dict[str, np.ndarray
         return torch.from_numpy(np.array(array))
 
     rows = nest.map(lambda leaf: tensor(leaf)[:, None], session.observations)
-    memory = nest.map(lambda leaf: tensor(leaf)[None], session.initial_memory)
-    first = torch.cat([torch.zeros(1, dtype=torch.bool), ~tensor(session.alive)])[:, None]
+    state = nest.map(lambda leaf: tensor(leaf)[None], session.initial_state)
+    is_first = torch.cat([torch.zeros(1, dtype=torch.bool), ~tensor(session.valid)])[:, None]
     with torch.inference_mode():
-        outputs, _ = agent.network(rows, memory, first)
+        outputs, _ = agent.network(rows, state, is_first)
         policy = agent.network.distribution(outputs.policy)
         computed = {"value": outputs.values, "entropy": policy.entropy()}
         if isinstance(policy, Categorical):
@@ -202,15 +181,3 @@ def evaluate_states(agent: TorchAgent, session: Session) -> dict[str, np.ndarray
         if isinstance(agent, QAgent):
             computed["q"] = agent.q_values(outputs)
     return {name: rows[:-1, 0].float().numpy() for name, rows in computed.items()}
-
-
-def _entropy(logits: np.ndarray) -> np.ndarray:
-    """[T] −Σ p log p of logits [T, A]."""
-    shifted = logits - logits.max(-1, keepdims=True)
-    weights = np.exp(shifted)
-    total = weights.sum(-1)
-    return np.maximum(np.log(total) - (weights * shifted).sum(-1) / total, 0.0)
-
-
-def _at(column: np.ndarray | None, t: int) -> float | None:
-    return None if column is None or column.ndim != 1 else float(column[t])

@@ -1,21 +1,18 @@
-"""Status: all that is known of a run, as one dict with stable keys: what everyone does, what each waits for, how learning goes.
-
-`info --json` prints it. Panel, dashboard and diagnosis are made from it.
-"""
-
-from __future__ import annotations
+"""Status: all that is known of a run, as one dict with stable keys, for `info --json`, the panel and the dashboard."""
 
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tinyverse.core.errors import TinyverseError
+from tinyverse.core.session import SessionSpec
 from tinyverse.database.base import Database
 from tinyverse.monitoring import diagnosis, metrics
 
 RECENT = 100  # episodes in a mean return
-ROWS = 300  # of the log, among which the newest evaluation is looked for
+ROWS = 300  # of the log, that are searched for the newest evaluation
 ERROR = ("when", "role", "host", "error", "traceback")  # of a row, by `database.base.log_error`
 
 
@@ -26,22 +23,38 @@ def gather(database: Database, name: str) -> dict[str, Any]:
     returns = [episode["return"] for episode in episodes if not episode.get("human")]
     human = [episode["return"] for episode in episodes if episode.get("human")]
     rows, evaluations = metrics.split(database.metrics(ROWS))
-    counters = database.counters()
+    counters, spec = database.counters(), _spec(meta)
+    workers = [dataclasses.asdict(worker) for worker in sorted(database.workers(), key=lambda worker: worker.id)]
+    players = [worker for worker in workers if worker["role"] in diagnosis.PLAYS]
+    steps = sum(worker["steps_per_second"] for worker in players)
+    per_second = steps / spec.length if spec else None
     facts = {
         "run": name,
         "experiment": meta.get("experiment"),
         "settings": json.loads(meta["settings"]) if meta else {},
         "run_id": state.run_id, "version": state.version, "update": state.update, "step": state.step,
-        "inserted": state.inserted, "delivered": state.delivered,
+        "inserted": state.inserted, "sampled": state.sampled,
         "sessions": size["sessions"], "bytes": size["bytes"], "capacity": state.capacity,
-        "reuse": state.delivered / state.inserted if state.inserted else None,
+        "compression": spec.nbytes * size["sessions"] / size["bytes"] if spec and size["bytes"] else None,
+        "reuse": state.sampled / state.inserted if state.inserted else None,
+        "reuse_wanted": None if state.max_ahead is None else state.reuse,
         "mean_return": _mean(returns), "episodes": len(returns),
-        "workers": [dataclasses.asdict(worker) for worker in sorted(database.workers(), key=lambda worker: worker.id)],
+        "curve": [[row["step"], row["play/return"]] for row in rows if None not in map(row.get, ("step", "play/return"))],
+        "workers": workers, "steps_per_second": steps, "sessions_per_second": per_second,
+        "frames_per_second": sum(worker["steps_per_second"] * worker["frame_skip"] for worker in players),
+        "waits": {worker["id"]: sentence for worker in workers if (sentence := diagnosis.wait(worker, per_second))},
         "human_sessions": counters.pop("human", 0), "human_return": _mean(human),
         "counters": counters, "metrics": rows[-1] if rows else {}, "evaluation": evaluations[-1] if evaluations else {},
         "errors": [row for row in database.errors() if all(isinstance(row.get(name), str) for name in ERROR)],
     }  # fmt: skip
-    return facts | diagnosis.more(facts, state, meta, rows)
+    return facts | {"bottleneck": diagnosis.bottleneck(facts)}
+
+
+def _spec(meta: Mapping[str, str]) -> SessionSpec | None:
+    try:
+        return SessionSpec.from_json(meta["spec"])
+    except (KeyError, TinyverseError):
+        return None
 
 
 def _is_number(value: Any) -> bool:

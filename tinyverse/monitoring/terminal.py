@@ -1,7 +1,5 @@
 """Terminal: what is known of a run (see `status`) for people: `info`, `info --watch`, `info --errors`, `run`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,16 +1,11 @@
 """Writers: places for a trainer's rows beside metrics.jsonl: TensorBoard, Weights & Biases, MLflow, Prometheus.
 
-    write(row)                 numbers by name, `step` among them; arrays become histograms where the place has them
-    video(name, path, step)    a .webm
-    close()
-
 `TrainLog` writes a row to all of them each interval. `open_writer` refuses what is not installed before training starts.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib.util
+import io
 import logging
 import math
 import re
@@ -33,11 +28,10 @@ VIDEO_FRAMES = 300  # of a video shown by TensorBoard, as a GIF
 
 
 class Writer(Protocol):
-    """A place for rows and videos. A lost place must not end training: callers catch what it raises."""
+    """A place for rows. A lost place must not end training: callers catch what it raises."""
 
-    def write(self, row: Mapping[str, Any]) -> None: ...
-
-    def video(self, name: str, path: Path, step: int) -> None: ...
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Writes numbers by name, `step` among them. Arrays become histograms where the place has them."""
 
     def close(self) -> None: ...
 
@@ -58,10 +52,21 @@ class TensorBoard:
                 self._events.add_scalar(name, value, row["step"])
 
     def video(self, name: str, path: Path, step: int) -> None:
+        """Shows the first frames of a .webm, as a GIF."""
+        import cv2
+        from PIL import Image
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        gif, (height, width) = _gif(path)
-        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=gif)
+        video, frames, gif = cv2.VideoCapture(str(path)), list[Any](), io.BytesIO()
+        while len(frames) < VIDEO_FRAMES and (read := video.read())[0]:
+            frames.append(Image.fromarray(cv2.cvtColor(read[1], cv2.COLOR_BGR2RGB)))
+        milliseconds = 1000 / (video.get(cv2.CAP_PROP_FPS) or 30)
+        video.release()
+        if not frames:
+            raise SettingsError(f"{path} is no video that can be read.")
+        frames[0].save(gif, "GIF", save_all=True, append_images=frames[1:], duration=milliseconds, loop=0)
+        width, height = frames[0].size
+        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=gif.getvalue())
         self._events._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
 
     def flush(self) -> None:
@@ -91,9 +96,6 @@ class WandB:
         histograms = {name: self._wandb.Histogram(value) for name, value in _arrays(row).items()}
         self._run.log(_numbers(row) | histograms, step=int(row["step"]))
 
-    def video(self, name: str, path: Path, step: int) -> None:
-        self._run.log({name: self._wandb.Video(str(path), format="webm")}, step=step)
-
     def close(self) -> None:
         self._run.finish()
 
@@ -122,9 +124,6 @@ class MLflow:
         for name, value in (_numbers(row) | means).items():
             self._client.log_metric(self._run, name, value, step=int(row["step"]))
 
-    def video(self, name: str, path: Path, step: int) -> None:
-        self._client.log_artifact(self._run, str(path), name)
-
     def close(self) -> None:
         self._client.set_terminated(self._run)
 
@@ -134,8 +133,6 @@ class Prometheus:
 
     Args:
         place: "9100", which only this machine reaches, or "HOST:PORT".
-    Raises:
-        SettingsError: that is no port, or it cannot be listened on.
     """
 
     def __init__(self, place: str, labels: Mapping[str, str]) -> None:
@@ -144,8 +141,7 @@ class Prometheus:
         host, _, port = place.rpartition(":")
         if not port.isdecimal() or int(port) > 65535:
             raise SettingsError(f"--metrics-port {place}: give a port, or HOST:PORT for other machines to reach it.")
-        self._labels = dict(labels)
-        self._row: Mapping[str, Any] = {}
+        self._labels, self._row = dict(labels), dict[str, Any]()
         registry = CollectorRegistry()
         registry.register(self)
         try:
@@ -165,10 +161,7 @@ class Prometheus:
             yield gauge
 
     def write(self, row: Mapping[str, Any]) -> None:
-        self._row = row
-
-    def video(self, name: str, path: Path, step: int) -> None:
-        """Prometheus has no videos."""
+        self._row = dict(row)
 
     def close(self) -> None:
         self._server.shutdown()
@@ -187,25 +180,20 @@ def check_writer(name: str) -> None:
 
 
 def open_writer(name: str, folder: RunFolder) -> Writer:
-    """The writer of this name.
-
-    Raises:
-        SettingsError: there is none, it is not installed, or it does not let us in.
-    """
+    """The writer of this name. Raises SettingsError where it cannot be used."""
     check_writer(name)
     try:
         return WRITERS[name](folder)
     except Exception as error:  # theirs, of any kind: no account, no network, another schema
-        raise SettingsError(
-            f"--track {name} cannot be used: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}."
-        ) from error
+        first = (str(error).splitlines() or [""])[0]
+        raise SettingsError(f"--track {name} cannot be used: {type(error).__name__}: {first}.") from error
 
 
 class TrainLog:
     """Writes a row of the trainer's numbers each interval: to metrics.jsonl, the database and the writers.
 
     Args:
-        row: makes the row; `latest` is the newest one.
+        row: makes the row.
         arrays: makes what writers get beside the row.
     """
 
@@ -222,8 +210,8 @@ class TrainLog:
         self.latest: dict[str, Any] = {}
         self._row, self._folder, self._database = row, folder, database
         self._ticker = Ticker(seconds, later=True)
-        self._began = time.monotonic()
-        self._seconds_before = max((row.get("seconds", 0.0) for row in folder.metrics()), default=0.0)
+        # on the monotonic clock: as if the run had never been interrupted
+        self._began = time.monotonic() - max((row.get("seconds", 0.0) for row in folder.rows()), default=0.0)
         self._writers, self._arrays = list(writers), arrays
 
     def turn(self) -> None:
@@ -232,30 +220,27 @@ class TrainLog:
             self.write()
 
     def write(self) -> None:
-        self.latest = {"seconds": round(self._seconds_before + time.monotonic() - self._began, 1), **self._row()}
+        self.latest = {"seconds": round(time.monotonic() - self._began, 1), **self._row()}
         try:
-            self._to_disk()
+            self._folder.log(self.latest)
+            if not any(isinstance(writer, TensorBoard) for writer in self._writers):
+                self._writers.append(TensorBoard(self._folder))
         except OSError as error:
             logger.warning("%s/ cannot be written to (%s). Training goes on.", self._folder.path, error)
         with contextlib.suppress(DatabaseError):  # the files have it
             self._database.log_metrics(self.latest)
-
-    def close(self) -> None:
-        self.write()
-        for writer in self._writers:
-            with contextlib.suppress(OSError):
-                writer.close()
-
-    def _to_disk(self) -> None:
-        self._folder.log(self.latest)
-        if not any(isinstance(writer, TensorBoard) for writer in self._writers):
-            self._writers.append(TensorBoard(self._folder))
         whole = {**self.latest, **self._arrays()}
         for writer in self._writers:
             try:
                 writer.write(whole)
             except Exception as error:  # theirs, of any kind; the files have the row
                 logger.warning("%s took no row (%s). Training goes on.", type(writer).__name__, error)
+
+    def close(self) -> None:
+        self.write()
+        for writer in self._writers:
+            with contextlib.suppress(OSError):
+                writer.close()
 
 
 def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
@@ -264,23 +249,3 @@ def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
 
 def _arrays(row: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return {name: value for name, value in row.items() if isinstance(value, np.ndarray) and value.size}
-
-
-def _gif(path: Path) -> tuple[bytes, tuple[int, int]]:
-    """The video's first frames as a GIF, and their (height, width)."""
-    import io
-
-    import cv2
-    from PIL import Image
-
-    video = cv2.VideoCapture(str(path))
-    frames: list[Any] = []
-    while len(frames) < VIDEO_FRAMES and (read := video.read())[0]:
-        frames.append(Image.fromarray(cv2.cvtColor(read[1], cv2.COLOR_BGR2RGB)))
-    milliseconds = 1000 / (video.get(cv2.CAP_PROP_FPS) or 30)
-    video.release()
-    if not frames:
-        raise SettingsError(f"{path} is no video that can be read.")
-    made = io.BytesIO()
-    frames[0].save(made, "GIF", save_all=True, append_images=frames[1:], duration=milliseconds, loop=0)
-    return made.getvalue(), (frames[0].height, frames[0].width)

@@ -44,37 +44,31 @@ class Attention(Stage):
         self.norm, self.norm_mlp = nn.LayerNorm(size), nn.LayerNorm(size)
         self.query, self.mix = (orthogonal(nn.Linear(size, size), 1.0) for _ in range(2))
         self.key_value = orthogonal(nn.Linear(size, 2 * size), 1.0)
-        self.nearness = nn.Parameter(
-            torch.zeros(self.heads, self.memory + 1)
-        )  # [heads, distance]; distance 0 is the row itself
-        self.mlp = nn.Sequential(
-            orthogonal(nn.Linear(size, 4 * size)), nn.ReLU(), orthogonal(nn.Linear(4 * size, size))
-        )
+        self.nearness = nn.Parameter(torch.zeros(self.heads, self.memory + 1))  # by distance; 0 is the row itself
+        wide = orthogonal(nn.Linear(size, 4 * size))
+        self.mlp = nn.Sequential(wide, nn.ReLU(), orthogonal(nn.Linear(4 * size, size)))
         self.gate, self.gate_mlp = Gate(size), Gate(size)
         return size
 
-    def initial_memory(self, n: int, device: torch.device) -> nest.Tree:
+    def initial_state(self, n: int, device: torch.device) -> nest.Tree:
         return {
             "embeddings": torch.zeros(n, self.memory, self.size, device=device),
             "valid": torch.zeros(n, self.memory, dtype=torch.bool, device=device),
         }
 
-    def forward(self, x: Tensor, memory: nest.Tree, first: Tensor) -> tuple[Tensor, nest.Tree]:
+    def forward(self, x: Tensor, state: nest.Tree, is_first: Tensor) -> tuple[Tensor, nest.Tree]:
         weight = self.embed.weight
         with in_full_precision(x.device):
             e = self.embed(x.flatten(2).to(weight.dtype))
-            history = torch.cat([memory["embeddings"].transpose(0, 1).to(weight.dtype), e])  # row t at memory + t
-            seen, valid = visible(memory["valid"], first)
+            history = torch.cat([state["embeddings"].transpose(0, 1).to(weight.dtype), e])  # row t at memory + t
+            seen, valid = visible(state["valid"], is_first)
             y = self.gate(e, functional.relu(self._attend(history, seen)))
             y = self.gate_mlp(y, functional.relu(self.mlp(self.norm_mlp(y))))
         newest = history[-self.memory :].transpose(0, 1).float() * valid[..., None]
         return y, {"embeddings": newest, "valid": valid}
 
     def _attend(self, history: Tensor, seen: Tensor) -> Tensor:
-        """Returns the attention's output [T, B, size] over `history` [memory + T, B, size].
-
-        `seen` is [B, T, memory + T].
-        """
+        """Returns [T, B, size] of `history` [memory + T, B, size], of which row t sees `seen` [B, T, memory + T]."""
         normed, steps = self.norm(history), seen.shape[1]
         queries = self._apart(self.query(normed[-steps:]))
         keys, values = (self._apart(part) for part in self.key_value(normed).chunk(2, -1))
@@ -107,18 +101,21 @@ class Gate(nn.Module):
         return (1 - z) * x + z * (h_y + self.rx(r * x)).tanh()
 
 
-def visible(valid: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
+def visible(valid: Tensor, is_first: Tensor) -> tuple[Tensor, Tensor]:
     """Returns which places of the history each row may attend to: itself and the M before it, within its episode.
 
     Args:
         valid: [B, M] bool: which places of the recurrent state hold an embedding; row t is at place M + t.
-        first: [T, B] bool: an episode begins at this row.
+        is_first: [T, B] bool: an episode begins at this row.
     Returns:
         [B, T, M + T] bool, and the `valid` [B, M] of the newest M places after the last row.
     """
-    past, (steps, num_envs) = valid.shape[1], first.shape
-    places, rows = torch.arange(past + steps, device=first.device), torch.arange(steps, device=first.device)[:, None]
-    oldest = torch.where(first, rows + past, 0).cummax(0).values.t()[..., None]  # [B, T, 1]
+    past, (steps, num_envs) = valid.shape[1], is_first.shape
+    places, rows = (
+        torch.arange(past + steps, device=is_first.device),
+        torch.arange(steps, device=is_first.device)[:, None],
+    )
+    oldest = torch.where(is_first, rows + past, 0).cummax(0).values.t()[..., None]  # [B, T, 1]
     held = torch.cat([valid, valid.new_ones(num_envs, steps)], 1)
     near = (places >= rows) & (places <= rows + past)
     seen = near & held[:, None] & (places >= oldest)

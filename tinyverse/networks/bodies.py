@@ -1,7 +1,7 @@
 """Bodies: from embeddings to features along time. This module has their interface `Stage` and those without own layers.
 
-A stage takes (x [T, B, …], state, first [T, B]) and returns (y [T, B, D], new state). The recurrent state is a tree of
-[B, …] tensors. It belongs before row 0 and is reset before every row where `first` is True. The same forward pass
+A stage takes (x [T, B, …], state, is_first [T, B]) and returns (y [T, B, D], new state). The recurrent state is a tree of
+[B, …] tensors. It belongs before row 0 and is reset before every row where `is_first` is True. The same forward pass
 therefore serves acting (T = 1, the state goes from call to call) and training (a whole slice). Stages with layers of
 their own are in `recurrent` and `attention`. Any trunk, such as MLP(256), can be a body without a state.
 """
@@ -21,17 +21,17 @@ from tinyverse.networks.trunks import Identity
 
 
 class Stage(nn.Module):
-    """A part of a network that sees time. Subclasses define `build`, `forward` and, with a state, `initial_memory`."""
+    """A part of a network that sees time. Subclasses define `build`, `forward` and, with a state, `initial_state`."""
 
     def build(self, shape: tuple[int, ...], dtype: torch.dtype) -> int:
         """Makes the layers for the shape and dtype of one observation, and returns the number of features."""
         raise NotImplementedError(f"{type(self).__name__} must define build()")
 
-    def initial_memory(self, n: int, device: torch.device) -> nest.Tree:
+    def initial_state(self, n: int, device: torch.device) -> nest.Tree:
         """Returns the recurrent state of `n` environments at the beginning of an episode; `()` for none."""
         return ()
 
-    def forward(self, x: Tensor, memory: nest.Tree, first: Tensor) -> tuple[Tensor, nest.Tree]:
+    def forward(self, x: Tensor, state: nest.Tree, is_first: Tensor) -> tuple[Tensor, nest.Tree]:
         raise NotImplementedError(f"{type(self).__name__} must define forward()")
 
 
@@ -48,9 +48,9 @@ class FeedForward(Stage):
         with torch.no_grad():
             return self.module(torch.zeros(2, *shape, dtype=dtype))[0].numel()
 
-    def forward(self, x: Tensor, memory: nest.Tree, first: Tensor) -> tuple[Tensor, nest.Tree]:
-        steps, num_envs = first.shape
-        return self.module(x.flatten(0, 1)).reshape(steps, num_envs, -1), memory
+    def forward(self, x: Tensor, state: nest.Tree, is_first: Tensor) -> tuple[Tensor, nest.Tree]:
+        steps, num_envs = is_first.shape
+        return self.module(x.flatten(0, 1)).reshape(steps, num_envs, -1), state
 
 
 class Stack(Stage):
@@ -68,14 +68,14 @@ class Stack(Stage):
             features = build_stage(stage, (features,), torch.float32, f"{features} features of {kind(before)}")
         return features
 
-    def initial_memory(self, n: int, device: torch.device) -> nest.Tree:
-        return initial_memories(self._named(), n, device)
+    def initial_state(self, n: int, device: torch.device) -> nest.Tree:
+        return initial_states(self._named(), n, device)
 
-    def forward(self, x: Tensor, memory: nest.Tree, first: Tensor) -> tuple[Tensor, nest.Tree]:
-        memory = dict(memory)
+    def forward(self, x: Tensor, state: nest.Tree, is_first: Tensor) -> tuple[Tensor, nest.Tree]:
+        state = dict(state)
         for name, stage in self._named().items():
-            x = run_stage(name, stage, x, memory, first)
-        return x, memory
+            x = run_stage(name, stage, x, state, is_first)
+        return x, state
 
     def _named(self) -> dict[str, Stage]:
         return {f"stage{i}": stage for i, stage in enumerate(self.stages)}
@@ -99,30 +99,30 @@ class Window(Stage):
         self.shape, self.dtype = shape, dtype
         return self.trunk.build((self.k * shape[0], *shape[1:]) if len(shape) == 3 else (self.k, *shape), dtype)
 
-    def initial_memory(self, n: int, device: torch.device) -> nest.Tree:
+    def initial_state(self, n: int, device: torch.device) -> nest.Tree:
         return torch.zeros(n, self.k - 1, *self.shape, dtype=self.dtype, device=device)
 
-    def forward(self, x: Tensor, memory: nest.Tree, first: Tensor) -> tuple[Tensor, nest.Tree]:
-        windows = stack_windows(x, memory, first)
+    def forward(self, x: Tensor, state: nest.Tree, is_first: Tensor) -> tuple[Tensor, nest.Tree]:
+        windows = stack_windows(x, state, is_first)
         stacked = windows.flatten(2, 3) if len(self.shape) == 3 else windows
-        return self.trunk(stacked, (), first)[0], windows[-1, :, 1:]
+        return self.trunk(stacked, (), is_first)[0], windows[-1, :, 1:]
 
 
-def stack_windows(frames: Tensor, memory: Tensor, first: Tensor) -> Tensor:
+def stack_windows(frames: Tensor, state: Tensor, is_first: Tensor) -> Tensor:
     """Returns windows of the newest frames of the episode, for all rows at once.
 
     Args:
         frames: [T, B, …].
-        memory: [B, k−1, …] the frames before them, oldest first.
-        first: [T, B] bool; frames before such a row belong to another episode and become zeros.
+        state: [B, k−1, …] the frames before them, oldest first.
+        is_first: [T, B] bool; frames before such a row belong to another episode and become zeros.
     Returns:
         [T, B, k, …], newest last.
     """
-    (steps, num_envs), past = first.shape, memory.shape[1]
+    (steps, num_envs), past = is_first.shape, state.shape[1]
     nothing = torch.zeros_like(frames[:1])
-    history = torch.cat([memory.transpose(0, 1), frames, nothing])  # row t of `frames` is at past + t
+    history = torch.cat([state.transpose(0, 1), frames, nothing])  # row t of `frames` is at past + t
     rows = torch.arange(steps, device=frames.device)[:, None]
-    begun = torch.where(first, rows + past, 0)
+    begun = torch.where(is_first, rows + past, 0)
     oldest = (begun.cummax(0).values if steps > 1 else begun)[..., None]  # ONNX has no cummax
     wanted = rows[..., None] + torch.arange(past + 1, device=frames.device)
     wanted = torch.where(wanted < oldest, past + steps, wanted)  # [T, B, k]
@@ -158,8 +158,8 @@ def build_stage(stage: Stage, shape: tuple[int, ...], dtype: torch.dtype, source
     try:
         features = stage.build(shape, dtype)
         with torch.no_grad():
-            rows, first = torch.zeros(1, 2, *shape, dtype=dtype), torch.zeros(1, 2, dtype=torch.bool)
-            made = tuple(stage(rows, stage.initial_memory(2, rows.device), first)[0].shape)
+            rows, is_first = torch.zeros(1, 2, *shape, dtype=dtype), torch.zeros(1, 2, dtype=torch.bool)
+            made = tuple(stage(rows, stage.initial_state(2, rows.device), is_first)[0].shape)
     except (SettingsError, RuntimeError, ValueError, TypeError, IndexError) as error:
         raise SettingsError(f"{inner} does not fit {source}: it got shape {shape}. {error}") from error
     if made != (1, 2, features):
@@ -170,18 +170,18 @@ def build_stage(stage: Stage, shape: tuple[int, ...], dtype: torch.dtype, source
     return features
 
 
-def run_stage(name: str, stage: Stage, x: Tensor, memory: dict[str, Any], first: Tensor) -> Tensor:
-    """Runs the stage and returns its outputs; replaces its recurrent state `memory[name]`, if it has one."""
-    if name not in memory:
-        return stage(x, (), first)[0]
-    y, memory[name] = stage(x, memory[name], first)
+def run_stage(name: str, stage: Stage, x: Tensor, state: dict[str, Any], is_first: Tensor) -> Tensor:
+    """Runs the stage and returns its outputs; replaces its recurrent state `state[name]`, if it has one."""
+    if name not in state:
+        return stage(x, (), is_first)[0]
+    y, state[name] = stage(x, state[name], is_first)
     return y
 
 
-def initial_memories(stages: dict[str, Stage], n: int, device: torch.device) -> dict[str, Any]:
+def initial_states(stages: dict[str, Stage], n: int, device: torch.device) -> dict[str, Any]:
     """Returns the initial recurrent states of those stages that have one, by name."""
-    memories = {name: stage.initial_memory(n, device) for name, stage in stages.items()}
-    return {name: memory for name, memory in memories.items() if nest.leaves(memory)}
+    states = {name: stage.initial_state(n, device) for name, stage in stages.items()}
+    return {name: state for name, state in states.items() if nest.leaves(state)}
 
 
 def in_full_precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:

@@ -6,6 +6,7 @@ A head returns *parameters* (a tensor) and makes a distribution of them, which h
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -51,76 +52,58 @@ class Categorical:
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         waits = torch.empty_like(self.logits).exponential_(generator=generator).clamp_(min=1e-38)  # avoids log 0
-        return (self.logits - waits.log_()).argmax(
-            -1
-        ) + self.start  # argmax of log p − log E with E ~ Exp(1) samples p (Gumbel-max)
+        # argmax of log p − log E with E ~ Exp(1) samples p (Gumbel-max)
+        return (self.logits - waits.log_()).argmax(-1) + self.start
 
     def mode(self) -> Tensor:
         return self.logits.argmax(-1) + self.start
 
 
-class MultiCategorical:
-    """Several independent choices; actions are […, *shape] with one entry per choice."""
-
-    def __init__(self, logits: Tensor, space: spaces.MultiDiscrete | spaces.MultiBinary) -> None:
-        counts, starts = choices(space)
-        self.shape = space.shape
-        self.parts = [Categorical(part, start) for part, start in zip(logits.split(counts, -1), starts, strict=True)]
-
-    def log_prob(self, actions: Tensor) -> Tensor:
-        columns = actions.flatten(actions.ndim - len(self.shape)).unbind(-1)
-        return sum_of([part.log_prob(column) for part, column in zip(self.parts, columns, strict=True)])
-
-    def entropy(self) -> Tensor:
-        return sum_of([part.entropy() for part in self.parts])
-
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        return torch.stack([part.sample(generator) for part in self.parts], -1).unflatten(-1, self.shape)
-
-    def mode(self) -> Tensor:
-        return torch.stack([part.mode() for part in self.parts], -1).unflatten(-1, self.shape)
-
-
 class DiagonalGaussian:
-    """Independent normal numbers without bounds.
+    """Independent normal numbers without bounds; the pool clips actions to theirs, and learning uses the raw samples.
 
-    The pool clips actions to the bounds, and learning uses the raw samples. `mean` and `log_std` are […, D]; actions
-    are […, *shape] with D entries.
+    `mean` and `log_std` are […, D]; actions are […, *shape] with D entries.
     """
 
     def __init__(self, mean: Tensor, log_std: Tensor, shape: tuple[int, ...]) -> None:
         self.mean, self.log_std, self.shape = mean, log_std, shape
 
     def log_prob(self, actions: Tensor) -> Tensor:
-        z = (actions.float().reshape(self.mean.shape) - self.mean) * (-self.log_std).exp()
-        return -(0.5 * z.square() + self.log_std + 0.5 * np.log(2 * np.pi)).sum(-1)
+        return self._log_densities(actions.float().reshape(self.mean.shape)).sum(-1)
 
     def entropy(self) -> Tensor:
-        return (self.log_std + 0.5 * np.log(2 * np.pi * np.e)).sum(-1)
+        return (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        noise = torch.empty_like(self.mean).normal_(generator=generator)
-        return self._shaped(self.mean + self.log_std.exp() * noise)
+        return self._shaped(self._raw_sample(generator))
 
     def mode(self) -> Tensor:
         return self._shaped(self.mean)
+
+    def _raw_sample(self, generator: torch.Generator | None) -> Tensor:
+        return self.mean + self.log_std.exp() * torch.empty_like(self.mean).normal_(generator=generator)
+
+    def _log_densities(self, raw: Tensor) -> Tensor:
+        """[…, D] of each number."""
+        z = (raw - self.mean) * (-self.log_std).exp()
+        return -(0.5 * z.square() + self.log_std + 0.5 * math.log(2 * math.pi))
 
     def _shaped(self, actions: Tensor) -> Tensor:
         return actions.reshape(*actions.shape[:-1], *self.shape)
 
 
-class Joint:
-    """A tree of independent actions, so log-probabilities add up. `parts` are in the order of `names` (see `nest`)."""
+class Independent:
+    """Parts that are chosen independently, so log-probabilities add up. A subclass splits and joins their actions."""
 
-    def __init__(self, names: Sequence[str], parts: Sequence[Distribution]) -> None:
-        self.names, self.parts = names, parts
+    def __init__(self, parts: Sequence[Distribution]) -> None:
+        self.parts = parts
 
     def log_prob(self, actions: nest.Tree) -> Tensor:
-        leaves = nest.leaves(actions)
-        return sum_of([part.log_prob(leaf) for part, leaf in zip(self.parts, leaves, strict=True)])
+        pairs = zip(self.parts, self._leaves(actions), strict=True)
+        return torch.stack([part.log_prob(leaf) for part, leaf in pairs]).sum(0)
 
     def entropy(self) -> Tensor:
-        return sum_of([part.entropy() for part in self.parts])
+        return torch.stack([part.entropy() for part in self.parts]).sum(0)
 
     def sample(self, generator: torch.Generator | None = None) -> nest.Tree:
         return self._tree([part.sample(generator) for part in self.parts])
@@ -128,8 +111,41 @@ class Joint:
     def mode(self) -> nest.Tree:
         return self._tree([part.mode() for part in self.parts])
 
+    def _leaves(self, actions: nest.Tree) -> Sequence[Any]:
+        raise NotImplementedError
+
+    def _tree(self, leaves: Sequence[Any]) -> nest.Tree:
+        raise NotImplementedError
+
+
+class Joint(Independent):
+    """A tree of independent actions; `parts` are in the order of `names` (see `nest`)."""
+
+    def __init__(self, names: Sequence[str], parts: Sequence[Distribution]) -> None:
+        super().__init__(parts)
+        self.names = names
+
+    def _leaves(self, actions: nest.Tree) -> Sequence[Any]:
+        return nest.leaves(actions)
+
     def _tree(self, leaves: Sequence[Any]) -> nest.Tree:
         return nest.unflatten(dict(zip(self.names, leaves, strict=True)), "actions")
+
+
+class MultiCategorical(Independent):
+    """Several independent choices; actions are […, *shape] with one entry per choice."""
+
+    def __init__(self, logits: Tensor, space: spaces.MultiDiscrete | spaces.MultiBinary) -> None:
+        counts, starts = choices(space)
+        self.shape = space.shape
+        parts = zip(logits.split(counts, -1), starts, strict=True)
+        super().__init__([Categorical(part, start) for part, start in parts])
+
+    def _leaves(self, actions: Tensor) -> Sequence[Tensor]:
+        return actions.flatten(actions.ndim - len(self.shape)).unbind(-1)
+
+    def _tree(self, leaves: Sequence[Tensor]) -> Tensor:
+        return torch.stack(list(leaves), -1).unflatten(-1, self.shape)
 
 
 class Head(nn.Module):
@@ -175,10 +191,7 @@ class MultiCategoricalHead(Head):
 
 
 class GaussianHead(Head):
-    """The head of a Box of floats.
-
-    Parameters are means and log deviations. The latter do not depend on the observation.
-    """
+    """The head of a Box of floats; parameters are means and log deviations, which no observation changes."""
 
     def __init__(self, space: spaces.Box, features: int) -> None:
         super().__init__(features, int(np.prod(space.shape)))
@@ -239,15 +252,8 @@ def masked(parameters: Sequence[Tensor], available: Tensor, options: Sequence[in
 
 
 def choices(space: Any) -> tuple[list[int], list[int]]:
-    """Returns the number of options and the smallest option of each choice of a Discrete, MultiDiscrete or MultiBinary
-    space.
-    """
+    """Returns how many options each choice of a Discrete, MultiDiscrete or MultiBinary has, and the smallest of each."""
     if isinstance(space, spaces.MultiBinary):
         return [2] * int(np.prod(space.shape)), [0] * int(np.prod(space.shape))
     counts = space.n if isinstance(space, spaces.Discrete) else space.nvec
     return np.ravel(counts).tolist(), np.ravel(space.start).tolist()
-
-
-def sum_of(terms: Sequence[Tensor]) -> Tensor:
-    """Returns Σ of tensors of one shape."""
-    return torch.stack(list(terms)).sum(0)

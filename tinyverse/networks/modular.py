@@ -1,7 +1,7 @@
 """ModularNetwork: trunks → body → heads, checked against the observation and action spaces when it is built.
 
 network = ModularNetwork(observation_space, action_space, trunk=Window(4, NatureConv()), body=LSTM(256))
-outputs, memory = network(observations, memory, first)
+outputs, state = network(observations, state, is_first)
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from tinyverse.core import nest
 from tinyverse.core.errors import SettingsError
-from tinyverse.networks.bodies import Stage, as_stage, build_stage, in_full_precision, initial_memories, run_stage
+from tinyverse.networks.bodies import Stage, as_stage, build_stage, in_full_precision, initial_states, run_stage
 from tinyverse.networks.convs import NatureConv
 from tinyverse.networks.heads import Distribution, Head, Joint, ValueHead, choices, head_for, masked
 from tinyverse.networks.trunks import MLP
@@ -68,9 +68,14 @@ class ModularNetwork(nn.Module):
         value_trunk: Trunk | None = None,
     ) -> None:
         super().__init__()
-        leaves, available = _inputs(observation_space)
-        self.mask_at = None if available is None else list(_leaves(observation_space)).index(AVAILABLE)
-        self.encoders = [_encoder(space) for space in leaves.values()]
+        leaves = leaves_of(observation_space)
+        self.mask_at = list(leaves).index(AVAILABLE) if AVAILABLE in leaves else None
+        available = leaves.pop(AVAILABLE, None)
+        if not leaves:
+            raise SettingsError(
+                f"The observations {observation_space} have nothing to see. Add a leaf beside {AVAILABLE!r}."
+            )
+        self.encoders = [_Encoder(space) for space in leaves.values()]
         self.trunks, features = self._towards(leaves, trunk)
         self.value_trunks, self.body, value_features = None, None, 0
         if value_trunk is not None:
@@ -78,8 +83,8 @@ class ModularNetwork(nn.Module):
         if body is not None:
             self.body = as_stage(body)
             features = build_stage(self.body, (features,), torch.float32, f"{features} embeddings of the trunks")
-        self.action_names = list(nest.flatten(nest.of_space(action_space, lambda space: space), "actions"))
-        self.heads = nn.ModuleList(_fitting(head, space, features) for space in _leaves(action_space).values())
+        self.action_names = [f"actions.{name}".rstrip(".") for name in leaves_of(action_space)]
+        self.heads = nn.ModuleList(_fitting(head, space, features) for space in leaves_of(action_space).values())
         self.value = ValueHead(value_features or features)
         self.options = [layer.options for layer in self.heads]
         if available is not None:
@@ -87,7 +92,7 @@ class ModularNetwork(nn.Module):
 
     def _towards(self, leaves: dict[str, Any], trunk: Trunk | None) -> tuple[nn.ModuleList, int]:
         """Builds a trunk for each leaf and returns them with the total number of embeddings."""
-        chosen = _trunks(leaves, trunk)
+        chosen = trunks_of(leaves, trunk)
         stages = [as_stage(chosen.get(name) or _usual_trunk(space)) for name, space in leaves.items()]
         sizes = [
             build_stage(stage, encoder.shape, encoder.dtype, f"observation {name or 'space'} {space}")
@@ -95,37 +100,37 @@ class ModularNetwork(nn.Module):
         ]
         return nn.ModuleList(stages), sum(sizes)
 
-    def initial_memory(self, n: int) -> nest.Tree:
+    def initial_state(self, n: int) -> nest.Tree:
         """Returns the recurrent state of `n` environments at the beginning of an episode: a dict by stage, or `()`."""
         stages: dict[str, Any] = {f"trunk{i}": stage for i, stage in enumerate(self.trunks)}
         stages |= {f"value{i}": stage for i, stage in enumerate(self.value_trunks or ())}
         stages |= {} if self.body is None else {"body": self.body}
-        return initial_memories(stages, n, self.value.linear.weight.device) or ()
+        return initial_states(stages, n, self.value.linear.weight.device) or ()
 
-    def forward(self, observations: nest.Tree, memory: nest.Tree, first: Tensor) -> tuple[Outputs, nest.Tree]:
+    def forward(self, observations: nest.Tree, state: nest.Tree, is_first: Tensor) -> tuple[Outputs, nest.Tree]:
         """Returns the outputs for every row, and the recurrent state after the last.
 
         Args:
             observations: [T, B, …] per leaf.
-            memory: the recurrent state before row 0, [B, …] per leaf.
-            first: [T, B] bool; the state is reset before these rows.
+            state: the recurrent state before row 0, [B, …] per leaf.
+            is_first: [T, B] bool; the state is reset before these rows.
         """
-        leaves, memory = nest.leaves(observations), dict(memory)
+        leaves, state = nest.leaves(observations), dict(state)
         available = None if self.mask_at is None else leaves.pop(self.mask_at)
         inputs = [encoder(leaf) for encoder, leaf in zip(self.encoders, leaves, strict=True)]
 
-        features = _embeddings("trunk", self.trunks, inputs, memory, first)
+        features = _embeddings("trunk", self.trunks, inputs, state, is_first)
         if self.body is not None:
-            features = run_stage("body", self.body, features, memory, first)
+            features = run_stage("body", self.body, features, state, is_first)
         valued = features
         if self.value_trunks is not None:
-            valued = _embeddings("value", self.value_trunks, inputs, memory, first)
-        with in_full_precision(first.device):
+            valued = _embeddings("value", self.value_trunks, inputs, state, is_first)
+        with in_full_precision(is_first.device):
             policy = tuple(head(features) for head in self.heads)
             values = self.value(valued)
         if available is not None:
             policy = masked(policy, available.flatten(2), self.options)
-        return Outputs(policy, values), memory or ()
+        return Outputs(policy, values), state or ()
 
     def distribution(self, policy: tuple[Tensor, ...]) -> Distribution:
         """Returns the distribution over actions with the parameters `Outputs.policy`, or with some rows of them."""
@@ -146,51 +151,39 @@ def _fitting(head: Callable[[Any, int], Head], space: Any, features: int) -> Hea
     return layer
 
 
-def _embeddings(kind: str, stages: Any, inputs: list[Tensor], memory: dict[str, Any], first: Tensor) -> Tensor:
+def _embeddings(kind: str, stages: Any, inputs: list[Tensor], state: dict[str, Any], is_first: Tensor) -> Tensor:
     """Runs each stage on its input and returns the concatenated outputs [T, B, D]."""
     pairs = enumerate(zip(stages, inputs, strict=True))
-    parts = [run_stage(f"{kind}{i}", stage, x, memory, first) for i, (stage, x) in pairs]
+    parts = [run_stage(f"{kind}{i}", stage, x, state, is_first) for i, (stage, x) in pairs]
     return torch.cat(parts, -1) if len(parts) > 1 else parts[0]
 
 
-class _Numbers:
-    """Encodes a Box as it is."""
+class _Encoder:
+    """Leaves a Box as it is, and turns choices [T, B, *shape] into concatenated one-hot vectors [T, B, D]."""
 
     def __init__(self, space: Any) -> None:
-        self.shape, self.dtype = space.shape, torch.from_numpy(np.zeros(0, space.dtype)).dtype
+        self.counts: list[int] = []
+        if isinstance(space, spaces.Box):
+            self.shape, self.dtype = space.shape, torch.from_numpy(np.zeros(0, space.dtype)).dtype
+        elif isinstance(space, (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
+            self.counts, self.starts = choices(space)
+            self.shape, self.dtype = (sum(self.counts),), torch.float32
+        else:
+            raise SettingsError(
+                f"ModularNetwork cannot see {space}. Turn it into Box, Discrete, or a Dict or Tuple of them."
+            )
 
     def __call__(self, x: Tensor) -> Tensor:
-        return x
-
-
-class _OneHot:
-    """Encodes choices [T, B, *shape] as concatenated one-hot vectors [T, B, D]."""
-
-    def __init__(self, space: Any) -> None:
-        self.counts, self.starts = choices(space)
-        self.shape, self.dtype = (sum(self.counts),), torch.float32
-
-    def __call__(self, x: Tensor) -> Tensor:
+        if not self.counts:
+            return x
         columns = zip(x.flatten(2).unbind(-1) if x.ndim > 2 else (x,), self.counts, self.starts, strict=True)
         return torch.cat([functional.one_hot(column.long() - start, n) for column, n, start in columns], -1).float()
 
 
-def _leaves(space: Any) -> dict[str, Any]:
-    """Returns leaf spaces by dotted name, in the order of `nest.leaves`.
-
-    A space that is a single leaf has the name "".
-    """
+def leaves_of(space: Any) -> dict[str, Any]:
+    """Returns leaf spaces by dotted name, in the order of `nest.leaves`; one that is all of the space has the name ""."""
     tree = nest.of_space(space, lambda leaf: leaf)
     return {name[1:].removeprefix("."): leaf for name, leaf in nest.items(tree, "_")}
-
-
-def _inputs(space: Any) -> tuple[dict[str, Any], Any]:
-    """Returns the leaf spaces that trunks see, by name, and the space of the action mask or None."""
-    leaves = _leaves(space)
-    available = leaves.pop(AVAILABLE, None)
-    if not leaves:
-        raise SettingsError(f"The observations {space} have nothing to see. Add a leaf beside {AVAILABLE!r}.")
-    return leaves, available
 
 
 def _check_mask(available: Any, action_space: Any, options: int) -> None:
@@ -202,7 +195,12 @@ def _check_mask(available: Any, action_space: Any, options: int) -> None:
         )
 
 
-def _trunks(leaves: dict[str, Any], trunk: Trunk | None) -> Mapping[str, nn.Module]:
+def trunks_of(leaves: dict[str, Any], trunk: Trunk | None) -> Mapping[str, nn.Module]:
+    """Returns the trunks that the user gave, by name.
+
+    Raises:
+        SettingsError: they do not fit the observations.
+    """
     if trunk is None:
         return {}
     if isinstance(trunk, Mapping):
@@ -216,14 +214,6 @@ def _trunks(leaves: dict[str, Any], trunk: Trunk | None) -> Mapping[str, nn.Modu
 
 def _names(leaves: dict[str, Any]) -> str:
     return ", ".join(leaves) or "no tree"
-
-
-def _encoder(space: Any) -> Any:
-    if isinstance(space, spaces.Box):
-        return _Numbers(space)
-    if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
-        return _OneHot(space)
-    raise SettingsError(f"ModularNetwork cannot see {space}. Turn it into Box, Discrete, or a Dict or Tuple of them.")
 
 
 def _usual_trunk(space: Any) -> nn.Module:

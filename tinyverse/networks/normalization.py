@@ -122,19 +122,19 @@ class RewardNormalizer(nn.Module):
         super().__init__()
         self.discount, self.clip, self.moments = discount, clip, RunningMeanStd()
 
-    def forward(self, rewards: Tensor, traces: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, rewards: Tensor, continues: Tensor, mask: Tensor) -> Tensor:
         """Updates the statistics with the rewards where `mask` is 1, and returns the normalised rewards [T, B].
 
         Args:
-            rewards, traces, mask: [T, B], as of a `Batch`.
+            rewards, continues, mask: [T, B], as of a `Batch`.
         """
-        self.moments.update(self.sums(rewards, traces).flatten(), mask.flatten())
+        self.moments.update(self.sums(rewards, continues).flatten(), mask.flatten())
         return (rewards / self.moments.deviation).clamp(-self.clip, self.clip)
 
-    def sums(self, rewards: Tensor, traces: Tensor) -> Tensor:
+    def sums(self, rewards: Tensor, continues: Tensor) -> Tensor:
         """Returns the discounted sums R_t [T, B], which start again at 0 after an episode's end."""
         total, rows = torch.zeros_like(rewards[0]), []
-        for reward, trace in zip(rewards.unbind(), traces.unbind(), strict=True):
+        for reward, goes_on in zip(rewards.unbind(), continues.unbind(), strict=True):
             rows.append(reward + self.discount * total)
-            total = rows[-1] * trace
+            total = rows[-1] * goes_on
         return torch.stack(rows)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,7 +15,36 @@ from tinyverse.networks.trunks import Identity, orthogonal
 State = dict[str, Tensor]  # [B, size] each
 
 
-class LSTM(Stage):
+class Recurrent(Stage):
+    """A recurrence over rows. A subclass defines `build` and `rows`, and names its layers and the parts of its state."""
+
+    layers: str  # the attribute that `build` sets
+    parts: tuple[str, ...]
+
+    def __init__(self, size: int = 256) -> None:
+        super().__init__()
+        self.size = size
+
+    def rows(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """Returns outputs of consecutive rows x [T, B, D] and the state after them, from the state before them."""
+        raise NotImplementedError(f"{type(self).__name__} must define rows()")
+
+    def initial_state(self, n: int, device: torch.device) -> nest.Tree:
+        return {name: torch.zeros(n, self.size, device=device) for name in self.parts}
+
+    def forward(self, x: Tensor, state: nest.Tree, is_first: Tensor) -> tuple[Tensor, nest.Tree]:
+        dtype, x, outputs = getattr(self, self.layers).weight_ih_l0.dtype, x.flatten(2), []
+        kept, state = (~is_first).to(dtype)[..., None], {name: part.to(dtype) for name, part in state.items()}
+        with in_full_precision(x.device):
+            for start, stop in itertools.pairwise(_pieces(is_first)):
+                begun = {name: part * kept[start] for name, part in state.items()}
+                output, state = self.rows(x[start:stop].to(dtype), begun)
+                outputs.append(output)
+        features = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+        return features, {name: part.float() for name, part in state.items()}
+
+
+class LSTM(Recurrent):
     """Long short-term memory (Hochreiter & Schmidhuber 1997); its state is {"h", "c"}, each [B, size] float32.
 
     Biases begin at 0, that of the forget gate at 1 (Jozefowicz et al. 2015, section 2.2). After ten rows an input then
@@ -27,9 +55,11 @@ class LSTM(Stage):
         layer_norm: normalise gates and cell (Ba et al. 2016, eq. 20-22). This runs row by row, so learning is slower.
     """
 
+    layers, parts = "lstm", ("h", "c")
+
     def __init__(self, size: int = 256, *, layer_norm: bool = False) -> None:
-        super().__init__()
-        self.size, self.layer_norm = size, layer_norm
+        super().__init__(size)
+        self.layer_norm = layer_norm
 
     def build(self, shape: tuple[int, ...], dtype: torch.dtype) -> int:
         inputs = Identity().build(shape)
@@ -39,13 +69,7 @@ class LSTM(Stage):
         nn.init.ones_(biases[self.size : 2 * self.size])  # input, forget, cell, output
         return self.size
 
-    def initial_memory(self, n: int, device: torch.device) -> nest.Tree:
-        return {name: torch.zeros(n, self.size, device=device) for name in ("h", "c")}
-
-    def forward(self, x: Tensor, memory: nest.Tree, first: Tensor) -> tuple[Tensor, nest.Tree]:
-        return unroll(self._rows, x.flatten(2), memory, first, self.lstm.weight_ih_l0.dtype)
-
-    def _rows(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+    def rows(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         h, c = state["h"], state["c"]
         if self.layer_norm:
             outputs, h, c = self.lstm(x, h, c)
@@ -58,27 +82,16 @@ class LSTM(Stage):
         return outputs, {"h": h, "c": c}
 
 
-class GRU(Stage):
-    """Gated recurrent units (Cho et al.
+class GRU(Recurrent):
+    """Gated recurrent units (Cho et al. 2014): three quarters of an LSTM's arithmetic. The state is {"h"}, [B, size] float32."""
 
-    2014): three quarters of an LSTM's arithmetic. Its state is {"h"}, [B, size] float32.
-    """
-
-    def __init__(self, size: int = 256) -> None:
-        super().__init__()
-        self.size = size
+    layers, parts = "gru", ("h",)
 
     def build(self, shape: tuple[int, ...], dtype: torch.dtype) -> int:
         self.gru: Any = orthogonal(nn.GRU(Identity().build(shape), self.size), gain=1.0)
         return self.size
 
-    def initial_memory(self, n: int, device: torch.device) -> nest.Tree:
-        return {"h": torch.zeros(n, self.size, device=device)}
-
-    def forward(self, x: Tensor, memory: nest.Tree, first: Tensor) -> tuple[Tensor, nest.Tree]:
-        return unroll(self._rows, x.flatten(2), memory, first, self.gru.weight_ih_l0.dtype)
-
-    def _rows(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+    def rows(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         if len(x) == 1:
             h = torch.gru_cell(x[0], state["h"], *self.gru.all_weights[0])
             return h[None], {"h": h}
@@ -112,32 +125,9 @@ class NormalizedLSTM(nn.Module):
         return torch.stack(outputs), h, c
 
 
-def unroll(
-    rows: Callable[[Tensor, State], tuple[Tensor, State]], x: Tensor, memory: State, first: Tensor, dtype: torch.dtype
-) -> tuple[Tensor, State]:
-    """Runs a recurrence over x [T, B, D], with a state of zeros before every row where `first` [T, B] is True.
-
-    Args:
-        rows: takes consecutive rows and the state before them; returns outputs and the state after them.
-        memory: the state before row 0, float32; so is the returned state.
-        dtype: of the recurrence's weights.
-    """
-    kept, outputs, state = (~first).to(dtype)[..., None], [], {name: part.to(dtype) for name, part in memory.items()}
-    with in_full_precision(x.device):
-        for start, stop in itertools.pairwise(_pieces(first)):
-            begun = {name: part * kept[start] for name, part in state.items()}
-            output, state = rows(x[start:stop].to(dtype), begun)
-            outputs.append(output)
-    features = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
-    return features, {name: part.float() for name, part in state.items()}
-
-
-def _pieces(first: Tensor) -> list[int]:
-    """Returns the rows where some environment starts an episode, with 0 and T.
-
-    The fused kernel runs from one to the next.
-    """
-    if len(first) == 1:
+def _pieces(is_first: Tensor) -> list[int]:
+    """Returns the rows where some environment starts an episode, with 0 and T; a fused kernel runs from one to the next."""
+    if len(is_first) == 1:
         return [0, 1]
-    restarts = first[1:].any(1).nonzero().flatten() + 1
-    return [0, *restarts.tolist(), len(first)]  # CPU–GPU sync
+    restarts = is_first[1:].any(1).nonzero().flatten() + 1
+    return [0, *restarts.tolist(), len(is_first)]  # CPU–GPU sync

@@ -32,12 +32,7 @@ class ImpalaResNet(nn.Module):
     """
 
     def __init__(
-        self,
-        size: int = 256,
-        *,
-        width: int = 1,
-        channels: Sequence[int] = (16, 32, 32),
-        normalization: str = "none",
+        self, size: int = 256, *, width: int = 1, channels: Sequence[int] = (16, 32, 32), normalization: str = "none"
     ) -> None:
         super().__init__()
         self.size, self.channels, self.normalization = size, [width * wide for wide in channels], normalization

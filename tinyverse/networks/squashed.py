@@ -20,15 +20,15 @@ from torch.nn import functional
 
 from tinyverse.core import nest
 from tinyverse.core.errors import SettingsError
-from tinyverse.networks.heads import Head
-from tinyverse.networks.modular import ModularNetwork
+from tinyverse.networks.heads import DiagonalGaussian, Head
+from tinyverse.networks.modular import ModularNetwork, Trunk, leaves_of, trunks_of
 from tinyverse.networks.trunks import MLP, Identity
 
 LOG_STD = (-20.0, 2.0)  # bounds of the log deviation, as in the code of Haarnoja et al.
 EDGE = 1 - 1e-6  # clips unit actions before atanh, which is infinite at 1
 
 
-class SquashedGaussian:
+class SquashedGaussian(DiagonalGaussian):
     """Normal numbers, squashed by tanh and scaled to the bounds of a Box (Haarnoja et al. 2018b, appendix C).
 
         u ~ N(mean, std),    unit action x = tanh(u) in (−1, 1),    action a = centre + reach · x
@@ -41,13 +41,12 @@ class SquashedGaussian:
     """
 
     def __init__(self, mean: Tensor, log_std: Tensor, centre: Tensor, reach: Tensor, shape: tuple[int, ...]) -> None:
-        self.mean, self.log_std, self.shape = mean, log_std, shape
+        super().__init__(mean, log_std, shape)
         self.centre, self.reach = centre, reach
 
     def rsample(self, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Returns unit actions […, D] through which gradients flow, and their log π(x) […]."""
-        noise = torch.empty_like(self.mean).normal_(generator=generator)
-        raw = self.mean + self.log_std.exp() * noise
+        raw = self._raw_sample(generator)
         return raw.tanh(), self._log_prob_of_raw(raw)
 
     def log_prob(self, actions: Tensor) -> Tensor:
@@ -67,20 +66,14 @@ class SquashedGaussian:
         return self._action(self.mean.tanh())
 
     def _log_prob_of_raw(self, raw: Tensor) -> Tensor:
-        z = (raw - self.mean) * (-self.log_std).exp()
-        normal = -0.5 * z.square() - self.log_std - 0.5 * math.log(2 * math.pi)
-        return (normal - log_slope_of_tanh(raw)).sum(-1)
+        return (self._log_densities(raw) - log_slope_of_tanh(raw)).sum(-1)
 
     def _action(self, unit: Tensor) -> Tensor:
-        actions = self.centre + self.reach * unit
-        return actions.reshape(*actions.shape[:-1], *self.shape)
+        return self._shaped(self.centre + self.reach * unit)
 
 
 def unit_actions(actions: Tensor, centre: Tensor, reach: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Returns unit actions […, D] in [−1, 1] for actions […, *shape].
-
-    Those beyond a bound are clipped, as the pool does.
-    """
+    """Returns unit actions […, D] in [−1, 1] for actions […, *shape], clipped to the bounds as by the pool."""
     flat = actions.to(reach.dtype).reshape(*actions.shape[: actions.ndim - len(shape)], len(reach))
     return ((flat - centre) / reach).clamp(-1, 1)
 
@@ -91,10 +84,7 @@ def log_slope_of_tanh(raw: Tensor) -> Tensor:
 
 
 class SquashedGaussianHead(Head):
-    """The head of a Box of floats with finite bounds.
-
-    Parameters are means and log deviations, both functions of the features.
-    """
+    """The head of a Box of floats with finite bounds; parameters are means and log deviations."""
 
     centre: Tensor
     reach: Tensor
@@ -128,20 +118,15 @@ class SquashedActor(ModularNetwork):
         observation_space: Any,
         action_space: Any,
         *,
-        trunk: nn.Module | Mapping[str, nn.Module] | None = None,
+        trunk: Trunk | None = None,
         body: nn.Module | None = None,
     ) -> None:
         _check_bounded(action_space)
-        trunks, body = _trunks(observation_space, trunk), MLP(256, 256) if body is None else body
+        leaves, body = leaves_of(observation_space), MLP(256, 256) if body is None else body
+        trunks = {name: Identity() for name in leaves} | dict(trunks_of(leaves, trunk))
         parts = copy.deepcopy((trunks, body))  # copied before they have layers, so that critics make their own
-        super().__init__(
-            observation_space,
-            action_space,
-            trunk=trunks,
-            body=body,
-            head=SquashedGaussianHead,
-        )
-        if self.initial_memory(1) != ():
+        super().__init__(observation_space, action_space, trunk=trunks, body=body, head=SquashedGaussianHead)
+        if self.initial_state(1) != ():
             raise SettingsError(
                 "SquashedActor got a trunk or body that remembers. SAC learns single steps: leave it out."
             )
@@ -169,20 +154,14 @@ class Critic(nn.Module):
     ):
         super().__init__()
         unit = spaces.Box(-1, 1, (math.prod(action_space.shape),))
-        self.network = ModularNetwork(
-            spaces.Dict(actions=unit, observations=observation_space),
-            spaces.Tuple(()),
-            trunk={
-                "actions": Identity(),
-                **{f"observations.{name}".rstrip("."): part for name, part in trunks.items()},
-            },
-            body=body,
-        )
+        inputs = spaces.Dict(actions=unit, observations=observation_space)
+        trunks = {f"observations.{name}".rstrip("."): part for name, part in trunks.items()}
+        self.network = ModularNetwork(inputs, spaces.Tuple(()), trunk={"actions": Identity(), **trunks}, body=body)
 
     def forward(self, observations: nest.Tree, actions: Tensor) -> Tensor:
         """Returns Q [T, B] of observations [T, B, …] per leaf and unit actions [T, B, D]."""
-        first = torch.zeros(actions.shape[:2], dtype=torch.bool, device=actions.device)
-        return self.network({"actions": actions, "observations": observations}, (), first)[0].values
+        is_first = torch.zeros(actions.shape[:2], dtype=torch.bool, device=actions.device)
+        return self.network({"actions": actions, "observations": observations}, (), is_first)[0].values
 
 
 def _check_bounded(space: Any) -> None:
@@ -192,17 +171,3 @@ def _check_bounded(space: Any) -> None:
             f"A squashed Gaussian wants a Box of floats with finite bounds, low < high; the action space is {space}. "
             "Rescale the actions in make_env, or use the usual head (Gaussian, or Categorical for choices)."
         )
-
-
-def _trunks(space: Any, trunk: nn.Module | Mapping[str, nn.Module] | None) -> Mapping[str, nn.Module]:
-    """Returns a trunk for every leaf by name, as ModularNetwork takes them.
-
-    A space that is a single leaf has the name "".
-    """
-    leaves = nest.items(nest.of_space(space, lambda leaf: leaf), "_")
-    names = [name[1:].removeprefix(".") for name, _ in leaves]
-    if isinstance(trunk, nn.Module):
-        if len(names) > 1:
-            raise SettingsError(f"One trunk for {len(names)} observations. Give a dict by name: {', '.join(names)}.")
-        return {names[0]: trunk}
-    return {**{name: Identity() for name in names}, **(trunk or {})}

@@ -1,4 +1,4 @@
-"""Evaluator: plays whole episodes with given weights, reports mean ± standard error, and films the first one.
+"""Evaluator: plays whole episodes with given weights, reports mean ± standard error, and records the first episode.
 
 It uses `make_env(evaluation=True)`, so the reward is the episode's own, whatever shaping training uses.
 """
@@ -27,7 +27,7 @@ from tinyverse.envs.video import VideoWriter, picture
 from tinyverse.experiment.experiment import Experiment
 
 MAX_STEPS = 200_000  # of one episode; a policy that loops for ever must not hang an evaluation
-SHORT_SECONDS = 5.0  # of film; after less than that it goes on with the next episode
+SHORT_SECONDS = 5.0  # of video; after less than that it goes on with the next episode
 
 
 @dataclasses.dataclass
@@ -69,48 +69,47 @@ def evaluate(
     on_episode: Callable[[int, float], None] = lambda done, total: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
-    """Plays `episodes` whole episodes, `at_once` of them side by side, each seat the same number, so that short episodes do not
-    count more often than long ones.
+    """Plays `episodes` whole episodes, `at_once` of them side by side.
+
+    Each environment plays the same number, so that short episodes do not count more often than long ones.
 
     Args:
-        video: where to write a film of the first episode, and of more where it is short; None: none.
+        video: where to write a video of the first episode, and of more if it is short; None: none.
         render: show the first episode in a window, if the environment can.
-        on_game: called after each episode with the number done and its return.
-        should_stop: asked before each step; the episodes that have ended by then are what is returned.
+        on_episode: called after each episode with the number done and its return.
+        should_stop: asked before each step; the result has the episodes that have ended by then.
     """
-    began, seats = time.monotonic(), max(1, min(at_once, episodes))
+    began, num_slots = time.monotonic(), max(1, min(at_once, episodes))
     envs: list[Any] = []
-    pool = _pool(experiment, seats, envs, "human" if render else "rgb_array" if video else None)
-    seats = pool.num_envs  # of several agents in one world there are always all
-    quota = [episodes // seats + (seat < episodes % seats) for seat in range(seats)]
-    returns: list[list[float]] = [[] for _ in quota]
-    lengths: list[list[int]] = [[] for _ in quota]
+    pool = _pool(experiment, num_slots, envs, "human" if render else "rgb_array" if video else None)
+    num_slots = pool.num_envs  # of several agents in one world there are always all
+    quota = [episodes // num_slots + (slot < episodes % num_slots) for slot in range(num_slots)]
+    played: list[list[tuple[float, int]]] = [[] for _ in quota]  # return and length
     agent.seed(seed)
-    observations, memory = pool.reset(seed), agent.initial_memory(seats)
-    first, ended = np.ones(seats, bool), np.zeros(seats, bool)
-    total, length = np.zeros(seats), np.zeros(seats, np.int64)
+    observations, state = pool.reset(seed), agent.initial_state(num_slots)
+    is_first, ended = np.ones(num_slots, bool), np.zeros(num_slots, bool)
+    total, length = np.zeros(num_slots), np.zeros(num_slots, np.int64)
     with contextlib.ExitStack() as stack:
         stack.callback(pool.close)
         camera = stack.enter_context(_Camera(video, envs[0] if envs else None))
         camera.shoot(observations)
-        while not should_stop() and any(len(done) < wanted for done, wanted in zip(returns, quota, strict=True)):
-            actions, memory, _ = agent.act(observations, memory, first, greedy)
+        while not should_stop() and any(len(done) < wanted for done, wanted in zip(played, quota, strict=True)):
+            actions, state, _ = agent.act(observations, state, is_first, greedy)
             step = pool.step(actions)
-            alive, first = ~ended, ended
+            valid, is_first = ~ended, ended
             observations, ended = step.observations, step.terminated | step.truncated
-            total, length = (total + step.rewards) * alive, (length + 1) * alive
+            total, length = (total + step.rewards) * valid, (length + 1) * valid
             camera.shoot(observations)
-            for seat in np.flatnonzero((ended & alive) | (length >= MAX_STEPS)):
-                if seat == 0:
+            for slot in np.flatnonzero((ended & valid) | (length >= MAX_STEPS)):
+                if slot == 0:
                     camera.cut()
-                if len(returns[seat]) < quota[seat]:
-                    returns[seat].append(float(total[seat]))
-                    lengths[seat].append(int(length[seat]))
-                    on_episode(sum(map(len, returns)), float(total[seat]))
-                total[seat], length[seat] = 0.0, 0  # an episode without end is cut, and counted once
-    return Evaluation(
-        sum(returns, []), sum(lengths, []), seconds=time.monotonic() - began, video=camera.path, note=camera.note
-    )  # fmt: skip
+                if len(played[slot]) < quota[slot]:
+                    played[slot].append((float(total[slot]), int(length[slot])))
+                    on_episode(sum(map(len, played)), float(total[slot]))
+                total[slot], length[slot] = 0.0, 0  # an episode without end is cut, and counted once
+    returns = [total for done in played for total, _ in done]
+    lengths = [length for done in played for _, length in done]
+    return Evaluation(returns, lengths, seconds=time.monotonic() - began, video=camera.path, note=camera.note)
 
 
 def evaluate_in_processes(
@@ -123,28 +122,29 @@ def evaluate_in_processes(
     on_episode: Callable[[int, float], None] = lambda done, total: None,
     **options: Any,
 ) -> Evaluation:
-    """`evaluate` in `jobs` processes of this machine (joblib); `make` builds the experiment in each.
+    """Runs `evaluate` in `jobs` processes of this machine (joblib); `make` builds the experiment in each.
 
-    The first process films; each has its own seed. `on_game` is called where a process has played all of its episodes.
+    The first process records the video; each has its own seed. `on_episode` is called when a process has played all its episodes.
     """
     import joblib
 
     jobs = max(1, min(jobs, episodes))
     seed = options.pop("seed", 0)
-    parts: list[Evaluation] = []
-    for part in joblib.Parallel(n_jobs=jobs, return_as="generator")(
+    together = Evaluation([], [])
+    calls = (
         joblib.delayed(_part)(
             make, weights, episodes=episodes // jobs + (job < episodes % jobs), seed=seed + 1000 * job,
-            video=video if job == 0 else None, **options,
+            video=None if job else video, **options,
         )
         for job in range(jobs)
-    ):  # fmt: skip
-        parts.append(part)
-        on_episode(sum(len(each.returns) for each in parts), part.returns[-1])
-    return Evaluation(
-        sum((part.returns for part in parts), []), sum((part.lengths for part in parts), []),
-        seconds=max(part.seconds for part in parts), video=parts[0].video, note=parts[0].note,
     )  # fmt: skip
+    for part in joblib.Parallel(n_jobs=jobs, return_as="generator")(calls):
+        together.returns += part.returns
+        together.lengths += part.lengths
+        together.seconds = max(together.seconds, part.seconds)
+        together.video, together.note = together.video or part.video, together.note or part.note
+        on_episode(len(together.returns), part.returns[-1])
+    return together
 
 
 def _part(make: Callable[[], Experiment], weights: Weights, **options: Any) -> Evaluation:
@@ -155,33 +155,29 @@ def _part(make: Callable[[], Experiment], weights: Weights, **options: Any) -> E
     return evaluate(experiment, agent, **options)
 
 
-def _pool(experiment: Experiment, seats: int, envs: list[Any], render_mode: str | None) -> Pool:
+def _pool(experiment: Experiment, num_slots: int, envs: list[Any], render_mode: str | None) -> Pool:
     def make() -> Any:
         envs.append(experiment.env(evaluation=True, render_mode=render_mode if not envs else None))
         return envs[-1]
 
     try:
-        return pool_of(make, seats)
+        return pool_of(make, num_slots)
     except ExperimentError:
         if experiment.make_pool is None or envs:
             raise
-        return experiment.pool(seats)  # an experiment of vector environments only
+        return experiment.pool(num_slots)  # an experiment of vector environments only
 
 
-class _Camera:
-    """Films the first episode up to its end, and if that is short those that follow in its place: what the environment
-    renders, or what the agent sees where that is an image."""
+class _Camera(contextlib.AbstractContextManager["_Camera"]):
+    """Records the first episode, and those that follow in its place if it is short.
+
+    A frame is what the environment renders, or an observation that is an image.
+    """
 
     def __init__(self, path: Path | None, env: Any) -> None:
-        self.path: Path | None = None
-        self.note = ""
-        self._wanted, self._env = path, env
-        self._writer: VideoWriter | None = None
-        self._open = path is not None
-        self._fps = (getattr(env, "metadata", None) or {}).get("render_fps") or 30
-
-    def __enter__(self) -> _Camera:
-        return self
+        self.path, self.note, self._env, self._open = path, "", env, True
+        fps = (getattr(env, "metadata", None) or {}).get("render_fps") or 30
+        self._writer = None if path is None else VideoWriter(path, fps)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._writer is None:
@@ -192,29 +188,22 @@ class _Camera:
             self._fail(error)
 
     def shoot(self, observations: nest.Tree) -> None:
-        if not self._open:
+        if self._writer is None or not self._open:
             return
         try:
             frame = picture(observations, self._env)
             if frame is None:
-                self._open, self.note = (
-                    False,
-                    "no video: make_env takes no render_mode='rgb_array', and observations are no images",
-                )
-                return
-            if self._writer is None:
-                assert self._wanted is not None
-                self._writer, self.path = VideoWriter(self._wanted, self._fps), self._wanted
+                raise ExperimentError("make_env takes no render_mode='rgb_array', and observations are no images")
             self._writer.write(frame)
-        except Exception as error:  # a film is an extra: whatever a renderer lacks, the episodes are still played
+        except Exception as error:  # a video is an extra: whatever a renderer lacks, the episodes are still played
             self._fail(error)
 
     def _fail(self, error: Exception) -> None:
-        self._open, self.path, self.note = False, None, f"no video: {error}"
+        self.path, self.note = None, f"no video: {error}"
         writer, self._writer = self._writer, None
         if writer is not None:
             writer.__exit__(type(error))  # leaves no file behind
 
     def cut(self) -> None:
         """An episode is over."""
-        self._open = self._writer is not None and self._writer.frames < SHORT_SECONDS * self._fps
+        self._open = self._writer is not None and self._writer.frames < SHORT_SECONDS * self._writer.fps

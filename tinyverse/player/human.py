@@ -1,4 +1,4 @@
-"""Human: a person plays, in a window, at the game's own pace; the agent's memory and extras run beside them.
+"""Human: a person plays, in a window, at the game's own pace; the agent's state and extras run beside them.
 
 Whoever learns from it must know what the person's policy μ was. Nobody does, but a person does not throw dice: the
 action they took is the one they meant, so μ(a|o) = 1, `behaviour_log_prob` is 0 and `behaviour_logits` have all their
@@ -30,18 +30,24 @@ LATE = 5  # steps behind the clock after which it starts anew instead of racing
 
 
 class HumanControls:
-    """The one game that a person plays, its window and its keys.
+    """The one environment that a person plays, its window and its keys.
 
     Args:
         title: of the window.
         fps: steps a second; None: the environment's `render_fps`, else 30.
     Raises:
-        ExperimentError: there is nothing to be seen, or the keys are no actions of the game.
+        ExperimentError: nothing can be seen, several agents play, or the keys are no actions of the environment.
         SettingsError: pygame or a screen is missing.
     """
 
     def __init__(self, experiment: Experiment, title: str, fps: float | None = None) -> None:
-        self.pool = SerialPool(self._make(experiment), 1, realtime=True)
+        def make() -> Any:
+            self._env = experiment.env(render_mode="rgb_array")
+            return self._env
+
+        self.pool = SerialPool(make, 1, realtime=True)
+        if self.pool.num_envs > 1:
+            raise ExperimentError(f"a person plays one agent, and this environment has {self.pool.num_envs}.")
         self.keys = bindings(experiment.keys, self._env, self.pool.action_space)
         fps = fps or (getattr(self._env, "metadata", None) or {}).get("render_fps") or FPS
         names = sorted({name for keys in self.keys for name in keys})
@@ -49,15 +55,8 @@ class HumanControls:
         self.window.check(names)
 
     def agent(self, agent: Agent) -> HumanAgent:
-        """An agent that acts as the person wants it."""
+        """Returns an agent that acts as the person wants it."""
         return HumanAgent(agent, self.pool.action_space, self._choose)
-
-    def _make(self, experiment: Experiment) -> Callable[[], Any]:
-        def make() -> Any:
-            self._env = experiment.env(render_mode="rgb_array")
-            return self._env
-
-        return make
 
     def _choose(self, observations: nest.Tree) -> nest.Tree:
         frame = picture(observations, self._env)
@@ -71,7 +70,7 @@ class HumanControls:
 
 
 class HumanAgent(Agent):
-    """An agent whose actions a person chooses. Memory, extras and weights are the agent's own."""
+    """An agent whose actions a person chooses. State, extras and weights are the agent's own."""
 
     def __init__(self, agent: Agent, action_space: Any, choose: Callable[[nest.Tree], nest.Tree]) -> None:
         self.agent, self._choose = agent, choose
@@ -80,14 +79,14 @@ class HumanAgent(Agent):
     def seed(self, seed: int) -> None:
         self.agent.seed(seed)
 
-    def initial_memory(self, n: int) -> Any:
-        return self.agent.initial_memory(n)
+    def initial_state(self, n: int) -> Any:
+        return self.agent.initial_state(n)
 
     def act(
-        self, observations: nest.Tree, memory: Any, first: np.ndarray, greedy: bool = False
+        self, observations: nest.Tree, state: Any, is_first: np.ndarray, greedy: bool = False
     ) -> tuple[nest.Tree, Any, dict[str, np.ndarray]]:
-        """As the agent's, for one game; waits for the game's clock."""
-        actions, memory, extras = self.agent.act(observations, memory, first, greedy)
+        """Acts as the person in one environment, after the next tick of the window's clock."""
+        actions, state, extras = self.agent.act(observations, state, is_first, greedy)
         chosen = self._choose(observations)
         actions = nest.map(lambda like, part: np.asarray(part, np.asarray(like).dtype)[None], actions, chosen)
         certain = {}
@@ -97,10 +96,10 @@ class HumanAgent(Agent):
             logits = np.full_like(extras["behaviour_logits"], UNLIKELY)
             logits[0, int(chosen) - self._start] = 0.0
             certain["behaviour_logits"] = logits
-        return actions, memory, {**extras, **certain}
+        return actions, state, {**extras, **certain}
 
-    def memory_arrays(self, memory: Any) -> nest.Tree:
-        return self.agent.memory_arrays(memory)
+    def state_arrays(self, state: Any) -> nest.Tree:
+        return self.agent.state_arrays(state)
 
     def get_weights(self) -> Weights:
         return self.agent.get_weights()
@@ -110,7 +109,7 @@ class HumanAgent(Agent):
 
 
 def bindings(keys: Mapping[str, Any] | None, env: Any, action_space: Any) -> dict[frozenset[str], Any]:
-    """{the keys pressed together: action}; no key is the first action, or zeros, unless `keys` has "".
+    """Returns {keys pressed together: action}; no key is the first action, or zeros, unless `keys` has "".
 
     Args:
         keys: as `Experiment.keys`; None: those of the environment's `get_keys_to_action`, as Gymnasium's `play` has it.
@@ -119,33 +118,29 @@ def bindings(keys: Mapping[str, Any] | None, env: Any, action_space: Any) -> dic
     """
     if keys is None:
         named: Mapping[Any, Any] = getattr(getattr(env, "unwrapped", env), "get_keys_to_action", dict)()
-        keys = {"+".join(_key_name(key) for key in combination): action for combination, action in named.items()}
+        keys = {"+".join(map(_key_name, combination)): action for combination, action in named.items()}
     if not keys:
         raise ExperimentError(
             "this game does not say which key means which action: give Experiment "
             'keys={"left": 0, "right": 1}, and "" for no key at all.'
         )
     nothing = nest.of_space(action_space, lambda space: getattr(space, "start", np.zeros(space.shape, space.dtype)))
-    found: dict[frozenset[str], Any] = {}
-    if "" not in keys:
-        found[frozenset()] = _fitted("", nothing, action_space)
-    for combination, action in keys.items():
-        names = frozenset(name.strip() for name in combination.split("+")) if combination else frozenset[str]()
-        found[names] = _fitted(combination, action, action_space)
-    return found
+    return {
+        frozenset(name.strip() for name in combination.split("+") if name): _fitted(combination, action, action_space)
+        for combination, action in {"": nothing, **keys}.items()
+    }
 
 
-def _key_name(key: Any) -> str:
-    text = chr(key) if isinstance(key, int) else str(key)
-    return "space" if text == " " else text
+def _key_name(key: int | str) -> str:
+    name = chr(key) if isinstance(key, int) else key
+    return "space" if name == " " else name
 
 
 def _fitted(keys: str, action: Any, space: Any) -> nest.Tree:
-    """The action as arrays of the space's dtypes."""
+    """Returns the action as arrays of the space's dtypes."""
     try:
-        fitted = nest.map(
-            lambda part, leaf: np.asarray(leaf, part.dtype), nest.of_space(space, lambda part: part), action
-        )
+        dtypes = nest.of_space(space, lambda part: part.dtype)
+        fitted = nest.map(lambda dtype, leaf: np.asarray(leaf, dtype), dtypes, action)
         sound = space.contains(nest.map(lambda leaf: leaf if leaf.ndim else leaf[()], fitted))
     except (LookupError, TypeError, ValueError):
         sound = False
@@ -162,15 +157,14 @@ class Window:
     """
 
     def __init__(self, title: str, fps: float) -> None:
-        self.closed = False
+        self.closed, self._title = False, title
         self._pygame, self._tick, self._next = _pygame(), 1 / fps, 0.0
         self._pressed: set[str] = set()  # since the last step, however shortly
         self._down: set[str] = set()
-        self._title = title
         self._screen: Any = None
 
     def check(self, names: Iterable[str]) -> None:
-        """Raises ExperimentError where there is no key of such a name."""
+        """Raises ExperimentError if pygame has no key of such a name."""
         for name in names:
             try:
                 self._pygame.key.key_code(name)
@@ -180,7 +174,7 @@ class Window:
                 ) from None
 
     def show(self, frame: np.ndarray) -> None:
-        """Draws a frame [H, W] or [H, W, 3], uint8, as large as the window is, its sides in proportion."""
+        """Draws a frame [H, W] or [H, W, 3], uint8, as large as the window allows in the same proportions."""
         pygame = self._pygame
         height, width = frame.shape[:2]
         if self._screen is None:
@@ -188,33 +182,31 @@ class Window:
             self._screen = pygame.display.set_mode((width * factor, height * factor), pygame.RESIZABLE)
             pygame.display.set_caption(self._title)
         rgb = np.broadcast_to(np.atleast_3d(frame), (height, width, 3))
-        screen = self._screen.get_size()
-        scale = min(screen[0] / width, screen[1] / height)
-        size = (max(1, int(width * scale)), max(1, int(height * scale)))
-        image = pygame.transform.scale(pygame.surfarray.make_surface(rgb.swapaxes(0, 1)), size)
+        image = pygame.surfarray.make_surface(rgb.swapaxes(0, 1))
+        place = image.get_rect().fit(self._screen.get_rect())
         self._screen.fill((0, 0, 0))
-        self._screen.blit(image, ((screen[0] - size[0]) // 2, (screen[1] - size[1]) // 2))
+        self._screen.blit(pygame.transform.scale(image, place.size), place)
         pygame.display.flip()
 
     def wait(self) -> set[str]:
-        """Waits for the clock; the names of the keys that are down, or were at any time since the last call.
+        """Waits for the clock; returns the keys that are down, or were at any time since the last call.
 
         Raises:
-            WindowClosed: the person has closed it, or pressed Escape.
+            WindowClosed: the person has closed the window or pressed Escape.
         """
         now, due = time.monotonic(), self._next + self._tick
         self._next = due if due > now - LATE * self._tick else now + self._tick
         while not self.closed and (left := self._next - time.monotonic()) > 0:
-            self.look()
+            self.refresh()
             time.sleep(min(left, 0.005))
-        self.look()
+        self.refresh()
         if self.closed:
             raise WindowClosed
         pressed, self._pressed = self._pressed | self._down, set()
         return pressed
 
-    def look(self) -> None:
-        """Reads what happened at the keyboard; also while nobody plays, or the system thinks the window hangs."""
+    def refresh(self) -> None:
+        """Reads the keyboard; also while nobody plays, or the system thinks that the window hangs."""
         pygame = self._pygame
         for event in pygame.event.get():
             if event.type == pygame.QUIT or (event.type == pygame.KEYDOWN and event.key == pygame.K_ESCAPE):

@@ -1,4 +1,4 @@
-"""Loop: a player at work until it is told to stop, with an uploader beside it."""
+"""Loop: a player and its uploader work until they are told to stop."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tinyverse.player.player import Player
 from tinyverse.player.rollout import Rollout
 from tinyverse.player.uploader import Uploader
 
-STAGES_SECONDS = 5.0  # over which the shares of a player's time are taken
+STAGES_SECONDS = 5.0  # over which a player's shares of time are measured
 
 
 def play(
@@ -22,13 +22,13 @@ def play(
     should_stop: Callable[[], bool] = lambda: False,
     on_batch: Callable[[], None] = lambda: None,
 ) -> int:
-    """Plays until `batches` are pushed, the run is stopped, or `should_stop`; returns the batches played.
+    """Plays until `batches` are played, the run is stopped, or `should_stop`; returns the number of batches.
 
     Args:
-        batches: sessions of every environment that are played; None: without end.
-        sync_every: batches between two looks for newer weights.
-        realtime: sessions that cannot be handed over at once are dropped, because the environments do not wait.
-        on_batch: called before each batch, and ten times a second while waiting.
+        batches: number of sessions of each environment; None: no end.
+        sync_every: batches between two checks for newer weights.
+        realtime: drop sessions that the uploader cannot take at once, because the environments do not wait.
+        on_batch: called before each batch, and ten times a second while the player waits.
     """
     run_id, played, stages = uploader.run_id, 0, Ticker(STAGES_SECONDS)
     while (batches is None or played < batches) and not should_stop() and not uploader.heartbeat.stop.is_set:
@@ -37,7 +37,7 @@ def play(
         if uploader.run_id != run_id:
             run_id, player.version = uploader.run_id, -1
         if player.version < 0 or played % sync_every == 0:
-            uploader.look()
+            uploader.refresh()
         if (newer := uploader.swap(player.agent)) is not None:
             player.agent, player.version, player.update = newer
         uploader.waiting.set(_reason(player, uploader, realtime))
@@ -54,16 +54,16 @@ def play(
 
 
 def _reason(player: Player, uploader: Uploader, realtime: bool) -> str:
-    """What the player waits for; "" when it may play."""
+    """Returns what the player waits for, or "" when it may play."""
     if player.version < 0 and not (realtime and player.rate.total):  # what has begun in real time cannot wait
         return "a trainer's weights"
     if not realtime and not uploader.may_play():
-        return f"the trainer, which is {uploader.state.debt:.0f} deliveries behind"
+        return f"the trainer, which is {uploader.state.deficit:.0f} samples behind"
     return ""
 
 
 def _note(player: Player, uploader: Uploader, with_stages: bool) -> None:
-    """Brings the facts that heartbeats carry up to date."""
+    """Updates the facts that heartbeats carry."""
     worker, faults = uploader.worker, sum(pool.faults for pool in player.pools)
     worker.steps, worker.steps_per_second = player.rate.total, player.rate.per_second()
     worker.version, worker.lag = player.version, max(0, uploader.state.update - player.update)
@@ -75,8 +75,8 @@ def _note(player: Player, uploader: Uploader, with_stages: bool) -> None:
 
 
 def _hand_over(rollout: Rollout, uploader: Uploader, realtime: bool, should_stop: Callable[[], bool]) -> None:
-    """Gives the rollout to the uploader; one in real time does not wait for room."""
-    if realtime:  # a rollout without a version was played on after the server had been emptied: no trainer knows it
+    """Gives the rollout to the uploader, and in real time does not wait for room."""
+    if realtime:  # without a version it was played after the server had been emptied, so no trainer knows its weights
         if rollout.version < 0 or not uploader.offer(rollout, timeout=0.0):
             uploader.worker.dropped += rollout.num_envs
         return

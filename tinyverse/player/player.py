@@ -1,4 +1,4 @@
-"""Player: steps a batch of environments and writes down what happened, as rollouts from which sessions are cut."""
+"""Player: steps a batch of environments and records rollouts, from which sessions are cut."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Player:
             self.num_envs = columns.stop
 
     def play(self) -> Rollout:
-        """The next T steps of every environment."""
+        """Plays the next T steps of every environment."""
         T, slots = self.unroll_length, self._slots
         rollout = self._blank()
         for slot in slots:
@@ -47,8 +47,8 @@ class Player:
                 if t < T - 1:
                     slot.act(self.agent, rollout, t + 1, self.stages)
         for slot in slots:
-            slot.put(rollout.observations, T, slot.observations)
-        self.rate.add(int(rollout.alive.sum()))
+            nest.assign(rollout.observations, (T, slot.columns), slot.observations)
+        self.rate.add(int(rollout.valid.sum()))
         return rollout
 
     def close(self) -> None:
@@ -58,64 +58,59 @@ class Player:
 
     def _blank(self) -> Rollout:
         T, num_envs, slots = self.unroll_length, self.num_envs, self._slots
-        rewards = np.zeros(1, np.float32)
-        flags = {name: empty(np.zeros(1, bool), T, num_envs) for name in ("terminated", "truncated", "alive")}
-        memories = [slot.memory_before_row_0(self.agent) for slot in slots]
+        flags = {name: empty(np.zeros(1, bool), T, num_envs) for name in ("terminated", "truncated", "valid")}
+        states = [slot.state_before_row_0(self.agent) for slot in slots]
         return Rollout(
             observations=empty(slots[0].observations, T + 1, num_envs), actions=None, extras={}, **flags,
-            rewards=empty(rewards, T, num_envs), initial_memory=nest.map(lambda *parts: np.concatenate(parts), *memories),
+            rewards=empty(np.zeros(1, np.float32), T, num_envs), initial_state=nest.map(lambda *parts: np.concatenate(parts), *states),
             episodes=[[] for _ in range(num_envs)], version=self.version, update=self.update,
         )  # fmt: skip
 
 
 class EnvSlot:
-    """Some columns of a rollout: one pool's environments, and what is known of them between two steps."""
+    """Some columns of a rollout: one pool's environments, and their state between two steps."""
 
     def __init__(self, agent: Agent, pool: Pool, columns: slice, seed: int) -> None:
         num_envs = pool.num_envs
         self.pool, self.columns = pool, columns
         self.observations = pool.reset(seed)
         self._ended = np.zeros(num_envs, bool)  # in the previous row: this row is the environment's reset
-        self._first = np.ones(num_envs, bool)  # the observations at hand open an episode
-        self._memory = agent.initial_memory(num_envs)
-        self._blank_memory = nest.map(np.array, agent.memory_arrays(self._memory))
+        self._is_first = np.ones(num_envs, bool)  # the observations at hand open an episode
+        self._state = agent.initial_state(num_envs)
+        self._blank_state = nest.map(np.array, agent.state_arrays(self._state))
         self._over = np.zeros(num_envs, bool)  # the same, of whole episodes: an episode may be a part of one
         self._return, self._length = np.zeros(num_envs), np.zeros(num_envs, np.int64)
 
     def act(self, agent: Agent, rollout: Rollout, t: int, stages: Stages) -> None:
         """Chooses the actions of row t and sends them to the environments."""
-        self.put(rollout.observations, t, self.observations)
+        here = t, self.columns
+        nest.assign(rollout.observations, here, self.observations)
         with stages("act"):
-            actions, self._memory, extras = agent.act(self.observations, self._memory, self._first)
+            actions, self._state, extras = agent.act(self.observations, self._state, self._is_first)
         if rollout.actions is None:
             T, num_envs = rollout.rewards.shape
             rollout.actions, rollout.extras = empty(actions, T, num_envs), empty(extras, T, num_envs)
-        self.put(rollout.actions, t, actions)
-        self.put(rollout.extras, t, extras)
+        nest.assign(rollout.actions, here, actions)
+        nest.assign(rollout.extras, here, extras)
         self.pool.send(actions)
 
     def receive(self, rollout: Rollout, t: int) -> None:
-        """What came of the actions of row t."""
-        step, columns = self.pool.receive(), self.columns
-        alive = ~self._ended
-        rollout.rewards[t, columns], rollout.alive[t, columns] = step.rewards * alive, alive
-        rollout.terminated[t, columns], rollout.truncated[t, columns] = step.terminated & alive, step.truncated & alive
-        self.observations, self._first = step.observations, self._ended
+        """Receives what the actions of row t led to."""
+        step, valid, here = self.pool.receive(), ~self._ended, (t, self.columns)
+        rollout.rewards[here], rollout.valid[here] = step.rewards * valid, valid
+        rollout.terminated[here], rollout.truncated[here] = step.terminated & valid, step.truncated & valid
+        self.observations, self._is_first = step.observations, self._ended
         self._ended = step.terminated | step.truncated
         goes_on, self._over = ~self._over, self._ended if step.game_over is None else step.game_over
         self._return, self._length = (self._return + step.rewards) * goes_on, (self._length + 1) * goes_on
         for index in np.flatnonzero(self._over & goes_on):
             ended = (float(self._return[index]), int(self._length[index]))
-            rollout.episodes[columns.start + index].append(ended)
+            rollout.episodes[self.columns.start + index].append(ended)
 
-    def put(self, buffers: nest.Tree, t: int, tree: nest.Tree) -> None:
-        """Writes row t of this slot's columns."""
-        nest.map(lambda buffer, leaf: buffer[t].__setitem__(self.columns, leaf), buffers, tree)
-
-    def memory_before_row_0(self, agent: Agent) -> nest.Tree:
-        """Memory as arrays, with the reset before row 0 applied: sessions cannot tell it otherwise."""
+    def state_before_row_0(self, agent: Agent) -> nest.Tree:
+        """Returns the recurrent state as arrays, with the reset before row 0 applied, which sessions cannot tell."""
 
         def reset(blank: np.ndarray, now: np.ndarray) -> np.ndarray:
-            return np.where(self._first.reshape(-1, *[1] * (now.ndim - 1)), blank, now)
+            return np.where(self._is_first.reshape(-1, *[1] * (now.ndim - 1)), blank, now)
 
-        return nest.map(reset, self._blank_memory, agent.memory_arrays(self._memory))
+        return nest.map(reset, self._blank_state, agent.state_arrays(self._state))

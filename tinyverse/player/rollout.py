@@ -20,8 +20,8 @@ class Rollout:
     rewards: np.ndarray  # [T, B]
     terminated: np.ndarray  # [T, B]
     truncated: np.ndarray  # [T, B]
-    alive: np.ndarray  # [T, B]
-    initial_memory: nest.Tree  # [B, …] per leaf
+    valid: np.ndarray  # [T, B]
+    initial_state: nest.Tree  # [B, …] per leaf
     extras: dict[str, np.ndarray]  # [T, B, …]
     episodes: list[list[tuple[float, int]]]  # per environment: (return, length) of those that ended
     version: int  # of the weights that play it
@@ -32,7 +32,12 @@ class Rollout:
         return len(self.episodes)
 
     def sessions(self, player: str, sequence: int, **marks: str) -> list[Session]:
-        """One session per environment; `sequence` numbers the first of them, `marks` join their metadata. They share memory."""
+        """Returns one session per environment, which share the rollout's memory.
+
+        Args:
+            sequence: number of the first session; the others count on.
+            marks: join the metadata.
+        """
         leaves = flatten({name: getattr(self, name) for name in FIELDS})
         columns = {name: leaf if rows_beyond(name) is None else leaf.swapaxes(0, 1) for name, leaf in leaves.items()}
         played = {"version": str(self.version), "update": str(self.update), **marks}
@@ -46,7 +51,10 @@ class Rollout:
 
 
 def empty(tree: nest.Tree, length: int, num_envs: int) -> nest.Tree:
-    """Arrays [length, environments, …] for leaves [n, …]; each environment's rows lie together, so that a session is cut uncopied."""
+    """Returns empty arrays [length, num_envs, …] for leaves [n, …].
+
+    Each environment's rows lie together in memory, so that a session is cut without a copy.
+    """
 
     def one(leaf: np.ndarray) -> np.ndarray:
         return np.empty((num_envs, length, *np.shape(leaf)[1:]), np.asarray(leaf).dtype).swapaxes(0, 1)

@@ -1,7 +1,7 @@
 """Uploader: carries sessions to the database and newer weights back, beside the stepping loop.
 
-Nothing that may be slow stands in the stepping loop. This thread encodes, pushes, and fetches newer weights into a
-spare agent, which the player takes in exchange for its own between two sessions.
+The stepping loop does nothing slow. This thread encodes and pushes sessions, and fetches newer weights into a spare
+agent, which the player takes in exchange for its own between two sessions.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tinyverse.player.rollout import Rollout
 logger = logging.getLogger(__name__)
 
 CLOSING_SECONDS = 5.0  # that a closing uploader goes on trying
-POLL_SECONDS = 0.02  # between two looks at the run's State while the player waits for it
+POLL_SECONDS = 0.02  # between two readings of the run's State while the player waits for it
 AT_ONCE = 64 << 20  # bytes in one push
 WAITING_ROLLOUTS = 4  # that may wait to be pushed; then the player waits, or drops if it is real-time
 
@@ -72,7 +72,7 @@ class Uploader(BackgroundThread):
 
     @property
     def state(self) -> State:
-        """The run, as the database last told it."""
+        """The run, as the database last reported it."""
         return self.heartbeat.state
 
     def offer(self, rollout: Rollout, *, timeout: float) -> bool:
@@ -83,17 +83,17 @@ class Uploader(BackgroundThread):
             return False
         return True
 
-    def look(self) -> None:
+    def refresh(self) -> None:
         """Asks for newer weights; `swap` gives them once they have come."""
         self._wanted.set()
 
     def may_play(self) -> bool:
-        """Whether a session may begin, counting those that are still on their way."""
+        """Tells whether a session may begin, counting those that are still on their way."""
         ahead = self._rollouts.unfinished_tasks * self.worker.num_envs * self.state.reuse
-        return self.state.allowance is None or self.state.debt + ahead <= self.state.allowance
+        return self.state.max_ahead is None or self.state.deficit + ahead <= self.state.max_ahead
 
     def swap(self, agent: Agent) -> tuple[Agent, int, int] | None:
-        """(agent, version, update) with newer weights, in exchange for the player's; None if there are none."""
+        """Takes the player's agent and returns (agent, version, update) with newer weights; None if there are none."""
         with self._exchange:
             if not self._ready.is_set():
                 return None
@@ -114,30 +114,26 @@ class Uploader(BackgroundThread):
 
     def _turn(self) -> None:
         if not self._unsent:
-            self._unsent = list(self._pushes(self._next_rollout()))
+            rollout = None  # when it is time for a heartbeat
+            with contextlib.suppress(queue.Empty):
+                rollout = self._rollouts.get(timeout=POLL_SECONDS if self.waiting.reason else HEARTBEAT_SECONDS)
+                if rollout is None:
+                    self._rollouts.task_done()
+            self._unsent = list(self._pushes(rollout))
         while self._unsent:
             self._send(self._unsent[0])
             del self._unsent[0]
         self._fetch()
 
-    def _next_rollout(self) -> Rollout | None:
-        """The next one that is offered; None when it is time for a heartbeat."""
-        try:
-            rollout = self._rollouts.get(timeout=POLL_SECONDS if self.waiting.reason else HEARTBEAT_SECONDS)
-        except queue.Empty:
-            return None
-        if rollout is None:
-            self._rollouts.task_done()
-        return rollout
-
     def _pushes(self, rollout: Rollout | None) -> Iterator[_Push]:
-        """What is sent of a rollout, in parts of some size; with nothing to send, a heartbeat."""
+        """Divides a rollout into pushes of at most `AT_ONCE` bytes; without a rollout, one push is a heartbeat."""
         blobs, episodes, size = list[bytes](), list[dict[str, Any]](), 0
         if rollout is not None:
-            marks = {"human": "1"} if self._human else {}
-            row = {"version": rollout.version, **({"human": True} if self._human else {})}
+            marks, person = ({"human": "1"}, {"human": True}) if self._human else ({}, {})
             episodes = [
-                {"return": total, "length": length, **row} for ended in rollout.episodes for total, length in ended
+                {"return": total, "length": length, "version": rollout.version, **person}
+                for ended in rollout.episodes
+                for total, length in ended
             ]
             for session in rollout.sessions(self.worker.id, self._sequence, **marks):
                 blob = session.encode()

@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from tinyverse.core import nest
 from tinyverse.core.batch import Batch
 from tinyverse.core.errors import SettingsError
-from tinyverse.core.session import FIELDS, Session, SessionSpec, rows_beyond
+from tinyverse.core.session import FIELDS, Session, SessionSpec, field_of, rows_beyond
 from tinyverse.core.text import counted
-from tinyverse.database.cursor import BEGINNING, furthest, is_behind
+from tinyverse.database.base import BEGINNING, furthest, is_behind
 from tinyverse.replay.config import ReplayConfig
 from tinyverse.replay.rate_limiter import RateLimiter
 from tinyverse.replay.ring import Ring
@@ -35,7 +34,7 @@ class Slots:
         update: [size] the trainer's, when it made the weights that played the session.
         human: [size] bool: a person played it.
         count: [size] samples so far.
-        position: its id in the database.
+        session_id: its id in the database.
         written: sessions so far. A session's number is how many were written before it.
     """
 
@@ -44,7 +43,7 @@ class Slots:
         self.update = np.zeros(size, np.int64)
         self.human = np.zeros(size, bool)
         self.count = np.zeros(size, np.int64)
-        self.position = [BEGINNING] * size
+        self.session_id = [BEGINNING] * size
         self.written = 0
 
     def __len__(self) -> int:
@@ -91,7 +90,7 @@ class Replay:
         self.lags: deque[np.ndarray] = deque(maxlen=100)
         self.dropped = {"expired": 0, "unused": 0}
         self.series = secrets.token_hex(4)
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
 
     def __len__(self) -> int:
         return int(self.slots.filled.sum())
@@ -106,11 +105,11 @@ class Replay:
         """Bytes of device memory set aside."""
         return self.ring.bytes.nbytes
 
-    def add(self, session: Session, *, position: str = BEGINNING, update: int = 0, seen: bool = False) -> None:
+    def add(self, session: Session, *, session_id: str = BEGINNING, update: int = 0, seen: bool = False) -> None:
         """Stores a session over the oldest one, unless it is too old.
 
         Args:
-            position: its id in the database.
+            session_id: its id in the database.
             update: the trainer's now, against which lag is measured.
             seen: the trainer learned from it before a restart: replay again, but not fresh.
         """
@@ -129,9 +128,9 @@ class Replay:
                 self.dropped["unused"] += int(about.count[slot] == 0)
             self.ring.write(slot, session.arrays)
             about.filled[slot], about.update[slot], about.human[slot] = True, made_at, session.human
-            about.position[slot], about.count[slot] = position, seen
+            about.session_id[slot], about.count[slot] = session_id, seen
             self.sampler.insert(slot, seen, session.human)
-            self.limiter.insert()
+            self.limiter.inserted += 1
             self.limiter.forgive(len(self))
 
     def write_off(self, count: int = 1) -> None:
@@ -147,21 +146,21 @@ class Replay:
     def sample(self, update: int = 0, *, length: int | None = None, burn_in: int = 0) -> Batch | None:
         """A batch of slices of `burn_in + length` rows (default: whole sessions), or None while `waits_for` says why.
 
-        Slices shorter than the session begin at a random row. One that begins at row 0 has its stored memory; any
-        other begins with empty memory, which is what `burn_in` rows are for.
+        Slices shorter than the session begin at a random row. One that begins at row 0 has its stored state; any
+        other begins with an empty one, which is what `burn_in` rows are for.
         """
         rows = self.spec.length if length is None else burn_in + length
         if not 0 < rows <= self.spec.length:
             raise SettingsError(f"slices of {rows} rows cannot be cut from sessions of {self.spec.length}.")
         with self.lock:
             self._expire(update)
-            if self._waits_for():
+            if self.waits_for():
                 return None
             self.began = True
             slots = self.sampler.draw(self.config.batch_size, self.random)
             np.add.at(self.slots.count, slots, 1)
-            self.limiter.sample(len(slots))
-            self.newest_sampled = furthest(self.newest_sampled, *(self.slots.position[slot] for slot in slots))
+            self.limiter.drawn += len(slots)
+            self.newest_sampled = furthest(self.newest_sampled, *(self.slots.session_id[slot] for slot in slots))
             self.lags.append(update - self.slots.update[slots])
             starts = self.random.integers(0, self.spec.length - rows + 1, len(slots))
             return self._cut(slots, starts, rows, burn_in, update)
@@ -169,7 +168,13 @@ class Replay:
     def waits_for(self) -> str:
         """Why no batch can be drawn now, in words; "" when one can."""
         with self.lock:
-            return self._waits_for()
+            if (filling := self.filling) is not None:
+                return f"{filling[0]} of {filling[1]} sessions"
+            if missing := self.sampler.missing(self.config.batch_size):
+                return counted(missing, "more new session")
+            if missing := self.limiter.missing:
+                return f"{counted(missing, 'more session')} (reuse {self.limiter.reuse:g} is reached)"
+        return ""
 
     @property
     def filling(self) -> tuple[int, int] | None:
@@ -195,29 +200,20 @@ class Replay:
             priorities = torch.where(kept, priorities.to(slots.device), torch.nan)
             self.sampler.set_priorities(slots % len(self.slots), priorities)
 
-    def mark_seen(self, position: str) -> None:
-        """The trainer learned from all sessions up to this position, in updates that were lost: they are not fresh."""
+    def mark_seen(self, session_id: str) -> None:
+        """The trainer learned from all sessions up to this one, in updates that were lost: they are not fresh."""
         with self.lock:
             for slot in np.flatnonzero(self.slots.filled).tolist():
-                if is_behind(self.slots.position[slot], position):
+                if is_behind(self.slots.session_id[slot], session_id):
                     self.sampler.remove(slot)
                     self.sampler.insert(slot, seen=True)
                     self.slots.count[slot] = max(1, self.slots.count[slot])
 
     def forget_positions(self) -> None:
-        """Positions of an earlier incarnation of the run mean nothing in a new one."""
+        """Session ids of an earlier incarnation of the run mean nothing in a new one."""
         with self.lock:
-            self.slots.position = [BEGINNING] * len(self.slots)
+            self.slots.session_id = [BEGINNING] * len(self.slots)
             self.newest_sampled = BEGINNING
-
-    def _waits_for(self) -> str:
-        if (filling := self.filling) is not None:
-            return f"{filling[0]} of {filling[1]} sessions"
-        if missing := self.sampler.missing(self.config.batch_size):
-            return counted(missing, "more new session")
-        if missing := self.limiter.missing:
-            return f"{counted(missing, 'more session')} (reuse {self.limiter.reuse:g} is reached)"
-        return ""
 
     def _expire(self, update: int) -> None:
         if self.config.max_lag is None:
@@ -233,14 +229,12 @@ class Replay:
     def _cut(self, slots: np.ndarray, starts: np.ndarray, rows: int, burn_in: int, update: int) -> Batch:
         index = torch.from_numpy(slots).to(self.device, non_blocking=True)
         if rows == self.spec.length:
-            leaves = {
-                name: leaf if _is_memory(name) else leaf.transpose(0, 1) for name, leaf in self.ring.take(index).items()
-            }
+            taken = self.ring.take(index)
+            leaves = {name: leaf if rows_beyond(name) is None else leaf.transpose(0, 1) for name, leaf in taken.items()}
         else:
             leaves = self._slices(index, torch.from_numpy(starts).to(self.device, non_blocking=True), rows)
-        trees = {name: nest.unflatten(leaves, name) for name in FIELDS}
         return Batch(
-            **{**trees, "extras": trees["extras"] or {}},
+            **{name: field_of(leaves, name) for name in FIELDS},
             weights=self.sampler.weights(slots).to(self.device),
             lag=torch.from_numpy(update - self.slots.update[slots]).to(self.device),
             slots=torch.from_numpy(self.slots.numbers(slots)).to(self.device, non_blocking=True),
@@ -249,19 +243,14 @@ class Replay:
         )
 
     def _slices(self, index: torch.Tensor, start: torch.Tensor, rows: int) -> dict[str, torch.Tensor]:
-        """`rows` rows from `start` [B] on; memory is empty where that is not the session's beginning."""
+        """`rows` rows from `start` [B] on; the recurrent state is empty where that is not the session's beginning."""
         leaves = {}
         with self.ring.reading() as fields:
             for name, tensor in fields.items():
-                if _is_memory(name):
-                    memory = tensor[index]
-                    begins_late = start.reshape(-1, *[1] * (memory.ndim - 1)) > 0
-                    leaves[name] = torch.where(begins_late, torch.zeros_like(memory), memory)
+                if (beyond := rows_beyond(name)) is None:
+                    state = tensor[index]
+                    begins_late = start.reshape(-1, *[1] * (state.ndim - 1)) > 0
+                    leaves[name] = torch.where(begins_late, torch.zeros_like(state), state)
                 else:
-                    count = rows + (tensor.shape[1] - self.spec.length)  # observations have a row more
-                    leaves[name] = tensor[index, start + torch.arange(count, device=self.device)[:, None]]
+                    leaves[name] = tensor[index, start + torch.arange(rows + beyond, device=self.device)[:, None]]
         return leaves
-
-
-def _is_memory(name: str) -> bool:
-    return rows_beyond(name) is None

@@ -27,12 +27,6 @@ def kept_slots(replay: Replay) -> np.ndarray:
     return slots[np.argsort(replay.slots.numbers(slots))]
 
 
-def nbytes_of(replay: Replay) -> int:
-    """Bytes of the sessions that a checkpoint would hold now."""
-    with replay.lock:
-        return len(kept_slots(replay)) * replay.ring.bytes.shape[1]
-
-
 def state_of(replay: Replay) -> dict[str, Any]:
     """The books, copied, without the bytes of the sessions, which `sessions_of` reads."""
     with replay.lock:
@@ -42,7 +36,7 @@ def state_of(replay: Replay) -> dict[str, Any]:
             "sampler": type(replay.sampler).__name__, "sampling": replay.sampler.state_dict(),
             "series": replay.series, "_written": about.written, "_began": replay.began,
             "numbers": about.numbers(slots), "updates": about.update[slots], "counts": about.count[slots],
-            "human": about.human[slots], "positions": " ".join(about.position[slot] for slot in slots),
+            "human": about.human[slots], "positions": " ".join(about.session_id[slot] for slot in slots),
             "newest_delivered": replay.newest_sampled, "dropped": dict(replay.dropped), **replay.limiter.state_dict(),
         }  # fmt: skip
 
@@ -74,13 +68,12 @@ def restore(replay: Replay, state: Mapping[str, Any], sessions: Iterable[Rows]) 
         about.filled[slots] = there
         for kept, name in ((about.update, "updates"), (about.count, "counts"), (about.human, "human")):
             kept[slots] = np.asarray(state[name])[-size:]
-        for slot, position in zip(slots, state["positions"].split()[-size:], strict=True):
-            about.position[slot] = position
+        for slot, session_id in zip(slots, state["positions"].split()[-size:], strict=True):
+            about.session_id[slot] = session_id
         about.written = state["_written"] if same_size else len(numbers)
         replay.series = state["series"] if same_size else replay.series
-        replay.newest_sampled, replay.dropped, replay.began = (
-            state["newest_delivered"], dict(state["dropped"]), state["_began"]
-        )  # fmt: skip
+        replay.newest_sampled, replay.began = state["newest_delivered"], state["_began"]
+        replay.dropped = dict(state["dropped"])
         replay.limiter.load_state_dict(state, state["reuse"])
         if state["sampling"] is not None and state["sampler"] == type(replay.sampler).__name__:
             before = (numbers % state["size"])[there].tolist()

@@ -48,20 +48,13 @@ class ReplayConfig:
 
     @property
     def max_ahead(self) -> float | None:
-        """Samples; how far players may run ahead of the trainer. Never less than a batch, or both sides would wait.
-
-        None: nobody waits.
-        """
+        """Samples that players may be ahead of the trainer; at least a batch, or both sides would wait. None: nobody waits."""
         if self.reuse is None:
             return None
         return max((max(self.min_sessions, self.batch_size) + self.batch_size) * self.reuse, self.batch_size)
 
     def shared(self, ranks: int) -> ReplayConfig:
-        """The part of this that each of so many ranks does.
-
-        Raises:
-            SettingsError: the batch cannot be shared evenly.
-        """
+        """The part of this that each of so many ranks does. Raises SettingsError where it cannot be shared evenly."""
         if self.batch_size % ranks:
             raise SettingsError(
                 f"a batch of {counted(self.batch_size, 'session')} cannot be shared evenly by {ranks} ranks; make -b a multiple of {ranks}."

@@ -6,6 +6,7 @@ of their own, names all files that hold its sessions with their checksums, and a
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -82,8 +83,7 @@ class StoredSessions:
                 path.unlink()
 
     def read(self, files: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields (numbers [m], bytes [m, width]) of what `write` returned; what is gone or damaged is left out, with a
-        warning."""
+        """Yields (numbers [m], bytes [m, width]) of what `write` returned; leaves out what is gone or damaged, and warns."""
         import torch
 
         count = sum(len(file["numbers"]) for file in files)
@@ -98,15 +98,14 @@ class StoredSessions:
                     self.loaded = (self.loaded[0] + len(some), count)
 
     def _is_whole(self, file: Mapping[str, Any]) -> bool:
-        path, checksum = self.path / file["name"], xxhash.xxh3_64()
+        path = self.path / file["name"]
         try:
             with path.open("rb") as stream:
-                while part := stream.read(AT_ONCE):
-                    checksum.update(part)
+                checksum = hashlib.file_digest(stream, xxhash.xxh3_64).hexdigest()
         except OSError as error:
             logger.warning("stored sessions are left out: %s.", error)
             return False
-        if checksum.hexdigest() != file["checksum"]:
+        if checksum != file["checksum"]:
             logger.warning("stored sessions are left out: %s is damaged.", path)
             return False
         return True

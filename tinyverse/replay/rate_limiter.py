@@ -26,12 +26,13 @@ class RateLimiter:
             others then count as sampled. None: the limiter counts samples as they are drawn.
     Attributes:
         inserted: sessions that came, lost and rejected ones too.
+        drawn: samples that were drawn, or are counted as such.
     """
 
     def __init__(self, config: ReplayConfig, pending: Callable[[], int] | None = None) -> None:
         self.config, self._pending = config, pending
         self.inserted = 0
-        self._drawn = 0.0  # samples
+        self.drawn = 0.0
         self._restored = False  # from a checkpoint, and not restarted yet
 
     @property
@@ -42,7 +43,7 @@ class RateLimiter:
     @property
     def sampled(self) -> float:
         """Samples so far."""
-        return self._drawn if self._pending is None else self.reuse * (self.inserted - self._pending())
+        return self.drawn if self._pending is None else self.reuse * (self.inserted - self._pending())
 
     @property
     def deficit(self) -> float:
@@ -56,41 +57,29 @@ class RateLimiter:
             return 0
         return max(0, math.ceil((self.config.batch_size - self.deficit) / self.reuse))
 
-    def insert(self) -> None:
-        """Counts a stored session."""
-        self.inserted += 1
-
-    def sample(self, count: int) -> None:
-        """Counts drawn samples."""
-        self._drawn += count
-
     def write_off(self, count: int = 1) -> None:
         """Counts sessions that came and will never be drawn: lost, rejected or too old."""
         self.inserted += count
-        self._drawn += count * self.reuse
+        self.drawn += count * self.reuse
 
     def forgive(self, kept: int) -> None:
         """Counts as sampled what sessions that left memory were owed and the `kept` ones cannot carry."""
         if self.config.reuse is not None:
             carried = max(self.reuse * kept, self.config.batch_size) if kept else 0.0
-            self._drawn = max(self._drawn, self.reuse * self.inserted - carried)
+            self.drawn = max(self.drawn, self.reuse * self.inserted - carried)
 
     def restart(self, inserted: int, kept: int) -> None:
         """After a restart: of the sessions inserted so far, only those of a restored memory are owed what they still were."""
-        owed = self.reuse * self.inserted - self._drawn if self._restored else 0.0
+        owed = self.reuse * self.inserted - self.drawn if self._restored else 0.0
         self.inserted, self._restored = inserted, False
-        self._drawn = self.reuse * inserted - owed
+        self.drawn = self.reuse * inserted - owed
         self.forgive(kept)
 
     def state_dict(self) -> dict[str, Any]:
         """The counts, under the names that checkpoints have for them."""
-        return {"received": self.inserted, "_delivered": self._drawn}
+        return {"received": self.inserted, "_delivered": self.drawn}
 
     def load_state_dict(self, state: Mapping[str, Any], reuse: float | None) -> None:
-        """Takes the counts of a checkpoint.
-
-        Args:
-            reuse: the configured one then; what was owed by another is not owed now.
-        """
-        self.inserted, self._drawn = state["received"], state["_delivered"]
+        """Takes the counts of a checkpoint; what was owed by another configured `reuse` is not owed now."""
+        self.inserted, self.drawn = state["received"], state["_delivered"]
         self._restored = reuse == self.config.reuse

@@ -29,7 +29,10 @@ class Ring:
     """
 
     def __init__(self, spec: SessionSpec, size: int, device: str | torch.device = "cpu", *, pinned: bool = False):
-        self._spec, (self._offsets, width) = spec, _layout(spec)
+        self._spec, self._offsets, width = spec, dict[str, int](), 0  # where each field begins in a row; bytes
+        for name, (shape, dtype) in spec.fields.items():
+            self._offsets[name] = width
+            width += -(-math.prod(shape) * dtype.itemsize // ALIGNED) * ALIGNED
         self.device = torch.device(device)
         self.bytes = torch.empty((size, width), dtype=torch.uint8, device=self.device, pin_memory=pinned)
         self.fields = self._fields(self.bytes)
@@ -60,7 +63,13 @@ class Ring:
             self.bytes.index_copy_(0, slots.to(self.device), rows.to(self.device))
 
     def _fields(self, rows: Tensor) -> dict[str, Tensor]:
-        return {name: _field(rows, self._offsets[name], *field) for name, field in self._spec.fields.items()}
+        """[n, …] by dotted name, views of columns of rows [n, width]."""
+        fields = {}
+        for name, (shape, dtype) in self._spec.fields.items():
+            typed = rows.view(torch.from_numpy(np.empty(0, dtype)).dtype)
+            columns = typed.narrow(1, self._offsets[name] // dtype.itemsize, math.prod(shape))
+            fields[name] = columns.view(len(rows), *shape)
+        return fields
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[dict[str, Tensor]]:
@@ -91,19 +100,3 @@ class _Stream:
         with torch.cuda.stream(self.stream):
             row.copy_(self._staged.bytes[turn], non_blocking=True)
         self._copied[turn].record(self.stream)
-
-
-def _layout(spec: SessionSpec) -> tuple[dict[str, int], int]:
-    """Where each field begins in a row, and the row's width; bytes."""
-    offsets, end = {}, 0
-    for name, (shape, dtype) in spec.fields.items():
-        offsets[name] = end
-        end += -(-math.prod(shape) * dtype.itemsize // ALIGNED) * ALIGNED
-    return offsets, end
-
-
-def _field(rows: Tensor, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> Tensor:
-    """[size, *shape] of this dtype, a view of some columns of [size, width] bytes."""
-    count = math.prod(shape)
-    typed = rows.view(torch.from_numpy(np.empty(0, dtype)).dtype)
-    return typed.narrow(1, offset // dtype.itemsize, count).view(len(rows), *shape)

@@ -8,8 +8,8 @@ Prioritized  what surprised most, most often    DQN, Ape-X, R2D2
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Mapping
+from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ class Sampler:
         """A session was written into `slot`.
 
         Args:
-            seen: it was delivered before a restart and is no longer fresh.
+            seen: it was sampled before a restart and is no longer fresh.
             human: a person played it.
         """
         raise NotImplementedError
@@ -62,7 +62,7 @@ class Sampler:
         """New priorities [B] of slots [B] that were drawn, NaN for those that keep theirs. Not all samplers have any."""
 
     def pending(self) -> int:
-        """Sessions that wait to be delivered for the first time."""
+        """Sessions that wait to be sampled for the first time."""
         return 0
 
     def may_come(self, slots: np.ndarray) -> np.ndarray:
@@ -70,8 +70,7 @@ class Sampler:
         return np.ones(len(slots), bool)
 
     def state_dict(self) -> dict[str, Any] | None:
-        """What it knows of the stored sessions beside which are there, by slot; None: nothing that `insert` would not
-        tell it again."""
+        """What it knows of the stored sessions, by slot; None: nothing that `insert` would not tell it again."""
         return None
 
     def load_state_dict(self, state: Mapping[str, Any], moved: Mapping[int, int]) -> None:
@@ -84,78 +83,58 @@ class Fresh(Sampler):
     reuse = 1.0
 
     def __init__(self) -> None:
-        self._queue: deque[int] = deque()
+        self._waiting: OrderedDict[int, None] = OrderedDict()  # slots
 
     def insert(self, slot: int, seen: bool = False, human: bool = False) -> None:
         if not seen:
-            self._queue.append(slot)
+            self._waiting[slot] = None
 
     def remove(self, slot: int) -> None:
-        if self._queue and self._queue[0] == slot:  # the replay is a ring: what goes is nearly always the oldest
-            self._queue.popleft()
-        elif slot in self._queue:
-            self._queue.remove(slot)
+        self._waiting.pop(slot, None)
 
     def missing(self, batch: int) -> int:
-        return max(0, batch - len(self._queue))
+        return max(0, batch - len(self._waiting))
 
     def draw(self, batch: int, random: np.random.Generator) -> np.ndarray:
-        return np.array([self._queue.popleft() for _ in range(batch)])
+        return np.array([self._waiting.popitem(last=False)[0] for _ in range(batch)])
 
     def pending(self) -> int:
-        return len(self._queue)
+        return len(self._waiting)
 
     def may_come(self, slots: np.ndarray) -> np.ndarray:
-        return np.isin(slots, list(self._queue))
+        return np.isin(slots, list(self._waiting))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"waiting": list(self._queue)}
+        return {"waiting": list(self._waiting)}
 
     def load_state_dict(self, state: Mapping[str, Any], moved: Mapping[int, int]) -> None:
-        self._queue = deque(moved[slot] for slot in state["waiting"] if slot in moved)
+        self._waiting = OrderedDict.fromkeys(moved[slot] for slot in state["waiting"] if slot in moved)
 
 
 class Uniform(Sampler):
     """Any stored session with equal probability; a batch repeats one only if it must."""
 
     def __init__(self) -> None:
-        self._slots: list[int] = []
-        self._where: dict[int, int] = {}
-
-    @property
-    def count(self) -> int:
-        """Sessions to draw from."""
-        return len(self._slots)
-
-    def has(self, slot: int) -> bool:
-        """Whether the session in `slot` is one of them."""
-        return slot in self._where
+        self.slots: dict[int, None] = {}  # those to draw from
 
     def insert(self, slot: int, seen: bool = False, human: bool = False) -> None:
-        self._where[slot] = len(self._slots)
-        self._slots.append(slot)
+        self.slots[slot] = None
 
     def remove(self, slot: int) -> None:
-        place = self._where.pop(slot, None)
-        if place is None:
-            return
-        last = self._slots.pop()
-        if last != slot:
-            self._slots[place], self._where[last] = last, place
+        self.slots.pop(slot, None)
 
     def missing(self, batch: int) -> int:
-        return 0 if self._slots else 1
+        return 0 if self.slots else 1
 
     def draw(self, batch: int, random: np.random.Generator) -> np.ndarray:
-        places = random.choice(len(self._slots), batch, replace=batch > len(self._slots))
-        return np.array(self._slots)[places]
+        count = len(self.slots)
+        return np.fromiter(self.slots, np.int64, count)[random.choice(count, batch, replace=batch > count)]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"slots": list(self._slots)}  # their order decides what a random number means
+        return {"slots": list(self.slots)}  # their order decides what a random number means
 
     def load_state_dict(self, state: Mapping[str, Any], moved: Mapping[int, int]) -> None:
-        self._slots = [moved[slot] for slot in state["slots"] if slot in moved]
-        self._where = {slot: place for place, slot in enumerate(self._slots)}
+        self.slots = dict.fromkeys(moved[slot] for slot in state["slots"] if slot in moved)
 
 
 class Mixed(Sampler):
@@ -193,19 +172,18 @@ class Mixed(Sampler):
             part.remove(slot)
 
     def keeps(self, slot: int) -> bool:
-        people = self._parts[2]
-        return people.has(slot) and people.count <= self._reserved
+        people = self._parts[2].slots
+        return slot in people and len(people) <= self._reserved
 
     def missing(self, batch: int) -> int:
         return self._parts[0].missing(self._fresh_of(batch))
 
     def draw(self, batch: int, random: np.random.Generator) -> np.ndarray:
         new = self._fresh_of(batch)
-        shown = min(round(batch * self.human), batch - new) if self._parts[2].count else 0
+        shown = min(round(batch * self.human), batch - new) if self._parts[2].slots else 0
         counts = new, batch - new - shown, shown
-        return np.concatenate(
-            [part.draw(count, random) for part, count in zip(self._parts, counts, strict=True) if count]
-        )
+        drawn = (part.draw(count, random) for part, count in zip(self._parts, counts, strict=True) if count)
+        return np.concatenate(list(drawn))
 
     def pending(self) -> int:
         return self._parts[0].pending()
@@ -301,9 +279,5 @@ def sampler_of(name: str | Sampler) -> Sampler:
     if isinstance(name, Sampler):
         return name
     if name not in SAMPLERS:
-        raise SettingsError(f"there is no sampler {name!r}; there are {_names(SAMPLERS)}.")
+        raise SettingsError(f"there is no sampler {name!r}; there are {', '.join(sorted(SAMPLERS))}.")
     return SAMPLERS[name]()
-
-
-def _names(words: Iterable[str]) -> str:
-    return ", ".join(sorted(words))

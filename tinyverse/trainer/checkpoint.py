@@ -11,10 +11,10 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from tinyverse.core import rng
+from tinyverse.core import distributed, rng
 from tinyverse.core.errors import RunConflict, SpecError, TinyverseError
 from tinyverse.core.weights import decode_weights
-from tinyverse.database.cursor import is_ahead
+from tinyverse.database.base import is_behind
 from tinyverse.replay import checkpoint as replay_checkpoint
 
 if TYPE_CHECKING:
@@ -33,8 +33,7 @@ class Checkpoints:
         self._saved = -1  # update of the newest checkpoint
 
     def save(self, wait: bool = False) -> None:
-        """Writes a checkpoint unless nothing was learned since the last, or NaN was; beside learning, unless it is to
-        `wait`.
+        """Writes a checkpoint, unless nothing was learned since the last, or NaN; beside learning, unless it is to `wait`.
 
         Raises:
             TinyverseError: with `wait`, it could not be written.
@@ -63,25 +62,26 @@ class Checkpoints:
         """All that a checkpoint holds, but for the stored sessions themselves."""
         trainer, feeder, replay = self.trainer, self.trainer.feeder, self.trainer.replay
         with feeder.storing:
-            keeps_replay = feeder.caught_up and self._keeps_replay()
             return {
                 "learner": trainer.learner.state_dict(), "weights": dict(trainer.learner.get_weights()),
                 "update": trainer.update, "version": trainer.version, "meta": trainer.publisher.meta, "rng": rng.get_state(),
                 "run_id": feeder.state.run_id, "consumed": feeder.cursor.learned, **feeder.state_dict(),
                 "drawing": json.dumps(replay.random.bit_generator.state),
-                "replay": replay_checkpoint.state_of(replay) if keeps_replay else None,
+                "replay": self._replay_state() if feeder.caught_up else None,
             }  # fmt: skip
 
-    def _keeps_replay(self) -> bool:
-        nbytes = replay_checkpoint.nbytes_of(self.trainer.replay)
-        if self.save_replay is None and nbytes > REPLAY_SAVED:
-            logger.warning(
-                "the stored sessions take %.1f GB: checkpoints leave them out, unless --save-replay.", nbytes / 1e9
-            )
-            self.save_replay = False
-        return self.save_replay is not False
-
-    # -- back again ---------------------------------------------------------------------------------------------
+    def _replay_state(self) -> dict[str, Any] | None:
+        if self.save_replay is False:
+            return None
+        state = replay_checkpoint.state_of(replay := self.trainer.replay)
+        nbytes = len(state["numbers"]) * replay.ring.bytes.shape[1]
+        if self.save_replay or nbytes <= REPLAY_SAVED:
+            return state
+        logger.warning(
+            "the stored sessions take %.1f GB: checkpoints leave them out, unless --save-replay.", nbytes / 1e9
+        )
+        self.save_replay = False
+        return None
 
     def restore(self) -> None:
         """Takes up the newest checkpoint; without a folder or a checkpoint in it, the weights that were published.
@@ -97,11 +97,8 @@ class Checkpoints:
         elif (found := trainer.database.get_weights()) is not None:
             weights, numbers = decode_weights(found[1])
             trainer.agent.set_weights(weights)
-            trainer.publisher.version, trainer.update, trainer.feeder.steps = (
-                found[0],
-                numbers["update"],
-                numbers["step"],
-            )
+            trainer.publisher.version, trainer.update = found[0], numbers["update"]
+            trainer.feeder.steps = numbers["step"]
 
     def _take_up(self, checkpoint: Mapping[str, Any]) -> None:
         trainer, feeder, replay = self.trainer, self.trainer.feeder, self.trainer.replay
@@ -133,7 +130,7 @@ class Checkpoints:
             replay.forget_positions()
             return
         feeder.load_cursor(checkpoint)
-        if replay.sampler.reuse is not None and is_ahead(feeder.cursor.learned, checkpoint["consumed"]):
+        if replay.sampler.reuse is not None and not is_behind(feeder.cursor.learned, checkpoint["consumed"]):
             replay.mark_seen(feeder.cursor.learned)  # updates that were lost had learned from them
 
     def level(self) -> None:
@@ -141,7 +138,7 @@ class Checkpoints:
         trainer, feeder = self.trainer, self.trainer.feeder
         if trainer.ranks.size == 1:
             return
-        first = trainer.ranks.broadcast({
+        first = distributed.broadcast({
             "learner": trainer.learner.state_dict(), "update": trainer.update, "version": trainer.version,
             "consumed": feeder.cursor.learned, "counted": feeder.cursor.counted, **feeder.counters(),
         })  # fmt: skip

@@ -11,20 +11,17 @@ from __future__ import annotations
 import dataclasses
 import logging
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from tinyverse.core.errors import CodecError, DatabaseLost, SpecError
-from tinyverse.core.session import Session
+from tinyverse.core.errors import CodecError, DatabaseLost, SettingsError, SpecError
 from tinyverse.core.timing import Rate
-from tinyverse.database.base import UNSIGNED, WRONG_SIGNATURE, Database, State, Worker
-from tinyverse.database.cursor import BEGINNING, furthest, is_behind
+from tinyverse.database.base import BEGINNING, UNSIGNED, WRONG_SIGNATURE, Database, State, Worker, furthest, is_behind
 from tinyverse.replay.buffer import Replay
 from tinyverse.replay.samplers import Fresh
-from tinyverse.trainer.player_quota import PlayerQuota
 from tinyverse.trainer.ranks import SingleProcess
 
 logger = logging.getLogger(__name__)
@@ -32,6 +29,7 @@ logger = logging.getLogger(__name__)
 READ_AT_ONCE = 256  # sessions, fewer if they take more than
 READ_BYTES = 256 << 20
 RECENT = 100  # episodes in the mean return
+QUOTA_WINDOW = 1000  # newest sessions that a quota counts
 PLAYERS_KNOWN = 10_000  # players whose sequence numbers are remembered, against duplicates
 
 
@@ -80,13 +78,10 @@ class Feeder:
         self._limit = READ_AT_ONCE  # sessions asked for
 
     def feed(self, update: int = 0, wait: float = 0.0) -> int:
-        """Reads new sessions into the replay; returns how many there were.
+        """Reads new sessions into the replay, waiting at most so many seconds for the first; returns how many there were.
 
         Args:
             update: the trainer's now, against which lag is measured.
-            wait: seconds at most for the first session.
-        Raises:
-            DatabaseLost: the caller may try again.
         """
         limit = min(self._limit, max(1, READ_BYTES // self.replay.spec.nbytes))
         try:
@@ -98,22 +93,18 @@ class Feeder:
         if not state.run_id or state.run_id != self.state.run_id:
             self._begin_anew(state)
             return 0
-        for position, blob in entries:
-            if reason := self.take(position, blob, update):
+        for session_id, blob in entries:
+            if reason := self.take(session_id, blob, update):
                 self.worker.error = f"a session was rejected: {reason}"
         if len(entries) < limit:
             self.at_the_end(state.inserted)
         self.state = state
         return len(entries)
 
-    def take(self, position: str, blob: bytes, update: int = 0) -> str:
-        """Stores one session; returns why it was rejected, or "".
-
-        Args:
-            position: its id in the database, behind all that were taken before.
-        """
+    def take(self, session_id: str, blob: bytes, update: int = 0) -> str:
+        """Stores the session with an id above all that were taken before; returns why it was rejected, or ""."""
         with self.storing:
-            self.cursor.read = position
+            self.cursor.read = session_id
             try:
                 session = self.replay.spec.decode(blob)
             except (CodecError, SpecError) as error:
@@ -127,22 +118,19 @@ class Feeder:
             if not self.quota.admit(player):
                 return self._reject("its player sends more than its share")
             if self.ranks.is_mine(player, sequence):
-                seen = is_behind(position, self.cursor.learned)
-                self.replay.add(session, position=position, update=update, seen=seen)
+                seen = is_behind(session_id, self.cursor.learned)
+                self.replay.add(session, session_id=session_id, update=update, seen=seen)
             else:
                 self.replay.write_off()
-            if not is_behind(position, self.cursor.counted):
-                self._count(session)
+            if not is_behind(session_id, self.cursor.counted):
+                steps = int(session.valid.sum())
+                self.steps += steps
+                self.step_rate.add(steps)
+                for total, length in () if session.human else session.episodes:  # the curve is the agent's
+                    self.returns.append(total)
+                    self.lengths.append(length)
+                    self.episodes += 1
         return ""
-
-    def _count(self, session: Session) -> None:
-        steps = int(session.arrays["alive"].sum())
-        self.steps += steps
-        self.step_rate.add(steps)
-        for total, length in () if session.human else session.episodes:  # the curve is the agent's
-            self.returns.append(total)
-            self.lengths.append(length)
-            self.episodes += 1
 
     def _reject(self, reason: str) -> str:
         reason = reason[:200] if len(self.rejected) < 100 else "for yet another reason"
@@ -164,8 +152,6 @@ class Feeder:
         """Moves the cursor up to the newest session that the replay has drawn."""
         with self.lock:
             self.cursor.learned = furthest(self.cursor.learned, self.replay.newest_sampled)
-
-    # -- over a restart -----------------------------------------------------------------------------------------
 
     def go_on_from(self, learned: str) -> None:
         """Sessions up to here were counted and learned from before the restart."""
@@ -200,8 +186,6 @@ class Feeder:
         """Reads on from there; for a replay that has been restored, too."""
         self.cursor.read, self.newest_of = state["position"], dict(state["newest_of"])
 
-    # -- numbers ------------------------------------------------------------------------------------------------
-
     def row(self) -> dict[str, Any]:
         """What was played, for logs; of the newest 100 episodes the mean, and the tenth above and below."""
         low, high = np.percentile(self.returns, (10, 90)).tolist() if self.returns else (None, None)
@@ -212,3 +196,42 @@ class Feeder:
             "play/episodes": self.episodes, "play/steps_per_second": self.step_rate.per_second(),
             "replay/rejected": sum(self.rejected.values()),
         }  # fmt: skip
+
+
+class PlayerQuota:
+    """How much of what is learned from may come from one player while others play.
+
+    A player that went wild floods the replay with its own sessions. The quota counts the newest arrivals, refused ones
+    too: so a player that is alone, or alone again, is free. It helps against mistakes, not malice: a player says itself
+    who it is.
+
+    Args:
+        most: the share (0 … 1) of the admitted sessions that one player may have; 1: any.
+        window: newest sessions that are counted.
+    """
+
+    def __init__(self, most: float = 1.0, window: int = QUOTA_WINDOW) -> None:
+        if not 0 < most <= 1:
+            raise SettingsError(f"player_share is {most}; give more than 0 and at most 1, which admits all.")
+        self.most = most
+        self._came: deque[tuple[str, bool]] = deque(maxlen=window)
+        self._players: Counter[str] = Counter()  # sessions that came
+        self._admitted: Counter[str] = Counter()
+
+    def admit(self, player: str) -> bool:
+        """Whether the trainer keeps the next session of this player."""
+        if self.most >= 1:
+            return True
+        if len(self._came) == self._came.maxlen:
+            oldest, was_admitted = self._came.popleft()
+            self._players[oldest] -= 1
+            self._admitted[oldest] -= was_admitted
+            if not self._players[oldest]:
+                del self._players[oldest], self._admitted[oldest]
+        others = self._admitted.total() - self._admitted[player]
+        alone = self._players[player] == len(self._came)
+        admitted = alone or self._admitted[player] + 1 <= max(1.0, self.most * (self._admitted[player] + 1 + others))
+        self._came.append((player, admitted))
+        self._players[player] += 1
+        self._admitted[player] += admitted
+        return admitted

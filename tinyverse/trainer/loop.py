@@ -56,14 +56,14 @@ def train(
                 not trainer.waiting.reason and trainer.update % trainer.config.publish_every == 0
             ):
                 publisher.must_publish = False
-                _offer_weights(trainer)
+                publisher.offer(trainer.snapshot())
             if saving.due():
                 trainer.save()
             on_turn()
         for thread in (feeding, publishing):
             thread.raise_failure()
         trainer.check()
-        _offer_weights(trainer)
+        publisher.offer(trainer.snapshot())
     finally:
         feeding.closing.set()
         publishing.closing.set()
@@ -102,10 +102,3 @@ def _feeding(trainer: Trainer, fed: threading.Event) -> BackgroundThread:
         logger.warning("%s Trying again.", error)
 
     return BackgroundThread("feeder", feed, pause=RETRY_SECONDS, on_lost=note)
-
-
-def _offer_weights(trainer: Trainer) -> None:
-    if (
-        trainer.ranks.is_rank_zero and (snapshot := trainer.snapshot()) is not None
-    ):  # None: the next step says what is wrong
-        trainer.publisher.offer(snapshot)

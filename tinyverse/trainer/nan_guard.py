@@ -35,17 +35,17 @@ class BadUpdate:
     def write(self, folder: Path) -> Path:
         """Keeps the batch for inspection, as plain safetensors; returns the file."""
         path = folder / f"nan-update-{self.update:09d}.safetensors"
-        leaves = {} if self.batch is None else nest.flatten(_plain(self.batch), "batch")
+        leaves: dict[str, Any] = {}
+        for name, tree in vars(self.batch).items() if self.batch else ():
+            if name != "burn_in" and tree is not None:
+                arrays = nest.map(lambda leaf: leaf.detach().cpu().numpy(), tree)
+                leaves |= nest.flatten(arrays, f"batch.{name}")
         path.write_bytes(codec.encode(leaves, {"update": str(self.update), "not_finite": ", ".join(self.names)}))
         return path
 
 
 class NanGuard:
-    """Checks updates by their losses and gradients, and weights by themselves.
-
-    Args:
-        folder: keeps the bad batch; None: nothing does, as on all ranks but 0.
-    """
+    """Checks updates by their losses and gradients, and weights by themselves. `folder` keeps the bad batch."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
@@ -90,11 +90,7 @@ class NanGuard:
         return False
 
     def stop(self, update: int) -> NoReturn:
-        """Keeps the batch of the bad update and raises NotANumber.
-
-        Args:
-            update: the newest, for where only another rank knows which was bad.
-        """
+        """Keeps the batch of the bad update (or names the newest, where only another rank knows it); raises NotANumber."""
         bad, kept = self.bad, ""
         if bad and self.folder and bad.batch:
             try:
@@ -107,12 +103,3 @@ class NanGuard:
             "or saved. Lower the learning rate, clip rewards or gradients, and start again: training goes on from the last "
             "checkpoint."
         )
-
-
-def _plain(batch: Batch) -> dict[str, nest.Tree]:
-    trees = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch) if field.name != "burn_in"}
-    return {
-        name: nest.map(lambda leaf: leaf.detach().cpu().numpy(), tree)
-        for name, tree in trees.items()
-        if tree is not None
-    }

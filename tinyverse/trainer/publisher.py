@@ -38,8 +38,6 @@ class Publisher:
 
     Args:
         meta: the run config; the publisher creates the run again if the database comes back empty.
-        worker: what the heartbeat says.
-        waiting: what the trainer waits for.
         feeder: knows the cursor, the state, and what was played.
     Attributes:
         version: of the newest snapshot.
@@ -84,13 +82,6 @@ class Publisher:
             self.database.release_lease(self.holder)
             self.database.leave(self.worker.id)
 
-    # -- weights ------------------------------------------------------------------------------------------------
-
-    def snapshot(self, update: int, weights: Weights) -> Snapshot:
-        """These weights under the next version."""
-        self.version += 1
-        return Snapshot(self.version, update, self.feeder.steps, weights)
-
     def publish(self, snapshot: Snapshot) -> None:
         """Publishes weights. Players see version and weights change together.
 
@@ -124,13 +115,6 @@ class Publisher:
             self.database.acquire_lease(self.holder)
         return meta["run_id"]
 
-    def compare(self, state: State, published: int) -> None:
-        """Asks for a publication where a newer state lacks the weights that were `published` before it."""
-        if self.ranks.is_rank_zero and (state.version < published or not state.run_id):
-            self.published, self.must_publish = -1, True
-
-    # -- numbers ------------------------------------------------------------------------------------------------
-
     @property
     def sampled(self) -> float:
         """Samples so far by all ranks, as players count them."""
@@ -140,10 +124,10 @@ class Publisher:
         """The numbers by which players know whether to go on, and how sessions are used; of all ranks together."""
         feeder, config, ranks = self.feeder, self.feeder.replay.config, self.ranks
         with feeder.lock:
-            sampled = {"delivered": self.sampled} if feeder.caught_up else {}  # else the database knows better
+            sampled = {"sampled": self.sampled} if feeder.caught_up else {}  # else the database knows better
             self.database.report(
                 **sampled, cursor=ranks.furthest(feeder.cursor.learned, feeder.state.run_id), update=update,
-                step=feeder.steps, reuse=config.reuse or 1.0, allowance=config.max_ahead and config.max_ahead * ranks.size,
+                step=feeder.steps, reuse=config.reuse or 1.0, max_ahead=config.max_ahead and config.max_ahead * ranks.size,
                 capacity=config.buffer_size * ranks.size,
             )  # fmt: skip
 
@@ -164,18 +148,15 @@ class Publisher:
             new, self._rejections_told = rejections - self._rejections_told, rejections
             self.database.count(rejected=new)
         worker.steps, worker.steps_per_second = feeder.steps, feeder.step_rate.per_second()
-        worker.version, worker.lag = (
-            self.version if self.ranks.is_rank_zero else feeder.state.version,
-            feeder.replay.lag,
-        )
+        worker.version = self.version if self.ranks.is_rank_zero else feeder.state.version
+        worker.lag = feeder.replay.lag
         return self._heartbeat.beat()
 
-    # -- in a thread of its own ---------------------------------------------------------------------------------
-
-    def offer(self, snapshot: Snapshot) -> None:
-        """Hands a snapshot to the publisher's thread. A newer one replaces one that still waits."""
-        self._snapshots.append(snapshot)
-        self.wake()
+    def offer(self, snapshot: Snapshot | None) -> None:
+        """Hands a snapshot, if it is one, to the publisher's thread. A newer one replaces one that still waits."""
+        if snapshot is not None:
+            self._snapshots.append(snapshot)
+            self.wake()
 
     def wake(self) -> None:
         self._turn.set()
@@ -191,17 +172,14 @@ class Publisher:
         self._turn.clear()
 
     def step(self, update: int) -> None:
-        """Publishes, reports, sends a heartbeat.
-
-        Raises:
-            LeaseLost: another trainer publishes now.
-        """
+        """Publishes, reports, sends a heartbeat. Raises LeaseLost where another trainer publishes now."""
         if self.ranks.is_rank_zero:
             if not self.database.acquire_lease(self.holder):
                 raise LeaseLost("another trainer has taken over this run, so this one ends. Its checkpoint is kept.")
             while self._snapshots:
                 snapshot = self._snapshots[0]
                 self.publish(snapshot)
+                update = max(update, snapshot.update)  # it may have come after this turn began
                 with contextlib.suppress(ValueError):  # a newer one came meanwhile
                     self._snapshots.remove(snapshot)
             self.report(update)

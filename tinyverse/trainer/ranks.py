@@ -8,11 +8,11 @@ learns again from a session, though the others lose those that they had not come
 from __future__ import annotations
 
 import zlib
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from tinyverse.core import distributed
 from tinyverse.core.errors import SettingsError
-from tinyverse.database.cursor import BEGINNING, furthest
+from tinyverse.database.base import BEGINNING, furthest
 
 if TYPE_CHECKING:
     from tinyverse.algorithms.learner import Learner
@@ -49,10 +49,6 @@ class SingleProcess:
         """Whether it is true on any rank. Collective."""
         return true
 
-    def broadcast(self, contents: Any) -> Any:
-        """What rank 0 gave. Collective."""
-        return contents
-
     def furthest(self, learned: str, run_id: str) -> str:
         """The furthest cursor that any rank has learned up to, in this incarnation of the run."""
         return learned
@@ -86,9 +82,7 @@ class Ranks(SingleProcess):
         # players are held back only when the poorest rank has enough, or it would wait for ever
         owed = sum(deficits) if limiter.config.reuse is None else len(deficits) * min(deficits)
         self.deficit_elsewhere = owed - deficits[distributed.rank()]
-        cursors = [
-            f"{int(row[4])}-{int(row[5])}" for row in rows if row[3] == mark
-        ]  # others speak of another incarnation
+        cursors = (f"{int(row[4])}-{int(row[5])}" for row in rows if row[3] == mark)  # others: another incarnation
         self._furthest = (run_id, furthest(*cursors))
         waits = has_batch and not all(ready)
         waits_for = f"rank {ready.index(0)}, which waits for sessions of its own" if waits else ""
@@ -96,9 +90,6 @@ class Ranks(SingleProcess):
 
     def any_rank(self, true: bool) -> bool:
         return distributed.any_rank(true)
-
-    def broadcast(self, contents: Any) -> Any:
-        return distributed.broadcast(contents)
 
     def furthest(self, learned: str, run_id: str) -> str:
         agreed_in, agreed = self._furthest

@@ -1,6 +1,6 @@
-"""Run folder: what everyone in a run has agreed on, and where its trainer keeps it on disk.
+"""Run folder: the run config, and where its trainer keeps it on disk.
 
-The agreement (experiment, settings, session spec) is created by the first trainer; a player adopts it. The folder
+The run config (experiment, settings, session spec) is created by the first trainer; a player adopts it. The folder
 `runs/<name>/` holds settings.json, metrics.jsonl, starts.jsonl (who trained it, where and with which words),
 evaluations.jsonl, TensorBoard events, the newest checkpoints and the best weights.
 
@@ -44,8 +44,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """For who trains without a server that others share, whose lease would keep two apart. The kernel lets go of it
-        however its holder ends.
+        """Keeps out other processes of this machine, where no server's lease does; the kernel frees it however we end.
 
         Raises:
             RunConflict: another process of this machine trains into this folder.
@@ -84,29 +83,23 @@ class RunFolder:
         file = self.path / "settings.json"
         return json.loads(file.read_text()) if file.exists() else {}
 
-    def log(self, row: Mapping[str, Any]) -> None:
-        """Appends a row to metrics.jsonl."""
-        _append(self.path / "metrics.jsonl", row)
+    def log(self, row: Mapping[str, Any], file: str = "metrics") -> None:
+        """Appends a row to one of the logs.
 
-    def metrics(self) -> list[dict[str, Any]]:
-        """All rows logged so far; a line cut by a crash is left out, with what was appended to it."""
-        return _rows(self.path / "metrics.jsonl")
+        Args:
+            file: "metrics"; "starts", which has who trained from then on, when, with which words, where, on what; or
+                "evaluations", which has what a single `eval` of the run's weights found (`eval --every` logs metrics).
+        """
+        with (self.path / f"{file}.jsonl").open("a") as stream:
+            stream.write(json.dumps(dict(row)) + "\n")
 
-    def log_start(self, row: Mapping[str, Any]) -> None:
-        """Appends who trains from here on to starts.jsonl: when, with which words, where, on what."""
-        _append(self.path / "starts.jsonl", row)
-
-    def starts(self) -> list[dict[str, Any]]:
-        """What `log_start` wrote; the first row began the run, the others went on with it."""
-        return _rows(self.path / "starts.jsonl")
-
-    def log_evaluation(self, row: Mapping[str, Any]) -> None:
-        """Appends what a single `eval` of the run's weights found to evaluations.jsonl; metrics.jsonl has `eval --every`'s."""
-        _append(self.path / "evaluations.jsonl", row)
-
-    def evaluations(self) -> list[dict[str, Any]]:
-        """What `log_evaluation` wrote."""
-        return _rows(self.path / "evaluations.jsonl")
+    def rows(self, file: str = "metrics") -> list[dict[str, Any]]:
+        """All rows of a log so far; a line cut by a crash is left out, with what was appended to it."""
+        path, rows = self.path / f"{file}.jsonl", []
+        for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
+            with contextlib.suppress(ValueError):
+                rows.append(json.loads(line))
+        return rows
 
     def save(
         self, update: int, contents: Mapping[str, Any], sessions: Sessions | None = None, *, wait: bool = True
@@ -122,10 +115,6 @@ class RunFolder:
         """
         self.finish()
         path, copied = self.checkpoints / f"update-{update:09d}.pt", plain(contents)
-        if wait:
-            self._write(path, copied, sessions)
-            self._failure = ""
-            return path
 
         def write() -> None:
             try:
@@ -133,10 +122,15 @@ class RunFolder:
                 self._failure = ""
             except Exception as error:
                 self._failure = str(error)
+                if wait:
+                    raise
                 logger.warning("%s cannot be written (%s). Training goes on; those before it are whole.", path, error)
 
-        self._writer = threading.Thread(target=write, name="checkpoint")  # no daemon: half a file is of no use
-        self._writer.start()
+        if wait:
+            write()
+        else:
+            self._writer = threading.Thread(target=write, name="checkpoint")  # no daemon: half a file is of no use
+            self._writer.start()
         return path
 
     @property
@@ -190,16 +184,3 @@ class RunFolder:
 
     def _files(self) -> list[Path]:
         return sorted(self.checkpoints.glob("update-*.pt")) if self.checkpoints.exists() else []
-
-
-def _append(file: Path, row: Mapping[str, Any]) -> None:
-    with file.open("a") as stream:
-        stream.write(json.dumps(dict(row)) + "\n")
-
-
-def _rows(file: Path) -> list[dict[str, Any]]:
-    rows = []
-    for line in file.read_text(errors="replace").splitlines() if file.exists() else []:
-        with contextlib.suppress(ValueError):
-            rows.append(json.loads(line))
-    return rows

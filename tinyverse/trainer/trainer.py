@@ -106,7 +106,8 @@ class Trainer:
         """Reads new sessions into the replay; returns how many there were."""
         published = self.publisher.published
         count = self.feeder.feed(self.update, wait)
-        self.publisher.compare(self.state, published)
+        if self.ranks.is_rank_zero and (self.state.version < published or not self.state.run_id):
+            self.publisher.published, self.publisher.must_publish = -1, True  # the database has lost the weights
         return count
 
     def step(self) -> bool:
@@ -157,9 +158,14 @@ class Trainer:
         return agreed.has_batch
 
     def snapshot(self) -> Snapshot | None:
-        """The weights of now under the next version; None if they are no numbers. Not to be called during an update."""
-        weights = self.learner.get_weights()
-        return self.publisher.snapshot(self.update, weights) if self.guard.passes(self.update, weights) else None
+        """The weights of now under the next version. Not to be called during an update.
+
+        None on other ranks than 0, which publish nothing, and if the weights are no numbers: the next step says so.
+        """
+        if not self.ranks.is_rank_zero or not self.guard.passes(self.update, weights := self.learner.get_weights()):
+            return None
+        self.publisher.version += 1
+        return Snapshot(self.version, self.update, self.feeder.steps, weights)
 
     def publish(self, snapshot: Snapshot) -> None:
         self.publisher.publish(snapshot)

@@ -3,13 +3,11 @@
     /                 the page: static/index.html, its style and script, and uPlot 1.6.32 (MIT) to draw curves with
     /history          the trainer's log so far, thinned, as columns
     /events           what `info --json` says, as server-sent events, once a second
-    /game?player=ID   the newest steps of one of a player's games, with what its agent thought (see `games`)
-    /video/NAME        a video of an evaluation
+    /frames           the newest steps of an environment (player=ID&env=N), with what its agent computes (see `frames`)
+    /video/NAME       a video of an evaluation
 
 It asks nothing of a player: all of this is in the database already. Needs the extra `page`.
 """
-
-from __future__ import annotations
 
 import asyncio
 import contextlib
@@ -21,15 +19,15 @@ import re
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from tinyverse.core.errors import ServerError, SettingsError, TinyverseError
-from tinyverse.database.base import LOG_KEPT, Database
-from tinyverse.database.cursor import BEGINNING, is_position
+from tinyverse.database.base import BEGINNING, LOG_KEPT, Database, is_session_id
 from tinyverse.monitoring import metrics, status
-from tinyverse.monitoring.dashboard.games import Games
+from tinyverse.monitoring.dashboard.frames import Frames
+from tinyverse.monitoring.report import newest_video
 from tinyverse.trainer.run_folder import RunFolder
 
 STATIC = Path(__file__).with_name("static")
@@ -50,36 +48,26 @@ HEADERS = {
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
-def facts(database: Database, run: str, videos: Path) -> dict[str, Any]:
-    """What `info --json` says, less the curve, which /history has; and the newest video of an evaluation."""
-    known = status.gather(database, run)
-    del known["curve"]
-    return known | {"video": _newest_video(run, videos)}
-
-
 def history(database: Database, folder: RunFolder) -> dict[str, Any]:
     """{"columns": a list per name that is drawn, None where a row has no number; "evaluations": rows}, oldest first.
 
-    Where the server came back empty, older rows come from the run's folder, if it is on this machine. Steps only grow (see
-    `metrics.growing`).
+    Where the server came back empty, older rows come from the run's folder, if it is on this machine. Steps only grow.
     """
     rows = database.metrics(LOG_KEPT)
     begins = min((row["step"] for row in rows if "step" in row), default=math.inf)
-    rows = [row for row in folder.metrics() if row.get("step", begins) < begins] + rows
+    rows = [row for row in folder.rows() if row.get("step", begins) < begins] + rows
     log, evaluations = metrics.split(rows)
     log = metrics.growing([row for row in log if row.get("step") is not None])
     log = log[(len(log) - 1) % -(-len(log) // POINTS) :: -(-len(log) // POINTS)] if log else []  # ends with the newest
     names = sorted({name for row in log for name in row if DRAWN.fullmatch(name)})
-    return {
-        "columns": {name: [row.get(name) for row in log] for name in names},
-        "evaluations": evaluations[-POINTS:],
-    }
+    columns = {name: [row.get(name) for row in log] for name in names}
+    return {"columns": columns, "evaluations": evaluations[-POINTS:]}
 
 
 def application(
     database: Database,
     folder: RunFolder,
-    games: Games,
+    frames: Frames,
     videos: Path,
     *,
     token: str = "",
@@ -103,7 +91,12 @@ def application(
     from starlette.staticfiles import StaticFiles
 
     run = folder.path.name
-    newest = _Once(lambda: facts(database, run, videos))
+
+    @_Once
+    def newest() -> dict[str, Any]:
+        facts = status.gather(database, run)
+        del facts["curve"]  # which /history has
+        return facts | {"video": newest_video(run, videos)}
 
     def answer(ask: Callable[[], Any]) -> Response:
         return Response(_json(ask), media_type="application/json")
@@ -111,15 +104,15 @@ def application(
     def get_history(request: Request) -> Response:  # starlette calls what is not async in a thread
         return answer(lambda: history(database, folder))
 
-    def get_game(request: Request) -> Response:
-        player, seat, after = (request.query_params.get(name, "") for name in ("player", "game", "after"))
-        if not re.fullmatch(r"\d{0,9}", seat) or not is_position(after or BEGINNING):
-            raise HTTPException(400, "game is a number from 0 on, after is the id of a session.")
-        return answer(lambda: games.strip(player, int(seat or 0), after))
+    def get_frames(request: Request) -> Response:
+        player, env, after = (request.query_params.get(name, "") for name in ("player", "env", "after"))
+        if not re.fullmatch(r"\d{0,9}", env) or not is_session_id(after or BEGINNING):
+            raise HTTPException(400, "env is a number from 0 on, after is the id of a session.")
+        return answer(lambda: frames.newest(player, int(env or 0), after))
 
     def get_video(request: Request) -> Response:
         name = request.path_params["name"]
-        if not _video_of(run).fullmatch(name) or not (videos / name).is_file():
+        if not re.fullmatch(rf"{re.escape(run)}-v\d+\.webm", name) or not (videos / name).is_file():
             raise HTTPException(404, f"there is no video {name}.")
         return FileResponse(videos / name, media_type="video/webm")
 
@@ -134,7 +127,7 @@ def application(
     routes = [
         Route("/history", get_history),
         Route("/events", get_events),
-        Route("/game", get_game),
+        Route("/frames", get_frames),
         Route("/video/{name}", get_video),
         Mount("/", StaticFiles(directory=STATIC, html=True)),
     ]
@@ -142,8 +135,8 @@ def application(
 
 
 @contextlib.contextmanager
-def served(make: Callable[[tuple[str, ...], threading.Event], Callable[..., Any]], listen: str) -> Iterator[str]:
-    """Serves what `make(hosts, closing)` returns on `listen` ("host:port") in a thread; yields its URL.
+def served(make: Callable[..., Any], listen: str) -> Iterator[str]:
+    """Serves what `make(hosts=…, closing=…)` returns on `listen` ("host:port") in a thread; yields its URL.
 
     Raises:
         SettingsError: `listen` is no host and port. ServerError: nobody can listen there.
@@ -160,7 +153,7 @@ def served(make: Callable[[tuple[str, ...], threading.Event], Callable[..., Any]
         ) from None
     closing = threading.Event()
     config = uvicorn.Config(
-        make((*LOOPBACK, host), closing), log_config=None, access_log=False, server_header=False, lifespan="off", ws="none",
+        make(hosts=(*LOOPBACK, host), closing=closing), log_config=None, access_log=False, server_header=False, lifespan="off", ws="none",
         timeout_graceful_shutdown=2, limit_concurrency=VIEWERS,
     )  # fmt: skip
     server = uvicorn.Server(config)
@@ -206,33 +199,11 @@ class _Once:
 
 
 def _json(ask: Callable[[], Any]) -> str:
-    """The answer as JSON, or {"problem": a sentence} where a person can mend it."""
+    """The answer as JSON, or {"problem": a sentence} where a person can mend it. NaN and infinity become null."""
     try:
-        return json.dumps(_plain(ask()), allow_nan=False)
+        return json.dumps(json.loads(json.dumps(ask()), parse_constant=lambda name: None))
     except TinyverseError as error:
         return json.dumps({"problem": str(error)})
-
-
-def _plain(value: Any) -> Any:
-    """The same with None for what is no finite number, which JSON cannot write."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(name): _plain(part) for name, part in value.items()}
-    return [_plain(part) for part in value] if isinstance(value, (list, tuple)) else value
-
-
-def _video_of(run: str) -> re.Pattern[str]:
-    return re.compile(rf"{re.escape(run)}-v(\d+)\.webm")
-
-
-def _newest_video(run: str, videos: Path) -> dict[str, Any] | None:
-    found = []
-    for path in videos.glob("*.webm"):
-        if match := _video_of(run).fullmatch(path.name):
-            with contextlib.suppress(OSError):  # somebody has removed it
-                found.append((path.stat().st_mtime, int(match[1]), path.name))
-    return dict(zip(("seconds", "version", "name"), max(found), strict=True)) if found else None
 
 
 def _guarded(app: Callable[..., Any], token: str, hosts: tuple[str, ...]) -> Callable[..., Any]:
@@ -246,12 +217,11 @@ def _guarded(app: Callable[..., Any], token: str, hosts: tuple[str, ...]) -> Cal
             return PlainTextResponse("this page only shows.", 405, {"allow": "GET, HEAD"})
         if not token:
             host = request.headers.get("host", "")
-            if _without_port(host) not in hosts:
+            if re.sub(r":\d*$", "", host.lower()).strip("[]") not in hosts:
                 return PlainTextResponse(f"this page is not called {host[:100]!r}; open it as localhost.", 421)
             return None
         name = f"tinyverse-{(request.scope.get('server') or ('', 0))[1]}"  # a browser's cookies do not know ports
-        shown = request.query_params.get("token")
-        if shown is not None and _same(shown, token):
+        if _same(request.query_params.get("token", ""), token):
             answer = RedirectResponse("/", 303)  # so that the token stays in no history
             answer.set_cookie(name, token, httponly=True, samesite="strict")
             return answer
@@ -269,10 +239,6 @@ def _guarded(app: Callable[..., Any], token: str, hosts: tuple[str, ...]) -> Cal
         await (refused(Request(scope)) or app)(scope, receive, send_with_headers)
 
     return guard
-
-
-def _without_port(host: str) -> str:
-    return re.sub(r":\d*$", "", host.lower()).strip("[]")
 
 
 def _same(shown: str, token: str) -> bool:

@@ -1,4 +1,4 @@
-// The page: asks for the log once, then listens; draws curves, the workers, the newest video, and a game step by step.
+// The page: asks for the log once, then listens; draws curves, the workers, the newest video, and an environment step by step.
 // Everything shown as text goes through textContent: names in a database are anybody's.
 "use strict";
 
@@ -139,7 +139,7 @@ const drawAll = () => charts.forEach((chart) => chart.draw());
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
   charts.forEach((chart) => chart.forget());
   drawAll();
-  game.show();
+  viewer.show();
 });
 
 async function fetchJson(address) {
@@ -187,7 +187,7 @@ const COLUMNS = [
   ["role", (worker) => worker.role],
   ["host", (worker) => worker.host],
   ["pid", (worker) => worker.pid, "count"],
-  ["games", (worker) => worker.num_envs || "", "count"],
+  ["envs", (worker) => worker.num_envs || "", "count"],
   ["steps/s", (worker) => number(worker.steps_per_second, 3), "count"],
   ["version", (worker) => worker.version, "count"],
   ["lag", (worker) => number(worker.lag, 3), "count"],
@@ -233,7 +233,7 @@ function showVideo(newest, evaluation) {
   if (evaluation["eval/return"] != null) {
     const error = evaluation["eval/standard_error"];
     $("evaluated").textContent = `Mean return ${number(evaluation["eval/return"])}${error == null ? "" : ` ± ${number(error, 2)}`}` +
-      ` over ${evaluation["eval/episodes"]} game${evaluation["eval/episodes"] === 1 ? "" : "s"} (version ${evaluation.version}); best ${number(evaluation["eval/best"])}.`;
+      ` over ${evaluation["eval/episodes"]} episode${evaluation["eval/episodes"] === 1 ? "" : "s"} (version ${evaluation.version}); best ${number(evaluation["eval/best"])}.`;
   } else if (newest) $("evaluated").textContent = `Version ${newest.version}.`;
   const key = newest && `${newest.name} ${newest.seconds}`;
   const watched = !video.paused && !video.ended && !video.hidden; // nobody likes a video that is changed while it runs
@@ -249,9 +249,9 @@ function complain(text) {
   $("problem").hidden = !text;
 }
 
-// -- a game ----------------------------------------------------------------------------------------------------------
+// -- an environment --------------------------------------------------------------------------------------------------
 
-const game = {
+const viewer = {
   frames: null, sheet: new Image(), at: 0, due: 0, asking: false, asksAt: 0, bars: [],
   paused: matchMedia("(prefers-reduced-motion: reduce)").matches,
 
@@ -264,9 +264,9 @@ const game = {
       if (names.has(chosen)) select.value = chosen;
       else this.reset();
     }
-    const games = players.find((worker) => worker.id === select.value)?.num_envs ?? 0;
-    if ($("seat").options.length !== games) {
-      $("seat").replaceChildren(...Array.from({ length: games }, (_, at) => element("option", at + 1, { value: at })));
+    const count = players.find((worker) => worker.id === select.value)?.num_envs ?? 0;
+    if ($("env").options.length !== count) {
+      $("env").replaceChildren(...Array.from({ length: count }, (_, at) => element("option", at + 1, { value: at })));
       this.reset();
     }
     if (!players.length) $("about").textContent = this.frames ? "The player has left; these were its last steps." : "Nobody plays.";
@@ -278,16 +278,16 @@ const game = {
   },
 
   async ask(now) {
-    const player = $("player").value, seat = $("seat").value;
-    if (!player || seat === "" || this.asking || now < this.asksAt) return;
+    const player = $("player").value, env = $("env").value;
+    if (!player || env === "" || this.asking || now < this.asksAt) return;
     this.asking = true;
     this.asksAt = now + 1000;
     try {
       const after = this.frames?.id ?? "";
-      const frames = await fetchJson(`game?${new URLSearchParams({ player, game: seat, after })}`);
-      if (player !== $("player").value || seat !== $("seat").value) return;
+      const frames = await fetchJson(`frames?${new URLSearchParams({ player, env, after })}`);
+      if (player !== $("player").value || env !== $("env").value) return;
       if (!frames.id) {
-        if (!this.frames) $("about").textContent = "No steps of this game are stored yet.";
+        if (!this.frames) $("about").textContent = "No steps of this environment are stored yet.";
         return;
       }
       const sheet = new Image();
@@ -325,7 +325,7 @@ const game = {
     screen.getContext("2d").drawImage(this.sheet, left, top, sheet.width, sheet.height, 0, 0, sheet.width, sheet.height);
     const action = typeof row.action === "number" ? number(row.action) : JSON.stringify(row.action);
     $("step").textContent = `step ${this.at + 1} of ${steps.length}: ` +
-      (row.alive ? `action ${action}, reward ${number(row.reward, 3)}, value ${number(row.value, 3)}${row.end ? ", " + row.end : ""}` : "a new episode");
+      (row.valid ? `action ${action}, reward ${number(row.reward, 3)}, value ${number(row.value, 3)}${row.end ? ", " + row.end : ""}` : "a new episode");
     $("scrub").value = this.at;
     $("scrub").setAttribute("aria-valuetext", $("step").textContent);
     this.showBars(row);
@@ -348,7 +348,7 @@ const game = {
       const one = this.bars[at];
       one.bar.style.width = `${100 * (span > 0 ? (value - least) / span : 0)}%`;
       one.value.textContent = row.q ? number(value, 3) : `${(100 * value).toFixed(1)} %`;
-      one.item.className = row.alive && row.action === at ? "taken" : "";
+      one.item.className = row.valid && row.action === at ? "taken" : "";
     });
   },
 
@@ -369,7 +369,7 @@ const game = {
     pen.beginPath();
     let drawing = false;
     steps.forEach((row, at) => {
-      if (row.value == null || !row.alive) drawing = false; // an episode ends here
+      if (row.value == null || !row.valid) drawing = false; // an episode ends here
       else {
         if (drawing) pen.lineTo(x(at), y(row.value));
         else pen.moveTo(x(at), y(row.value));
@@ -393,17 +393,17 @@ const game = {
   },
 };
 
-$("pause").addEventListener("click", () => game.pause(!game.paused));
+$("pause").addEventListener("click", () => viewer.pause(!viewer.paused));
 $("scrub").addEventListener("input", () => {
-  game.pause(true);
-  game.at = Number($("scrub").value);
-  game.show();
+  viewer.pause(true);
+  viewer.at = Number($("scrub").value);
+  viewer.show();
 });
-for (const id of ["player", "seat"]) $(id).addEventListener("change", () => game.reset());
+for (const id of ["player", "env"]) $(id).addEventListener("change", () => viewer.reset());
 
 // -- the run ---------------------------------------------------------------------------------------------------------
 
-async function hear(facts) {
+async function receive(facts) {
   complain(facts.problem);
   if (facts.problem) return;
   if (log.run_id !== facts.run_id) await readHistory(facts.run_id);
@@ -411,13 +411,13 @@ async function hear(facts) {
   showNumbers(facts);
   showWorkers(facts.workers);
   showVideo(facts.video, log.evaluations.at(-1) ?? {});
-  game.choose(facts.workers);
+  viewer.choose(facts.workers);
 }
 
 $("columns").append(...COLUMNS.map(([label, , kind]) => element("th", label, { scope: "col", className: kind ?? "" })));
-game.pause(game.paused);
+viewer.pause(viewer.paused);
 const events = new EventSource("events");
 events.addEventListener("open", () => (log.run_id = null)); // also after a break: what was missed is in the log
-events.addEventListener("message", (event) => hear(JSON.parse(event.data)));
+events.addEventListener("message", (event) => receive(JSON.parse(event.data)));
 events.addEventListener("error", () => complain("The page's own process cannot be reached; trying again."));
-requestAnimationFrame((now) => game.tick(now));
+requestAnimationFrame((now) => viewer.tick(now));
