@@ -65,7 +65,7 @@ def test_a_lost_database_loses_nothing_and_repeats_visibly(database, when, monke
     assert sorted(set(numbers)) == list(range(40))
     assert (len(numbers) > 40) == (when == "after")
     trainer = a_trainer(database)
-    trainer.holder = HOLDER
+    trainer.publisher.holder = HOLDER
     trainer.join()
     trainer.feed()
     assert len(trainer.replay) == 40

@@ -68,6 +68,10 @@ class Uploader(BackgroundThread):
         self._rollouts: queue.Queue[Rollout | None] = queue.Queue(WAITING_ROLLOUTS)  # None wakes a closing thread
         self._unsent: list[_Push] = []
         self._human = worker.role == "human"
+        if not self._human:
+            self.waiting.set(
+                "a trainer's weights"
+            )  # until a player says otherwise the thread looks often, not once a second
         self._sequence = 0
 
     @property
