@@ -105,6 +105,14 @@ class Pool(abc.ABC):
         return f"{type(self).__name__}({counted(self.num_envs, 'environment')}, {self.observation_space} -> {self.action_space})"
 
 
+class SplitPool(Pool):
+    """A pool that implements `send` and `receive`, of which a step consists."""
+
+    def step(self, actions: nest.Tree) -> Step:
+        self.send(actions)
+        return self.receive()
+
+
 class SerialPool(Pool):
     """Environments of any supported API (see `adapters`), stepped one by one in this process.
 
@@ -252,7 +260,7 @@ class SerialPool(Pool):
         self._rewards[rows], self._terminated[rows], self._truncated[rows] = reward, terminated, truncated
 
 
-class VectorPool(Pool):
+class VectorPool(SplitPool):
     """A native Gymnasium VectorEnv whose autoreset is NEXT_STEP or DISABLED.
 
     A DISABLED one steps all environments at once and refuses those whose episode is over. The pool therefore resets
@@ -275,10 +283,6 @@ class VectorPool(Pool):
         self._ended = np.zeros(self.num_envs, bool)
         # hashed, because vector environments use seed, seed + 1 …, and players with neighbouring seeds would share episodes
         return self._checked(self._env.reset(seed=as_int(np.random.SeedSequence(seed)))[0])
-
-    def step(self, actions: nest.Tree) -> Step:
-        self.send(actions)
-        return self.receive()
 
     def send(self, actions: nest.Tree) -> None:
         self._sent = self._action_adapter.arrays(actions)

@@ -35,7 +35,7 @@ import numpy as np
 from tinyverse.core import nest
 from tinyverse.core.errors import ExperimentError
 from tinyverse.core.text import counted
-from tinyverse.envs.pool import Pool, Step, as_int
+from tinyverse.envs.pool import Pool, SplitPool, Step, as_int
 from tinyverse.envs.restarts import RestartPolicy
 from tinyverse.envs.spaces import ActionAdapter, Array, spec_of
 
@@ -48,7 +48,7 @@ CHECK_MEMORY_EVERY = 256  # steps between two checks of a worker's memory
 COMMAND = struct.Struct("<Bq")  # index of the buffer; seed of a reset, or -1 for a step
 
 
-class ProcessPool(Pool):
+class ProcessPool(SplitPool):
     """B environments divided among K worker processes.
 
     Args:
@@ -107,10 +107,6 @@ class ProcessPool(Pool):
                 worker.answer(START_SECONDS)
         self._needs_reset = [False] * len(self._workers)
         return self._views.observations[self._turn]
-
-    def step(self, actions: nest.Tree) -> Step:
-        self.send(actions)
-        return self.receive()
 
     def send(self, actions: nest.Tree) -> None:
         nest.assign(self._views.actions, ..., self._action_adapter.arrays(actions))

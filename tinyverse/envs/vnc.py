@@ -31,7 +31,7 @@ import numpy as np
 from gymnasium import spaces
 
 from tinyverse.core.errors import ExperimentError
-from tinyverse.envs.pool import Pool, Step
+from tinyverse.envs.pool import SplitPool, Step
 
 Region = tuple[int, int, int, int]  # x, y, width, height in pixels of the screen
 SECONDS = 20.0  # for a server to answer, and for a program to begin an episode
@@ -220,7 +220,7 @@ class VncEnv(gymnasium.Env):
         return cv2.resize(grey, self._size[::-1], interpolation=cv2.INTER_AREA)
 
 
-class VncPool(Pool):
+class VncPool(SplitPool):
     """B programs on one clock: all actions are sent at once, and all frames are of the same tick."""
 
     realtime = True
@@ -252,10 +252,6 @@ class VncPool(Pool):
                 self._observations[game], rewards[game], ends[game] = env.see()
         self._ended = ends.tolist()
         return Step(self._observations, rewards, ends, np.zeros(self.num_envs, bool))
-
-    def step(self, actions: np.ndarray) -> Step:
-        self.send(actions)
-        return self.receive()
 
     def close(self) -> None:
         for env in self._envs:
