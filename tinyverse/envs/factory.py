@@ -12,7 +12,7 @@ from gymnasium.vector import VectorEnv
 from tinyverse.core import nest
 from tinyverse.core.errors import ExperimentError
 from tinyverse.core.text import counted
-from tinyverse.envs.pool import Pool, SerialPool, SplitPool, Step, VectorPool, as_int, check_count
+from tinyverse.envs.pool import Pool, SerialPool, SplitPool, Step, VectorPool, as_int
 from tinyverse.envs.restarts import RestartPolicy
 from tinyverse.envs.spaces import article
 
@@ -35,7 +35,6 @@ def pool_of(
     Raises:
         ExperimentError: `thing` is none of these, or has another number of environments.
     """
-    check_count(num_envs)
     made = thing() if callable(thing) else thing
     remake = remake or (thing if callable(thing) else None)
     if isinstance(made, (VectorEnv, Pool)):

@@ -127,7 +127,8 @@ class SerialPool(Pool):
     def __init__(
         self, make_env: Callable[[], Any], num_envs: int, *, realtime: bool = False, restart: bool = False
     ) -> None:
-        check_count(num_envs)
+        if num_envs < 1:
+            raise ExperimentError(f"got {num_envs} environments, wanted 1 or more.")
         first, self._make = adapted(make_env()), make_env
         self.observation_space = gymnasium_space(first.observation_space)
         self.action_space = gymnasium_space(first.action_space)
@@ -317,11 +318,6 @@ class VectorPool(SplitPool):
         if has_nan(floats_of(fitting)):
             raise not_a_number("observation")
         return fitting
-
-
-def check_count(num_envs: int) -> None:
-    if num_envs < 1:
-        raise ExperimentError(f"got {num_envs} environments, wanted 1 or more.")
 
 
 def as_int(sequence: np.random.SeedSequence) -> int:
