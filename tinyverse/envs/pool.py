@@ -72,10 +72,7 @@ class Pool(abc.ABC):
 
     @abc.abstractmethod
     def reset(self, seed: int | None = None) -> nest.Tree:
-        """Begins an episode in every environment.
-
-        Equal seeds give equal episodes. Returns observations [B, …] per leaf.
-        """
+        """Begins an episode in every environment, equal for equal seeds; returns observations [B, …] per leaf."""
 
     @abc.abstractmethod
     def step(self, actions: nest.Tree) -> Step:
@@ -88,10 +85,7 @@ class Pool(abc.ABC):
         """
 
     def send(self, actions: nest.Tree) -> None:
-        """Begins a step.
-
-        `receive` returns its result. A pool without background stepping makes the whole step in `receive`.
-        """
+        """Begins a step, which `receive` ends. A pool without background stepping makes all of it in `receive`."""
         self._sent = actions
 
     def receive(self) -> Step:
@@ -326,14 +320,9 @@ def as_int(sequence: np.random.SeedSequence) -> int:
 
 
 def _autoreset(env: VectorEnv) -> AutoresetMode:
-    """Returns how a VectorEnv resets.
+    """Returns how a VectorEnv resets, by its attribute or else its metadata, and refuses modes that cannot be used.
 
-    The environment's attribute takes precedence over its metadata. ale-py writes its mode into the dict that all
-    VectorEnv classes share, so that shared dict says nothing about a class.
-
-    Raises:
-        ExperimentError: the VectorEnv does not declare its mode, or resets in the step that ends an episode
-            (SAME_STEP).
+    ale-py writes its mode into the dict that all VectorEnv classes share, so that dict says nothing about a class.
     """
     name, shared = type(env.unwrapped).__name__, env.metadata is VectorEnv.metadata
     mode = getattr(env.unwrapped, "autoreset_mode", None) or (None if shared else env.metadata.get("autoreset_mode"))

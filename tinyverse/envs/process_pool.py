@@ -242,10 +242,7 @@ class _Worker:
             self.connection.send_bytes(COMMAND.pack(buffer, -1 if seed is None else seed))
 
     def answer(self, seconds: float | None) -> str:
-        """Waits until a command is carried out.
-
-        Returns the traceback of an environment that failed meanwhile, or "".
-        """
+        """Waits until a command is carried out; returns the traceback of an environment that failed, or ""."""
         if not self.connection.poll(seconds):
             raise ExperimentError(f"{self} has not answered in time and is killed (--step-timeout).{self._stack()}")
         return self._receive()

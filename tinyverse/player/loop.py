@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tinyverse.core.timing import Ticker
-from tinyverse.player.player import Player
-from tinyverse.player.rollout import Rollout
+from tinyverse.player.player import Player, Rollout
 from tinyverse.player.uploader import Uploader
 
 STAGES_SECONDS = 5.0  # over which a player's shares of time are measured

@@ -21,7 +21,7 @@ from tinyverse.core.timing import Waiting
 from tinyverse.core.weights import decode_weights
 from tinyverse.database.base import HEARTBEAT_SECONDS, RETRY_SECONDS, Database, State, Worker
 from tinyverse.database.heartbeat import Heartbeat
-from tinyverse.player.rollout import Rollout
+from tinyverse.player.player import Rollout
 
 logger = logging.getLogger(__name__)
 
