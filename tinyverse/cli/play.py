@@ -44,7 +44,7 @@ def play(
     worker_memory: int | None, device: str, precision: str | None, human: bool, fps: float | None,
 ) -> None:  # fmt: skip
     """Steps a batch of environments and pushes sessions."""
-    from tinyverse.envs.process_pool import ProcessPool, can_measure_memory
+    from tinyverse.envs.process_pool import ProcessPool, resident_memory
 
     positive(
         num_envs=num_envs, batches=batches, sync_every=sync_every, cores=cores, step_timeout=step_timeout,
@@ -52,7 +52,7 @@ def play(
     )  # fmt: skip
     if workers < 0:
         raise SettingsError(f"workers is {workers}; it must be at least 1, or 0 for none.")
-    if worker_memory and not can_measure_memory():
+    if worker_memory and not resident_memory():
         raise SettingsError("--worker-memory reads /proc, which this system has not: leave it out.")
     if step_timeout or worker_memory:
         workers = workers or 1  # what hangs or leaks can only be ended with the process it is in

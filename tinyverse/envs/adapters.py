@@ -200,11 +200,7 @@ class MultiAgentAdapter:
 
 
 def _shared(space_for: Callable[[Any], Any], agents: list[Any], what: str) -> Any:
-    """Returns the space that all agents have.
-
-    Raises:
-        ExperimentError: two agents have different spaces.
-    """
+    """Returns the space that all agents have, and refuses agents whose spaces differ."""
     spaces = [gymnasium_space(space_for(agent)) for agent in agents]
     for agent, space in zip(agents, spaces, strict=True):
         if space != spaces[0]:

@@ -9,7 +9,7 @@ from gymnasium.vector import VectorEnv
 
 from tinyverse.core.errors import ExperimentError
 from tinyverse.core.text import counted
-from tinyverse.envs.pool import Pool, SerialPool, VectorPool, check_count
+from tinyverse.envs.pool import Pool, SerialPool, VectorPool
 from tinyverse.envs.restarting_pool import RestartingPool
 from tinyverse.envs.spaces import article
 
@@ -32,7 +32,6 @@ def pool_of(
     Raises:
         ExperimentError: `thing` is none of these, or has another number of environments.
     """
-    check_count(num_envs)
     made = thing() if callable(thing) else thing
     remake = remake or (thing if callable(thing) else None)
     if isinstance(made, (VectorEnv, Pool)):

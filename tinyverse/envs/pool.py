@@ -72,10 +72,7 @@ class Pool(abc.ABC):
 
     @abc.abstractmethod
     def reset(self, seed: int | None = None) -> nest.Tree:
-        """Begins an episode in every environment.
-
-        Equal seeds give equal episodes. Returns observations [B, …] per leaf.
-        """
+        """Begins an episode in every environment, equal for equal seeds; returns observations [B, …] per leaf."""
 
     @abc.abstractmethod
     def step(self, actions: nest.Tree) -> Step:
@@ -88,10 +85,7 @@ class Pool(abc.ABC):
         """
 
     def send(self, actions: nest.Tree) -> None:
-        """Begins a step.
-
-        `receive` returns its result. A pool without background stepping makes the whole step in `receive`.
-        """
+        """Begins a step, which `receive` ends. A pool without background stepping makes all of it in `receive`."""
         self._sent = actions
 
     def receive(self) -> Step:
@@ -103,6 +97,14 @@ class Pool(abc.ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({counted(self.num_envs, 'environment')}, {self.observation_space} -> {self.action_space})"
+
+
+class SplitPool(Pool):
+    """A pool that implements `send` and `receive`, of which a step consists."""
+
+    def step(self, actions: nest.Tree) -> Step:
+        self.send(actions)
+        return self.receive()
 
 
 class SerialPool(Pool):
@@ -119,7 +121,8 @@ class SerialPool(Pool):
     def __init__(
         self, make_env: Callable[[], Any], num_envs: int, *, realtime: bool = False, restart: bool = False
     ) -> None:
-        check_count(num_envs)
+        if num_envs < 1:
+            raise ExperimentError(f"got {num_envs} environments, wanted 1 or more.")
         first, self._make = adapted(make_env()), make_env
         self.observation_space = gymnasium_space(first.observation_space)
         self.action_space = gymnasium_space(first.action_space)
@@ -252,7 +255,7 @@ class SerialPool(Pool):
         self._rewards[rows], self._terminated[rows], self._truncated[rows] = reward, terminated, truncated
 
 
-class VectorPool(Pool):
+class VectorPool(SplitPool):
     """A native Gymnasium VectorEnv whose autoreset is NEXT_STEP or DISABLED.
 
     A DISABLED one steps all environments at once and refuses those whose episode is over. The pool therefore resets
@@ -275,10 +278,6 @@ class VectorPool(Pool):
         self._ended = np.zeros(self.num_envs, bool)
         # hashed, because vector environments use seed, seed + 1 …, and players with neighbouring seeds would share episodes
         return self._checked(self._env.reset(seed=as_int(np.random.SeedSequence(seed)))[0])
-
-    def step(self, actions: nest.Tree) -> Step:
-        self.send(actions)
-        return self.receive()
 
     def send(self, actions: nest.Tree) -> None:
         self._sent = self._action_adapter.arrays(actions)
@@ -315,25 +314,15 @@ class VectorPool(Pool):
         return fitting
 
 
-def check_count(num_envs: int) -> None:
-    if num_envs < 1:
-        raise ExperimentError(f"got {num_envs} environments, wanted 1 or more.")
-
-
 def as_int(sequence: np.random.SeedSequence) -> int:
     """Returns a seed for an environment."""
     return int(sequence.generate_state(1)[0]) >> 2  # below 2^30, so that seed + 1, seed + 2 … stay below 2^31
 
 
 def _autoreset(env: VectorEnv) -> AutoresetMode:
-    """Returns how a VectorEnv resets.
+    """Returns how a VectorEnv resets, by its attribute or else its metadata, and refuses modes that cannot be used.
 
-    The environment's attribute takes precedence over its metadata. ale-py writes its mode into the dict that all
-    VectorEnv classes share, so that shared dict says nothing about a class.
-
-    Raises:
-        ExperimentError: the VectorEnv does not declare its mode, or resets in the step that ends an episode
-            (SAME_STEP).
+    ale-py writes its mode into the dict that all VectorEnv classes share, so that dict says nothing about a class.
     """
     name, shared = type(env.unwrapped).__name__, env.metadata is VectorEnv.metadata
     mode = getattr(env.unwrapped, "autoreset_mode", None) or (None if shared else env.metadata.get("autoreset_mode"))

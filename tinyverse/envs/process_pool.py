@@ -35,20 +35,16 @@ import numpy as np
 from tinyverse.core import nest
 from tinyverse.core.errors import ExperimentError
 from tinyverse.core.text import counted
-from tinyverse.envs.pool import Pool, Step, as_int
+from tinyverse.envs.pool import Pool, SplitPool, Step, as_int
 from tinyverse.envs.restarts import RestartPolicy
 from tinyverse.envs.spaces import ActionAdapter, Array, spec_of
-
-if sys.platform == "win32":
-    import msvcrt
-    from multiprocessing.connection import PipeConnection
 
 START_SECONDS = 120.0  # for a worker to import the experiment and make its environments
 CHECK_MEMORY_EVERY = 256  # steps between two checks of a worker's memory
 COMMAND = struct.Struct("<Bq")  # index of the buffer; seed of a reset, or -1 for a step
 
 
-class ProcessPool(Pool):
+class ProcessPool(SplitPool):
     """B environments divided among K worker processes.
 
     Args:
@@ -89,15 +85,18 @@ class ProcessPool(Pool):
         tasks = [_Task(make, slice(*envs), spec, shared, memory) for envs in itertools.pairwise(edges)]
         self._views, self._workers = tasks[0].views(), [_Worker(context, task) for task in tasks]
         self._needs_reset = [True] * workers
-        with self._closing_on_error():
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.close)
             for worker in self._workers:
                 worker.start()
             for worker in self._workers:
                 worker.await_ready(START_SECONDS)
+            stack.pop_all()
 
     def reset(self, seed: int | None = None) -> nest.Tree:
         self._seeds = np.random.SeedSequence(seed).spawn(len(self._workers))
-        with self._closing_on_error():
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.close)
             for worker, sequence in zip(self._workers, self._seeds, strict=True):
                 if not worker.ready:
                     worker.start()
@@ -105,12 +104,9 @@ class ProcessPool(Pool):
                 worker.send(self._turn, as_int(sequence))
             for worker in self._workers:
                 worker.answer(START_SECONDS)
+            stack.pop_all()
         self._needs_reset = [False] * len(self._workers)
         return self._views.observations[self._turn]
-
-    def step(self, actions: nest.Tree) -> Step:
-        self.send(actions)
-        return self.receive()
 
     def send(self, actions: nest.Tree) -> None:
         nest.assign(self._views.actions, ..., self._action_adapter.arrays(actions))
@@ -171,14 +167,6 @@ class ProcessPool(Pool):
         envs, observations = worker.task.envs, self._views.observations
         before = nest.map(lambda leaf: leaf[envs], observations[1 - self._turn])
         nest.assign((observations[self._turn], self._views.results), envs, (before, (0.0, False, True)))
-
-    @contextlib.contextmanager
-    def _closing_on_error(self) -> Any:
-        try:
-            yield
-        except BaseException:
-            self.close()
-            raise
 
 
 class _Views(NamedTuple):
@@ -250,10 +238,7 @@ class _Worker:
             self.connection.send_bytes(COMMAND.pack(buffer, -1 if seed is None else seed))
 
     def answer(self, seconds: float | None) -> str:
-        """Waits until a command is carried out.
-
-        Returns the traceback of an environment that failed meanwhile, or "".
-        """
+        """Waits until a command is carried out; returns the traceback of an environment that failed, or ""."""
         if not self.connection.poll(seconds):
             raise ExperimentError(f"{self} has not answered in time and is killed (--step-timeout).{self._stack()}")
         return self._receive()
@@ -301,14 +286,16 @@ class _Worker:
 
     def __str__(self) -> str:
         envs = self.task.envs
-        several = f"s {envs.start} to {envs.stop - 1}"
-        names = f" {envs.start}" if envs.stop - envs.start == 1 else several
+        names = f" {envs.start}" if envs.stop - envs.start == 1 else f"s {envs.start} to {envs.stop - 1}"
         return f"the worker of environment{names} (pid {self._process.pid})"
 
 
 def _sendable(file: IO[bytes]) -> Connection:
     """Returns a connection to the open file, because a process that starts can be given connections but not files."""
     if sys.platform == "win32":
+        import msvcrt
+        from multiprocessing.connection import PipeConnection
+
         return PipeConnection(msvcrt.get_osfhandle(os.dup(file.fileno())))
     return Connection(os.dup(file.fileno()))
 
@@ -320,13 +307,19 @@ def _run_worker(task: _Task, connection: Connection, crash_log: Connection) -> N
     threading.Thread(target=_end_with_parent, daemon=True).start()
     file = crash_log.fileno()
     if sys.platform == "win32":
+        import msvcrt
+
         file = msvcrt.open_osfhandle(file, os.O_APPEND)
     faulthandler.enable(file)
     if hasattr(faulthandler, "register"):
         faulthandler.register(signal.SIGUSR2, file)
-    pool, mark = None, "!"
+    pool, mark, num_envs = None, "!", task.envs.stop - task.envs.start
     try:
-        pool = _build_pool(task)
+        pool = task.make(num_envs)
+        if pool.num_envs != num_envs:
+            raise ExperimentError(
+                f"a worker has {counted(num_envs, 'environment')}, its pool has {pool.num_envs}. Choose -b and --workers so that they fit."
+            )
         connection.send_bytes(b"")
         mark = "!!"  # of failures from here on: the pool's own restarts did not help
         _serve(task, pool, connection)
@@ -342,16 +335,6 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
-
-
-def _build_pool(task: _Task) -> Pool:
-    envs = task.envs.stop - task.envs.start
-    pool = task.make(envs)
-    if pool.num_envs != envs:
-        raise ExperimentError(
-            f"a worker has {counted(envs, 'environment')}, its pool has {pool.num_envs}. Choose -b and --workers so that they fit."
-        )
-    return pool
 
 
 def _serve(task: _Task, pool: Pool, connection: Connection) -> None:
@@ -370,7 +353,7 @@ def _serve(task: _Task, pool: Pool, connection: Connection) -> None:
             results = tuple(rest[:3])
         nest.assign((views.observations[buffer], views.results), envs, (observations, results))
         count += 1
-        if task.memory is not None and count % CHECK_MEMORY_EVERY == 0 and (size := _resident()) > task.memory:
+        if task.memory is not None and count % CHECK_MEMORY_EVERY == 0 and (size := resident_memory()) > task.memory:
             words = f"it has grown to {size >> 20} MiB, and may have {task.memory >> 20} (--worker-memory)."
             connection.send_bytes(f"!{words}".encode())
             return
@@ -378,13 +361,8 @@ def _serve(task: _Task, pool: Pool, connection: Connection) -> None:
         faults = pool.faults
 
 
-def can_measure_memory() -> bool:
-    """Tells whether a worker can measure its memory, which only Linux offers."""
-    return _resident() > 0
-
-
-def _resident() -> int:
-    """Returns the resident memory of this process in bytes; 0 without /proc."""
+def resident_memory() -> int:
+    """Returns the resident memory of this process in bytes; 0 where it cannot be measured, as without Linux's /proc."""
     try:
         with open("/proc/self/statm") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

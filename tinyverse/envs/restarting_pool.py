@@ -8,11 +8,11 @@ from collections.abc import Callable
 import numpy as np
 
 from tinyverse.core import nest
-from tinyverse.envs.pool import Pool, Step, as_int
+from tinyverse.envs.pool import Pool, SplitPool, Step, as_int
 from tinyverse.envs.restarts import RestartPolicy
 
 
-class RestartingPool(Pool):
+class RestartingPool(SplitPool):
     """A pool that is replaced by a new one when it raises. The episodes of all its environments are then truncated.
 
     Args:
@@ -40,10 +40,6 @@ class RestartingPool(Pool):
             except Exception as error:
                 self._fail(error)
                 self._restarts.wait([0])
-
-    def step(self, actions: nest.Tree) -> Step:
-        self.send(actions)
-        return self.receive()
 
     def send(self, actions: nest.Tree) -> None:
         if self._pool is not None:

@@ -31,9 +31,8 @@ import numpy as np
 from gymnasium import spaces
 
 from tinyverse.core.errors import ExperimentError
-from tinyverse.envs.pool import Pool, Step
+from tinyverse.envs.pool import SplitPool, Step
 
-Region = tuple[int, int, int, int]  # x, y, width, height in pixels of the screen
 SECONDS = 20.0  # for a server to answer, and for a program to begin an episode
 IDLE_SECONDS = 30  # without a connection, after which a server ends, so that none outlives a killed player
 
@@ -127,7 +126,7 @@ class VncEnv(gymnasium.Env):
         start: the chord that begins an episode, pressed once per tick until `over` is False.
         rate: frames per second.
         size: (height, width) of observations, [height, width] uint8 grey, averaged over areas.
-        region: the observed part of the screen; None: all of it.
+        region: the observed part of the screen, (x, y, width, height) in pixels; None: all of it.
         password: of the server.
         render_mode: "rgb_array": `render()` gives the whole screen.
     Raises:
@@ -145,7 +144,7 @@ class VncEnv(gymnasium.Env):
         start: str = "",
         rate: float = 20.0,
         size: tuple[int, int] = (84, 84),
-        region: Region | None = None,
+        region: tuple[int, int, int, int] | None = None,
         password: str | None = None,
         render_mode: str | None = None,
     ) -> None:
@@ -220,7 +219,7 @@ class VncEnv(gymnasium.Env):
         return cv2.resize(grey, self._size[::-1], interpolation=cv2.INTER_AREA)
 
 
-class VncPool(Pool):
+class VncPool(SplitPool):
     """B programs on one clock: all actions are sent at once, and all frames are of the same tick."""
 
     realtime = True
@@ -253,20 +252,13 @@ class VncPool(Pool):
         self._ended = ends.tolist()
         return Step(self._observations, rewards, ends, np.zeros(self.num_envs, bool))
 
-    def step(self, actions: np.ndarray) -> Step:
-        self.send(actions)
-        return self.receive()
-
     def close(self) -> None:
         for env in self._envs:
             env.close()
 
 
 class _Connection:
-    """A VNC connection: the held keys and the newest screen.
-
-    Vncdotool serves all connections in one thread of its own.
-    """
+    """A VNC connection: the held keys and the newest screen. Vncdotool serves all connections in one thread."""
 
     def __init__(self, where: str | Callable[[], Any], password: str | None) -> None:
         from twisted.internet import reactor, threads
@@ -341,11 +333,7 @@ class _Connection:
 
 
 def _chord(words: str) -> tuple[str, ...]:
-    """Returns the words of a chord.
-
-    Raises:
-        ExperimentError: a word is no key, button or position.
-    """
+    """Returns the words of a chord, and refuses a word that is no key, button or position."""
     from vncdotool.keys import KEYMAP
 
     for word in words.split():

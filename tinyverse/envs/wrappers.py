@@ -21,6 +21,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
+from gymnasium.wrappers.utils import RunningMeanStd
 
 from tinyverse.core.errors import ExperimentError
 
@@ -294,7 +295,7 @@ class _Shaped:
         super().__init__(env)  # type: ignore[call-arg]  # a wrapper of Gymnasium
         self._discount, self._scale, self._clip = discount, scale, np.inf if clip is None else clip
         self._sums, self._resetting = np.zeros(n), np.zeros(n, bool)
-        self._count, self._mean, self._squares = 0, 0.0, 0.0
+        self._statistics = RunningMeanStd(epsilon=0.0)
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         begins = (options or {}).get("reset_mask", True)  # some environments of a vector, or all
@@ -310,12 +311,10 @@ class _Shaped:
     def _shape(self, rewards: np.ndarray) -> np.ndarray:
         if self._discount is not None:
             self._sums = np.where(self._resetting, 0.0, self._discount * self._sums + rewards)
-            for number in self._sums[~self._resetting]:  # Welford 1962
-                self._count += 1
-                delta = number - self._mean
-                self._mean += delta / self._count
-                self._squares += delta * (number - self._mean)
-            variance = self._squares / max(self._count, 1)
+            counted = self._sums[~self._resetting]
+            if counted.size:
+                self._statistics.update(counted)
+            variance = self._statistics.var
             rewards = rewards / np.sqrt(variance if variance > 1e-8 else 1.0)
         return np.clip(self._scale * rewards, -self._clip, self._clip)
 

@@ -32,11 +32,9 @@ class Rollout:
         return len(self.episodes)
 
     def sessions(self, player: str, sequence: int, **marks: str) -> list[Session]:
-        """Returns one session per environment, which share the rollout's memory.
+        """Returns one session per environment, numbered from `sequence`; they share the rollout's memory.
 
-        Args:
-            sequence: number of the first session; the others count on.
-            marks: join the metadata.
+        `marks` join the metadata.
         """
         leaves = flatten({name: getattr(self, name) for name in FIELDS})
         columns = {name: leaf if rows_beyond(name) is None else leaf.swapaxes(0, 1) for name, leaf in leaves.items()}
@@ -51,10 +49,7 @@ class Rollout:
 
 
 def empty(tree: nest.Tree, length: int, num_envs: int) -> nest.Tree:
-    """Returns empty arrays [length, num_envs, …] for leaves [n, …].
-
-    Each environment's rows lie together in memory, so that a session is cut without a copy.
-    """
+    """Returns empty arrays [length, num_envs, …] for leaves [n, …], of which a session is a part without a copy."""
 
     def one(leaf: np.ndarray) -> np.ndarray:
         return np.empty((num_envs, length, *np.shape(leaf)[1:]), np.asarray(leaf).dtype).swapaxes(0, 1)
