@@ -9,10 +9,10 @@ from gymnasium import spaces
 
 from tests.helpers.chains import agent_of, play
 from tinyverse.agents.agent import Agent
+from tinyverse.agents.q_agent import QAgent
 from tinyverse.agents.torch_agent import TorchAgent
-from tinyverse.algorithms import PPO, VTrace
-from tinyverse.algorithms.function_learner import FunctionLearner
-from tinyverse.algorithms.learner import Learner
+from tinyverse.algorithms import A2C, DQN, PPO, R2D2, VTrace
+from tinyverse.algorithms.learner import FunctionLearner, Learner
 from tinyverse.algorithms.torch_learner import Optimizer, TorchLearner
 from tinyverse.core.errors import SettingsError
 from tinyverse.networks import ModularNetwork
@@ -166,3 +166,17 @@ def test_an_agent_that_does_not_tell_how_likely_its_actions_were_is_refused(algo
         SettingsError, match=rf"{algorithm.__name__} weighs .*TorchAgent does not tell.*DQN for a QAgent"
     ):
         algorithm(agent).train_step(batch)
+
+
+@pytest.mark.parametrize("algorithm", [A2C, VTrace, PPO, DQN, R2D2])
+def test_a_misspelt_option_is_named_with_those_there_are(algorithm):
+    agent = agent_of()
+    if issubclass(algorithm, DQN):
+        agent = QAgent(agent.network, spaces.Discrete(2))
+    with pytest.raises(SettingsError) as refused:
+        algorithm(agent, lerning_rate=1e-3)
+    message = str(refused.value)
+    assert message.startswith(f"{algorithm.__name__} has no option 'lerning_rate'; there are ")
+    shared = {"discount", "learning_rate", "max_grad_norm", "optimizer", "return_scale", "reward_clip", "total_updates"}
+    own = {"clip_rho"} if algorithm is VTrace else {"n", "eta"} if issubclass(algorithm, DQN) else {"lambda_"}
+    assert shared | own <= set(message.removesuffix(".").split("there are ")[1].split(", "))

@@ -90,13 +90,18 @@ class TorchAgent(Agent):
             SpecError: a name or a shape differs from the network's. The network is then unchanged.
         """
         own = self.network.state_dict()
-        _check(own, weights)
+        for name in sorted(own.keys() | weights.keys()):
+            shape = tuple(own[name].shape) if name in own else "no such weight"
+            given = tuple(weights[name].shape) if name in weights else "no such weight"
+            if shape != given:
+                raise SpecError(
+                    f"Weight {name!r}: this network has {shape}, the given weights have {given}. "
+                    "Were they made by another network, or by other settings of this experiment?"
+                )
         with torch.no_grad():
             for name, tensor in own.items():
                 if tensor.device.type == "cpu" and tensor.dtype is not torch.bfloat16:
-                    np.copyto(
-                        tensor.numpy(), weights[name], casting="same_kind"
-                    )  # reads read-only arrays without a copy
+                    np.copyto(tensor.numpy(), weights[name], casting="same_kind")  # reads read-only arrays, copies none
                 else:
                     tensor.copy_(_readable(weights[name]))
 
@@ -119,14 +124,3 @@ def _copy(tensor: Tensor) -> np.ndarray:
     """Returns a contiguous copy on the host, whatever the tensor's layout."""
     dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
     return tensor.detach().to("cpu", dtype, copy=True, memory_format=torch.contiguous_format).numpy()
-
-
-def _check(own: dict[str, Tensor], weights: Weights) -> None:
-    for name in sorted(own.keys() | weights.keys()):
-        shape = tuple(own[name].shape) if name in own else "no such weight"
-        given = tuple(weights[name].shape) if name in weights else "no such weight"
-        if shape != given:
-            raise SpecError(
-                f"Weight {name!r}: this network has {shape}, the given weights have {given}. "
-                "Were they made by another network, or by other settings of this experiment?"
-            )

@@ -29,7 +29,8 @@ class A2C(TorchLearner):
         n_step: n of `returns.n_step`, instead of `lambda_`.
         value_cost, entropy_cost: weights of the loss terms above.
         normalize_advantages: to mean 0 and standard deviation 1 over the batch.
-        learning_rate, optimizer, max_grad_norm, others: see `TorchLearner`.
+        others: optimizer, learning_rate, max_grad_norm, total_updates, discount, reward_clip, return_scale of
+            `TorchLearner`, which describes them.
     Raises:
         SettingsError: both `lambda_` and `n_step` are given, or `n_step` is below 1.
     """
@@ -72,8 +73,7 @@ class A2C(TorchLearner):
         value_loss = losses.value(values[:-1], targets, weights) / count
         entropy_loss = losses.entropy(entropies, weights) / count
         loss = policy_loss + self.value_cost * value_loss + self.entropy_cost * entropy_loss
-
-        metrics = {
+        return loss, {
             "loss/policy": policy_loss,
             "loss/value": value_loss,
             "loss/entropy": entropy_loss,
@@ -81,4 +81,3 @@ class A2C(TorchLearner):
             "policy/entropy": losses.masked_mean(entropies, mask),
             "value/explained_variance": losses.explained_variance(values[:-1], targets, mask),
         }
-        return loss, {name: metric.detach() for name, metric in metrics.items()}

@@ -54,10 +54,9 @@ class BehaviourCloning(TorchLearner):
         weights, rows = mask * batch.weights, losses.count(mask)
         imitation = -losses.masked_sum(policy.log_prob(batch.actions), weights) / rows
         loss = imitation + self.entropy_cost * losses.entropy(entropies, weights) / rows
-        metrics = {
+        return loss, {
             "loss/imitation": imitation,
             "loss/total": loss,
             "policy/entropy": losses.masked_mean(entropies, mask),
             "imitation/rows": mask.mean(),
         }
-        return loss, {name: metric.detach() for name, metric in metrics.items()}

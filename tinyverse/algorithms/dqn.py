@@ -40,7 +40,8 @@ class DQN(TorchLearner):
         squash: ε of `returns.squashed`, if Q is to be of squashed returns; None: of plain returns.
         eta: η of `losses.sequence_priorities`.
         length, burn_in: see `Learner`.
-        learning_rate, max_grad_norm, others: see `TorchLearner`.
+        others: optimizer, learning_rate, max_grad_norm, total_updates, discount, reward_clip, return_scale of
+            `TorchLearner`, which describes them.
     Raises:
         SettingsError: the agent is no `QAgent`.
     """
@@ -94,7 +95,7 @@ class DQN(TorchLearner):
         loss = losses.huber(chosen, targets, mask * batch.weights) / losses.count(mask)
         errors, chosen = (targets - chosen).detach(), chosen.detach()
         return loss, {
-            "loss/total": loss.detach(),
+            "loss/total": loss,
             "value/error": losses.masked_mean(errors.abs(), mask),
             "value/mean": losses.masked_mean(chosen, mask),
             "value/explained_variance": losses.explained_variance(chosen, targets, mask),

@@ -51,7 +51,8 @@ class PPO(TorchLearner):
         value_clip: how far V may move from its old value, as in OpenAI's implementation; None: no limit.
         value_cost, entropy_cost: weights of the loss terms above.
         normalize_advantages: to mean 0 and standard deviation 1 over the batch.
-        learning_rate, max_grad_norm, others: see `TorchLearner`.
+        others: optimizer, learning_rate, max_grad_norm, discount, reward_clip, return_scale of `TorchLearner`,
+            which describes them.
     Raises:
         SettingsError: `epochs` or `minibatches` is below 1; at a train step, a batch has fewer sessions than
             minibatches.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -23,10 +24,7 @@ class Optimizer:
 
     Args:
         parameters: the parameters to optimise.
-        name: "adam" (Kingma & Ba 2015; ε 1e-5) or "rmsprop" (as in IMPALA: decay 0.99, ε 0.01).
-        learning_rate: of the first update.
-        max_grad_norm: scales the gradient down to this L2 norm; None: never.
-        total_updates: the learning rate falls linearly to 0 over this many updates; None: it is constant.
+        name: "adam" or "rmsprop", see `TorchLearner`, as for the other options.
     Attributes:
         reduce: is called with the parameters between gradient and clipping; `distributed.average_gradients`.
     Raises:
@@ -47,7 +45,12 @@ class Optimizer:
         self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
         self.learning_rate, self.max_grad_norm, self.total_updates = learning_rate, max_grad_norm, total_updates
         self.updates = 0
-        self.torch = self._make(name)
+        if name == "adam":
+            self.torch: Any = torch.optim.Adam(self.parameters, learning_rate, eps=1e-5, fused=True)
+        elif name == "rmsprop":
+            self.torch = torch.optim.RMSprop(self.parameters, learning_rate, alpha=0.99, eps=0.01)
+        else:
+            raise SettingsError(f"optimizer={name!r} is unknown. Use 'adam' or 'rmsprop'.")
 
     def step(self, loss: Tensor) -> Tensor:
         """Descends from `loss`, a scalar, and returns the norm of the gradient before clipping, 0-d."""
@@ -82,23 +85,21 @@ class Optimizer:
         self.torch.load_state_dict(state["torch"])
         self.updates = state["updates"]
 
-    def _make(self, name: str) -> torch.optim.Optimizer:
-        if name == "adam":
-            return torch.optim.Adam(self.parameters, self.learning_rate, eps=1e-5, fused=True)
-        if name == "rmsprop":
-            return torch.optim.RMSprop(self.parameters, self.learning_rate, alpha=0.99, eps=0.01)
-        raise SettingsError(f"optimizer={name!r} is unknown. Use 'adam' or 'rmsprop'.")
-
 
 class TorchLearner(Learner):
     """A learner with one agent and one optimizer of its network. A subclass defines `loss`, or else `train_step`.
 
     Args:
         agent: the agent whose network learns.
-        optimizer, learning_rate, max_grad_norm, total_updates: see `Optimizer`.
+        optimizer: "adam" (Kingma & Ba 2015; ε 1e-5) or "rmsprop" (as in IMPALA: decay 0.99, ε 0.01).
+        learning_rate: of the first update.
+        max_grad_norm: scales the gradient down to this L2 norm; None: never.
+        total_updates: the learning rate falls linearly to 0 over this many updates; None: it is constant.
         discount: γ per step.
         reward_clip: clip rewards to ± this before they are normalised; None: do not.
         return_scale: divide rewards by the running standard deviation of returns, see `RewardNormalizer`.
+    Raises:
+        SettingsError: there is no such optimizer, or no such option.
     """
 
     distributed = True
@@ -108,13 +109,21 @@ class TorchLearner(Learner):
         agent: TorchAgent,
         optimizer: str = "adam",
         *,
+        learning_rate: float,
+        max_grad_norm: float | None = None,
+        total_updates: int | None = None,
         discount: float = 0.99,
         reward_clip: float | None = None,
         return_scale: bool = False,
-        **optimizer_options: Any,
+        **unknown: Any,
     ) -> None:
+        if unknown:
+            raise SettingsError(
+                f"{type(self).__name__} has no option {next(iter(unknown))!r}; there are {', '.join(_options(type(self)))}."
+            )
         self.agent, self.discount, self.reward_clip = agent, discount, reward_clip
-        self.optimizer = Optimizer(agent.network.parameters(), optimizer, **optimizer_options)
+        limits: dict[str, Any] = {"max_grad_norm": max_grad_norm, "total_updates": total_updates}
+        self.optimizer = Optimizer(agent.network.parameters(), optimizer, learning_rate=learning_rate, **limits)
         self.return_scale = RewardNormalizer(discount).to(agent.device) if return_scale else None
 
     @property
@@ -123,10 +132,11 @@ class TorchLearner(Learner):
 
     def train_step(self, batch: Batch) -> Metrics:
         loss, metrics = self.loss(batch)
+        metrics = {name: metric.detach() if torch.is_tensor(metric) else metric for name, metric in metrics.items()}
         return {**metrics, "grad_norm": self.optimizer.step(loss), **self.scale()}
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the loss, a scalar, and metrics without gradient: 0-d, except "priorities" [B]."""
+        """Returns the loss, a scalar, and metrics: 0-d, except "priorities" [B]. No gradient flows into them."""
         raise NotImplementedError(f"{type(self).__name__} must define loss() or train_step()")
 
     def evaluate(self, batch: Batch) -> tuple[Distribution, Tensor]:
@@ -170,3 +180,11 @@ class TorchLearner(Learner):
         self.optimizer.load_state_dict(state["optimizer"])
         if self.return_scale is not None and "return_scale" in state:
             self.return_scale.load_state_dict(state["return_scale"])
+
+
+def _options(learner: type[TorchLearner]) -> list[str]:
+    """Returns the names of the options of a class and of those from which it inherits."""
+    kinds = [kind for kind in learner.__mro__ if issubclass(kind, TorchLearner)]
+    parameters = [each for kind in kinds for each in inspect.signature(kind).parameters.values()]
+    named = {each.name for each in parameters if each.kind is not inspect.Parameter.VAR_KEYWORD}
+    return sorted(named - {"agent"})

@@ -30,7 +30,8 @@ class VTrace(TorchLearner):
         surrogate_clip: ε of PPO's clipped surrogate (Schulman et al. 2017, eq. 7) on the V-trace advantages, instead of
             the plain policy gradient. Steps stay small, so the trainer can use each session several times.
         normalize_advantages: to mean 0 and standard deviation 1 over the batch.
-        learning_rate, reward_clip, optimizer, max_grad_norm, others: see `TorchLearner`.
+        others: optimizer, learning_rate, max_grad_norm, total_updates, discount, reward_clip, return_scale of
+            `TorchLearner`, which describes them.
     """
 
     def __init__(
@@ -77,8 +78,7 @@ class VTrace(TorchLearner):
         value_loss = losses.value(values[:-1], targets, weights) / rows
         entropy_loss = losses.entropy(entropies, weights) / rows
         loss = policy_loss + self.value_cost * value_loss + self.entropy_cost * entropy_loss
-
-        metrics = {
+        return loss, {
             "loss/policy": policy_loss,
             "loss/value": value_loss,
             "loss/entropy": entropy_loss,
@@ -87,4 +87,3 @@ class VTrace(TorchLearner):
             "vtrace/mean_rho": losses.masked_mean(log_rhos.exp().clamp(max=self.clips["clip_rho"]), mask),
             "value/explained_variance": losses.explained_variance(values[:-1], targets, mask),
         }
-        return loss, {name: metric.detach() for name, metric in metrics.items()}

@@ -17,10 +17,9 @@ from tinyverse.networks.heads import (
 )
 from tinyverse.networks.modular import ModularNetwork, Outputs
 from tinyverse.networks.normalization import Normalized
-from tinyverse.networks.norms import BatchNorm
 from tinyverse.networks.recurrent import GRU, LSTM
 from tinyverse.networks.resnets import ImpalaResNet, ResNet18
-from tinyverse.networks.trunks import MLP, Identity
+from tinyverse.networks.trunks import MLP, BatchNorm, Identity
 
 __all__ = [
     "GRU", "LSTM", "MLP", "Attention", "BatchNorm", "Categorical", "CategoricalHead", "DiagonalGaussian", "Distribution",

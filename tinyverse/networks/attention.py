@@ -111,10 +111,8 @@ def visible(valid: Tensor, is_first: Tensor) -> tuple[Tensor, Tensor]:
         [B, T, M + T] bool, and the `valid` [B, M] of the newest M places after the last row.
     """
     past, (steps, num_envs) = valid.shape[1], is_first.shape
-    places, rows = (
-        torch.arange(past + steps, device=is_first.device),
-        torch.arange(steps, device=is_first.device)[:, None],
-    )
+    places = torch.arange(past + steps, device=is_first.device)
+    rows = places[:steps, None]
     oldest = torch.where(is_first, rows + past, 0).cummax(0).values.t()[..., None]  # [B, T, 1]
     held = torch.cat([valid, valid.new_ones(num_envs, steps)], 1)
     near = (places >= rows) & (places <= rows + past)

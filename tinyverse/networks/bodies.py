@@ -69,16 +69,13 @@ class Stack(Stage):
         return features
 
     def initial_state(self, n: int, device: torch.device) -> nest.Tree:
-        return initial_states(self._named(), n, device)
+        return initial_states({f"stage{i}": stage for i, stage in enumerate(self.stages)}, n, device)
 
     def forward(self, x: Tensor, state: nest.Tree, is_first: Tensor) -> tuple[Tensor, nest.Tree]:
         state = dict(state)
-        for name, stage in self._named().items():
-            x = run_stage(name, stage, x, state, is_first)
+        for i, stage in enumerate(self.stages):
+            x = run_stage(f"stage{i}", stage, x, state, is_first)
         return x, state
-
-    def _named(self) -> dict[str, Stage]:
-        return {f"stage{i}": stage for i, stage in enumerate(self.stages)}
 
 
 class Window(Stage):

@@ -13,8 +13,7 @@ from torch.nn import functional
 
 from tinyverse.core import distributed
 from tinyverse.core.errors import SettingsError
-from tinyverse.networks.norms import norm_layer
-from tinyverse.networks.trunks import orthogonal
+from tinyverse.networks.trunks import norm_layer, orthogonal
 
 
 class PixelConv(nn.Conv2d):
@@ -32,7 +31,9 @@ class PixelConv(nn.Conv2d):
 
     def forward(self, images: Tensor) -> Tensor:
         weight = self.weight / 255 if images.dtype == torch.uint8 else self.weight
-        x = _channels_last(images.unsqueeze(1) if images.ndim == 3 else images).to(_compute_dtype(self.weight))
+        device = weight.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.weight.dtype
+        x = _channels_last(images.unsqueeze(1) if images.ndim == 3 else images).to(dtype)
         if self.background is not None:
             x = self.background(x)
         return functional.conv2d(x, weight, self.bias, self.stride, self.padding)
@@ -64,15 +65,11 @@ class Background(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         centered = x - self.mean.to(x.dtype).permute(2, 0, 1)
         if self.training and torch.is_grad_enabled():
-            self._move(x.detach())
+            self.count += 1
+            some = x.detach()[::4].permute(0, 2, 3, 1)  # a quarter of the images gives a mean that is accurate enough
+            batch = distributed.mean(some.mean(0, dtype=torch.float32)).to(self.mean)
+            self.mean.lerp_(batch, (1 / self.count).clamp(min=self.slowest))
         return centered
-
-    @torch.no_grad()
-    def _move(self, x: Tensor) -> None:
-        self.count += 1
-        some = x[::4].permute(0, 2, 3, 1)  # a quarter of the images gives a mean that is accurate enough
-        batch = distributed.mean(some.mean(0, dtype=torch.float32)).to(self.mean)
-        self.mean.lerp_(batch, (1 / self.count).clamp(min=self.slowest))
 
 
 class NatureConv(nn.Module):
@@ -182,8 +179,3 @@ def flat(x: Tensor) -> Tensor:
 def _channels_last(images: Tensor) -> Tensor:
     """[N, C, H, W] in the layout [N, H, W, C]. For small C, stacking is twice as fast as `contiguous`."""
     return torch.stack(images.unbind(1), -1).permute(0, 3, 1, 2)
-
-
-def _compute_dtype(weight: Tensor) -> torch.dtype:
-    device = weight.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype

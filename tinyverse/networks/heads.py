@@ -7,7 +7,7 @@ A head returns *parameters* (a tensor) and makes a distribution of them, which h
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -93,43 +93,41 @@ class DiagonalGaussian:
 
 
 class Independent:
-    """Parts that are chosen independently, so log-probabilities add up. A subclass splits and joins their actions."""
+    """Parts that are chosen independently, so log-probabilities add up.
 
-    def __init__(self, parts: Sequence[Distribution]) -> None:
-        self.parts = parts
+    `split` makes a list of the parts' actions from actions, `join` does the reverse.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Distribution],
+        split: Callable[[Any], Sequence[Any]],
+        join: Callable[[list[Any]], nest.Tree],
+    ) -> None:
+        self.parts, self._split, self._join = parts, split, join
 
     def log_prob(self, actions: nest.Tree) -> Tensor:
-        pairs = zip(self.parts, self._leaves(actions), strict=True)
+        pairs = zip(self.parts, self._split(actions), strict=True)
         return torch.stack([part.log_prob(leaf) for part, leaf in pairs]).sum(0)
 
     def entropy(self) -> Tensor:
         return torch.stack([part.entropy() for part in self.parts]).sum(0)
 
     def sample(self, generator: torch.Generator | None = None) -> nest.Tree:
-        return self._tree([part.sample(generator) for part in self.parts])
+        return self._join([part.sample(generator) for part in self.parts])
 
     def mode(self) -> nest.Tree:
-        return self._tree([part.mode() for part in self.parts])
-
-    def _leaves(self, actions: nest.Tree) -> Sequence[Any]:
-        raise NotImplementedError
-
-    def _tree(self, leaves: Sequence[Any]) -> nest.Tree:
-        raise NotImplementedError
+        return self._join([part.mode() for part in self.parts])
 
 
 class Joint(Independent):
     """A tree of independent actions; `parts` are in the order of `names` (see `nest`)."""
 
     def __init__(self, names: Sequence[str], parts: Sequence[Distribution]) -> None:
-        super().__init__(parts)
         self.names = names
-
-    def _leaves(self, actions: nest.Tree) -> Sequence[Any]:
-        return nest.leaves(actions)
-
-    def _tree(self, leaves: Sequence[Any]) -> nest.Tree:
-        return nest.unflatten(dict(zip(self.names, leaves, strict=True)), "actions")
+        super().__init__(
+            parts, nest.leaves, lambda leaves: nest.unflatten(dict(zip(names, leaves, strict=True)), "actions")
+        )
 
 
 class MultiCategorical(Independent):
@@ -137,15 +135,11 @@ class MultiCategorical(Independent):
 
     def __init__(self, logits: Tensor, space: spaces.MultiDiscrete | spaces.MultiBinary) -> None:
         counts, starts = choices(space)
-        self.shape = space.shape
-        parts = zip(logits.split(counts, -1), starts, strict=True)
-        super().__init__([Categorical(part, start) for part, start in parts])
-
-    def _leaves(self, actions: Tensor) -> Sequence[Tensor]:
-        return actions.flatten(actions.ndim - len(self.shape)).unbind(-1)
-
-    def _tree(self, leaves: Sequence[Tensor]) -> Tensor:
-        return torch.stack(list(leaves), -1).unflatten(-1, self.shape)
+        super().__init__(
+            [Categorical(part, start) for part, start in zip(logits.split(counts, -1), starts, strict=True)],
+            split=lambda actions: actions.flatten(actions.ndim - len(space.shape)).unbind(-1),
+            join=lambda leaves: torch.stack(leaves, -1).unflatten(-1, space.shape),
+        )
 
 
 class Head(nn.Module):

@@ -203,17 +203,14 @@ def trunks_of(leaves: dict[str, Any], trunk: Trunk | None) -> Mapping[str, nn.Mo
     """
     if trunk is None:
         return {}
+    names = ", ".join(leaves) or "no tree"
     if isinstance(trunk, Mapping):
         for name in trunk.keys() - leaves.keys():
-            raise SettingsError(f"There is a trunk for {name!r}, but the observations are {_names(leaves)}.")
+            raise SettingsError(f"There is a trunk for {name!r}, but the observations are {names}.")
         return trunk
     if len(leaves) > 1:
-        raise SettingsError(f"One trunk for {len(leaves)} observations. Give a dict by name: {_names(leaves)}.")
+        raise SettingsError(f"One trunk for {len(leaves)} observations. Give a dict by name: {names}.")
     return dict.fromkeys(leaves, trunk)
-
-
-def _names(leaves: dict[str, Any]) -> str:
-    return ", ".join(leaves) or "no tree"
 
 
 def _usual_trunk(space: Any) -> nn.Module:

@@ -128,13 +128,9 @@ class RewardNormalizer(nn.Module):
         Args:
             rewards, continues, mask: [T, B], as of a `Batch`.
         """
-        self.moments.update(self.sums(rewards, continues).flatten(), mask.flatten())
-        return (rewards / self.moments.deviation).clamp(-self.clip, self.clip)
-
-    def sums(self, rewards: Tensor, continues: Tensor) -> Tensor:
-        """Returns the discounted sums R_t [T, B], which start again at 0 after an episode's end."""
-        total, rows = torch.zeros_like(rewards[0]), []
+        total, sums = torch.zeros_like(rewards[0]), []
         for reward, goes_on in zip(rewards.unbind(), continues.unbind(), strict=True):
-            rows.append(reward + self.discount * total)
-            total = rows[-1] * goes_on
-        return torch.stack(rows)
+            sums.append(reward + self.discount * total)  # R_t
+            total = sums[-1] * goes_on
+        self.moments.update(torch.stack(sums).flatten(), mask.flatten())
+        return (rewards / self.moments.deviation).clamp(-self.clip, self.clip)

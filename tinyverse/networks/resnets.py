@@ -14,8 +14,7 @@ from torch.nn import functional
 
 from tinyverse.core.errors import SettingsError
 from tinyverse.networks.convs import PixelConv, channels_last, flat, image_shape
-from tinyverse.networks.norms import norm_layer
-from tinyverse.networks.trunks import HIDDEN_GAIN, orthogonal
+from tinyverse.networks.trunks import HIDDEN_GAIN, norm_layer, orthogonal
 
 
 class ImpalaResNet(nn.Module):

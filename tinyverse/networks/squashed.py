@@ -114,12 +114,7 @@ class SquashedActor(ModularNetwork):
     """
 
     def __init__(
-        self,
-        observation_space: Any,
-        action_space: Any,
-        *,
-        trunk: Trunk | None = None,
-        body: nn.Module | None = None,
+        self, observation_space: Any, action_space: Any, *, trunk: Trunk | None = None, body: nn.Module | None = None
     ) -> None:
         _check_bounded(action_space)
         leaves, body = leaves_of(observation_space), MLP(256, 256) if body is None else body
