@@ -12,7 +12,8 @@ from tinyverse.agents.agent import Agent
 from tinyverse.agents.q_agent import QAgent
 from tinyverse.agents.torch_agent import TorchAgent
 from tinyverse.algorithms import A2C, DQN, PPO, R2D2, VTrace
-from tinyverse.algorithms.learner import FunctionLearner, Learner
+from tinyverse.algorithms.function_learner import FunctionLearner
+from tinyverse.algorithms.learner import Learner
 from tinyverse.algorithms.torch_learner import Optimizer, TorchLearner
 from tinyverse.core.errors import SettingsError
 from tinyverse.networks import ModularNetwork

@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from tinyverse.algorithms.a2c import A2C
     from tinyverse.algorithms.behaviour_cloning import BehaviourCloning
     from tinyverse.algorithms.dqn import DQN
-    from tinyverse.algorithms.learner import FunctionLearner, Learner
+    from tinyverse.algorithms.function_learner import FunctionLearner
+    from tinyverse.algorithms.learner import Learner
     from tinyverse.algorithms.ppo import PPO
     from tinyverse.algorithms.r2d2 import R2D2
     from tinyverse.algorithms.sac import SAC
@@ -22,7 +23,7 @@ __all__ = [
 ]  # fmt: skip
 
 _MODULES = {
-    "A2C": "a2c", "BehaviourCloning": "behaviour_cloning", "DQN": "dqn", "FunctionLearner": "learner", "Learner": "learner", "Optimizer": "torch_learner",
+    "A2C": "a2c", "BehaviourCloning": "behaviour_cloning", "DQN": "dqn", "FunctionLearner": "function_learner", "Learner": "learner", "Optimizer": "torch_learner",
     "PPO": "ppo", "R2D2": "r2d2", "SAC": "sac", "TorchLearner": "torch_learner", "VTrace": "vtrace",
 }  # fmt: skip
 

@@ -20,7 +20,8 @@ import gymnasium
 import numpy as np
 
 from tinyverse.agents.agent import Agent
-from tinyverse.algorithms.learner import FunctionLearner, Learner
+from tinyverse.algorithms.function_learner import FunctionLearner
+from tinyverse.algorithms.learner import Learner
 from tinyverse.core import nest
 from tinyverse.core.errors import ExperimentError, SpecError
 from tinyverse.core.session import SessionSpec, flatten, rows_beyond
