@@ -1,7 +1,5 @@
 """`tinyverse.run` and `tinyverse.load`: for scripts and notebooks what the commands are for a terminal."""
 
-from __future__ import annotations
-
 import dataclasses
 import sys
 import tempfile

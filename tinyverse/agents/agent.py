@@ -11,8 +11,6 @@
 tensors there. `state_arrays` turns it into arrays once per session.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """QAgent: an ε-greedy agent for Q-learning."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

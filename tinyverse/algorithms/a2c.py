@@ -1,7 +1,5 @@
 """A2C: one policy-gradient step per batch of new sessions; the simplest actor-critic."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor

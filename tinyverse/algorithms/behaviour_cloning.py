@@ -1,7 +1,5 @@
 """Behaviour cloning: supervised learning of the actions in sessions. It ignores rewards."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from tinyverse.agents.torch_agent import TorchAgent

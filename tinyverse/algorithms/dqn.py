@@ -1,7 +1,5 @@
 """DQN: Q-learning from replay, with double Q, n-step targets, dueling heads and priorities."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """FunctionLearner: a learner around a plain function `train_step(agent, batch)`, for any framework."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

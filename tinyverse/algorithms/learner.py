@@ -6,8 +6,6 @@ loop:
     now and then: publish learner.get_weights(), save learner.state_dict()
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -4,8 +4,6 @@
 a mean, divide by `count` once, at the end. No gradient flows into targets and advantages.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn import functional

@@ -1,7 +1,5 @@
 """R2D2: DQN with a recurrent network."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from tinyverse.agents.q_agent import QAgent

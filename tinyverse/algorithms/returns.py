@@ -12,8 +12,6 @@ A `continues` of 0 keeps it out of all earlier rows, and a loss must mask the ro
 No gradient flows through any result.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

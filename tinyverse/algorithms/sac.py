@@ -1,7 +1,5 @@
 """SAC: off-policy actor-critic for continuous actions, which maximises reward and entropy."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Mapping

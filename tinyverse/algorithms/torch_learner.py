@@ -1,7 +1,5 @@
 """TorchLearner: what learners of PyTorch networks share, and their `Optimizer`."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """V-trace actor-critic (IMPALA): learns from sessions of slightly older weights."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """The command `check`: does this experiment work at all? Builds everything once."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import math

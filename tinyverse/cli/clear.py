@@ -1,7 +1,5 @@
 """The command `clear`: removes a run from the database. The run's folder stays."""
 
-from __future__ import annotations
-
 import click
 
 from tinyverse.cli.context import RunContext

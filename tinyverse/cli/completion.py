@@ -1,7 +1,5 @@
 """The command `completion`: what a shell is told once, so that its Tab key asks `tinyverse` for words."""
 
-from __future__ import annotations
-
 import click
 from click.shell_completion import get_completion_class
 

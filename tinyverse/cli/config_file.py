@@ -8,8 +8,6 @@ What stands on the command line goes before the environment (TINYVERSE_TRAIN_BUF
 before the experiment.
 """
 
-from __future__ import annotations
-
 import tomllib
 from pathlib import Path
 from typing import Any

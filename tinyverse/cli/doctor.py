@@ -3,8 +3,6 @@
 It builds the experiment if one is named, and pushes a few megabytes into a run of its own, which it removes again.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

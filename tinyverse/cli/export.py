@@ -1,7 +1,5 @@
 """The command `export`: weights with their settings as plain safetensors, or a network that acts as ONNX."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import click

@@ -1,7 +1,5 @@
 """The command `info`: who does what, and what each waits for. Builds nothing of the experiment."""
 
-from __future__ import annotations
-
 import json
 import time
 

@@ -4,8 +4,6 @@ Usage errors exit 2, run errors 1. A command's module is imported when the comma
 such module imports torch or gymnasium before its options are read, so that `--help` answers at once.
 """
 
-from __future__ import annotations
-
 import importlib
 import io
 import sys

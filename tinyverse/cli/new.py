@@ -1,7 +1,5 @@
 """The command `new`: writes an experiment around a small environment of one's own, and a test for it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import click

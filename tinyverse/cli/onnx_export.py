@@ -1,7 +1,5 @@
 """An agent that takes the likeliest action, as an ONNX model."""
 
-from __future__ import annotations
-
 import importlib.util
 import io
 import json

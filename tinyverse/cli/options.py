@@ -4,8 +4,6 @@ RunCommand      is about a run: its function gets which run and which server as 
 TrainCommand    also learns: its function gets how to learn as TrainOptions
 """
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 import sys

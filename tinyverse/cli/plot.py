@@ -1,7 +1,5 @@
 """The command `plot`: learning curves of runs. Words on the command line become groups of runs, each of them a curve."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from pathlib import Path

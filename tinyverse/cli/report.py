@@ -1,7 +1,5 @@
 """The command `report`: a run as one page to pass on."""
 
-from __future__ import annotations
-
 import click
 
 from tinyverse.cli.context import RECORDS, RunContext

@@ -1,7 +1,5 @@
 """The commands `server start`, `users`, `stop` and `status`: this user's local database server."""
 
-from __future__ import annotations
-
 import json
 
 import click

@@ -3,8 +3,6 @@
 All but `import` only read. No experiment is imported, unless its agent is to be asked for values.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The command `stop`: asks every worker of a run to finish and leave."""
 
-from __future__ import annotations
-
 import time
 
 import click

@@ -1,7 +1,5 @@
 """The command `train`: learns from what players push, and publishes weights."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import sys

@@ -1,7 +1,5 @@
 """A run's trainer, made of a RunContext and TrainOptions, and how it is shown: for `train`, `run` and `local`."""
 
-from __future__ import annotations
-
 import contextlib
 import cProfile
 import json

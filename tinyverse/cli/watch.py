@@ -1,7 +1,5 @@
 """The command `watch`: serves the page of a run until it is stopped. It reads, and changes nothing."""
 
-from __future__ import annotations
-
 import functools
 import os
 import secrets

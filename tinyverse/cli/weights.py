@@ -1,7 +1,5 @@
 """Finds the weights that were asked for: of a file, the best evaluated, a version, or the newest there are."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 from pathlib import Path

@@ -3,8 +3,6 @@
 VERBS want an experiment before them, GLOBALS stand alone, and ALONE are verbs that say something without one too.
 """
 
-from __future__ import annotations
-
 import sys
 from difflib import get_close_matches
 

@@ -14,8 +14,6 @@ id of the newest session that it has read.
                                               put_weights(blob, version, holder=…, run_id=…)
 """
 
-from __future__ import annotations
-
 import abc
 import contextlib
 import dataclasses

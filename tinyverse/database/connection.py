@@ -8,8 +8,6 @@ All keys of a run lie in one slot of a cluster. So redis-py's cluster client fin
 client speaks with that node. When the run moves to another node, that counts as a lost connection, and `connect` finds it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import os

@@ -1,7 +1,5 @@
 """Memory: a database within one process, for `local` and tests."""
 
-from __future__ import annotations
-
 import dataclasses
 import secrets
 import threading

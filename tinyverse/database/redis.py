@@ -6,8 +6,6 @@ Time is the server's: a client knows how far its own steady clock is from it, be
 along.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import logging

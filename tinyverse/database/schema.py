@@ -4,8 +4,6 @@ Heartbeats and rows of logs are JSON. Whoever may write to the server may have w
 on terminals and pages. So decoding gives what is expected and harmless, or None.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re

@@ -8,8 +8,6 @@ server if it runs; else it is started. What a local server is made of is in `ser
     with private_server() as server: server.url   one of our own, gone with this process however it ends
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json

@@ -4,8 +4,6 @@ It listens on a unix socket in a folder only its user may open, has no TCP port 
 run COMMANDS on keys that begin with PREFIX and nothing else.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import hashlib

@@ -5,8 +5,6 @@ player, number and version stand in the blob. A signature hides nothing, and who
 players need it too. It keeps out who can write to the server without knowing the secret.
 """
 
-from __future__ import annotations
-
 import hmac
 import os
 from collections.abc import Callable, Sequence

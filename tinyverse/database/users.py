@@ -7,8 +7,6 @@
 The server enforces it. Key permissions apart for reading and writing exist from Redis 7.0 on, and in every Valkey.
 """
 
-from __future__ import annotations
-
 import os
 import secrets
 

@@ -8,8 +8,6 @@
 None of these packages is imported: adapters recognise an environment by its attributes.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """Factory: makes a pool of whatever `make_env` or `make_pool` returns, or refuses it in one sentence."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -8,8 +8,6 @@
 ten seconds.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

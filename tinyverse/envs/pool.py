@@ -12,8 +12,6 @@ A reset may have to wait, because the environment restarts or other agents of it
 truncated again until the reset. A row after an end is never valid, whatever it holds.
 """
 
-from __future__ import annotations
-
 import abc
 import contextlib
 import math

@@ -1,7 +1,5 @@
 """RestartingPool: replaces a whole pool that fails, such as a native vector environment."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable
 

@@ -5,8 +5,6 @@ the first time, then after 0.5, 1, 2 … 30 seconds. Its episode is truncated, a
 has failed three times in a row, the last error is raised.
 """
 
-from __future__ import annotations
-
 import logging
 import time
 import traceback

@@ -3,8 +3,6 @@
 `spec_of` turns a space into a tree with an `Array` (shape and dtype) at each leaf. Errors name the leaf that differs.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from typing import Any

@@ -10,8 +10,6 @@ Agents make all choices at every step, but only the arguments that the function 
 and cannot be installed from a package registry. The tests use pysc2's mock of it, which has the real specs but no game.
 """
 
-from __future__ import annotations
-
 import difflib
 import os
 import random

@@ -8,8 +8,6 @@ An agent that is later than the next tick has missed it: the step ends at the ne
 meanwhile. `Clock.missed` counts missed ticks.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib.util
 import itertools

@@ -8,8 +8,6 @@ use `Window` in the network instead of `Frames` (sessions are k times smaller). 
 the statistics of `RewardNormalizer` in a learner are saved with the run.
 """
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 from collections.abc import Callable, Sequence

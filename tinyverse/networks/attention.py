@@ -1,7 +1,5 @@
 """Attention body: its recurrent state is the newest embeddings, which it attends to."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional

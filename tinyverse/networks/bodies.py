@@ -6,8 +6,6 @@ therefore serves acting (T = 1, the state goes from call to call) and training (
 their own are in `recurrent` and `attention`. Any trunk, such as MLP(256), can be a body without a state.
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 from typing import Any

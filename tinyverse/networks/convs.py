@@ -3,8 +3,6 @@
 Images are [N, C, H, W] or [N, H, W]. uint8 images are divided by 255 inside; others are taken as they are.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

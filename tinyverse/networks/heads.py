@@ -4,8 +4,6 @@ A head returns *parameters* (a tensor) and makes a distribution of them, which h
 `sample(generator)` and `mode()`. Everything after the features is float32.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol

@@ -4,8 +4,6 @@ network = ModularNetwork(observation_space, action_space, trunk=Window(4, Nature
 outputs, state = network(observations, state, is_first)
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """Recurrent bodies: LSTM and GRU. They carry a state from row to row and reset it where an episode begins."""
 
-from __future__ import annotations
-
 import itertools
 from typing import Any
 

@@ -4,8 +4,6 @@ The last convolution of each of the L residual branches begins smaller by 1/√L
 its size even without normalisation (Zhang et al. 2019, Fixup, section 2).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

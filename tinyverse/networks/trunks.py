@@ -4,8 +4,6 @@ A trunk is any `nn.Module` from [N, …] to [N, D]. A trunk that makes its layer
 `shape` is that of one observation. The network calls it once.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any, TypeVar
 

@@ -3,8 +3,6 @@
 It uses `make_env(evaluation=True)`, so the reward is the episode's own, whatever shaping training uses.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import math

@@ -1,7 +1,5 @@
 """Loop: a player and its uploader work until they are told to stop."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from tinyverse.core.timing import Ticker

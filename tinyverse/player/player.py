@@ -1,7 +1,5 @@
 """Player: steps a batch of environments and records rollouts, from which sessions are cut."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

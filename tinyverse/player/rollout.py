@@ -1,7 +1,5 @@
 """Rollout: T steps of B environments as they were played, and how sessions are cut from them."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 

@@ -4,8 +4,6 @@ The stepping loop does nothing slow. This thread encodes and pushes sessions, an
 agent, which the player takes in exchange for its own between two sessions.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import queue

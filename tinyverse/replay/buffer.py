@@ -4,8 +4,6 @@ Each session crosses the network once, however often the trainer learns from it.
 trainer samples by indexing. Rows of a session stay together, so a batch is cut as slices of `length` rows.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import secrets
 import threading

@@ -5,8 +5,6 @@ sessions = sessions_of(replay, state)    read piece by piece later, for `StoredS
 restore(empty, state, rows)              rows as `StoredSessions.read` gives them
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import Any
 

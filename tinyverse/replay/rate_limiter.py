@@ -9,8 +9,6 @@ ever: a lost, rejected or expired session counts as sampled, and the deficit nev
 Reverb has the same under these names (Cassirer et al. 2021, "Reverb: A Framework For Experience Replay", rate limiters).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -4,8 +4,6 @@ On a CUDA device a row is filled in pinned memory first and copied beside the co
 learning waits for a copy only if it wants what is still being copied, and a copy waits only while its slot is read.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 from collections.abc import Iterator

@@ -6,8 +6,6 @@ Mixed        part fresh, the rest uniform       IMPALA with replay, or with what
 Prioritized  what surprised most, most often    DQN, Ape-X, R2D2
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any

@@ -4,8 +4,6 @@ Every node is the sum of `FAN` below it: a draw goes down from the root, a chang
 only log_FAN(size) rows per slot. It works on whole batches of slots, so a few tensor operations do for all of them.
 """
 
-from __future__ import annotations
-
 import itertools
 
 import torch

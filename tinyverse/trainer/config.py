@@ -1,7 +1,5 @@
 """Config: how a trainer publishes, computes and saves."""
 
-from __future__ import annotations
-
 import dataclasses
 
 from tinyverse.core.errors import SettingsError

@@ -6,8 +6,6 @@ A session may come damaged, of another shape, for the second time, or from a pla
 rejects it: it counts it, names the reason, and nobody owes it anything. Training goes on.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 import threading

@@ -5,8 +5,6 @@ train       Replay ──▶ learner, in the caller's thread
 publisher   weights, heartbeats and counters ──▶ database
 """
 
-from __future__ import annotations
-
 import logging
 import threading
 from collections.abc import Callable

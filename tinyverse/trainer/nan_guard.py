@@ -3,8 +3,6 @@
 Asking a GPU whether a loss is finite makes it wait, so the guard fetches the answers beside the updates that follow.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections import deque

@@ -5,8 +5,6 @@
 One trainer at a time publishes for a run: the one that holds the lease. Of several ranks only rank 0 does.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import socket

@@ -9,8 +9,6 @@ evaluations.jsonl, TensorBoard events, the newest checkpoints and the best weigh
     best.safetensors                    the weights that evaluated best, with their score
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import json
