@@ -3,11 +3,9 @@
 tinyverse atari.py play -b 3      tinyverse atari.py train -b 10      tinyverse atari.py eval -n 5
 """
 
-from __future__ import annotations
+from typing import TYPE_CHECKING
 
-from typing import TYPE_CHECKING, Any
-
-from tinyverse.core.lazy import imported
+from tinyverse.core.lazy import importer
 
 if TYPE_CHECKING:
     from tinyverse.agents.agent import Agent, RandomAgent
@@ -26,16 +24,6 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_MODULES = {
-    "Agent": "agents.agent", "Batch": "core.batch", "Database": "database.base", "Experiment": "experiment.experiment",
-    "Learner": "algorithms.learner", "MemoryDatabase": "database.memory", "RandomAgent": "agents.agent",
-    "Session": "core.session", "SessionSpec": "core.session", "TorchAgent": "agents.torch_agent", "load": "api", "run": "api",
-    "CodecError": "core.errors", "DatabaseError": "core.errors", "DatabaseLost": "core.errors",
-    "ExperimentError": "core.errors", "LeaseLost": "core.errors", "NoWeights": "core.errors",
-    "NotANumber": "core.errors", "RankLost": "core.errors", "RunConflict": "core.errors",
-    "ServerError": "core.errors", "SettingsError": "core.errors", "SpecError": "core.errors",
-    "TinyverseError": "core.errors", "WindowClosed": "core.errors",
-}  # fmt: skip
 
 __all__ = [
     "Agent", "Batch", "CodecError", "Database", "DatabaseError", "DatabaseLost", "Experiment", "ExperimentError",
@@ -44,7 +32,13 @@ __all__ = [
     "WindowClosed", "__version__", "load", "run",
 ]  # fmt: skip
 
-
-def __getattr__(name: str) -> Any:
-    """Imports a public name when it is first used, so that `tinyverse --help` need not import torch."""
-    return imported(__name__, name, _MODULES)
+__getattr__ = importer(__name__, {
+    "Agent": "agents.agent", "Batch": "core.batch", "Database": "database.base", "Experiment": "experiment.experiment",
+    "Learner": "algorithms.learner", "MemoryDatabase": "database.memory", "RandomAgent": "agents.agent",
+    "Session": "core.session", "SessionSpec": "core.session", "TorchAgent": "agents.torch_agent", "load": "api", "run": "api",
+    "CodecError": "core.errors", "DatabaseError": "core.errors", "DatabaseLost": "core.errors",
+    "ExperimentError": "core.errors", "LeaseLost": "core.errors", "NoWeights": "core.errors",
+    "NotANumber": "core.errors", "RankLost": "core.errors", "RunConflict": "core.errors",
+    "ServerError": "core.errors", "SettingsError": "core.errors", "SpecError": "core.errors",
+    "TinyverseError": "core.errors", "WindowClosed": "core.errors",
+})  # fmt: skip

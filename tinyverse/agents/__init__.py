@@ -3,11 +3,9 @@
 They are imported when first used, because `Agent` itself needs no torch.
 """
 
-from __future__ import annotations
+from typing import TYPE_CHECKING
 
-from typing import TYPE_CHECKING, Any
-
-from tinyverse.core.lazy import imported
+from tinyverse.core.lazy import importer
 
 if TYPE_CHECKING:
     from tinyverse.agents.agent import Agent, RandomAgent
@@ -16,8 +14,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Agent", "QAgent", "RandomAgent", "TorchAgent"]
 
-_MODULES = {"Agent": "agent", "QAgent": "q_agent", "RandomAgent": "agent", "TorchAgent": "torch_agent"}
-
-
-def __getattr__(name: str) -> Any:
-    return imported(__name__, name, _MODULES)
+__getattr__ = importer(
+    __name__, {"Agent": "agent", "QAgent": "q_agent", "RandomAgent": "agent", "TorchAgent": "torch_agent"}
+)

@@ -1,10 +1,8 @@
 """Algorithms: each is a `Learner` in one file that can be read from top to bottom."""
 
-from __future__ import annotations
+from typing import TYPE_CHECKING
 
-from typing import TYPE_CHECKING, Any
-
-from tinyverse.core.lazy import imported
+from tinyverse.core.lazy import importer
 
 if TYPE_CHECKING:
     from tinyverse.algorithms.a2c import A2C
@@ -22,11 +20,7 @@ __all__ = [
     "A2C", "DQN", "PPO", "R2D2", "SAC", "BehaviourCloning", "FunctionLearner", "Learner", "Optimizer", "TorchLearner", "VTrace",
 ]  # fmt: skip
 
-_MODULES = {
+__getattr__ = importer(__name__, {
     "A2C": "a2c", "BehaviourCloning": "behaviour_cloning", "DQN": "dqn", "FunctionLearner": "function_learner", "Learner": "learner", "Optimizer": "torch_learner",
     "PPO": "ppo", "R2D2": "r2d2", "SAC": "sac", "TorchLearner": "torch_learner", "VTrace": "vtrace",
-}  # fmt: skip
-
-
-def __getattr__(name: str) -> Any:
-    return imported(__name__, name, _MODULES)
+})  # fmt: skip

@@ -1,7 +1,5 @@
 """PPO: several small steps over new sessions, each kept near the policy that played them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -26,7 +24,7 @@ class Estimates(NamedTuple):
     targets: Tensor
     advantages: Tensor
 
-    def columns(self, which: Tensor) -> Estimates:
+    def columns(self, which: Tensor) -> "Estimates":
         """The sessions at these places."""
         return Estimates(self.batch.columns(which), *(rows[:, which] for rows in self[1:]))
 

@@ -1,7 +1,5 @@
 """Batch: what `train_step` gets: B slices of T steps, time first, as tensors on the trainer's device."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from types import SimpleNamespace
@@ -51,7 +49,7 @@ class Batch:
         """[T, B] float32: 0 where an episode ended in any way; nothing flows back over that row."""
         return (~(self.terminated | self.truncated)).float()
 
-    def columns(self, which: torch.Tensor) -> Batch:
+    def columns(self, which: torch.Tensor) -> "Batch":
         """The slices at these places."""
 
         def cut(name: str) -> nest.Tree:

@@ -4,16 +4,16 @@ Commands such as `info` and `--help` therefore start without torch.
 """
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 
-def imported(package: str, name: str, modules: Mapping[str, str]) -> Any:
-    """Returns the public object `name` of `package`, for its `__getattr__`.
+def importer(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
+    """Returns the `__getattr__` of a package; `modules` maps its public names to the modules that define them."""
 
-    Args:
-        modules: public name -> the module of the package that defines it.
-    """
-    if name not in modules:
-        raise AttributeError(f"module {package!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{package}.{modules[name]}"), name)
+    def imported(name: str) -> Any:
+        if name not in modules:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{package}.{modules[name]}"), name)
+
+    return imported

@@ -9,8 +9,6 @@ Any tool opens the shards (after `zstd -d`): safetensors.numpy.load_file("demos-
 trusts nothing: every size, name and checksum is checked, and nothing that can execute is in there.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import json
@@ -41,7 +39,7 @@ class Archive:
     shards: list[dict[str, Any]]  # {"file", "xxh3", "sessions": [{"id", "metadata"}]}
 
     @classmethod
-    def open(cls, path: Path) -> Archive:
+    def open(cls, path: Path) -> "Archive":
         """Reads the index.
 
         Raises:

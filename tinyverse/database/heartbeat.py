@@ -1,7 +1,5 @@
 """Heartbeat: a worker says what it does and hears the run's State in return, with it whether to stop."""
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections.abc import Callable
@@ -85,7 +83,7 @@ class BackgroundHeartbeat(BackgroundThread):
         """Whether the run was asked to stop since the first beat."""
         return self._heartbeat is not None and self._heartbeat.stop.is_set
 
-    def __enter__(self) -> BackgroundHeartbeat:
+    def __enter__(self) -> "BackgroundHeartbeat":
         self.start()
         return self
 

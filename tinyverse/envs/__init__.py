@@ -3,11 +3,9 @@
 They are imported when first used, because a video needs no gymnasium.
 """
 
-from __future__ import annotations
+from typing import TYPE_CHECKING
 
-from typing import TYPE_CHECKING, Any
-
-from tinyverse.core.lazy import imported
+from tinyverse.core.lazy import importer
 
 if TYPE_CHECKING:
     from tinyverse.envs.factory import pool_of
@@ -15,8 +13,6 @@ if TYPE_CHECKING:
 
 __all__ = ["SerialPool", "Pool", "Step", "VectorPool", "pool_of"]
 
-_MODULES = {"SerialPool": "pool", "Pool": "pool", "Step": "pool", "VectorPool": "pool", "pool_of": "factory"}
-
-
-def __getattr__(name: str) -> Any:
-    return imported(__name__, name, _MODULES)
+__getattr__ = importer(
+    __name__, {"SerialPool": "pool", "Pool": "pool", "Step": "pool", "VectorPool": "pool", "pool_of": "factory"}
+)

@@ -6,8 +6,6 @@ step after a lost life presses FIRE instead of the chosen action, in games that 
 forever.
 """
 
-from __future__ import annotations
-
 import difflib
 import re
 from pathlib import Path
@@ -81,7 +79,7 @@ def atari_pool(
     return VectorPool(_Games(env, _fire(env.ale.get_action_set()), episodic_life))
 
 
-def atari_env(env_id: str, *, evaluation: bool = False, render_mode: str | None = None, **rules: Any) -> AtariEnv:
+def atari_env(env_id: str, *, evaluation: bool = False, render_mode: str | None = None, **rules: Any) -> "AtariEnv":
     """Returns one Atari game by the rules of `atari_pool`, which can be rendered.
 
     Args:

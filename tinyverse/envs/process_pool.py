@@ -9,8 +9,6 @@ gets a module-level function and its arguments, so any start method works. It is
 have threads, which "fork" does not copy.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import faulthandler
@@ -162,7 +160,7 @@ class ProcessPool(SplitPool):
         self._restarts.failed(index, error, final=worker.gave_up)
         self.faults, self.fault = self.faults + 1, self._restarts.fault
 
-    def _repeat(self, worker: _Worker) -> None:
+    def _repeat(self, worker: "_Worker") -> None:
         """Fills the rows of an absent worker with its last observations, and truncates them."""
         envs, observations = worker.task.envs, self._views.observations
         before = nest.map(lambda leaf: leaf[envs], observations[1 - self._turn])

@@ -3,8 +3,6 @@
 OpenCV fails silently, so this module checks its results.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Iterator
@@ -68,7 +66,7 @@ class VideoWriter:
             raise TinyverseError(f"OpenCV could not write {self.path}. Is the disk full?")
         os.replace(self._partial, self.path)
 
-    def __enter__(self) -> VideoWriter:
+    def __enter__(self) -> "VideoWriter":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

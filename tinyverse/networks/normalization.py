@@ -6,8 +6,6 @@
 The statistics are buffers, so checkpoints hold them, and published weights hold those that acting needs.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -68,7 +66,7 @@ class RunningMeanStd(nn.Module):
         """The standard deviation, [*shape] float32; 1 where it is below 1e-4."""
         return torch.where(self.variance > 1e-8, self.variance, 1.0).sqrt().float()
 
-    def _apply(self, function: Any, recurse: bool = True) -> RunningMeanStd:
+    def _apply(self, function: Any, recurse: bool = True) -> "RunningMeanStd":
         """Moves to the network's device but stays float64, because bfloat16 has only 3 digits."""
         kept = {name: buffer.clone() for name, buffer in self._buffers.items() if buffer is not None}
         super()._apply(function, recurse)

@@ -5,8 +5,6 @@ critic = actor.critic()
 values = critic(observations, actions)
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Mapping
@@ -134,7 +132,7 @@ class SquashedActor(ModularNetwork):
         head: Any = self.heads[0]
         return unit_actions(actions, head.centre.float(), head.reach.float(), head.shape)
 
-    def critic(self) -> Critic:
+    def critic(self) -> "Critic":
         """Returns a new critic with trunks and a body like this network's, on its device."""
         observation_space, action_space, trunks, body = self._critic
         critic = Critic(observation_space, action_space, copy.deepcopy(trunks), copy.deepcopy(body))

@@ -7,8 +7,6 @@ gradient moves slowly where the agent would hardly have done the same. To call t
 agent's own policy (ratio 1) would be wrong by the factor 1/π(a|o). To imitate at once, there is `BehaviourCloning`.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -54,7 +52,7 @@ class HumanControls:
         self.window = Window(f"{title}: {', '.join(names)}; Escape ends", fps)
         self.window.check(names)
 
-    def agent(self, agent: Agent) -> HumanAgent:
+    def agent(self, agent: Agent) -> "HumanAgent":
         """Returns an agent that acts as the person wants it."""
         return HumanAgent(agent, self.pool.action_space, self._choose)
 

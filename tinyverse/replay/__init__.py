@@ -1,10 +1,8 @@
 """Replay: the trainer's buffer of sessions, and how batches are drawn from it."""
 
-from __future__ import annotations
+from typing import TYPE_CHECKING
 
-from typing import TYPE_CHECKING, Any
-
-from tinyverse.core.lazy import imported
+from tinyverse.core.lazy import importer
 
 if TYPE_CHECKING:
     from tinyverse.replay.buffer import Replay
@@ -12,11 +10,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Fresh", "Mixed", "Prioritized", "Replay", "Sampler", "Uniform"]
 
-_MODULES = {
+__getattr__ = importer(__name__, {
     "Fresh": "samplers", "Mixed": "samplers", "Prioritized": "samplers", "Replay": "buffer", "Sampler": "samplers",
     "Uniform": "samplers",
-}  # fmt: skip
-
-
-def __getattr__(name: str) -> Any:
-    return imported(__name__, name, _MODULES)
+})  # fmt: skip

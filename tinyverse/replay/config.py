@@ -1,7 +1,5 @@
 """Config: how the trainer uses sessions, checked."""
 
-from __future__ import annotations
-
 import dataclasses
 
 from tinyverse.core.errors import SettingsError
@@ -53,7 +51,7 @@ class ReplayConfig:
             return None
         return max((max(self.min_sessions, self.batch_size) + self.batch_size) * self.reuse, self.batch_size)
 
-    def shared(self, ranks: int) -> ReplayConfig:
+    def shared(self, ranks: int) -> "ReplayConfig":
         """The part of this that each of so many ranks does. Raises SettingsError where it cannot be shared evenly."""
         if self.batch_size % ranks:
             raise SettingsError(
