@@ -246,7 +246,7 @@ def holder_is_dead(holder: str) -> bool:
     return host == socket.gethostname() and rest.isdigit() and is_gone(int(rest))
 
 
-def check_epoch(wanted: str | None, found: str, version: int) -> None:
+def check_incarnation(wanted: str | None, found: str, version: int) -> None:
     """Raises RunConflict unless weights of the run_id `wanted` may go into the run of the run_id `found`, "" if it is gone."""
     if wanted is not None and (wanted != found or not found):
         there = "another has taken its place" if found else "it is gone from the database"

@@ -18,18 +18,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import redis
+from redis import exceptions
 from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode, RedisCluster
 from redis.connection import parse_url
-from redis.exceptions import (
-    AskError,
-    ClusterDownError,
-    MasterDownError,
-    NoPermissionError,
-    ReadOnlyError,
-    RedisClusterException,
-    TryAgainError,
-)
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
@@ -127,9 +119,11 @@ def errors(url: str) -> Iterator[None]:
     """
     try:
         yield
-    except (redis.RedisError, RedisClusterException, OSError, ValueError) as error:
+    except (redis.RedisError, exceptions.RedisClusterException, OSError, ValueError) as error:
         reason: BaseException = error
-        while isinstance(reason, RedisClusterException) and (cause := reason.__cause__ or reason.__context__):
+        while isinstance(reason, exceptions.RedisClusterException) and (
+            cause := reason.__cause__ or reason.__context__
+        ):
             reason = cause  # why no node could be asked
         raise _translated(reason, url) from reason
 
@@ -203,17 +197,19 @@ def _translated(error: BaseException, url: str) -> DatabaseError:
     if isinstance(error, redis.AuthenticationError):
         user = urllib.parse.urlsplit(url).username or "default"
         text = f"refuses user {user!r}: wrong or missing password. Check TINYVERSE_REDIS_URL or --password."
-    elif isinstance(error, AskError) and not of_cluster:  # MOVED too
+    elif isinstance(error, exceptions.AskError) and not of_cluster:  # MOVED too
         text = "is a node of a cluster. Name it as one: redis+cluster://host:port/"
-    elif isinstance(error, (AskError, TryAgainError, ClusterDownError)) and of_cluster:
+    elif isinstance(error, (exceptions.AskError, exceptions.TryAgainError, exceptions.ClusterDownError)) and of_cluster:
         kind, text = DatabaseLost, f"is moving the run to another node: {error}"
-    elif isinstance(error, (ReadOnlyError, MasterDownError)) or str(error).startswith("UNBLOCKED"):
+    elif isinstance(error, (exceptions.ReadOnlyError, exceptions.MasterDownError)) or str(error).startswith(
+        "UNBLOCKED"
+    ):
         kind, text = DatabaseLost, f"takes no writes now: {error}"  # while another server takes over
-    elif isinstance(error, (redis.ConnectionError, redis.TimeoutError, OSError, RedisClusterException)):
+    elif isinstance(error, (redis.ConnectionError, redis.TimeoutError, OSError, exceptions.RedisClusterException)):
         kind, text = DatabaseLost, f"does not answer: {error or type(error).__name__}"
     elif isinstance(error, redis.OutOfMemoryError):
         text = "is full. Lower --buffer-size, clear old runs, or give the server more maxmemory."
-    elif isinstance(error, NoPermissionError):
+    elif isinstance(error, exceptions.NoPermissionError):
         commands = " ".join([*COMMANDS, *(CLUSTER_COMMANDS if of_cluster else ())])
         text = (
             f"does not permit this: {error}. A player or viewer may not; any other user needs {PREFIX}* and: {commands}"

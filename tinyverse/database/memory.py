@@ -8,21 +8,8 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tinyverse.database.base import (
-    ERRORS_KEPT,
-    KEPT_BY_CLEAR,
-    LEASE_SECONDS,
-    LOG_KEPT,
-    STALE_AFTER,
-    WEIGHTS_KEPT,
-    Database,
-    Episodes,
-    State,
-    Worker,
-    check_epoch,
-    check_fence,
-    check_report,
-)
+from tinyverse.database import base
+from tinyverse.database.base import Database, Episodes, State, Worker
 
 
 class MemoryDatabase(Database):
@@ -39,14 +26,14 @@ class MemoryDatabase(Database):
             self._weights: dict[int, bytes] = {}
             self._holder, self._lease_ends = "", 0.0
             self._state = State()
-        kept = {name: getattr(self._state, name) for name in ("run_id", "version", *KEPT_BY_CLEAR)}
+        kept = {name: getattr(self._state, name) for name in ("run_id", "version", *base.KEPT_BY_CLEAR)}
         self._state = State(**kept)
         self._sessions: deque[tuple[int, bytes]] = deque(maxlen=self._state.capacity)
         self._workers: dict[str, tuple[float, Worker]] = {}
         self._counters: dict[str, int] = {}
-        self._episodes: deque[dict[str, Any]] = deque(maxlen=LOG_KEPT)
-        self._metrics: deque[dict[str, Any]] = deque(maxlen=LOG_KEPT)
-        self._errors: deque[dict[str, Any]] = deque(maxlen=ERRORS_KEPT)
+        self._episodes: deque[dict[str, Any]] = deque(maxlen=base.LOG_KEPT)
+        self._metrics: deque[dict[str, Any]] = deque(maxlen=base.LOG_KEPT)
+        self._errors: deque[dict[str, Any]] = deque(maxlen=base.ERRORS_KEPT)
 
     def create(self, meta: Mapping[str, str]) -> dict[str, str]:
         with self._changed:
@@ -91,10 +78,10 @@ class MemoryDatabase(Database):
         self, blob: bytes, version: int, *, holder: str, update: int = 0, step: int = 0, run_id: str | None = None
     ) -> None:
         with self._changed:
-            check_epoch(run_id, self._state.run_id, version)
-            check_fence(holder, version, self._held_by(), self._state.version)
+            base.check_incarnation(run_id, self._state.run_id, version)
+            base.check_fence(holder, version, self._held_by(), self._state.version)
             self._weights[version] = bytes(blob)
-            for old in sorted(self._weights)[:-WEIGHTS_KEPT]:
+            for old in sorted(self._weights)[: -base.WEIGHTS_KEPT]:
                 del self._weights[old]
             self._set(version=version, update=update, step=step)
 
@@ -109,7 +96,7 @@ class MemoryDatabase(Database):
         with self._changed:
             if self._held_by() not in ("", holder):
                 return False
-            self._holder, self._lease_ends = holder, time.monotonic() + LEASE_SECONDS
+            self._holder, self._lease_ends = holder, time.monotonic() + base.LEASE_SECONDS
             return True
 
     def release_lease(self, holder: str) -> None:
@@ -130,10 +117,10 @@ class MemoryDatabase(Database):
         with self._changed:
             now = time.monotonic()
             seen = [dataclasses.replace(worker, seen=now - when) for when, worker in self._workers.values()]
-            return [worker for worker in seen if worker.seen < STALE_AFTER]
+            return [worker for worker in seen if worker.seen < base.STALE_AFTER]
 
     def report(self, **numbers: Any) -> None:
-        check_report(numbers)
+        base.check_report(numbers)
         with self._changed:
             self._set(**numbers)
             if self._sessions.maxlen != self._state.capacity:

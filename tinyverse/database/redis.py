@@ -18,22 +18,8 @@ import redis
 import xxhash
 
 from tinyverse.core.errors import DatabaseError, DatabaseLost, SettingsError
-from tinyverse.database.base import (
-    ERRORS_KEPT,
-    KEPT_BY_CLEAR,
-    LEASE_SECONDS,
-    LOG_KEPT,
-    STALE_AFTER,
-    WEIGHTS_KEPT,
-    Database,
-    Episodes,
-    State,
-    Worker,
-    check_epoch,
-    check_fence,
-    check_report,
-    holder_is_dead,
-)
+from tinyverse.database import base
+from tinyverse.database.base import Database, Episodes, State, Worker
 from tinyverse.database.connection import connect, errors
 from tinyverse.database.schema import COUNTER, Keys, decode_heartbeat, decode_row, encode_heartbeat, encode_row
 
@@ -101,7 +87,7 @@ class RedisDatabase(Database):
 
         def remove(pipe: Any) -> None:
             versions = _checksums(pipe.hgetall(keys.current))
-            gone = [name for name in pipe.hgetall(keys.stat) if name.decode() not in KEPT_BY_CLEAR]
+            gone = [name for name in pipe.hgetall(keys.stat) if name.decode() not in base.KEPT_BY_CLEAR]
             pipe.multi()
             pipe.unlink(keys.heartbeats, keys.tally, keys.episodes, keys.metrics, keys.errors)
             pipe.xtrim(keys.sessions, maxlen=0, approximate=False)  # not unlinked: its ids go on growing in this run_id
@@ -129,7 +115,7 @@ class RedisDatabase(Database):
             for blob in blobs:
                 pipe.execute_command("XADD", keys.sessions, "MAXLEN", self._capacity, "*", "s", blob)
             for row in rows:
-                pipe.xadd(keys.episodes, {"row": row}, maxlen=LOG_KEPT, approximate=False)
+                pipe.xadd(keys.episodes, {"row": row}, maxlen=base.LOG_KEPT, approximate=False)
             if blobs:
                 pipe.hincrby(keys.tally, "inserted", len(blobs))
                 pipe.hincrby(keys.tally, "bytes", size)
@@ -160,9 +146,9 @@ class RedisDatabase(Database):
 
         def publish(pipe: Any) -> None:
             lease, current = pipe.get(keys.lease), pipe.hgetall(keys.current)
-            check_epoch(run_id, _text(pipe.hget(keys.meta, "run_id")), version)
-            check_fence(holder, version, _text(lease), int(current.get(b"version", -1)))
-            old = sorted(_checksums(current))[: -(WEIGHTS_KEPT - 1)]
+            base.check_incarnation(run_id, _text(pipe.hget(keys.meta, "run_id")), version)
+            base.check_fence(holder, version, _text(lease), int(current.get(b"version", -1)))
+            old = sorted(_checksums(current))[: -(base.WEIGHTS_KEPT - 1)]
             pipe.multi()
             pipe.set(keys.weights(version), blob)
             numbers = {"update": int(update), "step": int(step)}
@@ -196,8 +182,8 @@ class RedisDatabase(Database):
         def take(pipe: Any) -> None:
             held = _text(pipe.get(lease))
             pipe.multi()
-            if held in ("", holder) or holder_is_dead(held):
-                pipe.set(lease, holder, px=int(1000 * LEASE_SECONDS))
+            if held in ("", holder) or base.holder_is_dead(held):
+                pipe.set(lease, holder, px=int(1000 * base.LEASE_SECONDS))
 
         return bool(self._change(take, lease))
 
@@ -223,14 +209,14 @@ class RedisDatabase(Database):
         """Everyone heard of within `STALE_AFTER` seconds; who was not is removed (and back with the next heartbeat)."""
         (beats,), _ = self._ask(lambda pipe: pipe.hgetall(self._keys.heartbeats))
         everyone = {key: decode_heartbeat(text, self._now()) for key, text in beats.items()}
-        stale = [key for key, worker in everyone.items() if worker is None or worker.seen >= STALE_AFTER]
+        stale = [key for key, worker in everyone.items() if worker is None or worker.seen >= base.STALE_AFTER]
         if stale:
             with contextlib.suppress(DatabaseError), self._server() as client:  # who may only look leaves them there
                 client.hdel(self._keys.heartbeats, *stale)
         return [worker for key, worker in everyone.items() if worker is not None and key not in stale]
 
     def report(self, **numbers: Any) -> None:
-        check_report(numbers)
+        base.check_report(numbers)
         texts = {name: "" if number is None else str(_STAT[name](number)) for name, number in numbers.items()}
 
         def write(pipe: Any) -> None:
@@ -259,13 +245,13 @@ class RedisDatabase(Database):
         return self._newest(self._keys.episodes, limit)
 
     def log_metrics(self, row: Mapping[str, Any]) -> None:
-        self._log(self._keys.metrics, row, LOG_KEPT)
+        self._log(self._keys.metrics, row, base.LOG_KEPT)
 
     def metrics(self, limit: int = 100) -> list[dict[str, Any]]:
         return self._newest(self._keys.metrics, limit)
 
     def log_error(self, row: Mapping[str, Any]) -> None:
-        self._log(self._keys.errors, row, ERRORS_KEPT)
+        self._log(self._keys.errors, row, base.ERRORS_KEPT)
 
     def errors(self, limit: int = 10) -> list[dict[str, Any]]:
         return self._newest(self._keys.errors, limit)

@@ -24,19 +24,10 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from tinyverse.core import nest
 from tinyverse.core.errors import ExperimentError, SpecError
 from tinyverse.core.text import counted
+from tinyverse.envs import spaces
 from tinyverse.envs.adapters import MultiAgentAdapter, adapted, gymnasium_space, reset, split_step
 from tinyverse.envs.restarts import MAX_FAILURES, RestartPolicy
-from tinyverse.envs.spaces import (
-    ActionAdapter,
-    Array,
-    blank,
-    fit,
-    fit_reward,
-    floats_of,
-    has_nan,
-    not_a_number,
-    spec_of,
-)
+from tinyverse.envs.spaces import ActionAdapter, Array
 
 HALVES = (("send", "recv"), ("step_async", "step_wait"))  # names of the two halves of a vector environment's step
 
@@ -132,10 +123,12 @@ class SerialPool(Pool):
         self.num_envs, self.realtime = agents * len(self._envs), realtime
         starts = range(0, self.num_envs, agents)
         self._rows: list[Any] = [slice(start, start + agents) if self._shape else start for start in starts]
-        self._spec = spec_of(self.observation_space, self._shape)
+        self._spec = spaces.spec_of(self.observation_space, self._shape)
         # two buffers in turn: a failed environment repeats its rows of the step before
-        self._observations, self._before = (blank(spec_of(self.observation_space, ()), self.num_envs) for _ in range(2))
-        self._floats, self._floats_before = floats_of(self._observations), floats_of(self._before)
+        self._observations, self._before = (
+            spaces.blank(spaces.spec_of(self.observation_space, ()), self.num_envs) for _ in range(2)
+        )
+        self._floats, self._floats_before = spaces.floats_of(self._observations), spaces.floats_of(self._before)
         self._action_adapter = ActionAdapter(self.action_space, self.num_envs)
         self._rewards = np.zeros(self.num_envs, np.float32)
         self._terminated, self._truncated = np.zeros(self.num_envs, bool), np.zeros(self.num_envs, bool)
@@ -165,7 +158,7 @@ class SerialPool(Pool):
                     self._step(index, columns)
             except Exception as error:
                 self._fail(index, error)
-        if not math.isfinite(self._rewards.dot(self._rewards)) or has_nan(self._floats):
+        if not math.isfinite(self._rewards.dot(self._rewards)) or spaces.has_nan(self._floats):
             self._fail_rows_with_nan()
         over = (self._terminated | self._truncated).reshape(len(self._envs), -1)
         self._ended = np.all(over, 1).tolist()
@@ -180,7 +173,7 @@ class SerialPool(Pool):
         rows = self._rows[index]
         result = self._envs[index].step(nest.map(lambda column: column[rows], columns))
         observation, reward, terminated, truncated = split_step(result)
-        self._store(index, observation, fit_reward(self._shape, reward), terminated, truncated)
+        self._store(index, observation, spaces.fit_reward(self._shape, reward), terminated, truncated)
 
     def _begin(self, index: int) -> None:
         if self._envs[index] is not None:
@@ -201,7 +194,7 @@ class SerialPool(Pool):
                     self._build(index)
                 self._store(index, reset(self._envs[index], self._spec, as_int(self._seeds[index])))
                 if self._has_nan(index):
-                    raise not_a_number("observation")
+                    raise spaces.not_a_number("observation")
                 return
             except Exception as error:
                 self._fail(index, error)
@@ -211,7 +204,7 @@ class SerialPool(Pool):
 
     def _build(self, index: int) -> None:
         env = adapted(self._make())
-        if spec_of(gymnasium_space(env.observation_space), self._shape) != self._spec:
+        if spaces.spec_of(gymnasium_space(env.observation_space), self._shape) != self._spec:
             raise SpecError(
                 f"make_env gave an environment with the observation_space {env.observation_space}, "
                 f"the one before had {self.observation_space}. It must give one kind of environment."
@@ -230,9 +223,9 @@ class SerialPool(Pool):
     def _fail_rows_with_nan(self) -> None:
         for index, rows in enumerate(self._rows):
             if self._has_nan(index):
-                self._fail(index, not_a_number("observation"))
+                self._fail(index, spaces.not_a_number("observation"))
             elif not np.isfinite(self._rewards[rows]).all():
-                self._fail(index, not_a_number("reward"))
+                self._fail(index, spaces.not_a_number("reward"))
 
     def _has_nan(self, index: int) -> bool:
         rows = self._rows[index]
@@ -245,7 +238,7 @@ class SerialPool(Pool):
     def _store(
         self, index: int, observation: nest.Tree, reward: Any = 0.0, terminated: Any = False, truncated: Any = False
     ) -> None:
-        rows, fitting = self._rows[index], fit(self._spec, observation)
+        rows, fitting = self._rows[index], spaces.fit(self._spec, observation)
         if isinstance(self._spec, Array):  # the common case, without the overhead of a tree
             self._observations[rows] = fitting
         else:
@@ -269,7 +262,7 @@ class VectorPool(SplitPool):
         halves = [names for names in HALVES if hasattr(type(env), names[0]) and not self._resets]
         self._halves = tuple(getattr(env, name) for name in halves[0]) if halves else None
         self.observation_space, self.action_space = env.single_observation_space, env.single_action_space
-        self._spec = spec_of(self.observation_space, (self.num_envs,))
+        self._spec = spaces.spec_of(self.observation_space, (self.num_envs,))
         self._action_adapter = ActionAdapter(self.action_space, self.num_envs)
 
     def reset(self, seed: int | None = None) -> nest.Tree:
@@ -294,7 +287,7 @@ class VectorPool(SplitPool):
             observations = self._reset_ended()
             rewards[self._ended], terminated[self._ended], truncated[self._ended] = 0.0, False, False
         if not np.isfinite(rewards).all():
-            raise not_a_number("reward")
+            raise spaces.not_a_number("reward")
         observations = self._checked(observations)
         self._ended = terminated | truncated
         return Step(observations, rewards, terminated, truncated, infos.get("game_over"))
@@ -306,9 +299,9 @@ class VectorPool(SplitPool):
         return self._env.reset(options={"reset_mask": self._ended.copy()})[0]
 
     def _checked(self, observations: nest.Tree) -> nest.Tree:
-        fitting = fit(self._spec, observations)
-        if has_nan(floats_of(fitting)):
-            raise not_a_number("observation")
+        fitting = spaces.fit(self._spec, observations)
+        if spaces.has_nan(spaces.floats_of(fitting)):
+            raise spaces.not_a_number("observation")
         return fitting
 
 
