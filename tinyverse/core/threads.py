@@ -22,14 +22,10 @@ class BackgroundThread(threading.Thread):
     """
 
     def __init__(
-        self,
-        name: str,
-        step: Callable[[], object],
-        *,
-        pause: float,
+        self, name: str, step: Callable[[], object], *, pause: float,
         on_lost: Callable[[DatabaseLost], object] = lambda error: None,
         unfinished: Callable[[], bool] = lambda: False,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(name=name, daemon=True)
         self.failure: Exception | None = None
         self.closing = threading.Event()

@@ -56,16 +56,9 @@ class ProcessPool(SplitPool):
     """
 
     def __init__(
-        self,
-        make: Callable[[int], Pool],
-        num_envs: int,
-        workers: int,
-        spaces: tuple[Any, Any],
-        *,
-        step_timeout: float | None = None,
-        memory: int | None = None,
-        realtime: bool = False,
-    ) -> None:
+        self, make: Callable[[int], Pool], num_envs: int, workers: int, spaces: tuple[Any, Any], *,
+        step_timeout: float | None = None, memory: int | None = None, realtime: bool = False,
+    ) -> None:  # fmt: skip
         self.num_envs, self.realtime = num_envs, realtime
         self.observation_space, self.action_space = spaces
         workers = min(workers, num_envs)

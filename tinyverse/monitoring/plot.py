@@ -37,14 +37,9 @@ def curve(folder: Path, x: str = "step", y: str = "play/return") -> tuple[np.nda
 
 
 def plot_curves(
-    groups: Mapping[str, Sequence[Path]],
-    path: Path,
-    *,
-    x: str = "step",
-    y: str = "play/return",
-    title: str = "",
+    groups: Mapping[str, Sequence[Path]], path: Path, *, x: str = "step", y: str = "play/return", title: str = "",
     levels: Mapping[str, float] = {},
-) -> Path:
+) -> Path:  # fmt: skip
     """Draws one line per group: its mean over runs, with a band from the lowest to the highest run.
 
     Args:

@@ -52,15 +52,10 @@ class Progress:
     """
 
     def __init__(
-        self,
-        line: Callable[[], str],
-        render: Callable[[], RenderableType] | None = None,
-        *,
-        share: Callable[[], Share | None] = lambda: None,
-        seconds: float = 10.0,
-        quiet: bool = False,
+        self, line: Callable[[], str], render: Callable[[], RenderableType] | None = None, *,
+        share: Callable[[], Share | None] = lambda: None, seconds: float = 10.0, quiet: bool = False,
         lasting: bool = True,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._line, self._render, self._share = line, render or (lambda: Text(line())), share
         self._quiet, self._lasting, console = quiet, lasting, Console(stderr=True)
         live = Live(

@@ -198,15 +198,9 @@ class TrainLog:
     """
 
     def __init__(
-        self,
-        row: Callable[[], dict[str, Any]],
-        folder: RunFolder,
-        database: Database,
-        *,
-        seconds: float = 10.0,
-        writers: Sequence[Writer] = (),
-        arrays: Callable[[], Mapping[str, Any]] = dict,
-    ) -> None:
+        self, row: Callable[[], dict[str, Any]], folder: RunFolder, database: Database, *, seconds: float = 10.0,
+        writers: Sequence[Writer] = (), arrays: Callable[[], Mapping[str, Any]] = dict,
+    ) -> None:  # fmt: skip
         self.latest: dict[str, Any] = {}
         self._row, self._folder, self._database = row, folder, database
         self._ticker = Ticker(seconds, later=True)

@@ -111,15 +111,9 @@ def evaluate(
 
 
 def evaluate_in_processes(
-    make: Callable[[], Experiment],
-    weights: Weights,
-    *,
-    jobs: int,
-    episodes: int,
-    video: Path | None = None,
-    on_episode: Callable[[int, float], None] = lambda done, total: None,
-    **options: Any,
-) -> Evaluation:
+    make: Callable[[], Experiment], weights: Weights, *, jobs: int, episodes: int, video: Path | None = None,
+    on_episode: Callable[[int, float], None] = lambda done, total: None, **options: Any,
+) -> Evaluation:  # fmt: skip
     """Runs `evaluate` in `jobs` processes of this machine (joblib); `make` builds the experiment in each.
 
     The first process records the video; each has its own seed. `on_episode` is called when a process has played all its episodes.

@@ -11,15 +11,9 @@ STAGES_SECONDS = 5.0  # over which a player's shares of time are measured
 
 
 def play(
-    player: Player,
-    uploader: Uploader,
-    *,
-    batches: int | None = None,
-    sync_every: int = 1,
-    realtime: bool = False,
-    should_stop: Callable[[], bool] = lambda: False,
-    on_batch: Callable[[], None] = lambda: None,
-) -> int:
+    player: Player, uploader: Uploader, *, batches: int | None = None, sync_every: int = 1, realtime: bool = False,
+    should_stop: Callable[[], bool] = lambda: False, on_batch: Callable[[], None] = lambda: None,
+) -> int:  # fmt: skip
     """Plays until `batches` are played, the run is stopped, or `should_stop`; returns the number of batches.
 
     Args:

@@ -45,17 +45,9 @@ class Trainer:
     """
 
     def __init__(
-        self,
-        agent: Agent,
-        learner: Learner,
-        replay: Replay,
-        database: Database,
-        meta: Mapping[str, str],
-        *,
-        folder: RunFolder | None = None,
-        config: TrainerConfig = TrainerConfig(),  # noqa: B008
-        ranks: SingleProcess | None = None,
-    ) -> None:
+        self, agent: Agent, learner: Learner, replay: Replay, database: Database, meta: Mapping[str, str], *,
+        folder: RunFolder | None = None, config: TrainerConfig = TrainerConfig(), ranks: SingleProcess | None = None,  # noqa: B008
+    ) -> None:  # fmt: skip
         config.check(replay.config)
         self.ranks = ranks or this_process()
         self.ranks.check(learner)

@@ -65,15 +65,9 @@ def history(database: Database, folder: RunFolder) -> dict[str, Any]:
 
 
 def application(
-    database: Database,
-    folder: RunFolder,
-    frames: Frames,
-    videos: Path,
-    *,
-    token: str = "",
-    hosts: tuple[str, ...] = LOOPBACK,
-    closing: threading.Event | None = None,
-) -> Callable[..., Any]:
+    database: Database, folder: RunFolder, frames: Frames, videos: Path, *, token: str = "",
+    hosts: tuple[str, ...] = LOOPBACK, closing: threading.Event | None = None,
+) -> Callable[..., Any]:  # fmt: skip
     """The page as an ASGI application.
 
     Args:
