@@ -54,6 +54,11 @@ def pytest_configure(config: Any) -> None:
         servers.choose(folder)
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One worker more than cores: tests wait for other processes a quarter of the time."""
+    return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1) + 1
+
+
 def pytest_report_header() -> str:
     path, version = find_binary()
     return f"server: {servers.CHOSEN or path} ({'.'.join(map(str, version))})"

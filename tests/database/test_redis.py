@@ -301,7 +301,7 @@ def test_a_publisher_that_loses_its_lease_on_the_way_is_fenced(
     redis_server: Server, database: RedisDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The lease changes hands after it was looked at and before EXEC."""
-    import tinyverse.database.redis as module
+    import tinyverse.database.base as module
 
     database.acquire_lease(ME)
     check = module.check_fence

@@ -137,7 +137,7 @@ def test_a_viewer_only_looks(place: Place) -> None:
 
 def test_a_viewer_of_stale_workers_leaves_them(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     place.trainer.beat(Worker("play-1", "play"))
-    monkeypatch.setattr("tinyverse.database.redis.STALE_AFTER", 0.0)
+    monkeypatch.setattr("tinyverse.database.base.STALE_AFTER", 0.0)
     assert place.viewer.workers() == []
 
 

@@ -316,9 +316,9 @@ PUSHES = """
 TRAINS = """
     import sys
     from tests.helpers.people import Beside, a_trainer
-    from tinyverse.database import redis
+    from tinyverse.database import base, redis
     from tinyverse.trainer.loop import train
-    redis.LEASE_SECONDS = 2.0
+    base.LEASE_SECONDS = 2.0
     trainer = a_trainer(redis.RedisDatabase(sys.argv[1], "two"))
     trainer.join()
     print("joined", flush=True)
