@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tinyverse.cli.context import RunContext
-from tinyverse.cli.weights import Seen, weights_for
+from tinyverse.cli.weights import WeightsTracker, weights_for
 from tinyverse.core.errors import NoWeights, SettingsError
 from tinyverse.core.weights import encode_weights
 from tinyverse.database.redis import RedisDatabase
@@ -36,8 +36,8 @@ class Run:
         contents = {"weights": {"w": np.float32([version])}, "version": version, "update": 1, "step": 0, "meta": META}
         return self.folder.save(version, contents)
 
-    def look(self, weights=None, seen=None):
-        found = weights_for(self.context, weights, seen or Seen())
+    def find(self, weights=None, tracker=None):
+        found = weights_for(self.context, weights, tracker or WeightsTracker())
         assert found is None or found.weights["w"] == found.version
         return found and found.version
 
@@ -69,42 +69,42 @@ def test_the_newer_version_is_taken(run, capsys, published, saved, taken, senten
         run.publish(published)
     if saved is not None:
         run.save(saved)
-    assert run.look() == taken
+    assert run.find() == taken
     assert said(capsys, run) == sentence
 
 
 def test_either_is_taken_by_its_number(run, capsys):
     with pytest.raises(NoWeights, match="neither on a server nor in"):
-        run.look()
+        run.find()
     for version in (5, 6):
         run.publish(version)
     run.save(9)
-    assert [run.look(weights) for weights in ("5", "6", "9")] == [5, 6, 9]
+    assert [run.find(weights) for weights in ("5", "6", "9")] == [5, 6, 9]
     with pytest.raises(SettingsError, match="has no version 7; the newest is 9, and 3 are kept"):
-        run.look("7")
+        run.find("7")
     assert said(capsys, run) == ""
 
 
 def test_who_goes_on_follows_both_and_says_where_they_changed(run, capsys):
-    seen = Seen()
+    tracker = WeightsTracker()
 
-    def look():
-        if (version := run.look(None, seen)) is not None:
-            seen.version = version
+    def find():
+        if (version := run.find(None, tracker)) is not None:
+            tracker.version = version
         return version, said(capsys, run).partition(";")[0]
 
     run.publish(1)
     run.save(2)
-    assert [look(), look()] == [(2, "taking version 2, from runs/RUN/"), (None, "")]
+    assert [find(), find()] == [(2, "taking version 2, from runs/RUN/"), (None, "")]
     run.save(3)
-    assert [look(), look()] == [(3, ""), (None, "")]
+    assert [find(), find()] == [(3, ""), (None, "")]
     run.publish(4)
-    assert [look(), look()] == [(4, "taking version 4, from the server"), (None, "")]
+    assert [find(), find()] == [(4, "taking version 4, from the server"), (None, "")]
 
 
 def test_a_damaged_checkpoint_is_passed_over(run, caplog):
     run.publish(5)
     run.save(9)
     run.save(10).write_bytes(b"half")
-    assert run.look() == 9
+    assert run.find() == 9
     assert "cannot be read" in caplog.text

@@ -27,7 +27,7 @@ from redis.connection import AbstractConnection
 from tests.helpers.people import CountingLearner, a_player, a_spec, a_trainer
 from tinyverse.cli.context import RunContext
 from tinyverse.cli.eval import _evaluate, _record
-from tinyverse.cli.weights import Seen, weights_for
+from tinyverse.cli.weights import WeightsTracker, weights_for
 from tinyverse.core.run_config import run_config
 from tinyverse.core.weights import WeightsFile, decode_weights
 from tinyverse.database.base import BEGINNING, new_worker
@@ -147,13 +147,13 @@ def evaluators_life(url: str, folder: Path, fatal: int) -> None:
     """What `eval --every` does with one version; its score is the update, so that each is the best."""
     doom = Doom(fatal, folder)
     context = RunContext("judged.py", name=RUN, redis=url, seed=0, quiet=True)
-    seen, worker = Seen(), new_worker("eval", num_envs=1)
+    tracker, worker = WeightsTracker(), new_worker("eval", num_envs=1)
     with context.connected(start=False) as database:
         database.beat(worker)
-        found = weights_for(context, None, seen)
+        found = weights_for(context, None, tracker)
         assert found is not None
         played = _evaluate(context, found, lambda: False)
-        _record(context, found, dataclasses.replace(played, returns=[float(found.update)]), seen)
+        _record(context, found, dataclasses.replace(played, returns=[float(found.update)]), tracker)
         database.leave(worker.id)
     os.write(doom.grave, b"old age")
 

@@ -17,7 +17,7 @@ import numpy as np
 from tinyverse.cli.context import RECORDS, RunContext, positive
 from tinyverse.cli.devices import acting, check_device
 from tinyverse.cli.options import RunCommand, weights_option
-from tinyverse.cli.weights import Seen, weights_for
+from tinyverse.cli.weights import WeightsTracker, weights_for
 from tinyverse.core import system
 from tinyverse.core.errors import DatabaseError, DatabaseLost, NoWeights, ServerError, SettingsError
 from tinyverse.core.signals import stop_on_signals
@@ -57,7 +57,7 @@ def evaluate(
     context.bars = not as_json
     if not render:
         system.use_headless_sdl()
-    seen = Seen()
+    tracker = WeightsTracker()
     options: dict[str, Any] = {"at_once": at_once, "greedy": greedy, "render": render, "video": video}
     with contextlib.ExitStack() as stack:
         asked_to_stop = stack.enter_context(stop_on_signals())
@@ -70,17 +70,17 @@ def evaluate(
         def should_stop() -> bool:
             return asked_to_stop() or heartbeat.stopped
 
-        while not (should_stop() or seen.stopped):
+        while not (should_stop() or tracker.stopped):
             began = time.monotonic()
             try:
-                found = weights_for(context, weights, seen)
+                found = weights_for(context, weights, tracker)
             except (NoWeights, DatabaseLost) as error:
                 if every is None:
                     raise
                 found = None
-                if seen.complaint != str(error):
+                if tracker.complaint != str(error):
                     context.say(f"{error} Trying again.")
-                seen.complaint = str(error)
+                tracker.complaint = str(error)
             if found is not None:
                 waiting.set("")
                 worker.version = found.version
@@ -89,11 +89,11 @@ def evaluate(
                     if every is None:
                         raise KeyboardInterrupt
                     break
-                seen.version, steps = found.version, sum(now.lengths)
+                tracker.version, steps = found.version, sum(now.lengths)
                 worker.steps, worker.steps_per_second = worker.steps + steps, steps / max(now.seconds, 1e-3)
                 waiting.set("newer weights")
                 if every is not None:
-                    _record(context, found, now, seen)
+                    _record(context, found, now, tracker)
                 elif weights in (None, "best") or weights.isdigit():  # those of a file may be another run's
                     with contextlib.suppress(OSError):  # the folder may be somebody else's, or not here
                         context.folder.log(_row(found, now), "evaluations")
@@ -145,17 +145,17 @@ def _evaluate(
     return dataclasses.replace(result, version=found.version)
 
 
-def _record(context: RunContext, found: WeightsFile, result: Evaluation, seen: Seen) -> None:
+def _record(context: RunContext, found: WeightsFile, result: Evaluation, tracker: WeightsTracker) -> None:
     """Keeps the weights if they are the best, and logs the score in the folder, its TensorBoard and for `info`."""
     row = _row(found, result)
     score = {"mean": result.mean, "standard_error": row["eval/standard_error"], "episodes": len(result.returns)}
     row["eval/best"] = context.folder.keep_best(found._replace(score=score))
     context.folder.log(row)
-    seen.events = seen.events or TensorBoard(context.folder, "eval")
-    seen.events.write(row)
+    tracker.events = tracker.events or TensorBoard(context.folder, "eval")
+    tracker.events.write(row)
     if result.video is not None:
-        seen.events.video("eval/video", result.video, found.step)
-    seen.events.flush()
+        tracker.events.video("eval/video", result.video, found.step)
+    tracker.events.flush()
     with contextlib.suppress(ServerError, DatabaseError), context.connected(start=False) as database:
         database.log_metrics(row)
 

@@ -6,7 +6,7 @@ import click
 
 from tinyverse.cli.context import RunContext
 from tinyverse.cli.options import RunCommand, weights_option
-from tinyverse.cli.weights import Seen, weights_for
+from tinyverse.cli.weights import WeightsTracker, weights_for
 from tinyverse.core.errors import SettingsError
 from tinyverse.core.files import atomic_write
 
@@ -23,8 +23,8 @@ def export(context: RunContext, file: Path, weights: str | None) -> None:
         raise SettingsError(f"export {file}: give the file the suffix .safetensors or .onnx.")
     if not file.parent.is_dir():
         raise SettingsError(f"export {file}: there is no folder {file.parent}/.")
-    found = weights_for(context, weights, Seen())
-    assert found is not None  # nothing was seen before
+    found = weights_for(context, weights, WeightsTracker())
+    assert found is not None  # nothing was found before
     if file.suffix == ".safetensors":
         found.write(file)
     else:

@@ -34,8 +34,8 @@ def local(context: RunContext, options: TrainOptions, num_envs: int | None = Non
     database = MemoryDatabase()
     with (
         context.folder.alone(),
-        stop_on_signals() as asked,
-        at_work(context, options, database, asked) as (trainer, experiment, should_stop, turn),
+        stop_on_signals() as interrupted,
+        at_work(context, options, database, interrupted) as (trainer, experiment, should_stop, turn),
     ):
         batch = trainer.replay.config.batch_size
         count = num_envs or min(batch, experiment.num_envs)

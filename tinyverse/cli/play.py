@@ -70,8 +70,8 @@ def play(
     from tinyverse.player.player import SEEDS_APART, Player
     from tinyverse.player.uploader import Uploader
 
-    with context.connected() as database, stop_on_signals() as asked:
-        meta = _await_run(context, database, asked)
+    with context.connected() as database, stop_on_signals() as interrupted:
+        meta = _await_run(context, database, interrupted)
         if not meta:
             return
         system.set_threads(1)
@@ -108,7 +108,7 @@ def play(
             return Share("batches", worker.sessions // worker.num_envs, batches) if batches else None
 
         def should_stop() -> bool:
-            return asked() or (person is not None and person.window.closed)
+            return interrupted() or (person is not None and person.window.closed)
 
         def on_batch() -> None:
             progress.turn()
@@ -151,7 +151,7 @@ def envs_of(name: str, settings: Mapping[str, Any], num_envs: int) -> Pool:
 
 
 def _await_run(context: RunContext, database: Database, should_stop: Callable[[], bool]) -> dict[str, str]:
-    """The run's config, once a trainer has created it; {} if asked to stop before."""
+    """The run's config, once a trainer has created it; {} if interrupted before."""
     meta = database.meta()
     if not meta:
         context.say(f"waiting for a trainer of run {context.run} (tinyverse {context.experiment} train)")

@@ -61,9 +61,9 @@ def check_options(context: RunContext, options: TrainOptions) -> None:
 def train_run(
     context: RunContext, options: TrainOptions, database: Database, should_stop: Stop, show: Show | None = None
 ) -> Trainer:
-    with at_work(context, options, database, should_stop, show) as (trainer, _, asked, turn):
+    with at_work(context, options, database, should_stop, show) as (trainer, _, should_end, turn):
         context.say(f"training run {context.run} from update {trainer.update:,}, into {context.folder.path}/")
-        train(trainer, updates=options.updates, save_every=options.save_every, should_stop=asked, on_turn=turn)
+        train(trainer, updates=options.updates, save_every=options.save_every, should_stop=should_end, on_turn=turn)
     return trainer
 
 
@@ -76,8 +76,8 @@ def at_work(
     While it trains, its log is written, and on the terminal its line or what `show` makes of the run's status.
     """
     system.set_threads(options.threads or max(1, (system.cores() - 1) // distributed.neighbours()))
-    began = time.monotonic()
-    asked = saying_so(context, should_stop, began + 60 * (float("inf") if options.minutes is None else options.minutes))
+    began, minutes = time.monotonic(), float("inf") if options.minutes is None else options.minutes
+    should_end = saying_so(context, should_stop, began + 60 * minutes)
     is_first, log, over = distributed.is_rank_zero(), None, False
     with distributed.rank_zero_first():
         trainer, experiment = make_trainer(context, options, database)
@@ -86,7 +86,7 @@ def at_work(
             if options.metrics_port:
                 places.append(Prometheus(options.metrics_port, {"run": context.run}))
             log = TrainLog(trainer.row, context.folder, database, writers=places, arrays=trainer.replay.arrays)
-        _join(context, trainer, asked)
+        _join(context, trainer, should_end)
     trainer.checkpoints.level()
 
     def panel() -> RenderableType:
@@ -102,7 +102,7 @@ def at_work(
             progress.turn()
 
         try:
-            yield trainer, experiment, asked, turn
+            yield trainer, experiment, should_end, turn
         except Exception as error:
             log_error(database, trainer.worker, error)
             raise

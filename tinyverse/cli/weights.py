@@ -14,7 +14,7 @@ from tinyverse.monitoring.writers import TensorBoard
 
 
 @dataclasses.dataclass
-class Seen:
+class WeightsTracker:
     """What the last search for weights found."""
 
     version: int | None = None
@@ -31,14 +31,14 @@ class Seen:
         return self.stop is not None and self.stop.is_set
 
 
-def weights_for(context: RunContext, weights: str | None, seen: Seen) -> WeightsFile | None:
+def weights_for(context: RunContext, weights: str | None, tracker: WeightsTracker) -> WeightsFile | None:
     """The weights asked for, with all settings resolved: of a file, the best, a version of the database or the folder,
-    else the newest. None where they are what was seen last.
+    else the newest. None where they are those found last.
 
     Raises NoWeights where there are none at all, SettingsError where not those that were asked for.
     """
-    found = _find(context, weights, seen)
-    if found is None or found.version == seen.version:
+    found = _find(context, weights, tracker)
+    if found is None or found.version == tracker.version:
         return None
     run_config = found.run_config or context.folder.settings()  # an old checkpoint does not say its own
     check_can_join(context.run, run_config, context.title, context.given)
@@ -46,11 +46,11 @@ def weights_for(context: RunContext, weights: str | None, seen: Seen) -> Weights
     return found._replace(run_config={"experiment": context.title, "settings": settings})
 
 
-def _find(context: RunContext, weights: str | None, seen: Seen) -> WeightsFile | None:
+def _find(context: RunContext, weights: str | None, tracker: WeightsTracker) -> WeightsFile | None:
     folder, title = context.folder, context.title
     check_can_join(context.run, folder.settings(), title, context.given)
     if weights is None or weights.isdigit():
-        return _version(context, None if weights is None else int(weights), seen)
+        return _version(context, None if weights is None else int(weights), tracker)
     path = folder.best if weights == "best" else Path(weights)
     if not path.is_file():
         raise SettingsError(
@@ -65,20 +65,20 @@ def _find(context: RunContext, weights: str | None, seen: Seen) -> WeightsFile |
     return found
 
 
-def _version(context: RunContext, wanted: int | None, seen: Seen) -> WeightsFile | None:
+def _version(context: RunContext, wanted: int | None, tracker: WeightsTracker) -> WeightsFile | None:
     """A version of the database or of the folder; where none is wanted, the newer of what both have."""
-    folder, newest = context.folder, _newest_kept(context, seen)
+    folder, newest = context.folder, _newest_kept(context, tracker)
     kept = newest if newest is not None and wanted in (None, newest.version) else None
     needless = () if context.names_server or (wanted is not None and kept is None) else (ServerError,)
     with contextlib.suppress(*needless), context.connected(start=False) as database:
         state, meta = database.state(), database.meta()
-        seen.stop = seen.stop or StopSignal(state)
-        seen.stop.hear(state)
+        tracker.stop = tracker.stop or StopSignal(state)
+        tracker.stop.hear(state)
         ahead = kept is not None and kept.version > state.version  # `local` went on, or the server lost some
-        if seen.stopped or (wanted is None and meta and not ahead and state.version == seen.version):
+        if tracker.stopped or (wanted is None and meta and not ahead and state.version == tracker.version):
             return None
         if wanted is None and kept is not None and state.version >= 0:
-            _say_which(context, seen, (kept.version, f"{folder.path}/"), (state.version, "the server"))
+            _say_which(context, tracker, (kept.version, f"{folder.path}/"), (state.version, "the server"))
         blob = None if ahead else database.get_weights(version=wanted)
         if blob is not None and meta:
             arrays, numbers = decode_weights(blob[1])
@@ -92,19 +92,19 @@ def _version(context: RunContext, wanted: int | None, seen: Seen) -> WeightsFile
     return kept
 
 
-def _newest_kept(context: RunContext, seen: Seen) -> WeightsFile | None:
+def _newest_kept(context: RunContext, tracker: WeightsTracker) -> WeightsFile | None:
     """The weights of the folder's newest checkpoint that can be read; each is read once."""
     newest = context.folder.newest()
     checkpoint = (newest, newest.stat().st_mtime_ns) if newest else ()
-    if checkpoint != seen.checkpoint:
+    if checkpoint != tracker.checkpoint:
         contents = context.folder.load()
-        seen.kept, seen.checkpoint = WeightsFile.of_checkpoint(contents) if contents else None, checkpoint
-    return seen.kept
+        tracker.kept, tracker.checkpoint = WeightsFile.of_checkpoint(contents) if contents else None, checkpoint
+    return tracker.kept
 
 
-def _say_which(context: RunContext, seen: Seen, *there: tuple[int, str]) -> None:
+def _say_which(context: RunContext, tracker: WeightsTracker, *there: tuple[int, str]) -> None:
     """Says which of two versions is taken and from where, if they differ; again only if it is the other place's."""
     (version, place), (older, other) = sorted(there, reverse=True)
-    if version != older and place != seen.place:
+    if version != older and place != tracker.place:
         context.say(f"taking version {version}, from {place}; {other} has {older} (--weights {older} takes that)")
-        seen.place = place
+        tracker.place = place
