@@ -173,8 +173,9 @@ def _await_run(context: RunContext, database: Database, should_stop: Callable[[]
 
 def _player_line(player: Player, uploader: Uploader) -> str:
     shares = ", ".join(f"{name} {share:.0%}" for name, share in uploader.worker.stages.items())
+    stages = f" ({shares})" if shares else ""
     waits = f", waits for {uploader.waiting.reason}" if uploader.waiting.reason else ""
     return (
         f"play: {player.rate.per_second():,.0f} steps/s, {counted(player.rate.total, 'step')}, version {player.version}, "
-        f"{counted(uploader.worker.sessions, 'session')} pushed{waits} ({shares})"
+        f"{counted(uploader.worker.sessions, 'session')} pushed{waits}{stages}"
     )
