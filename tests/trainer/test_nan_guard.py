@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from tinyverse.core import codec
 from tinyverse.core.errors import NotANumber
 from tinyverse.core.weights import decode_weights
 from tinyverse.database.memory import MemoryDatabase
+from tinyverse.replay.config import ReplayConfig
+from tinyverse.replay.samplers import Uniform
 from tinyverse.trainer.loop import train
 from tinyverse.trainer.nan_guard import NanGuard
 from tinyverse.trainer.run_folder import RunFolder
@@ -61,8 +64,8 @@ def test_nan_stops_training_and_is_neither_published_nor_saved(tmp_path, how):
     assert len(kept) == (how == "metrics")
     if kept:
         arrays, metadata = codec.decode(kept[0].read_bytes())
-        assert metadata == {"update": "4", "not_finite": "loss/total"}
         wrong = trainer.learner.batches[3]
+        assert metadata == {"update": "4", "not_finite": "loss/total", "sessions": json.dumps(wrong.sources)}
         np.testing.assert_array_equal(arrays["batch.rewards"], wrong.rewards.numpy())
         np.testing.assert_array_equal(arrays["batch.observations"], wrong.observations.numpy())
 
@@ -112,3 +115,48 @@ def test_a_real_loss_that_explodes(tmp_path):
     with pytest.raises(NotANumber, match="grad_norm"):
         train(trainer, updates=3)
     assert all(np.isfinite(array).all() for weights in published(database) for array in weights.values())
+
+
+POISON = 666.0  # a reward from which this learner learns NaN
+
+
+def fails_on_poison(trainer):
+    step = trainer.learner.train_step
+
+    def train_step(batch):
+        metrics = dict(step(batch))
+        if (batch.rewards == POISON).any():
+            metrics["loss/total"] = torch.tensor(np.nan)
+        return metrics
+
+    trainer.learner.train_step = train_step
+    return trainer
+
+
+@pytest.mark.parametrize("save_replay", [True, False])
+def test_sessions_of_a_bad_batch_are_left_out_by_every_later_trainer(tmp_path, save_replay):
+    database, folder = MemoryDatabase(), RunFolder(tmp_path)
+    flow = ReplayConfig(batch_size=1, buffer_size=32, min_sessions=8, reuse=8)
+    options = {"folder": folder, "save_replay": save_replay, "flow": flow}
+    sessions = some_sessions(16)
+    sessions[5].arrays["rewards"] = np.full_like(sessions[5].arrays["rewards"], POISON)
+    first = a_trainer(database, sampler=Uniform(), **options)
+    first.join()
+    first.feed()
+    push(database, sessions)
+    while first.feed():
+        pass
+    first.step()
+    first.save(wait=True)  # the bad session lies in the checkpoint too
+    with pytest.raises(NotANumber, match=r"Its 1 session \(1 of .*\) will not be learned from again"):
+        train(fails_on_poison(first), updates=200)
+    assert folder.quarantined() == {sessions[5].source}
+
+    again = a_trainer(database, sampler=Uniform(), **options)
+    again.join()
+    while again.feed():
+        pass
+    push(database, some_sessions(16, start=16))
+    train(fails_on_poison(again), updates=100)
+    assert all((batch.rewards != POISON).all() for batch in again.learner.batches)
+    assert sum(again.feeder.rejected.values()) == (not save_replay)

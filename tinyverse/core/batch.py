@@ -31,6 +31,7 @@ class Batch:
     slots: torch.Tensor  # [B] the sessions' numbers in the replay, whose slots they go round; priorities go back by it
     burn_in: int = 0
     human: torch.Tensor | None = None  # [B] bool: a person played the slice; None: nobody knows
+    sources: tuple[str, ...] = ()  # [B] `Session.source` of each; () in a part of a batch
 
     @functools.cached_property
     def is_first(self) -> torch.Tensor:
@@ -56,9 +57,9 @@ class Batch:
             in_time = FIELDS.get(name) is not None  # [T, B, …]; the others are [B, …]
             return nest.map(lambda leaf: leaf[:, which] if in_time else leaf[which], getattr(self, name))
 
-        names = {field.name for field in dataclasses.fields(self)} - {"burn_in"}
+        names = {field.name for field in dataclasses.fields(self)} - {"burn_in", "sources"}
         names -= set() if self.human is not None else {"human"}
-        return dataclasses.replace(self, **{name: cut(name) for name in names})
+        return dataclasses.replace(self, **{name: cut(name) for name in names}, sources=())
 
     def discounts(self, discount: float) -> torch.Tensor:
         """[T, B] float32: `discount`, and 0 where the episode terminated."""

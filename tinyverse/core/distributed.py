@@ -109,17 +109,17 @@ def any_rank(true: bool) -> bool:
     return any(value for (value,) in exchange(true))
 
 
-def broadcast(contents: Any) -> Any:
-    """What rank 0 gave: dicts and lists of tensors, numbers and strings. Nothing else is read."""
+def broadcast(contents: Any, source: int = 0) -> Any:
+    """What the rank `source` gave: dicts and lists of tensors, numbers and strings. Nothing else is read."""
     if not _together():
         return contents
     mine = io.BytesIO()
-    if is_rank_zero():
+    if rank() == source:
         torch.save(contents, mine)
-    length = int(exchange(mine.tell())[0][0])
+    length = int(exchange(mine.tell())[source][0])
     buffer = torch.frombuffer(bytearray(mine.getvalue() or length), dtype=torch.uint8)
     with _among_peers():
-        dist.broadcast(buffer, 0)
+        dist.broadcast(buffer, source)
     return torch.load(io.BytesIO(buffer.numpy().tobytes()), map_location="cpu", weights_only=True)
 
 

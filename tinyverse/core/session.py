@@ -86,6 +86,11 @@ class Session:
         return codec.compress(codec.encode(self.arrays, self.metadata))
 
     @property
+    def source(self) -> str:
+        """Who pushed it and as which: "player:sequence". No two sessions of a run have the same."""
+        return f"{self.metadata.get('player', '')}:{int(self.metadata['sequence'])}"
+
+    @property
     def human(self) -> bool:
         """Whether a person played it (`play --human`)."""
         return self.metadata.get("human") == "1"

@@ -8,6 +8,7 @@ import dataclasses
 import secrets
 import threading
 from collections import deque
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ class Slots:
         human: [size] bool: a person played it.
         count: [size] samples so far.
         session_id: its id in the database.
+        source: `Session.source`.
         written: sessions so far. A session's number is how many were written before it.
     """
 
@@ -42,6 +44,7 @@ class Slots:
         self.human = np.zeros(size, bool)
         self.count = np.zeros(size, np.int64)
         self.session_id = [BEGINNING] * size
+        self.source = [""] * size
         self.written = 0
 
     def __len__(self) -> int:
@@ -126,10 +129,16 @@ class Replay:
                 self.dropped["unused"] += int(about.count[slot] == 0)
             self.ring.write(slot, session.arrays)
             about.filled[slot], about.update[slot], about.human[slot] = True, made_at, session.human
-            about.session_id[slot], about.count[slot] = session_id, seen
+            about.session_id[slot], about.source[slot], about.count[slot] = session_id, session.source, seen
             self.sampler.insert(slot, seen, session.human)
             self.limiter.inserted += 1
             self.limiter.forgive(len(self))
+
+    def discard(self, sources: Collection[str]) -> None:
+        """Removes the sessions with these `Session.source`."""
+        with self.lock:
+            about = self.slots
+            self._remove([slot for slot in np.flatnonzero(about.filled).tolist() if about.source[slot] in sources])
 
     def write_off(self, count: int = 1) -> None:
         """Counts sessions that came and are not stored here."""
@@ -218,10 +227,14 @@ class Replay:
             return
         about = self.slots
         too_old = (about.update < update - self.config.max_lag) & ~about.human  # what a person did does not age
-        for slot in np.flatnonzero(about.filled & too_old):
-            self.dropped["expired"] += 1
-            about.filled[slot] = False
-            self.sampler.remove(int(slot))
+        expired = np.flatnonzero(about.filled & too_old).tolist()
+        self.dropped["expired"] += len(expired)
+        self._remove(expired)
+
+    def _remove(self, slots: Sequence[int]) -> None:
+        self.slots.filled[slots] = False
+        for slot in slots:
+            self.sampler.remove(slot)
         self.limiter.forgive(len(self))
 
     def _cut(self, slots: np.ndarray, starts: np.ndarray, rows: int, burn_in: int, update: int) -> Batch:
@@ -238,6 +251,7 @@ class Replay:
             slots=torch.from_numpy(self.slots.numbers(slots)).to(self.device, non_blocking=True),
             burn_in=burn_in,
             human=torch.from_numpy(self.slots.human[slots]).to(self.device, non_blocking=True),
+            sources=tuple(self.slots.source[slot] for slot in slots),
         )
 
     def _slices(self, index: torch.Tensor, start: torch.Tensor, rows: int) -> dict[str, torch.Tensor]:

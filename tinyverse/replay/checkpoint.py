@@ -35,6 +35,7 @@ def state_of(replay: Replay) -> dict[str, Any]:
             "series": replay.series, "_written": about.written, "_began": replay.began,
             "numbers": about.numbers(slots), "updates": about.update[slots], "counts": about.count[slots],
             "human": about.human[slots], "positions": " ".join(about.session_id[slot] for slot in slots),
+            "sources": [about.source[slot] for slot in slots],
             "newest_delivered": replay.newest_sampled, "dropped": dict(replay.dropped), **replay.limiter.state_dict(),
         }  # fmt: skip
 
@@ -68,6 +69,10 @@ def restore(replay: Replay, state: Mapping[str, Any], sessions: Iterable[Rows]) 
             kept[slots] = np.asarray(state[name])[-size:]
         for slot, session_id in zip(slots, state["positions"].split()[-size:], strict=True):
             about.session_id[slot] = session_id
+        for slot, source in zip(
+            slots, state.get("sources", [])[-size:], strict=False
+        ):  # the first checkpoints have none
+            about.source[slot] = source
         about.written = state["_written"] if same_size else len(numbers)
         replay.series = state["series"] if same_size else replay.series
         replay.newest_sampled, replay.began = state["newest_delivered"], state["_began"]

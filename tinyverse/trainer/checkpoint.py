@@ -91,6 +91,7 @@ class Checkpoints:
         """
         trainer = self.trainer
         trainer.feeder.go_on_from(trainer.state.cursor)
+        trainer.feeder.quarantined = self.folder.quarantined() if self.folder else set()
         checkpoint = self.folder.load() if self.folder else None
         if checkpoint is not None:
             self._take_up(checkpoint)
@@ -126,6 +127,7 @@ class Checkpoints:
         except SpecError as error:
             logger.warning("%s They are left out.", error)
             return
+        replay.discard(feeder.quarantined)
         if not same_run:
             replay.forget_positions()
             return
@@ -140,10 +142,12 @@ class Checkpoints:
             return
         first = distributed.broadcast({
             "learner": trainer.learner.state_dict(), "update": trainer.update, "version": trainer.version,
-            "consumed": feeder.cursor.learned, "counted": feeder.cursor.counted, **feeder.counters(),
+            "consumed": feeder.cursor.learned, "counted": feeder.cursor.counted,
+            "quarantined": list(feeder.quarantined), **feeder.counters(),
         })  # fmt: skip
         trainer.learner.load_state_dict(first["learner"])
         trainer.update, trainer.publisher.version = first["update"], first["version"]
         feeder.go_on_from(first["consumed"])
         feeder.load_counters(first)
         feeder.cursor.counted = first["counted"]
+        feeder.quarantined = set(first["quarantined"])

@@ -28,6 +28,7 @@ READ_AT_ONCE = 256  # sessions, fewer if they take more than
 READ_BYTES = 256 << 20
 RECENT = 100  # episodes in the mean return
 QUOTA_WINDOW = 1000  # newest sessions that a quota counts
+QUARANTINED = "it was in a batch from which NaN was learned"
 PLAYERS_KNOWN = 10_000  # players whose sequence numbers are remembered, against duplicates
 
 
@@ -68,6 +69,7 @@ class Feeder:
         self.caught_up = False
         self.newest_of: dict[str, int] = {}  # player -> its newest sequence number
         self.rejected: dict[str, int] = {}  # reason -> sessions
+        self.quarantined: set[str] = set()  # `Session.source` of those in a batch that gave NaN
         self.steps = self.episodes = 0  # agent steps that came, episodes that ended in them
         self.step_rate = Rate()
         self.returns: deque[float] = deque(maxlen=RECENT)
@@ -111,6 +113,8 @@ class Feeder:
             if sequence <= self.newest_of.get(player, -1):
                 return self._reject("it came twice")
             self.newest_of[player] = sequence
+            if session.source in self.quarantined:
+                return self._reject(QUARANTINED)
             while len(self.newest_of) > PLAYERS_KNOWN:
                 del self.newest_of[next(iter(self.newest_of))]
             if not self.quota.admit(player):

@@ -4,9 +4,10 @@ Asking a GPU whether a loss is finite makes it wait, so the guard fetches the an
 """
 
 import dataclasses
+import json
 import math
-from collections import deque
-from collections.abc import Mapping
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,9 +17,12 @@ import torch
 from tinyverse.core import codec, nest
 from tinyverse.core.batch import Batch
 from tinyverse.core.errors import CodecError, NotANumber
+from tinyverse.core.files import atomic_write
+from tinyverse.core.text import counted
 from tinyverse.core.weights import Weights
 
 CHECKED = ("loss/", "grad_norm")  # beginnings of the metrics that must be finite
+NAMED = 3  # players in a message
 UNANSWERED = 3  # updates; for an older one's answer the guard waits
 
 
@@ -35,10 +39,12 @@ class BadUpdate:
         path = folder / f"nan-update-{self.update:09d}.safetensors"
         leaves: dict[str, Any] = {}
         for name, tree in vars(self.batch).items() if self.batch else ():
-            if name != "burn_in" and tree is not None:
+            if name not in ("burn_in", "sources") and tree is not None:
                 arrays = nest.map(lambda leaf: leaf.detach().cpu().numpy(), tree)
                 leaves |= nest.flatten(arrays, f"batch.{name}")
-        path.write_bytes(codec.encode(leaves, {"update": str(self.update), "not_finite": ", ".join(self.names)}))
+        about = {"update": str(self.update), "not_finite": ", ".join(self.names)}
+        about["sessions"] = json.dumps(self.batch.sources if self.batch else ())
+        atomic_write(path, codec.encode(leaves, about))
         return path
 
 
@@ -87,8 +93,12 @@ class NanGuard:
         self.bad = BadUpdate(update, None, ("weights",))
         return False
 
-    def stop(self, update: int) -> NoReturn:
-        """Keeps the batch of the bad update (or names the newest, where only another rank knows it); raises NotANumber."""
+    def stop(self, update: int, sources: Sequence[str] = ()) -> NoReturn:
+        """Keeps the batch of the bad update (or names the newest, where only another rank knows it); raises NotANumber.
+
+        Args:
+            sources: `Session.source` of what it learned from, on all ranks.
+        """
         bad, kept = self.bad, ""
         if bad and self.folder and bad.batch:
             try:
@@ -98,6 +108,16 @@ class NanGuard:
         names = ", ".join(bad.names) if bad else "another rank"
         raise NotANumber(
             f"update {bad.update if bad else update} learned what is no number ({names}).{kept} Nothing of it was published "
-            "or saved. Lower the learning rate, clip rewards or gradients, and start again: training goes on from the last "
-            "checkpoint."
+            f"or saved.{_senders(sources)} Lower the learning rate, clip rewards or gradients, and start again: training goes "
+            "on from the last checkpoint."
         )
+
+
+def _senders(sources: Sequence[str]) -> str:
+    """Who sent the sessions of a bad update, those with most first."""
+    if not sources:
+        return ""
+    counts = Counter(source.rpartition(":")[0][:40] for source in sources).most_common()
+    names = ", ".join(f"{count} of {player}" for player, count in counts[:NAMED])
+    others = f" and {counted(len(counts) - NAMED, 'other player')}" if len(counts) > NAMED else ""
+    return f" Its {counted(len(sources), 'session')} ({names}{others}) will not be learned from again."

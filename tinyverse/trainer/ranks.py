@@ -8,6 +8,7 @@ learns again from a session, though the others lose those that they had not come
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from tinyverse.core import distributed
@@ -48,6 +49,10 @@ class SingleProcess:
     def any_rank(self, true: bool) -> bool:
         """Whether it is true on any rank. Collective."""
         return true
+
+    def gather(self, words: Sequence[str]) -> list[str]:
+        """Those of all ranks. Collective."""
+        return list(words)
 
     def furthest(self, learned: str, run_id: str) -> str:
         """The furthest cursor that any rank has learned up to, in this incarnation of the run."""
@@ -90,6 +95,9 @@ class Ranks(SingleProcess):
 
     def any_rank(self, true: bool) -> bool:
         return distributed.any_rank(true)
+
+    def gather(self, words: Sequence[str]) -> list[str]:
+        return [word for rank in range(self.size) for word in distributed.broadcast(list(words), rank)]
 
     def furthest(self, learned: str, run_id: str) -> str:
         agreed_in, agreed = self._furthest

@@ -15,7 +15,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +85,9 @@ class RunFolder:
         """Appends a row to one of the logs.
 
         Args:
-            file: "metrics"; "starts", which has who trained from then on, when, with which words, where, on what; or
-                "evaluations", which has what a single `eval` of the run's weights found (`eval --every` logs metrics).
+            file: "metrics"; "starts", which has who trained from then on, when, with which words, where, on what;
+                "evaluations", which has what a single `eval` of the run's weights found (`eval --every` logs metrics); or
+                "quarantine".
         """
         with (self.path / f"{file}.jsonl").open("a") as stream:
             stream.write(json.dumps(dict(row)) + "\n")
@@ -98,6 +99,17 @@ class RunFolder:
             with contextlib.suppress(ValueError):
                 rows.append(json.loads(line))
         return rows
+
+    def quarantine(self, update: int, sources: Sequence[str]) -> None:
+        """Remembers the sessions of an update that gave NaN, by `Session.source`."""
+        try:
+            self.log({"update": update, "sessions": list(sources)}, "quarantine")
+        except OSError as error:
+            logger.warning("the sessions of update %s cannot be remembered (%s).", update, error)
+
+    def quarantined(self) -> set[str]:
+        """All that `quarantine` was given."""
+        return {source for row in self.rows("quarantine") for source in row["sessions"]}
 
     def save(
         self, update: int, contents: Mapping[str, Any], sessions: Sessions | None = None, *, wait: bool = True

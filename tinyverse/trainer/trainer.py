@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
@@ -124,7 +124,15 @@ class Trainer:
     def check(self) -> None:
         """Raises NotANumber where one of the newest updates was bad. Collective; to be called after the last update."""
         if self.ranks.any_rank(self.guard.is_bad(wait=True)):
-            self.guard.stop(self.update)
+            self._stop()
+
+    def _stop(self) -> NoReturn:
+        """Remembers whose sessions made the update bad, so that no trainer of this run takes them again. Collective."""
+        bad = self.guard.bad
+        sources = self.ranks.gather(bad.batch.sources if bad and bad.batch else ())
+        if self.folder and sources:
+            self.folder.quarantine(self.update, sources)
+        self.guard.stop(self.update, sources)
 
     def _draw(self) -> Batch | None:
         if not self.feeder.caught_up:
@@ -142,7 +150,7 @@ class Trainer:
         """Whether every rank has a batch, and the database knows: no session is learned from twice by accident. Collective."""
         agreed = self.ranks.agree(self._batch is not None, self.guard.is_bad(), self.feeder)
         if agreed.is_bad:
-            self.guard.stop(self.update)
+            self._stop()
         if agreed.has_batch and self.ranks.any_rank(not self.publisher.try_to_report(self.update)):
             agreed = Agreement(has_batch=False, waits_for="the database")
         if agreed.waits_for:
