@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -66,10 +68,69 @@ def place(server: Place) -> Place:
     return server.fresh()
 
 
+def command(database: RedisDatabase, url: str, *, words: tuple[Any, ...]) -> None:
+    with connect(url) as client:
+        client.execute_command(*words)
+
+
 @contextlib.contextmanager
 def denied() -> Iterator[None]:
     with pytest.raises(DatabaseError, match="does not permit"):
         yield
+
+
+def table() -> list[tuple[str, str, bool]]:
+    """Each cell of the table in docs/security.md: who, what, whether it is allowed."""
+    page = (Path(__file__).parents[2] / "docs" / "security.md").read_text()
+    lines = [line.strip("|").split("|") for line in page.splitlines() if line.startswith("|")]
+    who = [cell.strip() for cell in lines[0][1:]]
+    return [
+        (role, what.strip(), cell.strip() == "yes")
+        for what, *cells in lines[2:]
+        for role, cell in zip(who, cells, strict=True)
+    ]
+
+
+Act = Callable[[RedisDatabase, str], Any]
+ACTS: dict[str, list[Act]] = {
+    "append sessions, heartbeats, finished episodes, errors": [
+        lambda db, url: db.append([b"x"], worker=Worker("w", "play"), episodes=[{"return": 1.0, "length": 1}]),
+        lambda db, url: db.beat(Worker("w", "play")), lambda db, url: db.log_error({"error": "e"}), lambda db, url: db.leave("w"),
+    ],
+    "read weights, run config, state": [lambda db, url: db.get_weights(), lambda db, url: db.meta(), lambda db, url: db.state()],
+    "read sessions, workers, logs": [
+        lambda db, url: db.read("0-0", 1), lambda db, url: db.newest(1), lambda db, url: db.workers(), lambda db, url: db.episodes(),
+        lambda db, url: db.metrics(), lambda db, url: db.errors(),
+    ],
+    "publish weights, control the run (`train`, `stop`, `clear`)": [
+        lambda db, url: db.acquire_lease(ME), lambda db, url: db.put_weights(b"new", 4, holder=ME), lambda db, url: db.report(capacity=1, sampled=1.0),
+        lambda db, url: db.log_metrics({"a": 1}), lambda db, url: db.release_lease(ME), lambda db, url: db.ask_stop(),
+        lambda db, url: db.clear(), lambda db, url: db.create({"spec": "other"}),
+    ],
+    "read the names of all runs": [lambda db, url: list_runs(url)],
+    "read or change another run": [
+        lambda db, url: RedisDatabase(url, "other").state(), lambda db, url: RedisDatabase(url, "other").get_weights(),
+        lambda db, url: RedisDatabase(url, "other").append([b"x"]), lambda db, url: RedisDatabase(url, "other").clear(),
+    ],
+    "administer the server: scripts, configuration, users, other keys": [
+        functools.partial(command, words=words) for words in (*FORBIDDEN, ("ACL", "SETUSER", "x", "on"), ("ACL", "WHOAMI"))
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("who", "what", "allowed"), table(), ids=lambda value: str(value)[:30])
+def test_each_does_what_the_page_on_security_says_and_no_more(place: Place, who: str, what: str, allowed: bool) -> None:
+    urls = {**place.urls, "no password": "unix://" + place.admin.partition("@")[2]}
+    with contextlib.closing(RedisDatabase(urls[who], RUN)) as database:
+        for act in ACTS[what]:
+            if allowed:
+                act(database, urls[who])
+                continue
+            with pytest.raises(
+                (DatabaseError, redis.RedisError),
+                match="does not permit|refuses|permission|not allowed|NOAUTH|required",
+            ):
+                act(database, urls[who])
 
 
 def test_a_player_can_play(place: Place) -> None:
