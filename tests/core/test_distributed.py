@@ -189,6 +189,7 @@ def add_up():
         "exchange": distributed.exchange(rank, 10.5),
         "any rank": (distributed.any_rank(rank == 1), distributed.any_rank(False)),
         "broadcast": distributed.broadcast({"text": "much" * 1000} if distributed.is_rank_zero() else {})["text"],
+        "gather": Ranks().gather([f"player:{rank}"] * (1 + rank)),
         "slope": slope.grad.tolist(),
         "rank zero first": who_came_when(),
     }
@@ -211,6 +212,7 @@ def test_what_ranks_tell_each_other():
     assert first == second == {
         "count": 4.0, "of nothing": 0.5, "exchange": [(0.0, 10.5), (1.0, 10.5)], "any rank": (True, False),
         "broadcast": "much" * 1000, "slope": [1.5, 4.5], "rank zero first": True,
+        "gather": ["player:0", "player:1", "player:1"],
     }  # fmt: skip
 
 
