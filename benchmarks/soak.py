@@ -6,6 +6,8 @@ One trainer and two players of examples/catch.py, real processes, reach a real s
 tests/helpers/chaos.py). Every few seconds one thing breaks; whoever was killed is started again with the same command, as is
 who could not start because there was no server. A witness reads along all the time. What must hold:
 
+* a second trainer waits for its lease or is refused the folder, and a trainer that wakes beside another ends and changes no file;
+* hostile rows make no command fail, and damaged sessions are rejected;
 * versions and cursors never go back within an incarnation of the run, and no player goes back to older weights;
 * each session has its player's next number: where numbers are missing, the server had been lost just then;
 * after each fault the run goes on, within a minute of everyone's start; how soon is written down;
@@ -41,7 +43,7 @@ sys.path[:0] = [str(CHECKOUT), str(CHECKOUT / "tests")]
 
 from tests.helpers.chaos import Breakable, Proxy  # noqa: E402
 from tinyverse.core import codec  # noqa: E402
-from tinyverse.core.errors import DatabaseLost  # noqa: E402
+from tinyverse.core.errors import CodecError, DatabaseLost  # noqa: E402
 from tinyverse.database.base import (  # noqa: E402
     BEGINNING,
     State,
@@ -49,6 +51,7 @@ from tinyverse.database.base import (  # noqa: E402
 )
 from tinyverse.database.connection import connect  # noqa: E402
 from tinyverse.database.redis import RedisDatabase  # noqa: E402
+from tinyverse.database.schema import Keys  # noqa: E402
 from tinyverse.database.server_config import find_binary  # noqa: E402
 
 RUN, BATCH = "catch", 8
@@ -60,8 +63,17 @@ COMMANDS = {
 FAULTS = {  # what is done, and how often in comparison
     "trainer killed": 2, "player killed": 2, "process frozen": 1, "server emptied": 2, "server back as a copy": 2,
     "server gone for a minute": 0.4, "server frozen": 2, "network slow": 1, "network in slices": 1,
-    "cut within a request": 1, "network silent": 1, "connections reset": 1,
+    "cut within a request": 1, "network silent": 1, "connections reset": 1, "rubbish in an answer": 1,
+    "server cannot save": 1, "server misses a replica": 1, "second trainer": 1, "frozen trainer wakes beside another": 1,
+    "damaged sessions": 1, "hostile rows": 1,
 }  # fmt: skip
+HOSTILE = [  # what a player may write: into heartbeats, episodes, errors
+    "{", "[" * 100_000, "1" * 5000, '"\\ud800"', "null", '{"id": "a", "role": "play", "at": 1e999}',
+    '{"id": "b", "role": "train", "at": 99999999999, "num_envs": 1e9, "steps": ' + "9" * 401 + "}",
+    '{"id": "c", "role": "play", "stages": {"{share:2000000000}": 1e308}, "waits_for": "' + "x" * 5000 + '"}',
+    '{"id": "d", "role": "play", "error": "\\u001b[2J\\u202e", "num_envs": 0.5}',
+    '{"return": ' + "9" * 401 + ', "length": -1}', '{"return": "NaN", "length": []}', '{"error": {"a": 1}, "at": "now"}',
+]  # fmt: skip
 OLD_ENOUGH = 20.0  # seconds after which a process has the size it will have
 GROWTH = 1.25  # of memory, open files and keys that counts as none
 PATIENCE = 60.0  # seconds for a run to go on, once everyone has reached the server
@@ -72,7 +84,7 @@ class Books:
 
     def __init__(self) -> None:
         self.cursor = BEGINNING
-        self.arrived = self.twice = self.lost = 0
+        self.arrived = self.twice = self.lost = self.damaged = 0
         self.losses: list[float] = []  # when the server lost what it held
         self.newest: dict[str, tuple[int, float]] = {}  # player -> number of its newest session, when it was read
 
@@ -82,7 +94,11 @@ class Books:
         entries, _ = database.read(self.cursor, 10_000)
         now = time.monotonic()
         for self.cursor, blob in entries:
-            metadata = codec.decode(codec.decompress(blob))[1]
+            try:
+                metadata = codec.decode(codec.decompress(blob))[1]
+            except CodecError:
+                self.damaged += 1
+                continue
             player, number = metadata["player"], int(metadata["sequence"])
             last, when = self.newest.get(player, (-1, since))
             if number <= last:
@@ -123,15 +139,25 @@ class Soak:
     # -- what is done -----------------------------------------------------------------------------------------------
 
     def start(self, name: str) -> None:
+        self.processes[name] = self.process(name, COMMANDS[name], self.folder)
+        self.started[name] = time.monotonic()
+
+    def process(self, name: str, words: list[str], folder: Path) -> subprocess.Popen[bytes]:
+        folder.mkdir(exist_ok=True)
         with (self.folder / f"{name}.err").open("wb") as err:
-            self.processes[name] = subprocess.Popen(
-                [sys.executable, "-m", "tinyverse", "catch", *COMMANDS[name]], cwd=self.folder, env=self.env,
+            return subprocess.Popen(
+                [sys.executable, "-m", "tinyverse", "catch", *words], cwd=folder, env=self.env,
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=err,
             )  # fmt: skip
-        self.started[name] = time.monotonic()
+
+    def words_of(self, name: str) -> str:
+        """The last that it printed."""
+        return (self.folder / f"{name}.err").read_text(errors="replace").strip()[-300:]
 
     def break_something(self) -> None:
         kind = self.random.choices(list(FAULTS), list(FAULTS.values()))[0]
+        if "trainer" in kind and self.processes["trainer"].pid not in self.met:  # it has no lease yet
+            return
         self.faults[kind] += 1
         seconds, pid = self.random.uniform(0.2, 3.0), 0
         if kind.endswith("killed"):
@@ -162,6 +188,28 @@ class Soak:
             self.server.thaw()
         elif kind == "connections reset":
             self.proxy.reset()
+        elif kind == "rubbish in an answer":
+            self.proxy.rubbish = b"\x00?"
+            self.wait(seconds)
+        elif kind == "server cannot save":
+            with self.server.unsaved():
+                self.wait(seconds)
+        elif kind == "server misses a replica":
+            with connect(self.server.admin_url) as admin:
+                admin.config_set("min-replicas-to-write", 1)
+                self.wait(seconds)
+                admin.config_set("min-replicas-to-write", 0)
+        elif kind == "second trainer":
+            self.second_trainer(seconds)
+        elif kind == "frozen trainer wakes beside another":
+            self.frozen_trainer()
+        elif kind == "damaged sessions":
+            for blob in self.database.newest(3):
+                damaged = bytearray(blob[1])
+                damaged[self.random.randrange(len(damaged))] ^= 1 << self.random.randrange(8)
+                self.database.append([bytes(damaged)])
+        elif kind == "hostile rows":
+            self.hostile_rows()
         else:
             bad: dict[str, Any] = {
                 "network slow": {"rate": 50_000}, "network in slices": {"pieces": 50}, "cut within a request": {"fuse": 500},
@@ -173,6 +221,66 @@ class Soak:
         self.witness()
         self.broken = kind, time.monotonic(), self.plays(pid) if pid else self.publishes()
         print(f"{time.monotonic() - self.began:6.0f} s  {kind}", file=sys.stderr, flush=True)
+
+    def second_trainer(self, seconds: float) -> None:
+        """One in a folder of its own waits for the lease; one in the same folder is refused."""
+        other = self.process("other", COMMANDS["trainer"], self.folder / "elsewhere")
+        self.wait(3 * seconds)
+        if other.poll() is not None:
+            self.wrong.append(f"a second trainer did not wait ({other.returncode}): {self.words_of('other')}")
+        other.terminate()
+        other.wait(PATIENCE)
+        other = self.process("other", COMMANDS["trainer"], self.folder)
+        self.wait_for(lambda: other.poll() is not None)
+        if other.poll() != 1:
+            self.wrong.append(
+                f"a second trainer in one folder was not refused ({other.poll()}): {self.words_of('other')}"
+            )
+            other.kill()
+
+    def frozen_trainer(self) -> None:
+        """Frozen until another trainer, elsewhere, has its lease; woken, it ends and leaves its folder as it is."""
+        first = self.processes.pop("trainer")
+        first.send_signal(signal.SIGSTOP)
+        goes_on = self.publishes()
+        other = self.process("other", COMMANDS["trainer"], self.folder / "elsewhere")
+        self.wait_for(lambda: goes_on(self.seen))
+        before = self.files()
+        first.send_signal(signal.SIGCONT)
+        self.wait_for(lambda: first.poll() is not None)
+        if first.poll() != 1:
+            self.wrong.append(
+                f"a trainer whose lease another has did not end ({first.poll()}): {self.words_of('trainer')}"
+            )
+            first.kill()
+        if changed := before ^ self.files():
+            self.wrong.append(f"a trainer whose lease another has changed {sorted(changed)[:3]}")
+        other.terminate()
+        other.wait(PATIENCE)
+        self.start("trainer")
+
+    def files(self) -> set[tuple[str, int]]:
+        """The files of the trainer's folder, and when they were changed."""
+        return {(str(path), path.stat().st_mtime_ns) for path in (self.folder / "runs").rglob("*") if path.is_file()}
+
+    def hostile_rows(self) -> None:
+        """A player writes rubbish where people look; whoever looks still sees."""
+        keys = Keys(RUN)
+        with connect(self.server.url) as client:
+            for number, row in enumerate(HOSTILE):
+                client.hset(keys.heartbeats, f"hostile-{number}", row)
+                client.xadd(keys.episodes, {"row": row})
+                client.xadd(keys.errors, {"row": row})
+        info = self.process("info", ["info"], self.folder)
+        self.wait_for(lambda: info.poll() is not None)
+        if info.poll() != 0:
+            self.wrong.append(f"info of hostile rows gave {info.poll()}: {self.words_of('info')}")
+            info.kill()
+
+    def wait_for(self, true: Callable[[], bool]) -> None:
+        ends = time.monotonic() + PATIENCE
+        while not true() and time.monotonic() < ends:
+            self.wait(0.25)
 
     def end(self, name: str, how: signal.Signals) -> None:
         self.processes[name].send_signal(how)
@@ -201,7 +309,7 @@ class Soak:
             self.refresh()
         for name, process in list(self.processes.items()):
             if process.poll() is not None:
-                words = (self.folder / f"{name}.err").read_text(errors="replace").strip()[-300:]
+                words = self.words_of(name)
                 never_began = process.pid not in self.met and "does not answer" in words.rpartition("\n")[2]
                 if never_began and process.returncode == 1:
                     self.in_vain += 1
@@ -337,7 +445,7 @@ def soak(minutes: float, seed: int) -> dict[str, Any]:
                     for kind, times in sorted(here.recovered.items())
                 },
                 "starts without a server": here.in_vain, "versions": here.newest_version,
-                "sessions": {"arrived": here.books.arrived, "twice": here.books.twice, "lost with the server": here.books.lost},
+                "sessions": {"arrived": here.books.arrived, "twice": here.books.twice, "lost with the server": here.books.lost, "damaged": here.books.damaged},
                 "in the calm": counts, "sizes in the second and last quarter": here.growth(60 * minutes),
                 "wrong": here.wrong,
             }  # fmt: skip
@@ -362,7 +470,7 @@ def page(result: dict[str, Any]) -> str:
         "A trainer or player that was killed imports torch again first. A fault that struck before all went on again "
         "has no time of its own.", "",
         f"* {sessions['arrived']:,} sessions arrived and {sessions['twice']:,} arrived twice (pushed again because the "
-        f"answer was lost; rejected). {sessions['lost with the server']:,} went with a server that was emptied or came "
+        f"answer was lost; rejected). {sessions['damaged']:,} were damaged. {sessions['lost with the server']:,} went with a server that was emptied or came "
         "back as an older copy; no other is missing.",
         f"* In the calm at the end {calm['made']:.0f} were made: {calm['learned from']:.0f} learned from, "
         f"{calm['rejected']:.0f} rejected, {calm['dropped']:.0f} dropped, {calm['waiting']:.0f} more waiting than before.",

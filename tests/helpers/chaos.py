@@ -12,8 +12,9 @@ import struct
 import subprocess
 import tempfile
 import threading
+import time
 import urllib.parse
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,23 @@ class Breakable:
         """Removes the copy; the next `start` begins empty."""
         (self.folder / "dump.rdb").unlink(missing_ok=True)
 
+    @contextlib.contextmanager
+    def unsaved(self) -> Iterator[None]:
+        """Meanwhile it cannot save, as on a full disk, and refuses every write for it (MISCONF)."""
+        self.forget()
+        (self.folder / "dump.rdb").mkdir()  # no file can be renamed to this
+        with connect(self.admin_url) as admin:
+            admin.config_set("stop-writes-on-bgsave-error", "yes")
+            admin.config_set("save", "3600 1")  # the rule holds only for servers that save by themselves
+            admin.bgsave()
+            while admin.info("persistence")["rdb_last_bgsave_status"] == "ok":
+                time.sleep(0.01)
+            try:
+                yield
+            finally:
+                (self.folder / "dump.rdb").rmdir()
+                admin.config_set("save", "")
+
     def kill(self) -> None:
         """kill -9."""
         assert self._process is not None
@@ -84,6 +102,7 @@ class Proxy:
         pieces: bytes that are passed on at a time.
         silent: whether nothing is passed on, while all connections stay open.
         fuse: bytes to the server after which every connection is reset, in the middle of a request; None: never.
+        rubbish: bytes that are put once before the next answer; b"": none.
         resets: how often connections were reset.
     """
 
@@ -103,6 +122,7 @@ class Proxy:
         self.latency, self.pieces, self.silent = 0.0, AT_ONCE, False
         self.rate: int | None = None
         self.fuse: int | None = None
+        self.rubbish = b""
 
     def reset(self) -> None:
         """Resets every connection now."""
@@ -155,6 +175,8 @@ class Proxy:
                     await asyncio.sleep(0.01)
                 if up and self.fuse is not None:
                     data, self.fuse = data[: self.fuse], self.fuse - len(data)
+                if not up and self.rubbish:
+                    data, self.rubbish = self.rubbish + data, b""
                 writer.write(data)
                 await writer.drain()
                 if up and self.fuse is not None and self.fuse <= 0:
