@@ -28,6 +28,8 @@ def session_of(spec, seed=0, metadata=METADATA):
     arrays = {}
     for name, (shape, dtype) in spec.fields.items():
         numbers = random.integers(0, 2, shape) if dtype.kind == "b" else random.normal(size=shape) * 100
+        if (bounds := spec.bounds.get(name)) is not None:
+            numbers = random.integers(bounds.low, bounds.high + 1, shape)
         arrays[name] = np.asarray(numbers).astype(dtype)
     return Session(arrays, metadata)
 
@@ -205,14 +207,14 @@ def test_garbled_metadata_is_refused(name, text):
 
 
 def test_what_would_spoil_a_trainer_is_refused():
-    """NaN in anything it computes with, infinity in observations, or names that it would have to remember."""
+    """NaN in anything it computes with, infinity in all but extras, or names that it would have to remember."""
     spec = counting_spec()
     for name, (_, dtype) in spec.fields.items():
         session = session_of(spec)
         if dtype.kind != "f" or name == "rewards":
             continue
         leaf = session.arrays[name]
-        for number, fits in ((np.inf, not name.startswith("observations")), (np.nan, False)):
+        for number, fits in ((np.inf, name.startswith("extras")), (np.nan, False)):
             arrays = {**session.arrays, name: np.full_like(leaf, number)}
             blob = codec.encode(arrays, METADATA)
             if fits:
@@ -330,3 +332,72 @@ def test_trees_are_flattened_in_the_order_of_the_fields():
     session = session_of(counting_spec())
     trees = {name: getattr(session, name) for name in reversed(FIELDS)}
     assert list(flatten(trees)) == list(session.arrays)
+
+
+# what is not in a space, though shape and dtype are right
+
+DISCRETE = {  # a space, and numbers that are not in it
+    "discrete": (spaces.Discrete(3), [-1, 3, 2**62]),
+    "start": (spaces.Discrete(3, start=-5), [-6, -2, 0]),
+    "small": (spaces.Discrete(3, dtype=np.int8), [-1, 127]),
+    "multi": (spaces.MultiDiscrete([3, 2], start=[0, 7]), [[3, 7], [0, 6], [0, 9], [-1, 7]]),
+    "grid": (spaces.MultiDiscrete([[2, 2], [2, 9]]), [[[0, 0], [0, 9]], [[0, 2], [0, 0]]]),
+    "binary": (spaces.MultiBinary(2), [[0, 2], [-1, 1]]),
+}
+
+
+@pytest.mark.parametrize("kind", DISCRETE)
+@pytest.mark.parametrize("field", ["observations", "actions"])
+def test_a_number_outside_its_discrete_space_is_refused_wherever_it_stands(kind, field):
+    space, wrong = DISCRETE[kind]
+    spec = session_spec(space, space, RandomAgent(None, space), T)
+    assert spec == SessionSpec.from_json(spec.to_json())
+    assert SessionSpec.from_json(spec.to_json()).bounds.keys() == spec.bounds.keys() == {"observations", "actions"}
+    assert spec.other_bounds(SessionSpec.from_json(spec.to_json())) == ""
+    session = session_of(spec)
+    assert spec.decode(session.encode())
+    for number in wrong:
+        for row in (0, -1):
+            arrays = {**session.arrays, field: session.arrays[field].copy()}
+            arrays[field][row] = number
+            with pytest.raises(SpecError, match=rf"session\.{field} holds .* not in its space"):
+                spec.decode(Session(arrays, METADATA).encode())
+
+
+def test_specs_of_the_first_versions_have_no_bounds_and_are_read():
+    space = spaces.Discrete(3)
+    spec = session_spec(space, space, RandomAgent(None, space), T)
+    old = SessionSpec.from_json(
+        json.dumps({name: [dtype.str, list(shape)] for name, (shape, dtype) in spec.fields.items()})
+    )
+    assert old == spec and not old.bounds and old.other_bounds(spec) == spec.other_bounds(old) == ""
+
+
+@pytest.mark.parametrize(
+    "limits", [[0], [0, 1, 2], [0.5, 2], ["a", "b"], [[0, 1], [1, 2]], [[], []], [0, 10**30], [None, None], [{}, {}]]
+)
+def test_garbled_bounds_are_refused(limits):
+    with pytest.raises(SpecError, match="garbled"):
+        SessionSpec.from_json(json.dumps({"rewards": ["<f4", [5]], "actions": ["<i8", [5, 3], *limits]}))
+
+
+@pytest.mark.parametrize("field", ["actions", "initial_memory.h"])
+def test_infinity_is_refused_as_nan_is_but_in_extras(field):
+    class Remembering(RandomAgent):
+        def initial_state(self, n):
+            return {"h": np.zeros((n, 4), "f4")}
+
+        def state_arrays(self, state):
+            return state
+
+        def act(self, observations, state, is_first, greedy=False):
+            return np.zeros((len(is_first), 2), "f4"), state, {"logits": np.zeros((len(is_first), 3), "f4")}
+
+    box = spaces.Box(-1, 1, (2,))
+    spec = session_spec(box, box, Remembering(None, box), T)
+    arrays = session_of(spec).arrays
+    arrays["extras.logits"][0] = -np.inf
+    assert spec.decode(Session(arrays, METADATA).encode())
+    arrays[field][0] = np.inf
+    with pytest.raises(SpecError, match=f"{field} holds NaN or infinity"):
+        spec.decode(Session(arrays, METADATA).encode())

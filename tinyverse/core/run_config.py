@@ -60,6 +60,7 @@ def check_can_join(
 
 def check_spec(name: str, meta: Mapping[str, str], spec: SessionSpec) -> None:
     """Raises RunConflict where sessions of this `spec` are not sessions of run `name`."""
-    wrong = SessionSpec.from_json(meta["spec"]).difference(spec.fields)
+    stored = SessionSpec.from_json(meta["spec"])
+    wrong = stored.difference(spec.fields) or stored.other_bounds(spec)
     if wrong:
         raise RunConflict(f"run {name} cannot be joined: {wrong} Is the experiment file the same everywhere?")

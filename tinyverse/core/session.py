@@ -20,6 +20,7 @@ from typing import Any, Self
 import numpy as np
 
 from tinyverse.core import codec, nest
+from tinyverse.core.bounds import Bounds
 from tinyverse.core.errors import CodecError, SpecError
 
 LONGEST_NAME = 200  # characters of a player's name, which trainers remember
@@ -106,9 +107,15 @@ class Session:
 
 @dataclasses.dataclass(frozen=True)
 class SessionSpec:
-    """Names, shapes and dtypes of a run's sessions, published with its weights."""
+    """Names, shapes, dtypes and bounds of a run's sessions, published with its weights.
 
-    fields: dict[str, tuple[tuple[int, ...], np.dtype]]  # dotted name -> (shape, dtype)
+    Attributes:
+        fields: dotted name -> (shape, dtype).
+        bounds: of the leaves of discrete spaces. Specs of the first versions have none.
+    """
+
+    fields: dict[str, tuple[tuple[int, ...], np.dtype]]
+    bounds: dict[str, Bounds] = dataclasses.field(default_factory=dict, compare=False)
 
     @property
     def length(self) -> int:
@@ -124,22 +131,28 @@ class SessionSpec:
     def _floats(self) -> list[tuple[str, bool]]:
         """The float arrays, and whether infinity is refused in them: an agent may note −∞ for an action not allowed."""
         names = [name for name, (_, dtype) in self.fields.items() if dtype.kind == "f"]
-        return [(name, name.startswith(("observations", "rewards"))) for name in names]
+        return [(name, not name.startswith("extras")) for name in names]
 
     def to_json(self) -> str:
-        return json.dumps({name: [dtype.str, list(shape)] for name, (shape, dtype) in self.fields.items()})
+        limits = {name: bounds.lists() for name, bounds in self.bounds.items()}
+        return json.dumps({
+            name: [dtype.str, list(shape), *limits.get(name, ())] for name, (shape, dtype) in self.fields.items()
+        })  # fmt: skip
 
     @classmethod
     def from_json(cls, text: str) -> Self:
         """Inverse of `to_json`. Raises SpecError where the text is no spec."""
         try:
             stored = json.loads(text).items()
-            fields = {name: (tuple(map(int, shape)), np.dtype(str(dtype))) for name, (dtype, shape) in stored}
+            fields = {name: (tuple(map(int, shape)), np.dtype(str(dtype))) for name, (dtype, shape, *_) in stored}
+            bounds = {
+                name: Bounds.from_lists(*limits, fields[name][0][1:]) for name, (_, _, *limits) in stored if limits
+            }
         except (ValueError, TypeError, AttributeError, RecursionError, SyntaxError, OverflowError):  # dtypes are parsed
             raise SpecError(f"the run's spec of its sessions is garbled: {text[:80]!r}") from None
         if any(dtype.kind not in "biuf" for _, dtype in fields.values()):
             raise SpecError("the run's spec has arrays that are neither booleans, integers nor floats.")
-        return cls(fields)
+        return cls(fields, bounds)
 
     def difference(self, fields: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> str:
         """One sentence on the first way in which `fields` differ; "" where they do not."""
@@ -154,12 +167,19 @@ class SessionSpec:
         extra = sorted(set(fields) - set(self.fields))
         return f"session.{extra[0]} is unknown to this run." if extra else ""
 
+    def other_bounds(self, spec: Self) -> str:
+        """One sentence on the first field to whose numbers another spec sets other bounds; "" where there is none."""
+        for name in self.bounds.keys() & spec.bounds.keys():
+            if (ours := str(self.bounds[name])) != (theirs := str(spec.bounds[name])):
+                return f"session.{name} is {theirs}, this run's sessions have {ours}."
+        return ""
+
     def decode(self, blob: bytes) -> Session:
         """A session from the wire, checked.
 
         Raises:
             CodecError: the bytes are damaged, or larger than this run's sessions can be.
-            SpecError: names, shapes or dtypes differ, a reward or an observation is not finite, or anything is NaN.
+            SpecError: names, shapes or dtypes differ, a number is not in its space, is infinite (but in extras) or NaN.
         """
         limit = self.nbytes + codec.MAX_HEADER
         arrays, metadata = codec.decode(codec.decompress(blob, max_bytes=limit), max_bytes=limit)
@@ -170,6 +190,8 @@ class SessionSpec:
             if not (np.isfinite(arrays[name]) if strict else ~np.isnan(arrays[name])).all():
                 kind = "NaN or infinity" if strict else "NaN"
                 raise SpecError(f"session.{name} holds {kind}: learning from it would spoil the weights.")
+        for name, bounds in self.bounds.items():
+            bounds.check(arrays[name], f"session.{name}")
         session = Session(arrays, metadata)
         if len(metadata.get("player", "")) > LONGEST_NAME:
             raise CodecError(f"the session's player has a name of more than {LONGEST_NAME} characters.")

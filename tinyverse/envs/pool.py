@@ -128,7 +128,7 @@ class SerialPool(Pool):
         self._observations, self._before = (
             spaces.blank(spaces.spec_of(self.observation_space, ()), self.num_envs) for _ in range(2)
         )
-        self._floats, self._floats_before = spaces.floats_of(self._observations), spaces.floats_of(self._before)
+        self._checks = spaces.Checks(self.observation_space)
         self._action_adapter = ActionAdapter(self.action_space, self.num_envs)
         self._rewards = np.zeros(self.num_envs, np.float32)
         self._terminated, self._truncated = np.zeros(self.num_envs, bool), np.zeros(self.num_envs, bool)
@@ -149,7 +149,6 @@ class SerialPool(Pool):
             self._restarts.wait(range(len(self._envs)))
         self._restarts.steps += 1
         self._observations, self._before = self._before, self._observations
-        self._floats, self._floats_before = self._floats_before, self._floats
         for index, ended in enumerate(self._ended):
             try:
                 if ended:
@@ -158,8 +157,7 @@ class SerialPool(Pool):
                     self._step(index, columns)
             except Exception as error:
                 self._fail(index, error)
-        if not math.isfinite(self._rewards.dot(self._rewards)) or spaces.has_nan(self._floats):
-            self._fail_rows_with_nan()
+        self._check_all()
         over = (self._terminated | self._truncated).reshape(len(self._envs), -1)
         self._ended = np.all(over, 1).tolist()
         return Step(self._observations, self._rewards, self._terminated, self._truncated)
@@ -193,8 +191,7 @@ class SerialPool(Pool):
                 if self._envs[index] is None:
                     self._build(index)
                 self._store(index, reset(self._envs[index], self._spec, as_int(self._seeds[index])))
-                if self._has_nan(index):
-                    raise spaces.not_a_number("observation")
+                self._check(self._rows[index])
                 return
             except Exception as error:
                 self._fail(index, error)
@@ -220,16 +217,24 @@ class SerialPool(Pool):
             env.close()
         self._repeat(index)
 
-    def _fail_rows_with_nan(self) -> None:
-        for index, rows in enumerate(self._rows):
-            if self._has_nan(index):
-                self._fail(index, spaces.not_a_number("observation"))
-            elif not np.isfinite(self._rewards[rows]).all():
-                self._fail(index, spaces.not_a_number("reward"))
+    def _check_all(self) -> None:
+        """Fails the environments whose rewards or observations are no numbers, or not in their space."""
+        try:
+            self._check(slice(None))
+        except SpecError:
+            for index, rows in enumerate(self._rows):
+                try:
+                    self._check(rows)
+                except SpecError as error:
+                    self._fail(index, error)
 
-    def _has_nan(self, index: int) -> bool:
-        rows = self._rows[index]
-        return any(np.isnan(leaf[rows]).any() for leaf in nest.leaves(self._observations) if leaf.dtype.kind == "f")
+    def _check(self, rows: Any) -> None:
+        spaces.check_finite(self._rewards[rows], "reward")
+        self._checks.check(
+            self._observations[rows]
+            if isinstance(self._spec, Array)
+            else nest.map(lambda leaf: leaf[rows], self._observations)
+        )
 
     def _repeat(self, index: int) -> None:
         rows = self._rows[index]
@@ -263,6 +268,7 @@ class VectorPool(SplitPool):
         self._halves = tuple(getattr(env, name) for name in halves[0]) if halves else None
         self.observation_space, self.action_space = env.single_observation_space, env.single_action_space
         self._spec = spaces.spec_of(self.observation_space, (self.num_envs,))
+        self._checks = spaces.Checks(self.observation_space)
         self._action_adapter = ActionAdapter(self.action_space, self.num_envs)
 
     def reset(self, seed: int | None = None) -> nest.Tree:
@@ -286,8 +292,7 @@ class VectorPool(SplitPool):
         if again:
             observations = self._reset_ended()
             rewards[self._ended], terminated[self._ended], truncated[self._ended] = 0.0, False, False
-        if not np.isfinite(rewards).all():
-            raise spaces.not_a_number("reward")
+        spaces.check_finite(rewards, "reward")
         observations = self._checked(observations)
         self._ended = terminated | truncated
         return Step(observations, rewards, terminated, truncated, infos.get("game_over"))
@@ -300,8 +305,7 @@ class VectorPool(SplitPool):
 
     def _checked(self, observations: nest.Tree) -> nest.Tree:
         fitting = spaces.fit(self._spec, observations)
-        if spaces.has_nan(spaces.floats_of(fitting)):
-            raise spaces.not_a_number("observation")
+        self._checks.check(fitting)
         return fitting
 
 

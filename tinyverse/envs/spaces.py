@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tinyverse.core import nest
+from tinyverse.core.bounds import Bounds
 from tinyverse.core.errors import ExperimentError, SpecError
 
 
@@ -18,6 +19,7 @@ class ActionAdapter:
 
     def __init__(self, space: Any, num_envs: int) -> None:
         self._spaces = nest.of_space(space, lambda leaf: leaf)
+        self._bounds = nest.of_space(space, Bounds.of)
         self._num_envs = num_envs
         spec_of(space, ())
 
@@ -25,10 +27,10 @@ class ActionAdapter:
         """Returns one array [B, …] per leaf, as a VectorEnv takes them.
 
         Raises:
-            SpecError: the actions differ from the space in structure, shape or kind of dtype.
+            SpecError: the actions differ from the space in structure, shape or kind of dtype, or are not in it.
         """
         try:
-            return nest.map(self._leaf, self._spaces, actions)
+            return nest.map(self._leaf, self._spaces, self._bounds, actions)
         except (LookupError, TypeError, ValueError) as error:
             raise SpecError(
                 f"the agent's actions are not built like the action space {self._spaces}: {error!r}."
@@ -42,12 +44,14 @@ class ActionAdapter:
 
         return nest.map(column, self._spaces, self.arrays(actions))
 
-    def _leaf(self, space: Any, actions: Any) -> np.ndarray:
+    def _leaf(self, space: Any, bounds: Bounds | None, actions: Any) -> np.ndarray:
         array, shape = np.asarray(actions), (self._num_envs, *space.shape)
         if array.shape != shape or not np.can_cast(array.dtype, space.dtype, "same_kind"):
             got, wanted = Array(array.shape, array.dtype), Array(shape, space.dtype)
             raise SpecError(f"the agent's actions are {got}, the environments want {wanted}.")
-        if hasattr(space, "low") and hasattr(space, "high"):
+        if bounds is not None:
+            bounds.check(array, "the agent's actions")
+        elif hasattr(space, "low") and hasattr(space, "high"):
             array = np.clip(array, space.low, space.high)
         return array.astype(space.dtype, copy=False)
 
@@ -119,20 +123,29 @@ def fit_reward(shape: tuple[int, ...], reward: Any) -> Any:
     raise SpecError(f"the environment's reward has shape {list(np.shape(reward))}, wanted one number. Return a float.")
 
 
-def floats_of(observations: nest.Tree) -> list[np.ndarray]:
-    """Returns the float leaves, flattened."""
-    return [leaf.reshape(-1) for leaf in nest.leaves(observations) if leaf.dtype.kind == "f"]
+def check_finite(array: np.ndarray, what: str) -> None:
+    """Raises SpecError where a float is NaN or infinite: a dot product needs one pass and no temporary array."""
+    flat = array.reshape(-1)
+    if not math.isfinite(flat.dot(flat)) and not np.isfinite(flat).all():
+        raise SpecError(
+            f"the environment's {what} is not a number (NaN or infinite). A network that sees one never recovers."
+        )
 
 
-def has_nan(floats: list[np.ndarray]) -> bool:
-    """Tells whether any value is NaN: a dot product needs one pass and no temporary array."""
-    return any(math.isnan(leaf.dot(leaf)) for leaf in floats)
+class Checks:
+    """What observations of a space must keep to beside shape and dtype: finite floats, choices that there are."""
 
+    def __init__(self, space: Any) -> None:
+        self._bounds = nest.leaves(nest.of_space(space, Bounds.of))
 
-def not_a_number(what: str) -> SpecError:
-    return SpecError(
-        f"the environment's {what} is not a number (NaN or infinite). A network that sees one never recovers."
-    )
+    def check(self, observations: nest.Tree) -> None:
+        """Raises SpecError for observations [B, …] or [A, …] of which one breaks the space."""
+        leaves = [observations] if isinstance(observations, np.ndarray) else nest.leaves(observations)
+        for leaf, bounds in zip(leaves, self._bounds, strict=True):
+            if leaf.dtype.kind == "f":
+                check_finite(leaf, "observation")
+            elif bounds is not None:
+                bounds.check(leaf, "the environment's observation")
 
 
 def article(thing: Any) -> str:

@@ -23,6 +23,7 @@ from tinyverse.agents.agent import Agent
 from tinyverse.algorithms.function_learner import FunctionLearner
 from tinyverse.algorithms.learner import Learner
 from tinyverse.core import nest
+from tinyverse.core.bounds import Bounds
 from tinyverse.core.errors import ExperimentError, SpecError
 from tinyverse.core.session import SessionSpec, flatten, rows_beyond
 from tinyverse.envs.factory import pool_of
@@ -217,11 +218,16 @@ def session_spec(observation_space: Any, action_space: Any, agent: Agent, length
     for name, leaf in flatten(trees).items():
         (_, *shape), beyond = np.shape(leaf), rows_beyond(name)
         fields[name] = (tuple(shape) if beyond is None else (length + beyond, *shape), np.asarray(leaf).dtype)
-    return SessionSpec(fields)
+    limits = flatten(
+        {"observations": nest.of_space(observation_space, Bounds.of), "actions": nest.of_space(action_space, Bounds.of)}
+    )
+    discrete = {name for name, (_, dtype) in fields.items() if dtype.kind in "iu"}
+    return SessionSpec(fields, {name: bounds for name, bounds in limits.items() if bounds and name in discrete})
 
 
 def _blank(space: Any) -> np.ndarray:
-    """Returns zeros [1, …]: observations of one environment."""
+    """Returns an observation [1, …] of the space: its lowest where it is discrete, else zeros."""
     if space.shape is None:
         raise SpecError(f"observations of {space} have no fixed shape; turn them into arrays in make_env.")
-    return np.zeros((1, *space.shape), space.dtype)
+    bounds = Bounds.of(space)
+    return np.full((1, *space.shape), 0 if bounds is None else bounds.low, space.dtype)

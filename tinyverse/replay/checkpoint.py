@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from tinyverse.core.errors import SpecError
+from tinyverse.core.session import SessionSpec
 from tinyverse.replay.buffer import Replay
 from tinyverse.replay.files import Sessions
 
@@ -57,7 +58,7 @@ def restore(replay: Replay, state: Mapping[str, Any], sessions: Iterable[Rows]) 
     Raises:
         SpecError: the sessions are not this run's.
     """
-    if state["spec"] != replay.spec.to_json():
+    if SessionSpec.from_json(state["spec"]) != replay.spec:
         raise SpecError("the stored sessions are of another shape than this experiment's.")
     about, size = replay.slots, len(replay.slots)
     numbers, same_size = np.asarray(state["numbers"])[-size:], state["size"] == size
