@@ -20,7 +20,7 @@ from hypothesis import strategies as some
 from tests.helpers.database_contract import HERE, ME, DatabaseContract, dead_pid, read_all
 from tests.helpers.people import until
 from tinyverse.core.errors import DatabaseError, DatabaseLost, LeaseLost, SettingsError
-from tinyverse.database.base import BEGINNING, Database, State, Worker
+from tinyverse.database.base import BEGINNING, DAMAGED, Database, State, Worker
 from tinyverse.database.connection import connect, open_database, ping
 from tinyverse.database.memory import MemoryDatabase
 from tinyverse.database.redis import RedisDatabase, list_runs
@@ -474,3 +474,18 @@ def test_what_is_too_large_is_not_sent(database: RedisDatabase, monkeypatch: pyt
 def test_a_timeout_below_the_wait_is_refused() -> None:
     with pytest.raises(SettingsError, match="timeout"):
         RedisDatabase("redis://localhost", "x", timeout=1.0)
+
+
+def test_a_flipped_bit_in_a_session_is_noticed_and_sessions_of_the_first_versions_are_read(
+    redis_server: Server, database: RedisDatabase
+) -> None:
+    blob, key = bytes(range(256)), Keys(database.run).sessions
+    database.append([blob])
+    with connect(redis_server.admin_url) as admin:
+        (_, fields) = admin.xrange(key)[0]
+        for bit in range(8 * len(blob)):
+            flipped = bytearray(blob)
+            flipped[bit // 8] ^= 1 << bit % 8
+            admin.xadd(key, {**fields, b"s": bytes(flipped)})
+        admin.xadd(key, {b"s": blob})
+    assert [found for _, found in database.read("0-0", 10_000)[0]] == [blob, *[DAMAGED] * (8 * len(blob)), blob]

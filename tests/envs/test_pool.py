@@ -209,8 +209,78 @@ def test_a_vector_environment_that_breaks_its_space_is_refused() -> None:
 def test_an_array_as_reward_is_refused() -> None:
     pool = SerialPool(lambda: Spy(reward=np.ones(1)), 1)
     pool.reset(seed=0)
-    with pytest.raises(SpecError, match=r"reward has shape \[1\]"):
+    with pytest.raises(SpecError, match=r"reward is float64\[1\]"):
         pool.step(np.zeros(1, int))
+
+
+@pytest.mark.parametrize("reward", [None, "1", 1j, [1.0, 2.0], {}])
+def test_a_reward_that_is_no_number_is_refused(reward: Any) -> None:
+    pool = SerialPool(lambda: Spy(reward=reward), 1)
+    pool.reset(seed=0)
+    with pytest.raises(SpecError, match="wanted one number"):
+        pool.step(np.zeros(1, int))
+
+
+class Choices(gymnasium.Env[Any, Any]):
+    """Shows what it is given, at its third step first."""
+
+    action_space = spaces.Discrete(2, start=1)
+
+    def __init__(self, space: spaces.Space[Any], shown: Any) -> None:
+        self.observation_space, self.shown, self.steps = space, shown, 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        shown = self.shown if self.steps == 3 else self.observation_space.sample()
+        return shown, 1.0, False, False, {}
+
+
+@pytest.mark.parametrize(
+    ("space", "shown"),
+    [
+        (spaces.Discrete(4), 4), (spaces.Discrete(4, start=-9), 0), (spaces.MultiDiscrete([2, 3], start=[5, 0]), np.array([5, 3])),
+        (spaces.MultiBinary(2), np.array([0, 2], np.int8)), (spaces.Dict(a=spaces.Discrete(3)), {"a": -1}),
+    ],
+)  # fmt: skip
+def test_an_observation_outside_its_discrete_space_is_one_failed_environment(space: Any, shown: Any) -> None:
+    sound, faulty = (lambda: Choices(space, space.sample())), (lambda: Choices(space, shown))
+    made = iter([faulty, sound, sound])
+    pool = SerialPool(lambda: next(made)(), 2, restart=True)
+    pool.reset(seed=0)
+    for step in range(6):
+        pool.step(np.full(2, 1 + step % 2))
+    assert pool.faults == 1 and "not in its space" in pool.fault
+
+
+@pytest.mark.parametrize("actions", [[0, 1], [1, 3]])
+def test_an_agents_action_outside_its_discrete_space_is_refused(actions: list[int]) -> None:
+    pool = SerialPool(lambda: Choices(spaces.Discrete(2), 0), 2)
+    pool.reset(seed=0)
+    with pytest.raises(SpecError, match=r"the agent's actions holds [03], which is not in its space \(1 to 2\)"):
+        pool.step(np.array(actions))
+
+
+def test_one_environment_handed_out_twice_is_refused_wrapped_or_not() -> None:
+    one = CountingEnv()
+    for make in (lambda: one, lambda: gymnasium.wrappers.TimeLimit(one, 9)):
+        with pytest.raises(ExperimentError, match="the same CountingEnv twice, wanted a new environment"):
+            SerialPool(make, 2)
+
+
+@pytest.mark.parametrize("name", ["observation_space", "action_space"])
+def test_environments_of_one_pool_have_one_space(name: str) -> None:
+    counts = iter([2, 3])
+
+    def make() -> Any:
+        env = Choices(spaces.Discrete(2), 0)
+        setattr(env, name, spaces.Discrete(next(counts)))
+        return env
+
+    with pytest.raises(SpecError, match=rf"the {name} Discrete\(3\), the one before had Discrete\(2\)"):
+        SerialPool(make, 2)
 
 
 def test_an_error_inside_the_environment_comes_out_untouched() -> None:

@@ -28,11 +28,13 @@ WAYS = {
     "raises": "KeyError: 'mine'",
     "reset raises": "KeyError: 'mine'",
     "nan": "not a number",
+    "infinite": "not a number",
     "shape": r"float32\[2\]",
     "dtype": r"complex128\[3\]",
     "nan reward": "reward is not a number",
-    "rewards": r"reward has shape \[2\]",
-    "forgets": "not enough values",
+    "huge reward": "reward is not a number",
+    "rewards": r"reward is float64\[2\]",
+    "forgets": r"step\(\) returned 2 values, wanted observation, reward",
 }
 
 

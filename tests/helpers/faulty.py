@@ -44,9 +44,14 @@ class FaultyEnv(CountingEnv):
                 self.kept = np.ones(400 << 20, np.uint8)
             if self.how == "forgets":
                 return result[:2]
-            spoilt = {"nan": result[0] * np.nan, "shape": result[0][:2], "dtype": result[0].astype(complex)}
+            spoilt = {
+                "nan": result[0] * np.nan,
+                "infinite": result[0] + np.inf,
+                "shape": result[0][:2],
+                "dtype": result[0].astype(complex),
+            }
             result[0] = spoilt.get(self.how, result[0])
-            result[1] = {"nan reward": np.nan, "rewards": np.ones(2)}.get(self.how, result[1])
+            result[1] = {"nan reward": np.nan, "huge reward": 1e39, "rewards": np.ones(2)}.get(self.how, result[1])
         return tuple(result)
 
     def close(self) -> None:

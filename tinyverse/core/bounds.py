@@ -32,8 +32,9 @@ class Bounds:
         return cls(low, np.asarray(low + np.asarray(counts, dtype=np.int64) - 1))
 
     @classmethod
-    def from_lists(cls, low: Any, high: Any, shape: tuple[int, ...]) -> Self:
+    def from_lists(cls, lists: Any, shape: tuple[int, ...]) -> Self:
         """Inverse of `lists`, for arrays [T, *shape]. Raises ValueError, TypeError or OverflowError where it is none."""
+        low, high = lists
         bounds = cls(np.asarray(low), np.asarray(high))
         for array in (bounds.low, bounds.high):
             if array.dtype.kind not in "iu" or array.shape not in ((), shape):

@@ -146,7 +146,7 @@ class SessionSpec:
             stored = json.loads(text).items()
             fields = {name: (tuple(map(int, shape)), np.dtype(str(dtype))) for name, (dtype, shape, *_) in stored}
             bounds = {
-                name: Bounds.from_lists(*limits, fields[name][0][1:]) for name, (_, _, *limits) in stored if limits
+                name: Bounds.from_lists(limits, fields[name][0][1:]) for name, (_, _, *limits) in stored if limits
             }
         except (ValueError, TypeError, AttributeError, RecursionError, SyntaxError, OverflowError):  # dtypes are parsed
             raise SpecError(f"the run's spec of its sessions is garbled: {text[:80]!r}") from None

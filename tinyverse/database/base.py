@@ -38,6 +38,7 @@ HEARTBEAT_SECONDS = 1.0  # between two heartbeats of a worker
 RETRY_SECONDS = 0.5  # before a worker tries a lost database again
 STALE_AFTER = 15.0  # seconds without a heartbeat after which a worker counts as gone
 LEASE_SECONDS = 10.0
+DAMAGED = b"damaged"  # in place of a session whose checksum differs; no session looks like this
 UNSIGNED = b"unsigned"  # in place of a session whose signature is wrong; no session looks like this
 WRONG_SIGNATURE = "its signature is missing or made with another secret. Set the same TINYVERSE_SECRET everywhere."
 REPORTED = ("update", "step", "sampled", "reuse", "max_ahead", "capacity", "cursor")  # of State, by the trainer

@@ -113,7 +113,8 @@ class RedisDatabase(Database):
 
         def write(pipe: Any) -> None:
             for blob in blobs:
-                pipe.execute_command("XADD", keys.sessions, "MAXLEN", self._capacity, "*", "s", blob)
+                entry = ("s", blob, "xxh3", xxhash.xxh3_64_digest(blob))
+                pipe.execute_command("XADD", keys.sessions, "MAXLEN", self._capacity, "*", *entry)
             for row in rows:
                 pipe.xadd(keys.episodes, {"row": row}, maxlen=base.LOG_KEPT, approximate=False)
             if blobs:
@@ -341,7 +342,13 @@ def list_runs(url: str) -> list[str]:
 
 
 def _blobs(entries: Any) -> list[tuple[str, bytes]]:
-    return [(key.decode(), fields.get(b"s", b"")) for key, fields in entries]
+    """(id, session) of each entry; DAMAGED in place of one that is not what was sent. The first versions sent no checksum."""
+
+    def whole(fields: Mapping[bytes, bytes]) -> bytes:
+        blob, checksum = fields.get(b"s", b""), fields.get(b"xxh3")
+        return blob if checksum is None or checksum == xxhash.xxh3_64_digest(blob) else base.DAMAGED
+
+    return [(key.decode(), whole(fields)) for key, fields in entries]
 
 
 def _check_size(size: int, what: str) -> None:

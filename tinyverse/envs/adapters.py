@@ -80,9 +80,15 @@ def reset(env: Any, spec: nest.Tree, seed: int | None) -> nest.Tree:
 
 
 def split_step(result: Any) -> tuple[nest.Tree, Any, bool, bool]:
-    """Returns observation, reward, terminated and truncated of what `step` returned."""
+    """Returns observation, reward, terminated and truncated of what `step` returned. Raises SpecError for other things."""
+    if not isinstance(result, (tuple, list)) or len(result) not in (4, 5):
+        got = f"{len(result)} values" if isinstance(result, (tuple, list)) else article(result)
+        raise SpecError(
+            f"the environment's step() returned {got}, wanted observation, reward, terminated, truncated, info."
+        )
     if len(result) == 5:
-        return result[:4]
+        observation, reward, terminated, truncated, _ = result
+        return observation, reward, terminated, truncated
     observation, reward, done, info = result
     truncated = bool(done and (info or {}).get("TimeLimit.truncated", False))
     return observation, reward, bool(done and not truncated), truncated

@@ -118,8 +118,9 @@ class SerialPool(Pool):
         # of the rows of one environment: () for an index of the batch, (A,) for a slice
         self._shape = (len(first.agents),) if isinstance(first, MultiAgentAdapter) else ()
         agents = math.prod(self._shape)
-        rest = range(math.ceil(num_envs / agents) - 1)
-        self._envs: list[Any] = [first, *(adapted(make_env()) for _ in rest)]  # None: waits for its restart
+        self._envs: list[Any] = [first]  # None: waits for its restart
+        for _ in range(math.ceil(num_envs / agents) - 1):
+            self._envs.append(self._one_more())
         self.num_envs, self.realtime = agents * len(self._envs), realtime
         starts = range(0, self.num_envs, agents)
         self._rows: list[Any] = [slice(start, start + agents) if self._shape else start for start in starts]
@@ -200,13 +201,22 @@ class SerialPool(Pool):
                 self._restarts.wait([index])
 
     def _build(self, index: int) -> None:
+        self._envs[index] = self._one_more()
+
+    def _one_more(self) -> Any:
+        """Makes another environment. Raises where it is not new, or not of the first one's kind."""
         env = adapted(self._make())
-        if spaces.spec_of(gymnasium_space(env.observation_space), self._shape) != self._spec:
-            raise SpecError(
-                f"make_env gave an environment with the observation_space {env.observation_space}, "
-                f"the one before had {self.observation_space}. It must give one kind of environment."
+        if any(_innermost(env) is _innermost(other) for other in self._envs if other is not None):
+            raise ExperimentError(
+                f"make_env gave the same {type(_innermost(env)).__name__} twice, wanted a new environment at each call."
             )
-        self._envs[index] = env
+        for name in ("observation_space", "action_space"):
+            if (space := gymnasium_space(getattr(env, name))) != (first := getattr(self, name)):
+                raise SpecError(
+                    f"make_env gave an environment with the {name} {space}, the one before had {first}. "
+                    "It must give one kind of environment."
+                )
+        return env
 
     def _fail(self, index: int, error: Exception) -> None:
         """Closes a failed environment. Its rows repeat the rows before and truncate the episodes."""
@@ -218,7 +228,7 @@ class SerialPool(Pool):
         self._repeat(index)
 
     def _check_all(self) -> None:
-        """Fails the environments whose rewards or observations are no numbers, or not in their space."""
+        """Fails the environments whose observations are no numbers, or not in their space."""
         try:
             self._check(slice(None))
         except SpecError:
@@ -229,7 +239,6 @@ class SerialPool(Pool):
                     self._fail(index, error)
 
     def _check(self, rows: Any) -> None:
-        spaces.check_finite(self._rewards[rows], "reward")
         self._checks.check(
             self._observations[rows]
             if isinstance(self._spec, Array)
@@ -287,7 +296,8 @@ class VectorPool(SplitPool):
             self._reset_ended()
         result = self._env.step(self._sent) if self._halves is None else self._halves[1]()
         observations, rewards, terminated, truncated, infos = result
-        rewards = np.array(rewards, np.float32)
+        with np.errstate(over="ignore"):
+            rewards = np.array(rewards, np.float32)
         terminated, truncated = np.array(terminated, bool), np.array(truncated, bool)
         if again:
             observations = self._reset_ended()
@@ -307,6 +317,11 @@ class VectorPool(SplitPool):
         fitting = spaces.fit(self._spec, observations)
         self._checks.check(fitting)
         return fitting
+
+
+def _innermost(env: Any) -> Any:
+    """Returns the environment within all wrappers."""
+    return getattr(env, "unwrapped", env)
 
 
 def as_int(sequence: np.random.SeedSequence) -> int:

@@ -13,6 +13,8 @@ from tinyverse.core import nest
 from tinyverse.core.bounds import Bounds
 from tinyverse.core.errors import ExperimentError, SpecError
 
+LARGEST = float(np.finfo(np.float32).max)  # reward
+
 
 class ActionAdapter:
     """Converts actions [B, …] to the shape, dtype and bounds of a space."""
@@ -118,18 +120,31 @@ def _fit_leaf(wanted: Array, part: Any) -> np.ndarray:
 
 
 def fit_reward(shape: tuple[int, ...], reward: Any) -> Any:
-    if isinstance(reward, (float, int)) or np.shape(reward) == shape:
-        return reward
-    raise SpecError(f"the environment's reward has shape {list(np.shape(reward))}, wanted one number. Return a float.")
+    """Returns the reward. Raises SpecError where it is no number, or none that float32 can hold."""
+    if isinstance(reward, (float, int)):
+        sound = abs(reward) <= LARGEST
+    else:
+        reward = np.asarray(reward)
+        if reward.shape != shape or reward.dtype.kind not in "biuf":
+            got = Array(reward.shape, reward.dtype)
+            raise SpecError(f"the environment's reward is {got}, wanted one number. Return a float.")
+        sound = bool((abs(reward) <= LARGEST).all())
+    if not sound:
+        raise not_a_number("reward")
+    return reward
 
 
 def check_finite(array: np.ndarray, what: str) -> None:
     """Raises SpecError where a float is NaN or infinite: a dot product needs one pass and no temporary array."""
     flat = array.reshape(-1)
     if not math.isfinite(flat.dot(flat)) and not np.isfinite(flat).all():
-        raise SpecError(
-            f"the environment's {what} is not a number (NaN or infinite). A network that sees one never recovers."
-        )
+        raise not_a_number(what)
+
+
+def not_a_number(what: str) -> SpecError:
+    return SpecError(
+        f"the environment's {what} is not a number (NaN or infinite). A network that sees one never recovers."
+    )
 
 
 class Checks:

@@ -17,7 +17,17 @@ import numpy as np
 
 from tinyverse.core.errors import CodecError, DatabaseLost, SettingsError, SpecError
 from tinyverse.core.timing import Rate
-from tinyverse.database.base import BEGINNING, UNSIGNED, WRONG_SIGNATURE, Database, State, Worker, furthest, is_behind
+from tinyverse.database.base import (
+    BEGINNING,
+    DAMAGED,
+    UNSIGNED,
+    WRONG_SIGNATURE,
+    Database,
+    State,
+    Worker,
+    furthest,
+    is_behind,
+)
 from tinyverse.replay.buffer import Replay
 from tinyverse.replay.samplers import Fresh
 from tinyverse.trainer.ranks import SingleProcess
@@ -28,6 +38,10 @@ READ_AT_ONCE = 256  # sessions, fewer if they take more than
 READ_BYTES = 256 << 20
 RECENT = 100  # episodes in the mean return
 QUOTA_WINDOW = 1000  # newest sessions that a quota counts
+PLACEHOLDERS = {
+    UNSIGNED: WRONG_SIGNATURE,
+    DAMAGED: "its checksum differs: bytes changed on the way or on the server.",
+}
 QUARANTINED = "it was in a batch from which NaN was learned"
 PLAYERS_KNOWN = 10_000  # players whose sequence numbers are remembered, against duplicates
 
@@ -108,7 +122,7 @@ class Feeder:
             try:
                 session = self.replay.spec.decode(blob)
             except (CodecError, SpecError) as error:
-                return self._reject(WRONG_SIGNATURE if blob == UNSIGNED else str(error))
+                return self._reject(PLACEHOLDERS.get(blob) or str(error))
             player, sequence = session.metadata.get("player", ""), int(session.metadata["sequence"])
             if sequence <= self.newest_of.get(player, -1):
                 return self._reject("it came twice")
