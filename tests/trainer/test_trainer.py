@@ -265,7 +265,7 @@ def test_duplicates_and_damaged_sessions_are_counted_and_training_goes_on(databa
     assert trainer.row()["replay/rejected"] == 10
     trainer.publisher.report(trainer.update)
     state = database.state()
-    assert state.inserted == 15
+    assert state.inserted == 16
     assert state.deficit == 0  # nobody waits for what was rejected
 
 
