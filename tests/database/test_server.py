@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -469,3 +470,38 @@ def test_the_line_for_others_has_an_address_of_this_machine() -> None:
     shown = redis_server.for_others("redis://tv:secret@0.0.0.0:7070/0")
     assert shown.startswith("redis://tv:secret@") and "0.0.0.0" not in shown and shown.endswith(":7070/0")
     assert redis_server.for_others("redis://tv:secret@10.0.0.5:7070/0") == "redis://tv:secret@10.0.0.5:7070/0"
+
+
+def test_a_server_that_has_no_room_for_a_client_is_no_dead_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second server over the first would part the run in two."""
+    monkeypatch.setattr(redis_server, "START_SECONDS", 0.3)
+    first = start()
+    with connect(first.admin_url) as admin, contextlib.ExitStack() as crowd:
+        admin.config_set("maxclients", 4)
+        path = first.folder + "/s.sock"
+        for _ in range(4):
+            idle = crowd.enter_context(socket.socket(socket.AF_UNIX))
+            idle.connect(path)
+        with pytest.raises(ServerError, match="The local server lives, but "):
+            start()
+        crowd.close()
+        until(lambda: running() is not None)
+        assert start().pid == first.pid
+
+
+def test_a_folder_whose_name_is_a_pattern_is_only_a_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    odd = folder / "a[b]*?"
+    monkeypatch.setenv("TINYVERSE_SERVER_DIR", str(odd))
+    try:
+        started = start()
+        with connect(started.admin_url) as admin:
+            assert admin.config_get("port")["port"] == "0" and admin.config_get("maxmemory-policy")
+        assert RedisDatabase(started.url, "x").append([b"x"]).inserted == 1
+    finally:
+        stop()
+
+
+def test_a_folder_that_is_not_utf_8_is_refused_in_a_sentence(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TINYVERSE_SERVER_DIR", os.fsdecode(os.fsencode(folder) + b"/\xff"))
+    with pytest.raises(ServerError, match="not written in UTF-8"):
+        start()

@@ -47,8 +47,11 @@ class Breakable:
 
     def start(self) -> None:
         """Starts it; it takes up what `save` has written last."""
-        config, quiet = str(self.folder / "server.conf"), subprocess.DEVNULL
-        self._process = subprocess.Popen([self._binary, config], stdin=quiet, stdout=quiet, stderr=quiet)
+        quiet = subprocess.DEVNULL
+        with (self.folder / "server.conf").open() as config:
+            self._process = subprocess.Popen(
+                [self._binary, "-"], cwd=self.folder, stdin=config, stdout=quiet, stderr=quiet
+            )
         server._ready(self.server)
 
     def save(self) -> None:

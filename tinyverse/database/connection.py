@@ -26,11 +26,26 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 from tinyverse.core.errors import DatabaseError, DatabaseLost, SettingsError
+from tinyverse.core.text import clean
 from tinyverse.database.base import Database
 from tinyverse.database.schema import CLUSTER_COMMANDS, COMMANDS, PREFIX
 from tinyverse.database.signing import signed
 
 PORT, SENTINEL_PORT = 6379, 26379
+NOT_NOW = (
+    exceptions.BusyLoadingError,
+    exceptions.ReadOnlyError,
+    exceptions.MasterDownError,
+    exceptions.ClusterDownError,
+)
+SIGNS_OF_NOT_NOW = (  # in what a server says that lives and will take the request later; then in what proxies say
+    "MISCONF", "NOREPLICAS", "BUSY ", "UNBLOCKED", "REDIRECT", "max number of clients", "Server is shutting down",
+    "no upstream host", "upstream failure", "upstream protocol error", "Connection refused", "Connection timed out",
+    "Connection reset", "Broken pipe", "No route to host", "unavailable",
+)  # fmt: skip
+LOST = (  # an answer that cannot be read counts as none
+    redis.ConnectionError, redis.TimeoutError, redis.InvalidResponse, OSError, exceptions.RedisClusterException,
+)  # fmt: skip
 
 
 def open_database(
@@ -193,29 +208,32 @@ def _sentinel(url: str, options: dict[str, Any]) -> redis.Redis:
 
 
 def _translated(error: BaseException, url: str) -> DatabaseError:
-    of_cluster, kind = _kind(url) == "cluster", DatabaseError
+    reason = clean(
+        str(error).rpartition(" of pipeline caused error: ")[2], 300
+    )  # redis-py quotes the command before it
+    says_so = isinstance(error, redis.ResponseError) and any(sign in reason for sign in SIGNS_OF_NOT_NOW)
+    not_now = isinstance(error, NOT_NOW) or says_so
+    kind, of_cluster = DatabaseError, _kind(url) == "cluster"
     if isinstance(error, redis.AuthenticationError):
         user = urllib.parse.urlsplit(url).username or "default"
         text = f"refuses user {user!r}: wrong or missing password. Check TINYVERSE_REDIS_URL or --password."
-    elif isinstance(error, exceptions.AskError) and not of_cluster:  # MOVED too
+    elif isinstance(error, exceptions.TryAgainError) or (
+        isinstance(error, exceptions.AskError) and of_cluster
+    ):  # MOVED too
+        kind, text = DatabaseLost, f"is moving the run to another node: {reason}"
+    elif isinstance(error, exceptions.AskError):
         text = "is a node of a cluster. Name it as one: redis+cluster://host:port/"
-    elif isinstance(error, (exceptions.AskError, exceptions.TryAgainError, exceptions.ClusterDownError)) and of_cluster:
-        kind, text = DatabaseLost, f"is moving the run to another node: {error}"
-    elif isinstance(error, (exceptions.ReadOnlyError, exceptions.MasterDownError)) or str(error).startswith(
-        "UNBLOCKED"
-    ):
-        kind, text = DatabaseLost, f"takes no writes now: {error}"  # while another server takes over
-    elif isinstance(error, (redis.ConnectionError, redis.TimeoutError, OSError, exceptions.RedisClusterException)):
-        kind, text = DatabaseLost, f"does not answer: {error or type(error).__name__}"
+    elif not_now:
+        kind, text = DatabaseLost, f"is not ready: {reason}"
+    elif isinstance(error, LOST):
+        kind, text = DatabaseLost, f"does not answer: {reason or type(error).__name__}"
     elif isinstance(error, redis.OutOfMemoryError):
         text = "is full. Lower --buffer-size, clear old runs, or give the server more maxmemory."
     elif isinstance(error, exceptions.NoPermissionError):
         commands = " ".join([*COMMANDS, *(CLUSTER_COMMANDS if of_cluster else ())])
-        text = (
-            f"does not permit this: {error}. A player or viewer may not; any other user needs {PREFIX}* and: {commands}"
-        )
+        text = f"does not permit this: {reason}. A player or viewer may not; any other user needs {PREFIX}* and: {commands}"
     elif isinstance(error, redis.RedisError):
-        text = f"refused: {error}"
+        text = f"refused: {reason}"
     else:
-        text = f"holds something for this run that tinyverse did not write ({error}). Remove the run: clear --force"
+        text = f"holds something for this run that tinyverse did not write ({reason}). Remove the run: clear --force"
     return kind(f"{public(url)} {text}")

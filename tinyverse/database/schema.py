@@ -61,6 +61,11 @@ class Keys:
         self.metrics = f"{self._prefix}metrics"  # stream of JSON
         self.errors = f"{self._prefix}errors"  # stream of JSON
 
+    @property
+    def all(self) -> list[str]:
+        """Every key but those of weights."""
+        return [key for name, key in vars(self).items() if name != "_prefix"]
+
     def weights(self, version: int) -> str:
         """str: the weights of one version; never written twice."""
         return f"{self._prefix}w:{version}"

@@ -165,18 +165,35 @@ def running() -> Server | None:
         server = Server(**json.loads((server_folder() / "server.json").read_text()))
     except (FileNotFoundError, ValueError, TypeError):
         return None
-    try:
-        ping(server.url, timeout=5.0)
-    except DatabaseLost as error:
-        if isinstance(error.__cause__, redis.TimeoutError):
-            pid = server.pid or "and its pid"
-            raise ServerError(
-                f"The local server in {server.folder} does not answer. End it with: kill -9 {pid}"
-            ) from error
-        return None
-    except DatabaseError as error:
-        raise ServerError(f"Another server sits in {server.folder}. Stop it. It says: {error}") from error
-    return server
+    ends = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            ping(server.url, timeout=5.0)
+            return server
+        except DatabaseLost as error:
+            if isinstance(error.__cause__, redis.TimeoutError):
+                pid = server.pid or "and its pid"
+                raise ServerError(
+                    f"The local server in {server.folder} does not answer. End it with: kill -9 {pid}"
+                ) from error
+            if not _listens(Path(server.folder) / "s.sock"):
+                return None
+            if time.monotonic() > ends:  # it lives: another one beside it would part the run in two
+                raise ServerError(
+                    f"The local server lives, but {error} Try again later, or end pid {server.pid}."
+                ) from error
+            time.sleep(0.1)
+        except DatabaseError as error:
+            raise ServerError(f"Another server sits in {server.folder}. Stop it. It says: {error}") from error
+
+
+def _listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+        return True
 
 
 @contextlib.contextmanager
@@ -187,7 +204,7 @@ def private_server(max_memory: int | None = None, listen: str | None = None) -> 
     closes, the shell ends the server.
     """
     folder = Path(tempfile.mkdtemp(prefix="tinyverse-", dir="/tmp"))
-    watch = '"$1" "$2/server.conf" >"$2/server.log" 2>&1 </dev/null & read -r _; kill -9 $!; wait $!; rm -rf "$2"'
+    watch = 'cd "$2"; "$1" - >server.log 2>&1 <server.conf & read -r _; kill -9 $!; wait $!; rm -rf "$2"'
     try:
         server, binary = prepare(folder, listen, max_memory)
     except BaseException:
@@ -213,10 +230,11 @@ def _start(listen: str | None = None, max_memory: int | None = None) -> tuple[Se
         _forget(folder)
         server, binary = prepare(folder, listen, max_memory, daemon=True)
         _write_state(folder, server)  # first: none is ever lost
-        done = subprocess.run(
-            [binary, str(folder / "server.conf")], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, start_new_session=True, timeout=START_SECONDS, text=True, check=False,
-        )  # fmt: skip
+        with (folder / "server.conf").open() as config:
+            done = subprocess.run(
+                [binary, "-"], cwd=folder, stdin=config, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                start_new_session=True, timeout=START_SECONDS, text=True, check=False,
+            )  # fmt: skip
         if done.returncode:
             raise ServerError(_failure(server, done.stdout))
         server = _ready(server)

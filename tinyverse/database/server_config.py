@@ -58,6 +58,8 @@ def prepare(
             f"{path} is {len(os.fsencode(path))} bytes long; a socket's path must stay below {PATH_LIMIT}. "
             "Set TINYVERSE_SERVER_DIR to a shorter folder."
         )
+    if not str(path).isprintable():
+        raise ServerError(f"The folder {str(folder)!r} is not written in UTF-8. Set TINYVERSE_SERVER_DIR to another.")
     binary, version = find_binary()
     password, admin = _secret(folder / "password"), _secret(folder / "admin")
     place = urllib.parse.quote(str(path))
@@ -66,9 +68,9 @@ def prepare(
         tcp_url=f"redis://tv:{password}@{listen}/0" if listen else "",
         folder=str(folder), version=".".join(map(str, version)),
     )  # fmt: skip
-    lines = _configuration(path, version, password, admin, listen, max_memory or default_memory())
+    lines = _configuration(folder, version, password, admin, listen, max_memory or default_memory())
     if daemon:
-        lines += ["daemonize yes", f"logfile {_quoted(folder / 'server.log')}"]
+        lines += ["daemonize yes", "logfile server.log"]
     atomic_write(folder / "server.conf", ("\n".join(lines) + "\n").encode(), private=True)
     return server, binary
 
@@ -120,21 +122,27 @@ def announcement(run_folder: Path) -> Path:
 
 
 def _configuration(
-    path: Path, version: tuple[int, ...], password: str, admin: str, listen: str | None, max_memory: int
+    folder: Path, version: tuple[int, ...], password: str, admin: str, listen: str | None, max_memory: int
 ) -> list[str]:
+    """The server reads this from its standard input, in its folder: it takes a path with [ or * for a pattern.
+
+    A client that does not read its answers, or a crowd of them, costs at most a quarter of the memory.
+    """
     host, port = _host_port(listen) if listen else ("127.0.0.1", 0)
-    locks = ["enable-debug-command no", "enable-module-command no", "enable-protected-configs no"]
+    newer = [
+        "enable-debug-command no", "enable-module-command no", "enable-protected-configs no", "maxmemory-clients 25%",
+    ]  # fmt: skip
     allowed = " ".join(f"+{command}" for command in COMMANDS)
     return [
         f"port {port}", f"bind {host}", "protected-mode yes",
-        f"unixsocket {_quoted(path)}", "unixsocketperm 700", f"dir {_quoted(path.parent)}",
+        "unixsocket s.sock", "unixsocketperm 700", "dir .", "timeout 600", "tcp-keepalive 60",
         'save ""', "appendonly no", f"maxmemory {max_memory}", "maxmemory-policy noeviction",
-        "proto-max-bulk-len 256mb", "client-query-buffer-limit 512mb", "client-output-buffer-limit normal 1gb 512mb 30",
-        *(locks if version >= (7, 0) else []),  # an older server does not start on a directive it does not know
+        "proto-max-bulk-len 256mb", "client-query-buffer-limit 512mb", "client-output-buffer-limit normal 512mb 64mb 10",
+        *(newer if version >= (7, 0) else []),  # an older server does not start on a directive it does not know
         "user default reset",
         f"user tv reset on #{sha256(password)} resetchannels ~{PREFIX}* -@all {allowed}",
         f"user tvadmin reset on #{sha256(admin)} ~* &* +@all",
-        *(f"user {rules}" for rules in _kept_users(path.parent).values()),
+        *(f"user {rules}" for rules in _kept_users(folder).values()),
     ]  # fmt: skip
 
 
@@ -189,10 +197,6 @@ def _host_port(listen: str) -> tuple[str, int]:
     if not host or not port.isdigit() or not 0 < int(port) < 65536:
         raise SettingsError(f"--listen {listen} should be host or host:port, like 10.0.0.5:7070.")
     return host.strip("[]"), int(port)
-
-
-def _quoted(path: Path) -> str:
-    return json.dumps(str(path), ensure_ascii=False)
 
 
 def sha256(text: str) -> str:

@@ -27,12 +27,12 @@ _READING = ("xrange", "xrevrange", "xread", "xlen", "smembers")
 def rules(role: str, run: str) -> list[str]:
     """What an ACL says of a role. Brackets keep a command to its own keys: who may count sessions may not set State."""
     keys = Keys(run)
-    everything = keys.weights(0).removesuffix("w:0") + "*"
+    everything = [*keys.all, keys.weights(0).removesuffix("0") + "*"]
     shared = ["resetchannels", "-@all"]
     if role == "trainer":
-        return [*shared, *_grant(*COMMANDS, *CLUSTER_COMMANDS), f"~{everything}", f"~{Keys.RUNS}"]
+        return [*shared, *_grant(*COMMANDS, *CLUSTER_COMMANDS), *(f"~{key}" for key in [*everything, Keys.RUNS])]
     if role == "viewer":
-        return [*shared, *_grant(*_EVERYONE, *_READING), f"%R~{everything}", f"%R~{Keys.RUNS}"]
+        return [*shared, *_grant(*_EVERYONE, *_READING), *(f"%R~{key}" for key in [*everything, Keys.RUNS])]
     readable = [keys.meta, keys.stat, keys.tally, keys.current, keys.weights(0).removesuffix("0") + "*"]
     return [
         *shared, *_grant(*_EVERYONE), *(f"%R~{key}" for key in readable),
@@ -85,6 +85,7 @@ def _set_users(url: str, lines: list[list[str]]) -> None:
             raise ServerError(f"{public(url)} is {version}; roles want Redis 7.0 or newer, or Valkey.")
         for line in lines:
             client.execute_command("ACL", "SETUSER", *line)
+            client.execute_command("CLIENT", "KILL", "USER", line[0])  # who came in with the old password
 
 
 def _grant(*commands: str) -> list[str]:
