@@ -30,21 +30,7 @@ def test_what_is_no_row_is_none(text: bytes) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [
-        {"steps": "many"},
-        {"steps": True},
-        {"host": 3},
-        {"num_envs": 0.5},
-        {"num_envs": 10**9},
-        {"num_envs": -1},
-        {"role": "boss"},
-        {"stages": {"act": "x"}},
-        {"stages": {"a": {"b": 1}}},
-        {"at": "noon"},
-        {"at": 7.0},
-        {"at": True},
-        {"at": None},
-    ],
+    [{"steps": "many"}, {"steps": True}, {"host": 3}, {"lag": float("nan")}, {"stages": {"act": "x"}}, {"at": "noon"}],
 )
 def test_a_heartbeat_with_a_field_that_cannot_be_shown_is_none(wrong: dict[str, object]) -> None:
     beat = json.loads(encode_heartbeat(Worker("w", "play"), now=1.0))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import io
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +11,6 @@ from typing import Any
 
 import pytest
 import redis
-from rich.console import Console
 
 from tests.database.test_redis import FORBIDDEN
 from tests.helpers.database_contract import ME, DatabaseContract, read_all
@@ -29,7 +26,6 @@ from tinyverse.database.redis import RedisDatabase, list_runs
 from tinyverse.database.schema import Keys
 from tinyverse.database.server import private_server
 from tinyverse.database.users import OLDEST, ROLES, make_users
-from tinyverse.monitoring import terminal
 from tinyverse.monitoring.status import gather
 
 BINARIES = [path for path in servers_here() if (server_config.version_of(path) or ()) >= OLDEST]
@@ -321,95 +317,3 @@ def test_a_server_that_cannot_keep_roles_apart_is_refused(place: Place, monkeypa
     monkeypatch.setattr("tinyverse.database.users.OLDEST", (99, 0))
     with pytest.raises(ServerError, match=r"roles want Redis 7.0 or newer, or Valkey"):
         make_users("new", place.admin)
-
-
-BIG, LAST = "1" + "0" * 400, f"{2**64 - 1}-{2**64 - 1}"
-
-
-def beat(more: str) -> tuple[str, ...]:
-    return (
-        "HSET",
-        "hb",
-        "x",
-        '{"id": "x", "role": "train", "host": "h", "at": 1e12, "steps_per_second": 5, ' + more + "}",
-    )
-
-
-HOSTILE: dict[str, tuple[Any, ...]] = {  # what one command of a player can do
-    "a long number": beat(f'"pid": {BIG}'),
-    "a stage that is a format": beat('"stages": {"{share:2000000000}": 0.1}'),
-    "a stage that commands a terminal": beat('"stages": {"\\u001b]0;title\\u0007\\u001b[2J": 0.1}'),
-    "a wait for no number": beat('"waits_for": ", more session"'),
-    "a wait for a long number": beat(f'"waits_for": "{"9" * 4999} more sessions"'),
-    "a worker from the future": beat('"pid": 1'),
-    "half an environment": beat('"num_envs": 0.5'),
-    "a billion environments": beat('"num_envs": 1e9'),
-    "half a character": beat('"host": "\\ud800"'),
-    "a deep heartbeat": ("HSET", "hb", "x", "[" * 100_000),
-    "a long return": ("XADD", "episodes", "*", "row", f'{{"return": {BIG}}}'),
-    "a huge return": ("XADD", "episodes", "*", "row", '{"return": 1e308}'),
-    "a large error": ("XADD", "errors", "*", "row", '{"error": "' + "x" * 6_000_000 + '"}'),
-    "an error that forges lines": ("XADD", "errors", "*", "row", '{"when": "\\n\\u001b[2J", "role": 1}'),
-    "the last id of episodes": ("XADD", "episodes", LAST, "row", "{}"),
-    "the last id of errors": ("XADD", "errors", LAST, "row", "{}"),
-    "rejected at its end": ("HINCRBY", "tally", "count:rejected", 2**63 - 1),
-    "a counter with a name": ("HINCRBY", "tally", "count:\x1b[2J", 3),
-    "inserted at its end": ("HINCRBY", "tally", "inserted", 2**63 - 2),
-    "bytes at their end": ("HINCRBY", "tally", "bytes", 2**63 - 8),
-}
-
-
-def all_go_on(place: Place) -> None:
-    """The player pushes, the trainer reads and counts, the viewer looks, whoever clears can."""
-    for database in (place.viewer, place.trainer):
-        facts = gather(database, RUN)
-        console = Console(width=120, file=io.StringIO(), force_terminal=False)
-        console.print(terminal.panel(facts), terminal.errors(facts))
-        shown = console.file.getvalue() + json.dumps(facts, ensure_ascii=False)  # type: ignore[attr-defined]
-        assert all(letter.isprintable() or letter == "\n" for letter in shown) and len(shown) < 200_000
-    place.player.append([b"x"], worker=Worker("good", "play"), episodes=[{"return": 1.0, "length": 1}])
-    place.player.log_error({"error": "e"})
-    place.trainer.count(rejected=1)
-    entries, _ = place.trainer.read("0-0", 100)
-    assert entries[-1][1] == b"x" and place.trainer.read(entries[-1][0], 100)[0] == []
-    assert [worker.id for worker in place.trainer.workers()] == ["good"]
-
-
-@pytest.mark.parametrize("what", HOSTILE)
-def test_nothing_that_a_player_writes_stops_anyone(place: Place, what: str) -> None:
-    name, key, *rest = HOSTILE[what]
-    with connect(place.urls["player"]) as client:
-        client.execute_command(name, f"tv:{{{RUN}}}:{key}", *rest)
-    if what.startswith("a w") or "environment" in what or "stage" in what:
-        assert place.viewer.workers() == []
-    all_go_on(place)
-    place.trainer.clear()
-    assert gather(place.viewer, RUN)["workers"] == []
-
-
-def test_a_run_whose_ids_are_used_up_can_be_cleared_and_goes_on(place: Place) -> None:
-    with connect(place.urls["player"]) as client:
-        client.execute_command("XADD", Keys(RUN).sessions, LAST, "s", "x")
-    assert [key for key, _ in place.trainer.read("0-0", 9)[0]][-1] == LAST
-    assert place.trainer.read(LAST, 9)[0] == []
-    with pytest.raises(DatabaseError, match=r"takes no more sessions.*clear --keep-weights"):
-        place.player.append([b"x"])
-    before = place.trainer.state()
-    place.trainer.clear(keep_weights=True)
-    after = place.trainer.state()
-    assert after.run_id not in ("", before.run_id) and after.version == before.version
-    all_go_on(place)
-
-
-@pytest.mark.parametrize(
-    "key", ["meta", "stat", "tally", "hb", "w:cur", "sessions", "episodes", "errors", "metrics", "lease"]
-)
-def test_a_run_with_anything_under_its_keys_can_be_cleared(place: Place, key: str) -> None:
-    with connect(place.admin) as admin:
-        admin.delete(f"tv:{{{RUN}}}:{key}")
-        admin.execute_command(
-            *(("SET", f"tv:{{{RUN}}}:{key}", "x") if key != "lease" else ("HSET", f"tv:{{{RUN}}}:{key}", "x", "y"))
-        )
-    place.trainer.clear()
-    place.trainer.create({"spec": "s"})
-    assert place.trainer.state().run_id and place.player.append([b"x"]).inserted == 1

@@ -22,30 +22,13 @@ def run_config(experiment: str, settings: Mapping[str, Any], spec: SessionSpec) 
 def experiment_and_settings(meta: Mapping[str, str]) -> dict[str, Any]:
     """Returns {"experiment": name, "settings": dict} of a run config, as settings.json holds them; {} for an empty one.
 
-    Raises RunConflict where a tinyverse with another format wrote it, or something else did.
+    Raises RunConflict where a tinyverse with another format wrote it.
     """
     if not meta:
         return {}
-    if meta.get("format", FORMAT) != FORMAT:
+    if meta["format"] != FORMAT:
         raise RunConflict(f"the run has format {meta['format']}, this tinyverse {FORMAT}: use one version everywhere.")
-    return checked(
-        {"experiment": meta.get("experiment"), "settings": _parsed(meta.get("settings", ""))}, "the run config"
-    )
-
-
-def checked(found: Any, place: str) -> dict[str, Any]:
-    """The {"experiment": name, "settings": dict} that was found in a place. Raises RunConflict where it is none."""
-    sound = isinstance(found, dict) and isinstance(found.get("experiment"), str)
-    if not sound or not isinstance(found.get("settings"), dict):
-        raise RunConflict(f"{place} is garbled: begin anew with train --fresh, or remove the run with clear --force.")
-    return found
-
-
-def _parsed(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
+    return {"experiment": meta["experiment"], "settings": json.loads(meta["settings"])}
 
 
 def check_can_join(

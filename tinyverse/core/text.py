@@ -13,19 +13,6 @@ def counted(count: float, thing: str) -> str:
     return f"{count:,.12g} {thing}{'' if count == 1 else 's'}"
 
 
-def clean(text: str, limit: int, *, lines: bool = False) -> str:
-    """Returns the first `limit` characters of a text from elsewhere, without what commands a terminal or forges lines.
-
-    >>> clean("a\x1b[2J\u202e\nb", 100), clean("a\nb", 100, lines=True), clean("abc", 2)
-    ('a?[2J??b', 'a\nb', 'ab')
-    """
-    text = text[:limit]
-    if text.isprintable():
-        return text
-    kept = "\n\t" if lines else ""
-    return "".join(letter if letter.isprintable() or letter in kept else "?" for letter in text)
-
-
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Returns a hint for the end of a message about an unknown word; "" where no known word is similar.
 

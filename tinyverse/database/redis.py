@@ -21,27 +21,17 @@ from tinyverse.core.errors import DatabaseError, DatabaseLost, SettingsError
 from tinyverse.database import base
 from tinyverse.database.base import Database, Episodes, State, Worker
 from tinyverse.database.connection import connect, errors
-from tinyverse.database.schema import (
-    COUNTER,
-    STAT,
-    Keys,
-    decode_counters,
-    decode_heartbeat,
-    decode_meta,
-    decode_row,
-    decode_state,
-    encode_heartbeat,
-    encode_row,
-)
+from tinyverse.database.schema import COUNTER, Keys, decode_heartbeat, decode_row, encode_heartbeat, encode_row
 
 log = logging.getLogger(__name__)
 
 LARGEST = 256 << 20  # bytes in one request; the local server cuts the line at more
 BLOCK = 1.0  # seconds a read waits on the server at a time, well below the client's timeout
 WEIGHTS_TRIES = 5
-USED_UP = ("would overflow", "exhausted the last possible ID", "equal or smaller than the target stream")
-LAST_ID = f"{2**64 - 1}-{2**64 - 1}"  # of a stream, which takes no more after it
-DAY = 86_400.0  # seconds
+_STAT: dict[str, Callable[[str], Any]] = {
+    "update": int, "step": int, "sampled": float, "reuse": float,
+    "max_ahead": lambda text: float(text) if text else None, "capacity": int, "stop": int, "cursor": str,
+}  # fmt: skip
 
 
 class RedisDatabase(Database):
@@ -83,7 +73,8 @@ class RedisDatabase(Database):
 
     def meta(self) -> dict[str, str]:
         with self._server() as client:
-            return decode_meta(client.hgetall(self._keys.meta))
+            stored = client.hgetall(self._keys.meta)
+            return {name.decode(): text.decode() for name, text in stored.items()}
 
     def state(self) -> State:
         return self._ask()[1]
@@ -94,26 +85,16 @@ class RedisDatabase(Database):
     def clear(self, keep_weights: bool = False) -> None:
         keys = self._keys
 
-        logs = (keys.heartbeats, keys.tally, keys.episodes, keys.metrics, keys.errors)
-
         def remove(pipe: Any) -> None:
-            versions = _checksums(_read(pipe.hgetall, keys.current, {}))
-            if not keep_weights:
-                pipe.multi()
-                weights = map(keys.weights, versions)
-                pipe.unlink(*logs, keys.sessions, keys.meta, keys.current, keys.lease, keys.stat, *weights)
-                return
-            gone = [name for name in _read(pipe.hgetall, keys.stat, {}) if _text(name) not in base.KEPT_BY_CLEAR]
-            newest, (seconds, _) = _read(pipe.xrevrange, keys.sessions, [], count=1), pipe.time()
+            versions = _checksums(pipe.hgetall(keys.current))
+            gone = [name for name in pipe.hgetall(keys.stat) if name.decode() not in base.KEPT_BY_CLEAR]
             pipe.multi()
-            pipe.unlink(*logs)
-            if gone:
+            pipe.unlink(keys.heartbeats, keys.tally, keys.episodes, keys.metrics, keys.errors)
+            pipe.xtrim(keys.sessions, maxlen=0, approximate=False)  # not unlinked: its ids go on growing in this run_id
+            if not keep_weights:
+                pipe.unlink(keys.sessions, keys.meta, keys.current, keys.lease, keys.stat, *map(keys.weights, versions))
+            elif gone:
                 pipe.hdel(keys.stat, *gone)
-            if newest and base.to_numbers(newest[0][0].decode())[0] > 1000 * (seconds + DAY):  # written by hand
-                pipe.unlink(keys.sessions)
-                pipe.hset(keys.meta, "run_id", secrets.token_hex(8))  # no cursor means anything any more
-            else:
-                pipe.xtrim(keys.sessions, maxlen=0, approximate=False)  # its ids go on growing in this run_id
 
         self._change(remove, keys.current)
         if not keep_weights:
@@ -142,19 +123,11 @@ class RedisDatabase(Database):
             if worker:
                 pipe.hset(keys.heartbeats, worker.id, encode_heartbeat(worker, self._now()))
 
-        replies, state = self._ask(write)
-        if any(isinstance(reply, Exception) for reply in replies[: len(blobs)]):
-            raise DatabaseError(
-                f"Run {self.run} takes no more sessions: somebody wrote the last possible id. Clear it: clear --keep-weights."
-            )
-        return state
+        return self._ask(write)[1]
 
     def read(self, after: str, limit: int, wait: float = 0.0) -> tuple[list[tuple[str, bytes]], State]:
         sessions, ends = self._keys.sessions, time.monotonic() + wait
         while True:
-            if after == LAST_ID:  # of which the server has no range
-                time.sleep(min(max(0.0, ends - time.monotonic()), BLOCK))
-                return [], self.state()
             (entries,), state = self._ask(lambda pipe: pipe.xrange(sessions, min=f"({after}", count=limit))
             left = ends - time.monotonic()
             if entries or left <= 0:
@@ -245,7 +218,7 @@ class RedisDatabase(Database):
 
     def report(self, **numbers: Any) -> None:
         base.check_report(numbers)
-        texts = {name: "" if number is None else str(number) for name, number in numbers.items()}
+        texts = {name: "" if number is None else str(_STAT[name](number)) for name, number in numbers.items()}
 
         def write(pipe: Any) -> None:
             if texts:
@@ -265,7 +238,9 @@ class RedisDatabase(Database):
 
     def counters(self) -> dict[str, int]:
         with self._server() as client:
-            return decode_counters(client.hgetall(self._keys.tally))
+            tally = client.hgetall(self._keys.tally)
+        named = ((_text(name), int(number)) for name, number in tally.items())
+        return {name.removeprefix(COUNTER): number for name, number in named if name.startswith(COUNTER)}
 
     def episodes(self, limit: int = 100) -> list[dict[str, Any]]:
         return self._newest(self._keys.episodes, limit)
@@ -307,13 +282,18 @@ class RedisDatabase(Database):
 
         def ask(pipe: Any) -> None:
             add(pipe)
-            pipe.hget(keys.meta, "run_id").hget(keys.current, "version").hmget(keys.stat, STAT)
+            pipe.hget(keys.meta, "run_id").hget(keys.current, "version").hmget(keys.stat, list(_STAT))
             pipe.hget(keys.tally, "inserted").time()
 
         *replies, run_id, version, numbers, inserted, (seconds, microseconds) = self._change(ask)
-        state = decode_state(
-            {"run_id": run_id, "version": version, "inserted": inserted, **dict(zip(STAT, numbers, strict=True))}
-        )
+        with errors(self._url):
+            known = {
+                name: parse(text.decode())
+                for (name, parse), text in zip(_STAT.items(), numbers, strict=True)
+                if text is not None
+            }
+            known |= {"run_id": (run_id or b"").decode(), "inserted": int(inserted or 0)}
+            state = State(version=-1 if version is None else int(version), **known)
         self._clock = seconds + microseconds * 1e-6 - time.monotonic()
         self._capacity = state.capacity
         return replies, state
@@ -327,7 +307,7 @@ class RedisDatabase(Database):
         """
         try:
             with self._server() as client:
-                return _transaction(client, function, *watched)
+                return client.transaction(function, *watched)
         except DatabaseError as error:
             if not isinstance(error.__cause__, redis.OutOfMemoryError):
                 raise
@@ -335,7 +315,7 @@ class RedisDatabase(Database):
             kept = client.xlen(self._keys.sessions) * 3 // 4
             log.warning("The server is full; run %s keeps its newest %d sessions only.", self.run, kept)
             client.xtrim(self._keys.sessions, maxlen=kept, approximate=False)
-            return _transaction(client, function, *watched)
+            return client.transaction(function, *watched)
 
     def _log(self, key: str, row: Mapping[str, Any], kept: int) -> None:
         entry = {"row": encode_row(row)}
@@ -361,32 +341,6 @@ def list_runs(url: str) -> list[str]:
         return sorted(name.decode() for name in names)
 
 
-def _transaction(client: Any, function: Callable[[Any], object], *watched: str) -> list[Any]:
-    """As `client.transaction`. A counter that a player raised to its end, or a log whose ids it used up, stops nobody."""
-    with client.pipeline() as pipe:
-        while True:
-            with contextlib.suppress(redis.WatchError):
-                if watched:
-                    pipe.watch(*watched)
-                function(pipe)
-                replies: list[Any] = pipe.execute(raise_on_error=False)
-                break
-    for reply in replies:
-        if isinstance(reply, Exception) and not any(part in str(reply) for part in USED_UP):
-            raise reply
-    return replies
-
-
-def _read(command: Callable[..., Any], key: str, nothing: Any, **options: Any) -> Any:
-    """What lies under a key; `nothing` where somebody has put another type there."""
-    try:
-        return command(key, **options)
-    except redis.ResponseError as error:
-        if not str(error).startswith("WRONGTYPE"):
-            raise
-        return nothing
-
-
 def _blobs(entries: Any) -> list[tuple[str, bytes]]:
     """(id, session) of each entry; DAMAGED in place of one that is not what was sent. The first versions sent no checksum."""
 
@@ -406,8 +360,7 @@ def _check_size(size: int, what: str) -> None:
 
 def _checksums(current: Mapping[bytes, bytes]) -> dict[int, str]:
     """{version: checksum} of the weights kept."""
-    kept = ((name.removeprefix(b"xxh3:"), _text(text)) for name, text in current.items() if name.startswith(b"xxh3:"))
-    return {int(version): checksum for version, checksum in kept if version.isdigit() and len(version) < 20}
+    return {int(name[5:]): text.decode() for name, text in current.items() if name.startswith(b"xxh3:")}
 
 
 def _text(value: bytes | None) -> str:

@@ -1,19 +1,17 @@
 """Schema: everything that lies on a server for a run: the keys, and what the heartbeats and logs in them look like.
 
 Heartbeats and rows of logs are JSON. Whoever may write to the server may have written anything there, and readers show it
-on terminals and pages. So every row is decoded here, and what comes out is safe to show and to compute with.
+on terminals and pages. So decoding gives what is expected and harmless, or None.
 """
 
-import contextlib
-import itertools
 import json
+import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from tinyverse.core.errors import SettingsError
-from tinyverse.core.text import clean
-from tinyverse.database.base import State, Worker, is_session_id
+from tinyverse.database.base import Worker
 
 PREFIX = "tv:"  # every key begins with it
 COMMANDS = (  # all that tinyverse sends; the local server's user may run these and no other
@@ -24,15 +22,7 @@ COMMANDS = (  # all that tinyverse sends; the local server's user may run these 
 )  # fmt: skip
 CLUSTER_COMMANDS = ("command", "cluster|slots")  # that redis-py sends besides to a Redis Cluster
 COUNTER = "count:"  # what a counter's field in `tally` begins with
-ROLES = ("play", "human", "train", "eval")
-ROW_BYTES = 64 << 10  # a larger row is dropped unread
-LONG, SHORT, META = 10_000, 200, 1 << 20  # characters of a string, of a name, of a text of the run config
-ENTRIES = 1000  # of a dict or list
-MOST_ENVS = 1_000_000  # of a worker
-LARGEST = 1e38  # number; float32 holds no larger one
-AHEAD = 5.0  # seconds that a heartbeat may be ahead of the reader's idea of the server's time
 _WORKER = {name: type(value) for name, value in vars(Worker("", "")).items()}
-_LEFT_OUT = object()
 
 
 class Keys:
@@ -76,18 +66,14 @@ def encode_row(row: Mapping[str, Any]) -> str:
 
 
 def decode_row(text: bytes) -> dict[str, Any] | None:
-    """A row of a log; None where somebody wrote something else there.
-
-    What it returns is safe to show and to compute with: names and strings are cut and have no control characters, numbers
-    are finite and at most LARGEST, lists and dicts hold such values alone. Other values are left out.
-    """
-    if len(text) > ROW_BYTES:
-        return None
+    """A row of a log; None where somebody wrote something else there."""
     try:
-        row = json.loads(text, parse_int=_whole)
+        row = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    return _safe_dict(row) if isinstance(row, dict) else None
+    if not isinstance(row, dict):
+        return None
+    return {name: _harmless(value) if isinstance(value, str) else value for name, value in row.items()}
 
 
 def encode_heartbeat(worker: Worker, now: float) -> str:
@@ -98,102 +84,23 @@ def encode_heartbeat(worker: Worker, now: float) -> str:
 def decode_heartbeat(text: bytes, now: float) -> Worker | None:
     """The worker of a heartbeat, `seen` before `now`; None when it makes no sense. Passes over fields of other releases."""
     beat = decode_row(text) or {}
-    at: Any = beat.get("at")
-    if type(at) not in (int, float) or at > now + AHEAD:
-        return None
     try:
         worker = Worker(**{name: beat[name] for name in beat if name in _WORKER})
-    except TypeError:
+        worker.seen = max(0.0, now - float(beat["at"]))
+    except (ValueError, TypeError, KeyError):
         return None
-    if (
-        worker.role not in ROLES
-        or not 0 <= worker.num_envs <= MOST_ENVS
-        or not all(_is_like(getattr(worker, name), kind) for name, kind in _WORKER.items())
-    ):
-        return None
-    worker.seen = max(0.0, now - at)
-    return worker
-
-
-def decode_meta(stored: Mapping[bytes, bytes]) -> dict[str, str]:
-    """What `create` stored."""
-    return {clean(_text(name), SHORT): clean(_text(text), META) for name, text in stored.items()}
-
-
-def decode_state(stored: Mapping[str, bytes | None]) -> State:
-    """State by the names of its fields. What is missing, or no such number, has State's default."""
-    known = {}
-    for name, text in stored.items():
-        with contextlib.suppress(ValueError, OverflowError):
-            if text is not None:
-                known[name] = _STATE[name](text.decode())
-    return State(**known)
-
-
-def decode_counters(tally: Mapping[bytes, bytes]) -> dict[str, int]:
-    """What `count` counted."""
-    found = {}
-    for name, number in itertools.islice(tally.items(), ENTRIES):
-        with contextlib.suppress(ValueError):
-            if name.startswith(COUNTER.encode()):
-                found[clean(_text(name).removeprefix(COUNTER), SHORT)] = _whole(number.decode())
-    return found
-
-
-def _text(data: bytes | None) -> str:
-    return (data or b"").decode(errors="replace")
-
-
-def _whole(digits: str) -> int:
-    if len(digits) > 20:
-        raise ValueError("a number has too many digits")
-    return int(digits)
-
-
-def _number(text: str) -> float:
-    number = float(text)
-    if not abs(number) <= LARGEST:
-        raise ValueError("a number is NaN or too large")
-    return number
-
-
-def _session_id(text: str) -> str:
-    if not is_session_id(text):
-        raise ValueError("no id of a session")
-    return text
-
-
-_STATE: dict[str, Callable[[str], Any]] = {
-    "run_id": lambda text: clean(text, SHORT), "version": _whole, "inserted": _whole,
-    "update": _whole, "step": _whole, "sampled": _number, "reuse": _number, "max_ahead": lambda text: _number(text) if text else None,
-    "capacity": _whole, "stop": _whole, "cursor": _session_id,
-}  # fmt: skip
-STAT = [name for name in _STATE if name not in ("run_id", "version", "inserted")]  # fields of the hash `stat`
-
-
-def _safe_dict(row: Mapping[str, Any], depth: int = 0) -> dict[str, Any]:
-    safe = ((clean(name, SHORT), _safe(value, depth)) for name, value in itertools.islice(row.items(), ENTRIES))
-    return {name: value for name, value in safe if value is not _LEFT_OUT}
-
-
-def _safe(value: Any, depth: int) -> Any:
-    if isinstance(value, str):
-        return clean(value, LONG, lines=True)
-    if isinstance(value, (int, float)):  # a bool too
-        return value if abs(value) <= LARGEST else _LEFT_OUT
-    if value is None:
-        return None
-    if depth > 1:
-        return _LEFT_OUT
-    if isinstance(value, dict):
-        return _safe_dict(value, depth + 1)
-    return [part for part in (_safe(part, depth + 1) for part in value[:ENTRIES]) if part is not _LEFT_OUT]
+    return worker if all(_is_like(getattr(worker, name), kind) for name, kind in _WORKER.items()) else None
 
 
 def _is_like(value: Any, kind: type) -> bool:
-    """Whether a value that came from a network is what a field of Worker holds."""
+    """Whether a value that came from a network is what a field of Worker holds: then it can be shown."""
     if kind is dict:
         return isinstance(value, dict) and all(_is_like(share, float) for share in value.values())
-    if kind is float:
-        return type(value) in (int, float)
-    return type(value) is kind
+    if kind is str:
+        return isinstance(value, str)
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _harmless(text: str) -> str:
+    """Without what would command a terminal that shows it."""
+    return "".join(letter if letter.isprintable() or letter in "\n\t" else "?" for letter in text)

@@ -11,8 +11,8 @@ PLAYS = ("play", "human")
 ROLES = {"train": "trainer", "play": "player", "human": "person", "eval": "evaluator"}
 IDLE = 0.2  # share of its time from which on a side counts as waiting
 ADVICE = {
-    "environment": "the environment takes {} of a step; add players",
-    "act": "acting takes {} of a step; add players, or play --cores 2",
+    "environment": "the environment takes {share:.0%} of a step; add players",
+    "act": "acting takes {share:.0%} of a step; add players, or play --cores 2",
 }
 
 
@@ -37,7 +37,7 @@ def wait(worker: Mapping[str, Any], sessions_per_second: float | None) -> str:
         return ""
     who = ROLES.get(worker["role"], worker["role"])
     message = f"{who} waits: {worker['waits_for']}, since {worker['waits_seconds']:.0f} s"
-    found = re.match(r"(?:(\d{1,12}) of )?(\d[\d,]{0,14}) (?:more )?(?:new )?session", worker["waits_for"])
+    found = re.match(r"(?:(\d+) of )?([\d,]+) (?:more )?(?:new )?session", worker["waits_for"])
     if found is None or not sessions_per_second:
         return message
     missing = int(found[2].replace(",", "")) - int(found[1] or 0)
@@ -70,11 +70,8 @@ def bottleneck(facts: Mapping[str, Any]) -> str:
     if not stages:
         return "players: the trainer waits for them; add players"
     name, share = stages.most_common(1)[0]
-    share_of_all = f"{share / stages.total():.0%}" if stages.total() > 0 else "0%"
-    advice = (
-        ADVICE[name].format(share_of_all) if name in ADVICE else f"{name} takes {share_of_all} of a step; add players"
-    )
-    return f"players: {advice}"
+    advice = ADVICE.get(name, name + " takes {share:.0%} of a step; add players")
+    return "players: " + advice.format(share=share / stages.total())
 
 
 def _idle(worker: Mapping[str, Any]) -> float:

@@ -1,12 +1,12 @@
 """Status: all that is known of a run, as one dict with stable keys, for `info --json`, the panel and the dashboard."""
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tinyverse.core.errors import RunConflict, TinyverseError
-from tinyverse.core.run_config import experiment_and_settings
+from tinyverse.core.errors import TinyverseError
 from tinyverse.core.session import SessionSpec
 from tinyverse.database.base import Database
 from tinyverse.monitoring import diagnosis, metrics
@@ -31,7 +31,7 @@ def gather(database: Database, name: str) -> dict[str, Any]:
     facts = {
         "run": name,
         "experiment": meta.get("experiment"),
-        "settings": _settings(meta),
+        "settings": json.loads(meta["settings"]) if meta else {},
         "run_id": state.run_id, "version": state.version, "update": state.update, "step": state.step,
         "inserted": state.inserted, "sampled": state.sampled,
         "sessions": size["sessions"], "bytes": size["bytes"], "capacity": state.capacity,
@@ -48,13 +48,6 @@ def gather(database: Database, name: str) -> dict[str, Any]:
         "errors": [row for row in database.errors() if all(isinstance(row.get(name), str) for name in ERROR)],
     }  # fmt: skip
     return facts | {"bottleneck": diagnosis.bottleneck(facts)}
-
-
-def _settings(meta: Mapping[str, str]) -> dict[str, Any]:
-    try:
-        return experiment_and_settings(meta).get("settings", {})
-    except RunConflict:
-        return {}
 
 
 def _spec(meta: Mapping[str, str]) -> SessionSpec | None:

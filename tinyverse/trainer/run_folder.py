@@ -21,7 +21,6 @@ from typing import Any
 
 from tinyverse.core.errors import RunConflict
 from tinyverse.core.files import atomic_file, atomic_write, remove_leftovers
-from tinyverse.core.run_config import checked
 from tinyverse.core.weights import UNREADABLE, WeightsFile, plain
 from tinyverse.replay.files import Sessions, StoredSessions
 
@@ -78,14 +77,9 @@ class RunFolder:
         atomic_write(self.path / "settings.json", json.dumps(dict(settings), indent=2, default=str).encode())
 
     def settings(self) -> dict[str, Any]:
-        """What `write_settings` wrote; {} when there is none. Raises RunConflict where the file holds something else."""
+        """What `write_settings` wrote; {} when there is none."""
         file = self.path / "settings.json"
-        if not file.exists():
-            return {}
-        try:
-            return checked(json.loads(file.read_text()), str(file))
-        except (ValueError, RecursionError):
-            return checked(None, str(file))
+        return json.loads(file.read_text()) if file.exists() else {}
 
     def log(self, row: Mapping[str, Any], file: str = "metrics") -> None:
         """Appends a row to one of the logs.
