@@ -9,8 +9,10 @@ from typing import Any
 
 from tinyverse.core.errors import RunConflict
 from tinyverse.core.session import SessionSpec
+from tinyverse.core.text import printable
 
 FORMAT = "1"
+LONGEST = 1 << 20  # characters of settings as JSON
 
 
 def run_config(experiment: str, settings: Mapping[str, Any], spec: SessionSpec) -> dict[str, str]:
@@ -26,9 +28,29 @@ def experiment_and_settings(meta: Mapping[str, str]) -> dict[str, Any]:
     """
     if not meta:
         return {}
-    if meta["format"] != FORMAT:
-        raise RunConflict(f"the run has format {meta['format']}, this tinyverse {FORMAT}: use one version everywhere.")
-    return {"experiment": meta["experiment"], "settings": json.loads(meta["settings"])}
+    if meta.get("format", FORMAT) != FORMAT:
+        its = printable(meta["format"], 20)
+        raise RunConflict(f"the run has format {its}, this tinyverse {FORMAT}: use one version everywhere.")
+    return checked({"experiment": meta.get("experiment"), "settings": decode_settings(meta.get("settings", ""))})
+
+
+def decode_settings(text: str) -> Any:
+    """Returns what the JSON text of settings says; None where it is none, or longer than settings are."""
+    try:
+        return json.loads(text) if len(text) <= LONGEST else None
+    except (ValueError, RecursionError):
+        return None
+
+
+def checked(run_config: Any) -> dict[str, Any]:
+    """Returns what was stored as {"experiment": name, "settings": dict}, or {}; raises RunConflict where it is neither."""
+    if run_config == {}:
+        return {}
+    if isinstance(run_config, dict):
+        experiment, settings = run_config.get("experiment"), run_config.get("settings")
+        if isinstance(experiment, str) and experiment.isprintable() and isinstance(settings, dict):
+            return run_config
+    raise RunConflict("the run config is garbled: remove the run (clear --force), or choose another --name.")
 
 
 def check_can_join(
@@ -51,7 +73,7 @@ def check_can_join(
     kept, wanted = run_config["settings"], json.loads(json.dumps(dict(given), default=str))
     others = [key for key, value in wanted.items() if kept.get(key, value) != value]
     if others and not force:
-        made, asked = (", ".join(f"{key}={settings[key]}" for key in others) for settings in (kept, wanted))
+        made, asked = (printable(", ".join(f"{key}={its[key]}" for key in others), 500) for its in (kept, wanted))
         raise RunConflict(
             f"run {name} was made with {made}, this asks for {asked}: leave it out to join, choose another --name, "
             "start anew with train --fresh, or go on with the new settings with train --force."
@@ -60,6 +82,6 @@ def check_can_join(
 
 def check_spec(name: str, meta: Mapping[str, str], spec: SessionSpec) -> None:
     """Raises RunConflict where sessions of this `spec` are not sessions of run `name`."""
-    wrong = SessionSpec.from_json(meta["spec"]).difference(spec.fields)
+    wrong = SessionSpec.from_json(meta.get("spec", "")).difference(spec.fields)
     if wrong:
         raise RunConflict(f"run {name} cannot be joined: {wrong} Is the experiment file the same everywhere?")

@@ -1,13 +1,14 @@
 """Status: all that is known of a run, as one dict with stable keys, for `info --json`, the panel and the dashboard."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tinyverse.core.errors import TinyverseError
+from tinyverse.core.run_config import experiment_and_settings
 from tinyverse.core.session import SessionSpec
+from tinyverse.core.text import printable
 from tinyverse.database.base import Database
 from tinyverse.monitoring import diagnosis, metrics
 
@@ -23,15 +24,15 @@ def gather(database: Database, name: str) -> dict[str, Any]:
     returns = [episode["return"] for episode in episodes if not episode.get("human")]
     human = [episode["return"] for episode in episodes if episode.get("human")]
     rows, evaluations = metrics.split(database.metrics(ROWS))
-    counters, spec = database.counters(), _spec(meta)
+    spec, errors = _spec(meta), [row for row in database.errors() if all(isinstance(row.get(name), str) for name in ERROR)]
     workers = [dataclasses.asdict(worker) for worker in sorted(database.workers(), key=lambda worker: worker.id)]
     players = [worker for worker in workers if worker["role"] in diagnosis.PLAYS]
     steps = sum(worker["steps_per_second"] for worker in players)
-    per_second = steps / spec.length if spec else None
+    per_second, counters = steps / spec.length if spec else None, database.counters()
     facts = {
         "run": name,
-        "experiment": meta.get("experiment"),
-        "settings": json.loads(meta["settings"]) if meta else {},
+        "experiment": meta and printable(meta.get("experiment", "")) or None,
+        "settings": _settings(meta),
         "run_id": state.run_id, "version": state.version, "update": state.update, "step": state.step,
         "inserted": state.inserted, "sampled": state.sampled,
         "sessions": size["sessions"], "bytes": size["bytes"], "capacity": state.capacity,
@@ -45,7 +46,7 @@ def gather(database: Database, name: str) -> dict[str, Any]:
         "waits": {worker["id"]: sentence for worker in workers if (sentence := diagnosis.wait(worker, per_second))},
         "human_sessions": counters.pop("human", 0), "human_return": _mean(human),
         "counters": counters, "metrics": rows[-1] if rows else {}, "evaluation": evaluations[-1] if evaluations else {},
-        "errors": [row for row in database.errors() if all(isinstance(row.get(name), str) for name in ERROR)],
+        "errors": errors,
     }  # fmt: skip
     return facts | {"bottleneck": diagnosis.bottleneck(facts)}
 
@@ -55,6 +56,13 @@ def _spec(meta: Mapping[str, str]) -> SessionSpec | None:
         return SessionSpec.from_json(meta["spec"])
     except (KeyError, TinyverseError):
         return None
+
+
+def _settings(meta: Mapping[str, str]) -> dict[str, Any]:
+    try:
+        return dict(experiment_and_settings(meta).get("settings", {}))
+    except TinyverseError:  # of another release, or garbled; what works with the run says so
+        return {}
 
 
 def _is_number(value: Any) -> bool:

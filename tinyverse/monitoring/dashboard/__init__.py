@@ -53,9 +53,9 @@ def history(database: Database, folder: RunFolder) -> dict[str, Any]:
 
     Where the server came back empty, older rows come from the run's folder, if it is on this machine. Steps only grow.
     """
-    rows = database.metrics(LOG_KEPT)
-    begins = min((row["step"] for row in rows if "step" in row), default=math.inf)
-    rows = [row for row in folder.rows() if row.get("step", begins) < begins] + rows
+    rows, kept = (metrics.numbers(rows) for rows in (database.metrics(LOG_KEPT), folder.rows()))
+    begins = min((row["step"] for row in rows if row.get("step") is not None), default=math.inf)
+    rows = [row for row in kept if (begins if row.get("step") is None else row["step"]) < begins] + rows
     log, evaluations = metrics.split(rows)
     log = metrics.growing([row for row in log if row.get("step") is not None])
     log = log[(len(log) - 1) % -(-len(log) // POINTS) :: -(-len(log) // POINTS)] if log else []  # ends with the newest

@@ -76,7 +76,7 @@ class Frames:
         meta, size = self._database.meta(), self._database.size()
         if not meta or env >= num_envs or not size["sessions"]:
             return []
-        spec = SessionSpec.from_json(meta["spec"])
+        spec = SessionSpec.from_json(meta.get("spec", ""))
         wanted = max(1, STEPS // spec.length)
         pushed_at_once = sum(worker.num_envs for worker in workers if worker.role in ("play", "human"))
         limit = min((wanted + 2) * pushed_at_once, READ_BYTES * size["sessions"] // max(1, size["bytes"]))
