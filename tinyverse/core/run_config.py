@@ -4,14 +4,17 @@ The database holds it as a flat dict of strings: format, experiment, settings (J
 """
 
 import json
-from collections.abc import Mapping
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from tinyverse.core.errors import RunConflict
+from tinyverse.core.errors import RunConflict, SettingsError
 from tinyverse.core.session import SessionSpec
 from tinyverse.core.text import printable
 
 FORMAT = "1"
+NAMES_A_FILE = re.compile(r":|\\|\.\.|^[/~.]|\.[A-Za-z]\w*$")  # or a module; "ALE/Pong-v5" does not
 LONGEST = 1 << 20  # characters of settings as JSON
 
 
@@ -78,6 +81,43 @@ def check_can_join(
             f"run {name} was made with {made}, this asks for {asked}: leave it out to join, choose another --name, "
             "start anew with train --fresh, or go on with the new settings with train --force."
         )
+
+
+def check_trusted(stored: Mapping[str, Any], trusted: Sequence[Mapping[str, Any]], *, of_file: str = "") -> None:
+    """Checks that no setting from elsewhere makes this machine import a module or open a file that nobody here has named.
+
+    Gymnasium imports the module before a colon in an environment's id. A file of weights may come from anybody: of it, no
+    text at all is taken that is not said here too.
+
+    Args:
+        stored: settings as a server or a file of weights has them.
+        trusted: settings that were named here: by the command line, the experiment's defaults, the run's own folder.
+        of_file: the file that they come from; "": a server.
+    Raises:
+        SettingsError: there is one. The message says how to agree to it.
+    """
+    here = [json.loads(json.dumps(dict(settings), default=str)) for settings in trusted]
+    for name, value in stored.items():
+        texts = list(_texts(value))
+        names_something = texts if of_file else [text for text in texts if NAMES_A_FILE.search(text)]
+        if names_something and all(name not in settings or settings[name] != value for settings in here):
+            place = f"in {of_file}" if of_file else "on the server"
+            option = shlex.join(["-o", f"{name}={value if isinstance(value, str) else ','.join(texts)}"])
+            raise SettingsError(
+                printable(
+                    f"the setting {name}={value} {place} is not this experiment's own, and could name a module or a file "
+                    f"to be run here. If you trust it, add {option}.",
+                    1000,
+                )
+            )
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, dict)):
+        for part in [*value, *value.values()] if isinstance(value, dict) else value:
+            yield from _texts(part)
 
 
 def check_spec(name: str, meta: Mapping[str, str], spec: SessionSpec) -> None:

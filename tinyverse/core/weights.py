@@ -70,7 +70,9 @@ class WeightsFile(NamedTuple):
             weights, numbers = decode_weights(blob)
             about = codec.decode(blob)[1]
             score = json.loads(about["score"])
-            if not isinstance(score, dict) or not all(type(number) in (int, float) for number in score.values() if number is not None):
+            if not isinstance(score, dict) or not all(
+                type(number) in (int, float) for number in score.values() if number is not None
+            ):
                 raise CodecError("its score is garbled.")
             return cls(weights, **numbers, run_config=checked(decode_settings(about["agreed"])), score=score)
         except (*UNREADABLE, CodecError, RunConflict) as error:

@@ -24,7 +24,15 @@ from tinyverse.core.text import printable
 from tinyverse.database import base
 from tinyverse.database.base import Database, Episodes, State, Worker
 from tinyverse.database.connection import connect, errors
-from tinyverse.database.schema import COUNTER, Keys, decode_heartbeat, decode_row, encode_heartbeat, encode_row, to_number
+from tinyverse.database.schema import (
+    COUNTER,
+    Keys,
+    decode_heartbeat,
+    decode_row,
+    encode_heartbeat,
+    encode_row,
+    to_number,
+)
 
 log = logging.getLogger(__name__)
 
@@ -376,11 +384,19 @@ class RedisDatabase(Database):
         return time.monotonic() + (self._clock or 0.0)
 
 
+def remove_keys(url: str, run: str) -> None:
+    """Removes every key of a run, also those that tinyverse does not know; the server's user must be allowed to SCAN."""
+    prefix = Keys(run).weights("")[: -len("w:")]
+    with errors(url), connect(url, key=Keys(run).meta) as client:
+        for key in client.scan_iter(match=f"{prefix}*", count=1000):
+            client.unlink(key)
+
+
 def list_runs(url: str) -> list[str]:
     """The names of the runs on a server, sorted."""
     with errors(url), connect(url, key=Keys.RUNS) as client:
         names: Any = client.smembers(Keys.RUNS)
-        return sorted(name.decode() for name in names)
+        return sorted(printable(_text(name)) for name in names)
 
 
 def _blobs(entries: Any) -> list[tuple[str, bytes]]:

@@ -23,7 +23,9 @@ def lines(facts: Mapping[str, Any]) -> list[str]:
         returns = [value for _, value in facts["curve"]]
         messages[0] += f"; return {sparkline(returns)} {returns[-1]:.4g}"
     unreadable = facts["counters"].get("unreadable", 0)
-    left_out = [f"{counted(unreadable, 'row')} on the server cannot be read and {'is' if unreadable == 1 else 'are'} left out"]
+    left_out = [
+        f"{counted(unreadable, 'row')} on the server cannot be read and {'is' if unreadable == 1 else 'are'} left out"
+    ]
     return [*messages, *sorted(set(facts["waits"].values())), facts["bottleneck"], *left_out * bool(unreadable)]
 
 

@@ -24,14 +24,17 @@ def gather(database: Database, name: str) -> dict[str, Any]:
     returns = [episode["return"] for episode in episodes if not episode.get("human")]
     human = [episode["return"] for episode in episodes if episode.get("human")]
     rows, evaluations = metrics.split(database.metrics(ROWS))
-    spec, errors = _spec(meta), [row for row in database.errors() if all(isinstance(row.get(name), str) for name in ERROR)]
+    spec, errors = (
+        _spec(meta),
+        [row for row in database.errors() if all(isinstance(row.get(name), str) for name in ERROR)],
+    )
     workers = [dataclasses.asdict(worker) for worker in sorted(database.workers(), key=lambda worker: worker.id)]
     players = [worker for worker in workers if worker["role"] in diagnosis.PLAYS]
     steps = sum(worker["steps_per_second"] for worker in players)
     per_second, counters = steps / spec.length if spec else None, database.counters()
     facts = {
         "run": name,
-        "experiment": meta and printable(meta.get("experiment", "")) or None,
+        "experiment": printable(meta.get("experiment", "")) or None,
         "settings": _settings(meta),
         "run_id": state.run_id, "version": state.version, "update": state.update, "step": state.step,
         "inserted": state.inserted, "sampled": state.sampled,
