@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from tinyverse.core.errors import RunConflict, SettingsError, TinyverseError
+from tinyverse.core.errors import RunConflict, ServerError, SettingsError, TinyverseError
 from tinyverse.core.run_config import check_can_join, check_trusted, experiment_and_settings
 from tinyverse.core.text import did_you_mean, printable
 from tinyverse.database import server as redis_server
@@ -25,6 +25,7 @@ from tinyverse.database.base import Database
 from tinyverse.database.connection import open_database, public
 from tinyverse.database.redis import list_runs
 from tinyverse.experiment import loader
+from tinyverse.monitoring import status
 from tinyverse.monitoring.progress import Bar, Share
 from tinyverse.trainer.run_folder import RunFolder
 
@@ -143,6 +144,29 @@ class RunContext:
                 there = f"there are {', '.join(others)}" if others else "there is none"
                 hint = did_you_mean(self.run, others)
                 raise RunConflict(f"there is no run {self.run} in the database; {there}.{hint} Choose one with --name.")
+            yield database
+
+    @contextlib.contextmanager
+    def seen(self, waits: bool = False) -> Iterator[Database]:
+        """The database of a run, as `known`; where no server knows it, what its folder on this machine says.
+
+        Args:
+            waits: of a server that does not know the run, its empty database: a trainer may create it yet.
+        """
+        with contextlib.ExitStack() as stack:
+            try:
+                database = stack.enter_context(self.known())
+            except (RunConflict, ServerError) as error:
+                kept = status.of_folder(self.folder)
+                is_local = kept is not None and "local" in self.folder.settings().get("argv", [])
+                may_come = waits and isinstance(error, RunConflict)
+                if kept is not None and (is_local or not (self.names_server or self.database or may_come)):
+                    self.say(f"no server knows run {self.run}: this is what {self.folder.path}/ says")
+                    database = kept
+                elif may_come:
+                    database = stack.enter_context(self.connected(start=False))
+                else:
+                    raise
             yield database
 
     def runs(self) -> list[str]:

@@ -34,7 +34,7 @@ def watch(context: RunContext, listen: str, values: bool) -> None:
         raise SettingsError(
             f"{TOKEN} has {len(token)} characters; take {dashboard.SHORTEST_TOKEN} or more, or leave it out and one is made."
         )
-    with context.connected(start=False) as database, stop_on_signals() as should_stop:
+    with context.seen(waits=True) as database, stop_on_signals() as should_stop:
         frames = Frames(database, context.make_agent if values else None)
         make = functools.partial(dashboard.application, database, context.folder, frames, RECORDS, token=token)
         with dashboard.served(make, listen) as url:

@@ -19,12 +19,16 @@ def split(rows: Iterable[Row]) -> tuple[list[Row], list[Row]]:
 
 
 def numbers(rows: Iterable[Any]) -> list[Row]:
-    """Of rows that anybody may have written: the numbers in them, and None for those that are not finite."""
-    return [{name: value for name, value in row.items() if _is_number(value)} for row in rows if isinstance(row, dict)]
+    """The numbers in rows that anybody may have written; None for one that is not finite."""
+    return [
+        {name: _bounded(value) for name, value in row.items() if value is None or type(value) in (int, float)}
+        for row in rows
+        if isinstance(row, dict)
+    ]
 
 
-def _is_number(value: Any) -> bool:
-    return value is None or (type(value) in (int, float) and abs(value) <= LARGEST)
+def _bounded(value: float | None) -> float | None:
+    return value if value is None or abs(value) <= LARGEST else None
 
 
 def growing(rows: Sequence[Row], name: str = "step") -> list[Row]:

@@ -1,16 +1,19 @@
 """Status: all that is known of a run, as one dict with stable keys, for `info --json`, the panel and the dashboard."""
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tinyverse.core.errors import TinyverseError
-from tinyverse.core.run_config import experiment_and_settings
+from tinyverse.core.run_config import FORMAT, experiment_and_settings
 from tinyverse.core.session import SessionSpec
 from tinyverse.core.text import printable
-from tinyverse.database.base import Database
+from tinyverse.database.base import LOG_KEPT, Database
+from tinyverse.database.memory import MemoryDatabase
 from tinyverse.monitoring import diagnosis, metrics
+from tinyverse.trainer.run_folder import RunFolder
 
 RECENT = 100  # episodes in a mean return
 ROWS = 300  # of the log, that are searched for the newest evaluation
@@ -51,7 +54,32 @@ def gather(database: Database, name: str) -> dict[str, Any]:
         "counters": counters, "metrics": rows[-1] if rows else {}, "evaluation": evaluations[-1] if evaluations else {},
         "errors": errors,
     }  # fmt: skip
-    return facts | {"bottleneck": diagnosis.bottleneck(facts)}
+    is_over = "folder" in meta
+    return facts | {
+        "bottleneck": f"nobody is at work on a server: this is what {meta['folder']}/ says"
+        if is_over
+        else diagnosis.bottleneck(facts)
+    }
+
+
+def of_folder(folder: RunFolder) -> Database | None:
+    """What a run's folder says, as a database to look at: of a run without a server, or that is over. None if it says nothing."""
+    try:
+        made, rows = folder.settings(), metrics.numbers(folder.rows())
+    except TinyverseError:
+        return None
+    if not (made or rows):
+        return None
+    database, log = MemoryDatabase(), metrics.split(rows)[0]
+    settings = json.dumps(made.get("settings", {}))
+    database.create(
+        {"format": FORMAT, "experiment": made.get("experiment", ""), "settings": settings, "folder": str(folder.path)}
+    )
+    for row in rows[-LOG_KEPT:]:
+        database.log_metrics(row)
+    newest = log[-1] if log else {}
+    database.report(**{name: int(newest.get(name) or 0) for name in ("update", "step")})
+    return database
 
 
 def _spec(meta: Mapping[str, str]) -> SessionSpec | None:
