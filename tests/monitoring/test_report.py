@@ -59,7 +59,7 @@ def test_the_card_says_what_the_run_says():
     for row in ("| human | 9.3 |", "| rate | 0.001 |", "| processor | Abacus, 4 cores |", "| python | 3.11 |"):
         assert row in said
     assert "```\ntinyverse atari.py run -o 'a b=1' --seed 7\ntinyverse atari.py train --seed 3\n```" in said
-    assert (folder.path / "report.png").exists() and "tinyverse atari.py eval makes one" in said
+    assert (folder.path / "report.png").exists() and "tinyverse atari.py eval --name pong makes one" in said
 
 
 def test_the_page_is_one_file_in_which_words_stay_words():

@@ -9,21 +9,23 @@ import json
 import os
 import re
 import secrets
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from tinyverse.core.errors import RunConflict, SettingsError, TinyverseError
-from tinyverse.core.run_config import check_can_join, experiment_and_settings
-from tinyverse.core.text import did_you_mean
+from tinyverse.core.errors import RunConflict, ServerError, SettingsError, TinyverseError
+from tinyverse.core.run_config import check_can_join, check_trusted, experiment_and_settings
+from tinyverse.core.text import did_you_mean, printable
 from tinyverse.database import server as redis_server
 from tinyverse.database import server_config
 from tinyverse.database.base import Database
-from tinyverse.database.connection import open_database
+from tinyverse.database.connection import open_database, public
 from tinyverse.database.redis import list_runs
 from tinyverse.experiment import loader
+from tinyverse.monitoring import status
 from tinyverse.monitoring.progress import Bar, Share
 from tinyverse.trainer.run_folder import RunFolder
 
@@ -88,13 +90,19 @@ class RunContext:
     def folder(self) -> RunFolder:
         return RunFolder(RUNS / self.run)
 
-    def resolved(self, run_config: Mapping[str, Any]) -> dict[str, Any]:
-        """All settings: defaults, over them what the run has agreed on, over that what was asked for."""
+    def resolved(self, run_config: Mapping[str, Any], of_file: str = "") -> dict[str, Any]:
+        """All settings: defaults, over them what the run has agreed on, over that what was asked for.
+
+        Args:
+            of_file: a file of weights from anywhere, which `run_config` comes from.
+        """
         if gone := sorted(run_config.keys() - loader.defaults(self.module).keys()):
             raise RunConflict(
-                f"run {self.run} was made with {', '.join(gone)}, which {self.title} has no longer: choose another --name, "
+                f"run {self.run} was made with {printable(', '.join(gone))}, which {self.title} has no longer: choose another --name, "
                 "or start anew with train --fresh."
             )
+        own = self.folder.settings().get("settings", {}) if run_config else {}
+        check_trusted(run_config, [self.given, loader.defaults(self.module), own], of_file=of_file)
         return loader.resolve(self.module, {**run_config, **self.given})
 
     def make_agent(self, meta: Mapping[str, str]) -> TorchAgent:
@@ -107,6 +115,18 @@ class RunContext:
         if not isinstance(agent, TorchAgent):
             raise SettingsError(f"{type(agent).__name__} is no TorchAgent and has none.")
         return agent
+
+    def command(self, *words: str) -> str:
+        """A command about this run, as a person types it: in a message it must not be one about another run or server."""
+        named = ["--name", self.name] if self.name and self.name != self.title else []
+        place = {
+            "--redis": self.redis and public(self.redis),
+            "--host": self.host,
+            "--port": self.port,
+            "--database": self.database,
+        }
+        named += [str(word) for option, value in place.items() if value for word in (option, value)]
+        return printable(shlex.join(["tinyverse", self.experiment, *words, *named]), 1000)
 
     def fresh_seed(self) -> int:
         return secrets.randbits(31) if self.seed is None else self.seed
@@ -124,6 +144,29 @@ class RunContext:
                 there = f"there are {', '.join(others)}" if others else "there is none"
                 hint = did_you_mean(self.run, others)
                 raise RunConflict(f"there is no run {self.run} in the database; {there}.{hint} Choose one with --name.")
+            yield database
+
+    @contextlib.contextmanager
+    def seen(self, waits: bool = False) -> Iterator[Database]:
+        """The database of a run, as `known`; where no server knows it, what its folder on this machine says.
+
+        Args:
+            waits: of a server that does not know the run, its empty database: a trainer may create it yet.
+        """
+        with contextlib.ExitStack() as stack:
+            try:
+                database = stack.enter_context(self.known())
+            except (RunConflict, ServerError) as error:
+                kept = status.of_folder(self.folder)
+                is_local = kept is not None and "local" in self.folder.settings().get("argv", [])
+                may_come = waits and isinstance(error, RunConflict)
+                if kept is not None and (is_local or not (self.names_server or self.database or may_come)):
+                    self.say(f"no server knows run {self.run}: this is what {self.folder.path}/ says")
+                    database = kept
+                elif may_come:
+                    database = stack.enter_context(self.connected(start=False))
+                else:
+                    raise
             yield database
 
     def runs(self) -> list[str]:

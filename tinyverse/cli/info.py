@@ -27,7 +27,7 @@ def info(context: RunContext, watch: bool, errors: bool, as_json: bool) -> None:
         print(json.dumps(runs) if as_json else "\n".join(runs) or "there are no runs on this server")
         return
     console = Console()
-    with context.known() as database:
+    with context.seen() as database:
         if as_json:
             print(json.dumps(status.gather(database, context.run)))
         elif errors:

@@ -154,7 +154,7 @@ def _await_run(context: RunContext, database: Database, should_stop: Callable[[]
     """The run's config, once a trainer has created it; {} if interrupted before."""
     meta = database.meta()
     if not meta:
-        context.say(f"waiting for a trainer of run {context.run} (tinyverse {context.experiment} train)")
+        context.say(f"waiting for a trainer of run {context.run} ({context.command('train')})")
         waiting = Waiting()
         waiting.set("a trainer to create the run")
         heartbeat = Heartbeat(database, new_worker("play"), waiting)

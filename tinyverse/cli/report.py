@@ -24,5 +24,5 @@ def report(context: RunContext, others: tuple[str, ...] = ()) -> None:
     for folder in folders:
         check_can_join(folder.path.name, folder.settings(), context.title, settings)
     with context.bar("drawing the report"):
-        page, text = write_report(folders, title=context.title, experiment=context.experiment, videos=RECORDS)
+        page, text = write_report(folders, title=context.title, command=context.command("eval"), videos=RECORDS)
     print(f"report: {page} and {text.name}")

@@ -30,7 +30,11 @@ def watch(context: RunContext, listen: str, values: bool) -> None:
 
     host, _ = dashboard.address(listen)
     token = "" if dashboard.is_loopback(host) else os.environ.get(TOKEN) or secrets.token_urlsafe(24)
-    with context.connected(start=False) as database, stop_on_signals() as should_stop:
+    if token and len(token) < dashboard.SHORTEST_TOKEN:
+        raise SettingsError(
+            f"{TOKEN} has {len(token)} characters; take {dashboard.SHORTEST_TOKEN} or more, or leave it out and one is made."
+        )
+    with context.seen(waits=True) as database, stop_on_signals() as should_stop:
         frames = Frames(database, context.make_agent if values else None)
         make = functools.partial(dashboard.application, database, context.folder, frames, RECORDS, token=token)
         with dashboard.served(make, listen) as url:

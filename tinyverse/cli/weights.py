@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,9 @@ def weights_for(context: RunContext, weights: str | None, tracker: WeightsTracke
         return None
     run_config = found.run_config or context.folder.settings()  # an old checkpoint does not say its own
     check_can_join(context.run, run_config, context.title, context.given)
-    settings = context.resolved(run_config.get("settings", {}))
+    file = "" if weights is None or weights == "best" or weights.isdigit() else weights
+    foreign = file and context.folder.path.resolve() not in Path(file).resolve().parents
+    settings = context.resolved(run_config.get("settings", {}), of_file=file if foreign else "")
     return found._replace(run_config={"experiment": context.title, "settings": settings})
 
 
@@ -54,14 +57,14 @@ def _find(context: RunContext, weights: str | None, tracker: WeightsTracker) -> 
     path = folder.best if weights == "best" else Path(weights)
     if not path.is_file():
         raise SettingsError(
-            f"run {context.run} has no best weights in {folder.path}/ yet: tinyverse {context.experiment} eval --every keeps them."
+            f"run {context.run} has no best weights in {folder.path}/ yet; eval --every keeps them: {context.command('eval', '--every')}"
             if weights == "best"
             else f"--weights {weights} is neither a file here nor 'best' nor the number of a version. Checkpoints lie in {folder.checkpoints}/."
         )
     found = WeightsFile.read(path)
     if (its := found.run_config.get("experiment", title)) != title:
-        command = f"tinyverse {its} eval --weights {weights}"
-        raise SettingsError(f"--weights {weights} is of the experiment {its}, this is {title}: {command}")
+        command = shlex.join(["tinyverse", its[:100], "eval", "--weights", weights])
+        raise SettingsError(f"--weights {weights} is of the experiment {its[:100]}, this is {title}: {command}")
     return found
 
 
@@ -88,7 +91,7 @@ def _version(context: RunContext, wanted: int | None, tracker: WeightsTracker) -
             raise SettingsError(f"run {context.run} has no version {wanted}; the newest is {there}, and 3 are kept.")
     if kept is None:
         nowhere = f"run {context.run} has no weights yet, neither on a server nor in {folder.path}/"
-        raise NoWeights(f"{nowhere}. Train it first: tinyverse {context.experiment} train")
+        raise NoWeights(f"{nowhere}. Train it first: {context.command('train')}")
     return kept
 
 

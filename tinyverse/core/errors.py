@@ -9,16 +9,25 @@
 A user should only ever see an error of this tree. A traceback is a bug of tinyverse.
 """
 
+from tinyverse.core.text import printable
+
 
 class TinyverseError(Exception):
     """Raised when the user can fix the problem; the message says how."""
 
 
-class CodecError(TinyverseError):
+class _OfTheWire(TinyverseError):
+    """Quotes what came from elsewhere: so it is one line without what commands a terminal or forges a log."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message, 2000))
+
+
+class CodecError(_OfTheWire):
     """Raised when bytes do not follow their format. The reader allocates nothing before it has checked them."""
 
 
-class SpecError(TinyverseError):
+class SpecError(_OfTheWire):
     """Raised when names, shapes or dtypes differ from the run's session spec."""
 
 

@@ -22,7 +22,9 @@ import numpy as np
 from tinyverse.core import codec, nest
 from tinyverse.core.bounds import Bounds
 from tinyverse.core.errors import CodecError, SpecError
+from tinyverse.core.text import printable
 
+LONGEST = 1 << 24  # steps of a session
 LONGEST_NAME = 200  # characters of a player's name, which trainers remember
 
 FIELDS: dict[str, int | None] = {  # rows beyond T of a field's leaves; None: the leaves have no time axis
@@ -144,12 +146,15 @@ class SessionSpec:
         """Inverse of `to_json`. Raises SpecError where the text is no spec."""
         try:
             stored = json.loads(text).items()
-            fields = {name: (tuple(map(int, shape)), np.dtype(str(dtype))) for name, (dtype, shape, *_) in stored}
+            fields = {name: (tuple(map(int, shape)), np.dtype(str(dtype)[:20])) for name, (dtype, shape, *_) in stored}
             bounds = {
                 name: Bounds.from_lists(limits, fields[name][0][1:]) for name, (_, _, *limits) in stored if limits
             }
-        except (ValueError, TypeError, AttributeError, RecursionError, SyntaxError, OverflowError):  # dtypes are parsed
-            raise SpecError(f"the run's spec of its sessions is garbled: {text[:80]!r}") from None
+            sound = _is_spec(fields)
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError, SyntaxError, OverflowError):
+            sound = False  # dtypes are parsed
+        if not sound:
+            raise SpecError(f"the run's spec of its sessions is garbled: {text[:80]!r}")
         if any(dtype.kind not in "biuf" for _, dtype in fields.values()):
             raise SpecError("the run's spec has arrays that are neither booleans, integers nor floats.")
         return cls(fields, bounds)
@@ -192,11 +197,12 @@ class SessionSpec:
                 raise SpecError(f"session.{name} holds {kind}: learning from it would spoil the weights.")
         for name, bounds in self.bounds.items():
             bounds.check(arrays[name], f"session.{name}")
-        session = Session(arrays, metadata)
         if len(metadata.get("player", "")) > LONGEST_NAME:
             raise CodecError(f"the session's player has a name of more than {LONGEST_NAME} characters.")
         for name in ("version", "update", "sequence"):
             codec.whole_number(metadata, name)
+        shown = {printable(name): printable(text, codec.MAX_HEADER) for name, text in metadata.items()}
+        session = Session(arrays, shown)
         try:
             episodes = session.episodes
             sound = len(episodes) <= self.length and all(_is_episode(*episode) for episode in episodes)
@@ -205,6 +211,21 @@ class SessionSpec:
         if not sound:
             raise CodecError("the session's metadata has garbled returns or lengths of episodes.")
         return session
+
+
+def _is_spec(fields: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> bool:
+    """Whether all that reads sessions can rely on it. Raises LookupError for a field that sessions do not have."""
+    steps = fields["rewards"][0][0]
+    one_number_a_step = (fields[STORED.get(name, name)][0] for name in ("rewards", "terminated", "truncated", "valid"))
+    return (
+        0 < steps <= LONGEST
+        and all(shape == (steps,) for shape in one_number_a_step)
+        and all(
+            name.isprintable() and all(0 <= side < 1 << 40 for side in shape)
+            and ((beyond := rows_beyond(name)) is None or shape[:1] == (steps + beyond,))
+            for name, (shape, _) in fields.items()
+        )
+    )  # fmt: skip
 
 
 def _is_episode(total: Any, length: Any) -> bool:

@@ -13,6 +13,16 @@ def counted(count: float, thing: str) -> str:
     return f"{count:,.12g} {thing}{'' if count == 1 else 's'}"
 
 
+def printable(text: str, most: int = 200, keep: str = "") -> str:
+    """Returns text from elsewhere so that it can be shown: at most so many characters, none that commands a terminal.
+
+    >>> printable("a\\x1b[2Jb\\nc"), printable("longer", 4), printable("b\\nc", keep="\\n")
+    ('a?[2Jb?c', 'long', 'b\\nc')
+    """
+    text = text[:most]
+    return text if text.isprintable() else "".join(c if c.isprintable() or c in keep else "?" for c in text)
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Returns a hint for the end of a message about an unknown word; "" where no known word is similar.
 

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from tinyverse.core import codec
-from tinyverse.core.errors import CodecError, SettingsError
+from tinyverse.core.errors import CodecError, RunConflict, SettingsError
 from tinyverse.core.files import atomic_write
+from tinyverse.core.run_config import checked, decode_settings, experiment_and_settings
 
 UNREADABLE = (  # what torch.load raises for damaged files
     RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError, LookupError, TypeError, AttributeError,
@@ -68,19 +69,26 @@ class WeightsFile(NamedTuple):
             blob = path.read_bytes()
             weights, numbers = decode_weights(blob)
             about = codec.decode(blob)[1]
-            return cls(weights, **numbers, run_config=json.loads(about["agreed"]), score=json.loads(about["score"]))
-        except (*UNREADABLE, CodecError) as error:
+            score = json.loads(about["score"])
+            if not isinstance(score, dict) or not all(
+                type(number) in (int, float) for number in score.values() if number is not None
+            ):
+                raise CodecError("its score is garbled.")
+            return cls(weights, **numbers, run_config=checked(decode_settings(about["agreed"])), score=score)
+        except (*UNREADABLE, CodecError, RunConflict) as error:
             raise SettingsError(
                 f"{path} is no checkpoint of a trainer and no file of weights that tinyverse wrote ({type(error).__name__})."
             ) from None
 
     @classmethod
     def of_checkpoint(cls, contents: Mapping[str, Any]) -> Self:
-        """Returns the weights in the contents of a trainer's checkpoint."""
-        meta = contents.get("meta")
-        run_config = {"experiment": meta["experiment"], "settings": json.loads(meta["settings"])} if meta else {}
+        """Returns the weights in the contents of a trainer's checkpoint. Raises RunConflict for a garbled run config."""
+        run_config = experiment_and_settings(contents.get("meta") or {})
         weights = {name: tensor.numpy() for name, tensor in contents["weights"].items()}
-        return cls(weights, contents["version"], contents.get("update", 0), contents.get("step", 0), run_config)
+        numbers = (contents["version"], contents.get("update", 0), contents.get("step", 0))
+        if not all(type(number) is int for number in numbers):
+            raise CodecError("its numbers are none.")
+        return cls(weights, *numbers, run_config)
 
 
 def plain(contents: Any) -> Any:

@@ -293,6 +293,13 @@ def just_before(session_id: str) -> str:
     return f"{first}-{second - 1}" if second else f"{max(first - 1, 0)}-{2**64 - 1}"
 
 
+def to_cursor(text: str) -> str:
+    """The text itself. Raises ValueError where it is no session's id."""
+    if not is_session_id(text):
+        raise ValueError(f"{text[:40]!r} is no cursor")
+    return text
+
+
 def to_numbers(session_id: str) -> list[int]:
     """
     >>> to_numbers("17-2")

@@ -26,7 +26,7 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 from tinyverse.core.errors import DatabaseError, DatabaseLost, SettingsError
-from tinyverse.core.text import clean
+from tinyverse.core.text import printable
 from tinyverse.database.base import Database
 from tinyverse.database.schema import CLUSTER_COMMANDS, COMMANDS, PREFIX
 from tinyverse.database.signing import signed
@@ -208,7 +208,7 @@ def _sentinel(url: str, options: dict[str, Any]) -> redis.Redis:
 
 
 def _translated(error: BaseException, url: str) -> DatabaseError:
-    reason = clean(
+    reason = printable(
         str(error).rpartition(" of pipeline caused error: ")[2], 300
     )  # redis-py quotes the command before it
     says_so = isinstance(error, redis.ResponseError) and any(sign in reason for sign in SIGNS_OF_NOT_NOW)

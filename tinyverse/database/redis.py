@@ -8,6 +8,8 @@ along.
 
 import contextlib
 import functools
+import heapq
+import itertools
 import logging
 import secrets
 import time
@@ -18,19 +20,32 @@ import redis
 import xxhash
 
 from tinyverse.core.errors import DatabaseError, DatabaseLost, SettingsError
+from tinyverse.core.text import printable
 from tinyverse.database import base
 from tinyverse.database.base import Database, Episodes, State, Worker
 from tinyverse.database.connection import connect, errors
-from tinyverse.database.schema import COUNTER, Keys, decode_heartbeat, decode_row, encode_heartbeat, encode_row
+from tinyverse.database.schema import (
+    COUNTER,
+    Keys,
+    decode_heartbeat,
+    decode_row,
+    encode_heartbeat,
+    encode_row,
+    to_number,
+)
 
 log = logging.getLogger(__name__)
 
 LARGEST = 256 << 20  # bytes in one request; the local server cuts the line at more
 BLOCK = 1.0  # seconds a read waits on the server at a time, well below the client's timeout
 WEIGHTS_TRIES = 5
+MOST_WORKERS = 1000  # told of, those heard of last
+MOST_COUNTERS = 100
+FAR_AHEAD = 86_400_000  # milliseconds; no server's clock is set back so far, so who wrote such an id did not ask it
+_WHOLE, _REAL = (functools.partial(to_number, kind=kind) for kind in (int, float))
 _STAT: dict[str, Callable[[str], Any]] = {
-    "update": int, "step": int, "sampled": float, "reuse": float,
-    "max_ahead": lambda text: float(text) if text else None, "capacity": int, "stop": int, "cursor": str,
+    "update": _WHOLE, "step": _WHOLE, "sampled": _REAL, "reuse": _REAL,
+    "max_ahead": lambda text: _REAL(text) if text else None, "capacity": _WHOLE, "stop": _WHOLE, "cursor": base.to_cursor,
 }  # fmt: skip
 
 
@@ -53,6 +68,8 @@ class RedisDatabase(Database):
         self._client: Any = None  # as long as the server is not lost
         self._capacity = State.capacity  # as of the last State
         self._clock: float | None = None  # the server's time minus ours, seconds
+        self._unreadable: dict[str, int] = {}  # rows of each log and heartbeats that the last look passed over
+        self._stream_is_spoilt = False  # a session's id lies far ahead, so others may find no place behind it
 
     def __repr__(self) -> str:
         return f"RedisDatabase(run={self.run!r})"
@@ -86,14 +103,16 @@ class RedisDatabase(Database):
         keys = self._keys
 
         def remove(pipe: Any) -> None:
-            versions = _checksums(pipe.hgetall(keys.current))
-            gone = [name for name in pipe.hgetall(keys.stat) if name.decode() not in base.KEPT_BY_CLEAR]
+            versions = _names(pipe, keys.current)
+            gone = [name for name in _names(pipe, keys.stat) if _text(name) not in base.KEPT_BY_CLEAR]
             pipe.multi()
             pipe.unlink(keys.heartbeats, keys.tally, keys.episodes, keys.metrics, keys.errors)
-            pipe.xtrim(keys.sessions, maxlen=0, approximate=False)  # not unlinked: its ids go on growing in this run_id
             if not keep_weights:
-                pipe.unlink(keys.sessions, keys.meta, keys.current, keys.lease, keys.stat, *map(keys.weights, versions))
-            elif gone:
+                weights = [keys.weights(_text(name)[5:]) for name in versions if name.startswith(b"xxh3:")]
+                pipe.unlink(keys.sessions, keys.meta, keys.current, keys.lease, keys.stat, *weights)
+                return
+            pipe.xtrim(keys.sessions, maxlen=0, approximate=False)  # not unlinked: its ids go on growing in this run_id
+            if gone:
                 pipe.hdel(keys.stat, *gone)
 
         self._change(remove, keys.current)
@@ -123,15 +142,25 @@ class RedisDatabase(Database):
             if worker:
                 pipe.hset(keys.heartbeats, worker.id, encode_heartbeat(worker, self._now()))
 
-        return self._ask(write)[1]
+        try:
+            return self._ask(write)[1]
+        except DatabaseError as error:
+            if not _is_at_its_end(error):
+                raise
+            if keys.sessions in str(error):
+                raise DatabaseLost(f"run {self.run} takes no sessions now: {error}") from error  # the trainer mends it
+            return self.state()  # all but the log of episodes or a counter was written
 
     def read(self, after: str, limit: int, wait: float = 0.0) -> tuple[list[tuple[str, bytes]], State]:
         sessions, ends = self._keys.sessions, time.monotonic() + wait
         while True:
             (entries,), state = self._ask(lambda pipe: pipe.xrange(sessions, min=f"({after}", count=limit))
+            latest = 1000 * self._now() + FAR_AHEAD
+            sound = [entry for entry in entries if base.to_numbers(entry[0].decode())[0] <= latest]
+            self._stream_is_spoilt = self._stream_is_spoilt or len(sound) < len(entries)
             left = ends - time.monotonic()
-            if entries or left <= 0:
-                return _blobs(entries), state
+            if sound or left <= 0 or self._stream_is_spoilt:
+                return _blobs(sound), state
             with self._server() as client:
                 client.xread({sessions: after}, count=1, block=max(1, int(1000 * min(left, BLOCK))))
 
@@ -214,7 +243,9 @@ class RedisDatabase(Database):
         if stale:
             with contextlib.suppress(DatabaseError), self._server() as client:  # who may only look leaves them there
                 client.hdel(self._keys.heartbeats, *stale)
-        return [worker for key, worker in everyone.items() if worker is not None and key not in stale]
+        self._unreadable[self._keys.heartbeats] = sum(worker is None for worker in everyone.values())
+        alive = [worker for worker in everyone.values() if worker is not None and worker.seen < base.STALE_AFTER]
+        return heapq.nsmallest(MOST_WORKERS, alive, key=lambda worker: worker.seen)
 
     def report(self, **numbers: Any) -> None:
         base.check_report(numbers)
@@ -226,21 +257,33 @@ class RedisDatabase(Database):
             if "capacity" in numbers:
                 self._capacity = int(numbers["capacity"])
                 pipe.xtrim(self._keys.sessions, maxlen=self._capacity, approximate=False)
+            if self._stream_is_spoilt:
+                log.warning("Sessions of run %s lie far ahead of the server's time. All are removed.", self.run)
+                pipe.unlink(self._keys.sessions)
 
         self._change(write)
+        self._stream_is_spoilt = False
 
     def count(self, **numbers: int) -> None:
         def write(pipe: Any) -> None:
             for name, number in numbers.items():
                 pipe.hincrby(self._keys.tally, COUNTER + name, int(number))
 
-        self._change(write)
+        try:
+            self._change(write)
+        except DatabaseError as error:
+            if not _is_at_its_end(error):
+                raise
 
     def counters(self) -> dict[str, int]:
+        """Those that were counted; `unreadable`, if any are, are rows on the server that were last passed over."""
         with self._server() as client:
             tally = client.hgetall(self._keys.tally)
-        named = ((_text(name), int(number)) for name, number in tally.items())
-        return {name.removeprefix(COUNTER): number for name, number in named if name.startswith(COUNTER)}
+            named = ((printable(_text(name)), to_number(_text(number), int)) for name, number in tally.items())
+            counted = {name.removeprefix(COUNTER): number for name, number in named if name.startswith(COUNTER)}
+        unreadable = sum(self._unreadable.values())
+        known = dict(itertools.islice(counted.items(), MOST_COUNTERS))
+        return known | ({"unreadable": unreadable} if unreadable else {})
 
     def episodes(self, limit: int = 100) -> list[dict[str, Any]]:
         return self._newest(self._keys.episodes, limit)
@@ -263,7 +306,8 @@ class RedisDatabase(Database):
             pipe.xlen(self._keys.sessions)
             pipe.hmget(self._keys.tally, "inserted", "bytes")
             kept, (inserted, size) = pipe.execute()
-        return {"sessions": kept, "bytes": round(kept * int(size or 0) / max(1, int(inserted or 0)))}
+            count, total = (max(1, to_number(_text(number or b"0"), int)) for number in (inserted, size))
+        return {"sessions": kept, "bytes": round(kept * total / count)}
 
     @contextlib.contextmanager
     def _server(self) -> Iterator[Any]:
@@ -292,8 +336,8 @@ class RedisDatabase(Database):
                 for (name, parse), text in zip(_STAT.items(), numbers, strict=True)
                 if text is not None
             }
-            known |= {"run_id": (run_id or b"").decode(), "inserted": int(inserted or 0)}
-            state = State(version=-1 if version is None else int(version), **known)
+            known |= {"run_id": (run_id or b"").decode(), "inserted": max(0, int(inserted or 0))}
+            state = State(version=-1 if version is None else to_number(version.decode(), int), **known)
         self._clock = seconds + microseconds * 1e-6 - time.monotonic()
         self._capacity = state.capacity
         return replies, state
@@ -319,26 +363,41 @@ class RedisDatabase(Database):
 
     def _log(self, key: str, row: Mapping[str, Any], kept: int) -> None:
         entry = {"row": encode_row(row)}
-        self._change(lambda pipe: pipe.xadd(key, entry, maxlen=kept, approximate=False))
+        try:
+            self._change(lambda pipe: pipe.xadd(key, entry, maxlen=kept, approximate=False))
+        except DatabaseError as error:
+            if not _is_at_its_end(error):
+                raise
+            log.warning("The log %s takes no more rows and begins anew.", key)
+            self._change(lambda pipe: pipe.unlink(key).xadd(key, entry))
 
     def _newest(self, stream: str, limit: int) -> list[dict[str, Any]]:
         if limit <= 0:
             return []
         with self._server() as client:
             entries = client.xrevrange(stream, count=limit)
-        rows = (decode_row(fields.get(b"row", b"")) for _, fields in reversed(entries))
-        return [row for row in rows if row is not None]
+        rows = [row for _, fields in reversed(entries) if (row := decode_row(fields.get(b"row", b""))) is not None]
+        self._unreadable[stream] = len(entries) - len(rows)
+        return rows
 
     def _now(self) -> float:
         """The server's time in seconds, by our steady clock since its last reply."""
         return time.monotonic() + (self._clock or 0.0)
 
 
+def remove_keys(url: str, run: str) -> None:
+    """Removes every key of a run, also those that tinyverse does not know; the server's user must be allowed to SCAN."""
+    prefix = Keys(run).weights("")[: -len("w:")]
+    with errors(url), connect(url, key=Keys(run).meta) as client:
+        for key in client.scan_iter(match=f"{prefix}*", count=1000):
+            client.unlink(key)
+
+
 def list_runs(url: str) -> list[str]:
     """The names of the runs on a server, sorted."""
     with errors(url), connect(url, key=Keys.RUNS) as client:
         names: Any = client.smembers(Keys.RUNS)
-        return sorted(name.decode() for name in names)
+        return sorted(printable(_text(name)) for name in names)
 
 
 def _blobs(entries: Any) -> list[tuple[str, bytes]]:
@@ -361,6 +420,20 @@ def _check_size(size: int, what: str) -> None:
 def _checksums(current: Mapping[bytes, bytes]) -> dict[int, str]:
     """{version: checksum} of the weights kept."""
     return {int(name[5:]): text.decode() for name, text in current.items() if name.startswith(b"xxh3:")}
+
+
+def _names(pipe: Any, key: str) -> list[bytes]:
+    """The names in a hash; none where something else lies there."""
+    try:
+        return list(pipe.hgetall(key))
+    except redis.ResponseError:
+        return []
+
+
+def _is_at_its_end(error: DatabaseError) -> bool:
+    """Whether a counter or a stream has come to the end of its range, and all else that was asked for was done."""
+    text = str(error.__cause__)
+    return any(words in text for words in ("would overflow", "smaller than the target", "exhausted the last"))
 
 
 def _text(value: bytes | None) -> str:

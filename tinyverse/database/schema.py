@@ -1,17 +1,18 @@
 """Schema: everything that lies on a server for a run: the keys, and what the heartbeats and logs in them look like.
 
 Heartbeats and rows of logs are JSON. Whoever may write to the server may have written anything there, and readers show it
-on terminals and pages. So decoding gives what is expected and harmless, or None.
+on terminals and pages. So decoding gives what is expected and harmless, or None: known names, numbers within bounds,
+short strings that command no terminal.
 """
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from tinyverse.core.errors import SettingsError
-from tinyverse.database.base import Worker
+from tinyverse.core.text import printable
+from tinyverse.database.base import STALE_AFTER, Worker
 
 PREFIX = "tv:"  # every key begins with it
 COMMANDS = (  # all that tinyverse sends; the local server's user may run these and no other
@@ -22,7 +23,14 @@ COMMANDS = (  # all that tinyverse sends; the local server's user may run these 
 )  # fmt: skip
 CLUSTER_COMMANDS = ("command", "cluster|slots")  # that redis-py sends besides to a Redis Cluster
 COUNTER = "count:"  # what a counter's field in `tally` begins with
+LONGEST_ROW = 256 << 10  # bytes of a row; a traceback of 10,000 letters takes at most half
+MOST_NAMES = 1000  # in a row
+MOST_ENVS = 100_000  # of one player
+MOST = 2**53  # of a number in a heartbeat; larger ones are no whole numbers in a browser
+LARGEST = 1e300  # of a number in a log: so that sums and means are finite
 _WORKER = {name: type(value) for name, value in vars(Worker("", "")).items()}
+_COUNTS = {name for name, kind in _WORKER.items() if kind in (int, float)} - {"version"}  # never below 0
+_LINES = {"error": 1000, "traceback": 10_000}  # characters of what may have several lines; others have 200 in one
 
 
 class Keys:
@@ -56,7 +64,7 @@ class Keys:
         """Every key but those of weights."""
         return [key for name, key in vars(self).items() if name != "_prefix"]
 
-    def weights(self, version: int) -> str:
+    def weights(self, version: int | str) -> str:
         """str: the weights of one version; never written twice."""
         return f"{self._prefix}w:{version}"
 
@@ -66,14 +74,11 @@ def encode_row(row: Mapping[str, Any]) -> str:
 
 
 def decode_row(text: bytes) -> dict[str, Any] | None:
-    """A row of a log; None where somebody wrote something else there."""
-    try:
-        row = json.loads(text)
-    except (ValueError, RecursionError):
+    """A row of a log: plain values by name; None where somebody wrote something else there. What cannot be shown is left out."""
+    row = _object(text)
+    if row is None or len(row) > MOST_NAMES:
         return None
-    if not isinstance(row, dict):
-        return None
-    return {name: _harmless(value) if isinstance(value, str) else value for name, value in row.items()}
+    return {printable(name): _shown(name, value) for name, value in row.items() if _is_plain(value)}
 
 
 def encode_heartbeat(worker: Worker, now: float) -> str:
@@ -83,24 +88,65 @@ def encode_heartbeat(worker: Worker, now: float) -> str:
 
 def decode_heartbeat(text: bytes, now: float) -> Worker | None:
     """The worker of a heartbeat, `seen` before `now`; None when it makes no sense. Passes over fields of other releases."""
-    beat = decode_row(text) or {}
-    try:
-        worker = Worker(**{name: beat[name] for name in beat if name in _WORKER})
-        worker.seen = max(0.0, now - float(beat["at"]))
-    except (ValueError, TypeError, KeyError):
+    beat = _object(text) or {}
+    at: Any = beat.get("at")
+    fields = _fields({**beat, "seen": 0.0})
+    if fields is None or not {"id", "role"} <= fields.keys() or not _is_number(at, MOST):
         return None
-    return worker if all(_is_like(getattr(worker, name), kind) for name, kind in _WORKER.items()) else None
+    if min(fields[name] for name in _COUNTS & fields.keys()) < 0 or fields.get("num_envs", 0) > MOST_ENVS:
+        return None
+    if at > now + STALE_AFTER:  # clocks differ by less
+        return None
+    return Worker(**{**fields, "seen": max(0.0, now - at)})
+
+
+def to_number(text: float | str, kind: type[int] | type[float]) -> Any:
+    """A number of State or a counter. Raises ValueError where it is none, or too large for 64 bits."""
+    number = kind(text)
+    if not abs(number) < (2**63 if kind is int else LARGEST):
+        raise ValueError(f"{str(text)[:40]} is no number that a run can have")
+    return number
+
+
+def _object(text: bytes) -> dict[str, Any] | None:
+    if len(text) > LONGEST_ROW:
+        return None
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def _fields(beat: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What a heartbeat says of Worker's fields, fit to be shown; None where one of them is not of its kind."""
+    known = {name: value for name, value in beat.items() if name in _WORKER}
+    if not all(_is_like(value, _WORKER[name]) for name, value in known.items()):
+        return None
+    return {name: _shown(name, value) for name, value in known.items()}
 
 
 def _is_like(value: Any, kind: type) -> bool:
-    """Whether a value that came from a network is what a field of Worker holds: then it can be shown."""
     if kind is dict:
-        return isinstance(value, dict) and all(_is_like(share, float) for share in value.values())
+        shares = isinstance(value, dict) and len(value) <= 20
+        return shares and all(_is_number(share, MOST) and share >= 0 for share in value.values())
     if kind is str:
         return isinstance(value, str)
-    return type(value) in (int, float) and math.isfinite(value)
+    return _is_number(value, MOST) and (kind is float or type(value) is int)
 
 
-def _harmless(text: str) -> str:
-    """Without what would command a terminal that shows it."""
-    return "".join(letter if letter.isprintable() or letter in "\n\t" else "?" for letter in text)
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, (bool, str)) or _is_number(value, LARGEST)
+
+
+def _is_number(value: Any, most: float) -> bool:
+    return type(value) in (int, float) and abs(value) <= most  # NaN is not
+
+
+def _shown(name: str, value: Any) -> Any:
+    """A value fit to be shown under this name."""
+    if isinstance(value, dict):
+        return {printable(word, 40): share for word, share in value.items()}
+    if not isinstance(value, str):
+        return value
+    return printable(value, _LINES[name], keep="\n\t") if name in _LINES else printable(value)

@@ -5,15 +5,13 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from tinyverse.core.text import counted
 from tinyverse.monitoring.metrics import sparkline
 
 PLAYS = ("play", "human")
 ROLES = {"train": "trainer", "play": "player", "human": "person", "eval": "evaluator"}
 IDLE = 0.2  # share of its time from which on a side counts as waiting
-ADVICE = {
-    "environment": "the environment takes {share:.0%} of a step; add players",
-    "act": "acting takes {share:.0%} of a step; add players, or play --cores 2",
-}
+STAGES = {"environment": "the environment", "act": "acting"}
 
 
 def lines(facts: Mapping[str, Any]) -> list[str]:
@@ -24,7 +22,11 @@ def lines(facts: Mapping[str, Any]) -> list[str]:
     if len(facts["curve"]) > 1:
         returns = [value for _, value in facts["curve"]]
         messages[0] += f"; return {sparkline(returns)} {returns[-1]:.4g}"
-    return [*messages, *sorted(set(facts["waits"].values())), facts["bottleneck"]]
+    unreadable = facts["counters"].get("unreadable", 0)
+    left_out = [
+        f"{counted(unreadable, 'row')} on the server cannot be read and {'is' if unreadable == 1 else 'are'} left out"
+    ]
+    return [*messages, *sorted(set(facts["waits"].values())), facts["bottleneck"], *left_out * bool(unreadable)]
 
 
 def wait(worker: Mapping[str, Any], sessions_per_second: float | None) -> str:
@@ -37,7 +39,7 @@ def wait(worker: Mapping[str, Any], sessions_per_second: float | None) -> str:
         return ""
     who = ROLES.get(worker["role"], worker["role"])
     message = f"{who} waits: {worker['waits_for']}, since {worker['waits_seconds']:.0f} s"
-    found = re.match(r"(?:(\d+) of )?([\d,]+) (?:more )?(?:new )?session", worker["waits_for"])
+    found = re.match(r"(?:(\d{1,15}) of )?(\d[\d,]{0,15}) (?:more )?(?:new )?session", worker["waits_for"])
     if found is None or not sessions_per_second:
         return message
     missing = int(found[2].replace(",", "")) - int(found[1] or 0)
@@ -70,8 +72,8 @@ def bottleneck(facts: Mapping[str, Any]) -> str:
     if not stages:
         return "players: the trainer waits for them; add players"
     name, share = stages.most_common(1)[0]
-    advice = ADVICE.get(name, name + " takes {share:.0%} of a step; add players")
-    return "players: " + advice.format(share=share / stages.total())
+    more = ", or play --cores 2" if name == "act" else ""
+    return f"players: {STAGES.get(name, name)} takes {share / stages.total():.0%} of a step; add players{more}"
 
 
 def _idle(worker: Mapping[str, Any]) -> float:

@@ -7,13 +7,28 @@ import numpy as np
 
 Row = dict[str, Any]  # numbers by name, as metrics.jsonl, the database and the writers have them
 BARS = "▁▂▃▄▅▆▇█"
+LARGEST = 1e300  # of a number that is drawn or averaged
 CURVE = 40  # points of the sparkline, at most
 
 
 def split(rows: Iterable[Row]) -> tuple[list[Row], list[Row]]:
-    """The rows of trainers and those of evaluations, both in their order."""
-    rows = list(rows)
-    return [row for row in rows if "eval/return" not in row], [row for row in rows if "eval/return" in row]
+    """The rows of trainers and those of evaluations, both in their order, their numbers only."""
+    rows = numbers(rows)
+    log = [row for row in rows if "eval/return" not in row]
+    return log, [row for row in rows if row.get("eval/return") is not None]
+
+
+def numbers(rows: Iterable[Any]) -> list[Row]:
+    """The numbers in rows that anybody may have written; None for one that is not finite."""
+    return [
+        {name: _bounded(value) for name, value in row.items() if value is None or type(value) in (int, float)}
+        for row in rows
+        if isinstance(row, dict)
+    ]
+
+
+def _bounded(value: float | None) -> float | None:
+    return value if value is None or abs(value) <= LARGEST else None
 
 
 def growing(rows: Sequence[Row], name: str = "step") -> list[Row]:

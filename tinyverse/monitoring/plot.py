@@ -63,7 +63,8 @@ def plot_curves(
         grid = np.linspace(begin, end, POINTS)
         values = np.stack([np.interp(grid, xs, ys) for xs, ys in curves])
         seeds = f" ({len(curves)} seeds, band: lowest to highest)" if len(curves) > 1 else ""
-        (line,) = axes.plot(grid, values.mean(0), label=f"{label}{seeds}")
+        marker = "o" if begin == end else ""  # of a single row there is no line
+        (line,) = axes.plot(grid, values.mean(0), label=f"{label}{seeds}", marker=marker)
         axes.fill_between(grid, values.min(0), values.max(0), color=line.get_color(), alpha=0.2, linewidth=0)
     for style, (label, height) in zip(itertools.cycle(["--", ":", "-."]), levels.items()):
         axes.axhline(height, color="grey", linewidth=1, linestyle=style, label=f"{label}: {height:g}")

@@ -30,13 +30,13 @@ th { border-bottom: 1px solid; font-weight: 600 } img, video { max-width: 100%; 
 """
 
 
-def write_report(folders: Sequence[RunFolder], *, title: str, experiment: str, videos: Path) -> tuple[Path, Path]:
+def write_report(folders: Sequence[RunFolder], *, title: str, command: str, videos: Path) -> tuple[Path, Path]:
     """Writes report.html and report.md into the first of the folders and returns their paths.
 
     Args:
         folders: runs with the same settings but other seeds: each has a row and is in the curve.
         title: the experiment's name.
-        experiment: how a command line names it.
+        command: that makes a video.
         videos: the folder with the videos that `eval` makes.
     """
     home, results = folders[0].path, [_result(folder) for folder in folders]
@@ -44,7 +44,7 @@ def write_report(folders: Sequence[RunFolder], *, title: str, experiment: str, v
     mean = f"Mean return {first['return']} over the last 100 training episodes"
     mean = "No episode has ended" if first["return"] == "–" else mean
     sentence = f"{mean} after {first['steps']} steps ({first['frames']} frames) in {first['wall time']}."
-    say, note = html.escape, f"There is no video yet: tinyverse {shlex.quote(experiment)} eval makes one."
+    say, note = html.escape, f"There is no video yet: {command} makes one."
     page, text = [f"<h1>{say(title)}</h1><p>{say(sentence)}</p>"], [f"# {_words(title)}", _words(sentence)]
 
     known = published(folders[0].settings().get("settings", {}))
@@ -86,9 +86,14 @@ def newest_video(run: str, videos: Path) -> dict[str, Any] | None:
     for path in videos.glob(f"{run}-v*.webm"):
         version = path.stem.removeprefix(f"{run}-v")
         with contextlib.suppress(OSError):  # somebody has removed it
-            if version.isdecimal():
+            if version.isdecimal() and is_video(path):
                 found.append((path.stat().st_mtime, int(version), path.name))
     return dict(zip(("seconds", "version", "name"), max(found), strict=True)) if found else None
+
+
+def is_video(path: Path) -> bool:
+    """Whether it is a file itself: a link in the folder may lead to anything."""
+    return path.is_file() and not path.is_symlink()
 
 
 def _tables(folders: Sequence[RunFolder], results: Sequence[dict[str, str]]) -> dict[str, Table]:

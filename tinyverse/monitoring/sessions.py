@@ -34,7 +34,7 @@ def spec_of(database: Database, run: str) -> tuple[dict[str, str], SessionSpec]:
     if not meta:
         raise DatabaseError(f"there is no run {run} on this server. `tinyverse info` names those there are.")
     experiment_and_settings(meta)
-    return meta, SessionSpec.from_json(meta["spec"])
+    return meta, SessionSpec.from_json(meta.get("spec", ""))
 
 
 def every(database: Database) -> Iterator[Entry]:

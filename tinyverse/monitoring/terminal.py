@@ -12,6 +12,7 @@ from tinyverse.core.text import counted
 from tinyverse.monitoring import diagnosis
 from tinyverse.monitoring.metrics import duration, size
 
+MOST_ROWS = 100  # of the table of workers
 LOST = {"dropped": "sessions dropped", "faults": "environments rebuilt"}
 
 
@@ -21,7 +22,8 @@ def headline(facts: Mapping[str, Any]) -> str:
         return f"run {facts['run']}: no trainer has created it yet"
     mean = "–" if facts["mean_return"] is None else f"{facts['mean_return']:.2f}"
     found = facts["evaluation"]
-    evaluated = f", evaluated {found['eval/return']:.2f} (best {found['eval/best']:.2f})" if found else ""
+    best = "" if found.get("eval/best") is None else f" (best {found['eval/best']:.2f})"
+    evaluated = f", evaluated {found['eval/return']:.2f}{best}" if found else ""
     return (
         f"{facts['run']} ({facts['experiment']}): return {mean} over the last {counted(facts['episodes'], 'episode')}, "
         f"{counted(facts['step'], 'step')}, update {facts['update']:,}, version {facts['version']}{evaluated}"
@@ -34,10 +36,12 @@ def panel(facts: Mapping[str, Any]) -> RenderableType:
         "role", "host", *(Column(name, justify="right") for name in ("pid", "steps/s", "version", "lag", "up")),
         "waits for", "last error", box=None, pad_edge=False,
     )  # fmt: skip
-    for worker in facts["workers"]:
+    for worker in facts["workers"][:MOST_ROWS]:
         table.add_row(*_cells(worker))
     nobody = [] if facts["workers"] else [Text("nobody is at work", style="yellow")]
-    messages = diagnosis.lines(facts)
+    more = len(facts["workers"]) - MOST_ROWS
+    messages = [f"and {counted(more, 'worker')} more"] if more > 0 else []
+    messages += diagnosis.lines(facts)
     if failed := facts["errors"]:
         messages.append(f"{counted(len(failed), 'error')}; the last: {failed[-1]['error'][:200]} (info --errors)")
     return Group(Text(headline(facts), style="bold"), Text(_buffer(facts)), table, *nobody, *map(Text, messages))

@@ -10,6 +10,7 @@ import logging
 import math
 import re
 import secrets
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from tinyverse.trainer.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
+MOST_ASKING = 32  # connections to the metrics port at once
 VIDEO_FRAMES = 300  # of a video shown by TensorBoard, as a GIF
 
 
@@ -148,6 +150,10 @@ class Prometheus:
             self._server, _ = start_http_server(int(port), host.strip("[]") or "127.0.0.1", registry)
         except OSError as error:
             raise SettingsError(f"--metrics-port {place} cannot be listened on: {error.strerror}.") from None
+        server: Any = self._server
+        most = threading.active_count() + MOST_ASKING  # each asks in a thread, which silence holds for 5 seconds only
+        server.RequestHandlerClass = type("Handler", (server.RequestHandlerClass,), {"timeout": 5})
+        server.verify_request = lambda *_: threading.active_count() < most
         self.port = self._server.server_port
 
     def collect(self) -> Iterator[Any]:

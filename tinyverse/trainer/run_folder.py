@@ -19,8 +19,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tinyverse.core.errors import RunConflict
+from tinyverse.core.errors import CodecError, RunConflict, SettingsError
 from tinyverse.core.files import atomic_file, atomic_write, remove_leftovers
+from tinyverse.core.run_config import checked
 from tinyverse.core.weights import UNREADABLE, WeightsFile, plain
 from tinyverse.replay.files import Sessions, StoredSessions
 
@@ -79,7 +80,18 @@ class RunFolder:
     def settings(self) -> dict[str, Any]:
         """What `write_settings` wrote; {} when there is none."""
         file = self.path / "settings.json"
-        return json.loads(file.read_text()) if file.exists() else {}
+        try:
+            stored = json.loads(file.read_text())
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, RecursionError):
+            stored = None
+        try:
+            return checked(stored)
+        except RunConflict:
+            raise SettingsError(
+                f"{file} cannot be read: it is no JSON of an experiment and its settings. Remove it, or start anew with train --fresh."
+            ) from None
 
     def log(self, row: Mapping[str, Any], file: str = "metrics") -> None:
         """Appends a row to one of the logs.
@@ -96,9 +108,9 @@ class RunFolder:
         """All rows of a log so far; a line cut by a crash is left out, with what was appended to it."""
         path, rows = self.path / f"{file}.jsonl", []
         for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, RecursionError):
                 rows.append(json.loads(line))
-        return rows
+        return [row for row in rows if isinstance(row, dict)]
 
     def quarantine(self, update: int, sources: Sequence[str]) -> None:
         """Remembers the sessions of an update that gave NaN, by `Session.source`."""
@@ -187,8 +199,10 @@ class RunFolder:
 
         for file in reversed(self._files()):
             try:
-                return torch.load(file, map_location="cpu", weights_only=True)
-            except UNREADABLE as error:
+                contents: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+                WeightsFile.of_checkpoint(contents)
+                return contents
+            except (*UNREADABLE, CodecError, RunConflict) as error:
                 logger.warning("%s cannot be read (%s); trying the one before.", file, type(error).__name__)
         return None
 

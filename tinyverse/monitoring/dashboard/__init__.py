@@ -27,7 +27,7 @@ from tinyverse.core.errors import ServerError, SettingsError, TinyverseError
 from tinyverse.database.base import BEGINNING, LOG_KEPT, Database, is_session_id
 from tinyverse.monitoring import metrics, status
 from tinyverse.monitoring.dashboard.frames import Frames
-from tinyverse.monitoring.report import newest_video
+from tinyverse.monitoring.report import is_video, newest_video
 from tinyverse.trainer.run_folder import RunFolder
 
 STATIC = Path(__file__).with_name("static")
@@ -36,7 +36,10 @@ DRAWN = re.compile(
     r"seconds|step|play/return(_low|_high)?|play/steps_per_second|train/updates_per_second|replay/lag|loss/.+"
 )
 SECONDS = 1.0  # between two reads of the database, however many people see the page
-VIEWERS = 64  # connections at once
+VIEWERS = 64  # connections at once that have been let in
+SILENT = 64  # that have asked nothing yet; another one takes the place of the oldest
+HEAD_SECONDS = 5.0  # for the head of a request
+SHORTEST_TOKEN = 8  # characters
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; media-src 'self'; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -53,9 +56,9 @@ def history(database: Database, folder: RunFolder) -> dict[str, Any]:
 
     Where the server came back empty, older rows come from the run's folder, if it is on this machine. Steps only grow.
     """
-    rows = database.metrics(LOG_KEPT)
-    begins = min((row["step"] for row in rows if "step" in row), default=math.inf)
-    rows = [row for row in folder.rows() if row.get("step", begins) < begins] + rows
+    rows, kept = (metrics.numbers(rows) for rows in (database.metrics(LOG_KEPT), folder.rows()))
+    begins = min((row["step"] for row in rows if row.get("step") is not None), default=math.inf)
+    rows = [row for row in kept if (begins if row.get("step") is None else row["step"]) < begins] + rows
     log, evaluations = metrics.split(rows)
     log = metrics.growing([row for row in log if row.get("step") is not None])
     log = log[(len(log) - 1) % -(-len(log) // POINTS) :: -(-len(log) // POINTS)] if log else []  # ends with the newest
@@ -90,6 +93,7 @@ def application(
     def newest() -> dict[str, Any]:
         facts = status.gather(database, run)
         del facts["curve"]  # which /history has
+        facts["errors"] = [{**row, "traceback": ""} for row in facts["errors"]]  # which `info --errors` shows
         return facts | {"video": newest_video(run, videos)}
 
     def answer(ask: Callable[[], Any]) -> Response:
@@ -106,7 +110,7 @@ def application(
 
     def get_video(request: Request) -> Response:
         name = request.path_params["name"]
-        if not re.fullmatch(rf"{re.escape(run)}-v\d+\.webm", name) or not (videos / name).is_file():
+        if not re.fullmatch(rf"{re.escape(run)}-v\d+\.webm", name) or not is_video(videos / name):
             raise HTTPException(404, f"there is no video {name}.")
         return FileResponse(videos / name, media_type="video/webm")
 
@@ -148,7 +152,7 @@ def served(make: Callable[..., Any], listen: str) -> Iterator[str]:
     closing = threading.Event()
     config = uvicorn.Config(
         make(hosts=(*LOOPBACK, host), closing=closing), log_config=None, access_log=False, server_header=False, lifespan="off", ws="none",
-        timeout_graceful_shutdown=2, limit_concurrency=VIEWERS,
+        timeout_graceful_shutdown=2, limit_concurrency=VIEWERS + SILENT, http=_impatient(),
     )  # fmt: skip
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listening],), name="page", daemon=True)
@@ -160,6 +164,41 @@ def served(make: Callable[..., Any], listen: str) -> Iterator[str]:
         server.should_exit = True
         thread.join(10)
         listening.close()
+
+
+def _impatient() -> Any:
+    """uvicorn's protocol, but nobody is kept out by connections that never finish the head of their first request."""
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    silent: list[Any] = []  # oldest first
+
+    class Impatient(H11Protocol):
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            silent.append(self)
+            self.deadline = self.loop.call_later(HEAD_SECONDS, self.give_up)
+            if len(silent) > SILENT:
+                silent[0].give_up()
+
+        def give_up(self) -> None:
+            self.heard()
+            self.transport.abort()
+
+        def heard(self) -> None:
+            if self in silent:
+                silent.remove(self)
+                self.deadline.cancel()
+
+        def handle_events(self) -> None:
+            super().handle_events()
+            if self.cycle is not None:
+                self.heard()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self.heard()
+            super().connection_lost(exc)
+
+    return Impatient
 
 
 def address(listen: str) -> tuple[str, int]:
@@ -230,7 +269,10 @@ def _guarded(app: Callable[..., Any], token: str, hosts: tuple[str, ...]) -> Cal
                 MutableHeaders(scope=message).update(HEADERS)
             await send(message)
 
-        await (refused(Request(scope)) or app)(scope, receive, send_with_headers)
+        refusal = refused(Request(scope))
+        if refusal is not None and refusal.status_code >= 400:
+            refusal.headers["connection"] = "close"  # who is not let in takes nobody's place
+        await (refusal or app)(scope, receive, send_with_headers)
 
     return guard
 

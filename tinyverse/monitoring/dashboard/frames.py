@@ -24,6 +24,7 @@ from tinyverse.monitoring.sessions import evaluate_states, frames_of, softmax, s
 logger = logging.getLogger(__name__)
 
 STEPS = 200  # of an answer, at most, if a session has not more
+READ_SESSIONS = 2000  # for one answer, whatever players and counters say
 READ_BYTES = 16 << 20  # of sessions, for one answer
 SIDE = 320  # pixels of a frame's longer side, at most
 COLUMNS = 16  # frames in a row of the picture that holds them all
@@ -76,12 +77,14 @@ class Frames:
         meta, size = self._database.meta(), self._database.size()
         if not meta or env >= num_envs or not size["sessions"]:
             return []
-        spec = SessionSpec.from_json(meta["spec"])
+        spec = SessionSpec.from_json(meta.get("spec", ""))
         wanted = max(1, STEPS // spec.length)
         pushed_at_once = sum(worker.num_envs for worker in workers if worker.role in ("play", "human"))
-        limit = min((wanted + 2) * pushed_at_once, READ_BYTES * size["sessions"] // max(1, size["bytes"]))
+        limit = min(
+            (wanted + 2) * pushed_at_once, READ_BYTES * size["sessions"] // max(1, size["bytes"]), READ_SESSIONS
+        )
         found: list[tuple[str, Session]] = []
-        for key, blob in reversed(self._database.newest(max(limit, num_envs))):
+        for key, blob in reversed(self._database.newest(max(1, limit, min(num_envs, READ_SESSIONS)))):
             if is_behind(key, after) or len(found) == wanted:
                 break
             try:
