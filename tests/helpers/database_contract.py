@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -14,9 +13,10 @@ from typing import Any
 import pytest
 
 from tinyverse.core.errors import LeaseLost, RunConflict
+from tinyverse.core.system import this_machine
 from tinyverse.database.base import BEGINNING, ERRORS_KEPT, LOG_KEPT, WEIGHTS_KEPT, Database, State, Worker
 
-HERE = socket.gethostname()
+HERE = this_machine()
 ME = f"{HERE}:{os.getpid()}:me"
 OTHER = f"{HERE}:{os.getpid()}:other"  # alive, as its process is ours
 

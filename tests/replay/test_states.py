@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import secrets
-import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,6 +26,7 @@ from hypothesis.stateful import (
 
 from tests.helpers.chaos import Breakable, Proxy
 from tinyverse.core.errors import DatabaseLost, LeaseLost
+from tinyverse.core.system import this_machine
 from tinyverse.database.base import BEGINNING, State, is_behind
 from tinyverse.database.connection import connect
 from tinyverse.database.redis import RedisDatabase
@@ -55,7 +55,7 @@ class Model:
 
 def a_dead_holder() -> str:
     """As of a trainer on this machine that was killed since."""
-    return f"{socket.gethostname()}:{2**31 - 1}:{secrets.token_hex(4)}"
+    return f"{this_machine()}:{2**31 - 1}:{secrets.token_hex(4)}"
 
 
 class Story(RuleBasedStateMachine):

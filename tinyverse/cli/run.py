@@ -56,7 +56,8 @@ def run(
         if own:
             stack.enter_context(_announced(context.folder, context.redis or ""))
         are_gone = stack.enter_context(_players(context, players, {"num_envs": num_envs, **stepping}))
-        return train_run(context, options, database, lambda: should_stop() or are_gone(), show=terminal.panel)
+        is_over = lambda: should_stop() or are_gone()  # noqa: E731
+        return train_run(context, options, database, is_over, show=terminal.panel, is_alone=own)
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from tinyverse.core.errors import RunConflict, SettingsError
 from tinyverse.core.run_config import check_can_join, check_spec, experiment_and_settings, run_config
 from tinyverse.core.text import counted
 from tinyverse.core.weights import WeightsFile
-from tinyverse.database.base import Database, log_error
+from tinyverse.database.base import HEARTBEAT_SECONDS, Database, log_error
 from tinyverse.experiment import loader
 from tinyverse.experiment.experiment import Experiment
 from tinyverse.monitoring import status
@@ -59,12 +59,34 @@ def check_options(context: RunContext, options: TrainOptions) -> None:
 
 
 def train_run(
-    context: RunContext, options: TrainOptions, database: Database, should_stop: Stop, show: Show | None = None
-) -> Trainer:
-    with at_work(context, options, database, should_stop, show) as (trainer, _, should_end, turn):
+    context: RunContext, options: TrainOptions, database: Database, should_stop: Stop, show: Show | None = None, *,
+    is_alone: bool = False,
+) -> Trainer:  # fmt: skip
+    """Trains until the end; `is_alone`: the caller keeps other trainers out of the run's folder."""
+    alone = contextlib.nullcontext() if is_alone else _alone(context, database, should_stop)
+    with alone, at_work(context, options, database, should_stop, show) as (trainer, _, should_end, turn):
         context.say(f"training run {context.run} from update {trainer.update:,}, into {context.folder.path}/")
         train(trainer, updates=options.updates, save_every=options.save_every, should_stop=should_end, on_turn=turn)
     return trainer
+
+
+@contextlib.contextmanager
+def _alone(context: RunContext, database: Database, should_stop: Stop) -> Iterator[None]:
+    """Keeps other trainers out of the run's folder, and waits for one of the same run, as for its lease.
+
+    Raises:
+        RunConflict: another process trains into the folder, and not for this run on this server.
+    """
+    with contextlib.ExitStack() as stack:
+        while distributed.is_rank_zero():
+            try:
+                stack.enter_context(context.folder.alone())
+                break
+            except RunConflict:
+                if should_stop() or not any(worker.role == "train" for worker in database.workers()):
+                    raise
+                time.sleep(HEARTBEAT_SECONDS)
+        yield
 
 
 @contextlib.contextmanager

@@ -6,12 +6,16 @@ than one. An allocator that returns memory to the system makes an update on a CP
 
 import contextlib
 import ctypes
+import functools
 import os
 import platform
+import secrets
 import site
+import socket
 import subprocess
 import sys
 import threading
+import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -56,6 +60,24 @@ def use_headless_sdl() -> None:
 def cores() -> int:
     """Returns how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@functools.cache
+def this_machine() -> str:
+    """Returns a name for all processes whose numbers mean the same: of one boot, in one namespace of process numbers.
+
+    Two containers on one host, or two machines with one host name, have different ones.
+    """
+    with contextlib.suppress(OSError):  # only Linux tells
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
+        return f"{socket.gethostname()}/{boot}/{os.stat('/proc/self/ns/pid').st_ino}"
+    return f"{socket.gethostname()}/{secrets.token_hex(4)}"
+
+
+def boot_time() -> float:
+    """Returns seconds on a clock that goes on while the machine is suspended, where there is one."""
+    clock = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic() if clock is None else time.clock_gettime(clock)
 
 
 def is_gone(pid: int) -> bool:

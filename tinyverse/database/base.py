@@ -28,7 +28,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tinyverse.core.errors import DatabaseError, LeaseLost, RunConflict
-from tinyverse.core.system import is_gone
+from tinyverse.core.system import is_gone, this_machine
 
 BEGINNING = "0-0"  # the cursor of a reader who has read nothing
 WEIGHTS_KEPT = 3
@@ -172,7 +172,7 @@ class Database(abc.ABC):
 
     @abc.abstractmethod
     def acquire_lease(self, holder: str) -> bool:
-        """Takes or renews (10 s) the right to publish; False while another holds it. `holder` is "host:pid:random"."""
+        """Takes or renews (10 s) the right to publish; False while another holds it. `holder` is "machine:pid:random"."""
 
     @abc.abstractmethod
     def release_lease(self, holder: str) -> None:
@@ -242,9 +242,9 @@ def log_error(database: Database, worker: Worker, error: BaseException) -> None:
 
 
 def holder_is_dead(holder: str) -> bool:
-    """Whether the holder was a process of this host that is gone; False when that cannot be known."""
-    host, _, rest = holder.rpartition(":")[0].rpartition(":")
-    return host == socket.gethostname() and rest.isdigit() and is_gone(int(rest))
+    """Whether the holder was a process of this machine that is gone; False when that cannot be known."""
+    machine, _, pid = holder.rpartition(":")[0].rpartition(":")
+    return machine == this_machine() and pid.isdigit() and is_gone(int(pid))
 
 
 def check_incarnation(wanted: str | None, found: str, version: int) -> None:

@@ -36,6 +36,7 @@ class Checkpoints:
         """Writes a checkpoint, unless nothing was learned since the last, or NaN; beside learning, unless it is to `wait`.
 
         Raises:
+            LeaseLost: another trainer has taken over, so nothing is written.
             TinyverseError: with `wait`, it could not be written.
         """
         trainer, folder = self.trainer, self.folder
@@ -46,6 +47,7 @@ class Checkpoints:
         update = trainer.update
         if update == self._saved:
             return
+        trainer.publisher.check_lease()
         with trainer.stages("save"):
             contents = self.contents()
             if not trainer.guard.passes(update, contents["weights"]):

@@ -45,6 +45,7 @@ def train(
             failed = feeding.failure is not None or publishing.failure is not None
             if trainer.ranks.any_rank(failed or should_stop() or stop.hear(trainer.state)):
                 break
+            publisher.check_lease()
             if trainer.step():
                 made += 1
             else:

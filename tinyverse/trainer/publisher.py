@@ -7,7 +7,6 @@ One trainer at a time publishes for a run: the one that holds the lease. Of seve
 
 import contextlib
 import functools
-import socket
 import threading
 import time
 from collections import deque
@@ -15,11 +14,15 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from tinyverse.core.errors import DatabaseLost, LeaseLost, RunConflict, SettingsError
+from tinyverse.core.system import boot_time, this_machine
 from tinyverse.core.timing import Waiting
 from tinyverse.core.weights import Weights, encode_weights
+from tinyverse.database import base
 from tinyverse.database.base import HEARTBEAT_SECONDS, Database, State, Worker
 from tinyverse.database.heartbeat import Heartbeat
 from tinyverse.trainer.feeder import Feeder
+
+TAKEN_OVER = "another trainer has taken over this run, so this one ends. Its checkpoint is kept."
 
 
 class Snapshot(NamedTuple):
@@ -49,7 +52,8 @@ class Publisher:
     ) -> None:
         self.database, self.meta, self.worker, self.waiting = database, dict(meta), worker, waiting
         self.feeder, self.ranks = feeder, feeder.ranks
-        self.holder = f"{socket.gethostname()}:{worker.pid}:{worker.id}"
+        self.holder = f"{this_machine()}:{worker.pid}:{worker.id}"
+        self._sure_until = 0.0  # by `boot_time`: nobody else can have the lease before
         self.version = self.published = -1
         self.must_publish = False
         self._rejections_told = 0  # to the database
@@ -64,16 +68,32 @@ class Publisher:
         """
         self.meta = self.database.create(self.meta)
         self._heartbeat = Heartbeat(self.database, self.worker, self.waiting)
-        mine = not self.ranks.is_rank_zero or self.database.acquire_lease(self.holder)
+        mine = not self.ranks.is_rank_zero or self._renew()
         while not mine:
             self.waiting.set("another trainer, which publishes for this run")
             with contextlib.suppress(DatabaseLost):  # it may come back, as for those at work
                 self.beat()
-                mine = self.database.acquire_lease(self.holder)
+                mine = self._renew()
             if self._heartbeat.stop.is_set or should_stop():
                 raise SettingsError("stopped while waiting for another trainer of this run to end.")
             time.sleep(0.0 if mine else HEARTBEAT_SECONDS)
         self.waiting.set("")
+
+    def _renew(self) -> bool:
+        began = boot_time()
+        mine = self.database.acquire_lease(self.holder)
+        self._sure_until = began + base.LEASE_SECONDS if mine else 0.0
+        return mine
+
+    def check_lease(self) -> None:
+        """Raises LeaseLost where another trainer has taken over, as it can while this process or machine was frozen.
+
+        To be called before anything is written: it asks the database only where the lease may have run out.
+        """
+        if self.ranks.is_rank_zero and boot_time() > self._sure_until:
+            with contextlib.suppress(DatabaseLost):  # then nobody can have taken it from this server
+                if not self._renew():
+                    raise LeaseLost(TAKEN_OVER)
 
     def leave(self) -> None:
         with contextlib.suppress(DatabaseLost):
@@ -100,7 +120,7 @@ class Publisher:
                 put()
             except LeaseLost:
                 if self.database.get_weights(version=version) != (version, blob):  # else only the answer had been lost
-                    if not self.database.acquire_lease(self.holder):
+                    if not self._renew():
                         raise
                     put()  # nobody had the lease: it ran out just before; the database refuses an older version again
             self.published = version
@@ -172,8 +192,8 @@ class Publisher:
     def step(self, update: int) -> None:
         """Publishes, reports, sends a heartbeat. Raises LeaseLost where another trainer publishes now."""
         if self.ranks.is_rank_zero:
-            if not self.database.acquire_lease(self.holder):
-                raise LeaseLost("another trainer has taken over this run, so this one ends. Its checkpoint is kept.")
+            if not self._renew():
+                raise LeaseLost(TAKEN_OVER)
             while self._snapshots:
                 snapshot = self._snapshots[0]
                 self.publish(snapshot)
