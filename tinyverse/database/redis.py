@@ -40,6 +40,7 @@ LARGEST = 256 << 20  # bytes in one request; the local server cuts the line at m
 BLOCK = 1.0  # seconds a read waits on the server at a time, well below the client's timeout
 WEIGHTS_TRIES = 5
 MOST_WORKERS = 1000  # told of, those heard of last
+MOST_HEARTBEATS = 20_000  # read at once; the others when those are stale
 MOST_COUNTERS = 100
 FAR_AHEAD = 86_400_000  # milliseconds; no server's clock is set back so far, so who wrote such an id did not ask it
 _WHOLE, _REAL = (functools.partial(to_number, kind=kind) for kind in (int, float))
@@ -237,7 +238,8 @@ class RedisDatabase(Database):
     def workers(self) -> list[Worker]:
         """Everyone heard of within `STALE_AFTER` seconds; who was not is removed (and back with the next heartbeat)."""
         (beats,), _ = self._ask(lambda pipe: pipe.hgetall(self._keys.heartbeats))
-        everyone = {key: decode_heartbeat(text, self._now()) for key, text in beats.items()}
+        some, now = itertools.islice(beats.items(), MOST_HEARTBEATS), self._now()
+        everyone = {key: decode_heartbeat(text, now) for key, text in some}
         stale = [key for key, worker in everyone.items() if worker is None or worker.seen >= base.STALE_AFTER]
         if stale:
             with contextlib.suppress(DatabaseError), self._server() as client:  # who may only look leaves them there
