@@ -55,10 +55,14 @@ def test_a_spoiled_checkpoint_is_passed_over(
 
     assert tinyverse("catch", "local", "-n", 1, "-q").code == 0
     good = next(Path("runs/catch/checkpoints").iterdir())
-    for number, contents in enumerate(([1, 2], {}, {"weights": 3, "version": 1}, {"weights": {}, "version": "x"})):
+    for number, contents in enumerate(([1, 2], {"weights": 3, "version": 1}, {"weights": {}, "version": "x"})):
         torch.save(contents, good.with_name(f"update-00000010{number}.pt"))
         said = tinyverse("catch", "eval", "--weights", good.with_name(f"update-00000010{number}.pt"))
         one_sentence(said, 2, "is no checkpoint of a trainer")
+        if number:
+            said = tinyverse("catch", "eval")  # the newest
+            one_sentence(said, 1, "the checkpoint holds no weights of a run")
+            good.with_name(f"update-00000010{number}.pt").unlink()
     assert RunContext("catch").folder.load()["update"] == 1
     assert "trying the one before" in caplog.text
 

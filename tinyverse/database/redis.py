@@ -11,6 +11,7 @@ import functools
 import heapq
 import itertools
 import logging
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,7 +33,7 @@ from tinyverse.database.schema import (
     encode_heartbeat,
     encode_row,
     to_number,
-)
+)  # fmt: skip
 
 log = logging.getLogger(__name__)
 
@@ -145,9 +146,10 @@ class RedisDatabase(Database):
         try:
             return self._ask(write)[1]
         except DatabaseError as error:
-            if not _is_at_its_end(error):
+            place = _at_its_end(error)
+            if not place:
                 raise
-            if keys.sessions in str(error):
+            if place <= len(blobs):
                 raise DatabaseLost(f"run {self.run} takes no sessions now: {error}") from error  # the trainer mends it
             return self.state()  # all but the log of episodes or a counter was written
 
@@ -273,7 +275,7 @@ class RedisDatabase(Database):
         try:
             self._change(write)
         except DatabaseError as error:
-            if not _is_at_its_end(error):
+            if not _at_its_end(error):
                 raise
 
     def counters(self) -> dict[str, int]:
@@ -367,7 +369,7 @@ class RedisDatabase(Database):
         try:
             self._change(lambda pipe: pipe.xadd(key, entry, maxlen=kept, approximate=False))
         except DatabaseError as error:
-            if not _is_at_its_end(error):
+            if not _at_its_end(error):
                 raise
             log.warning("The log %s takes no more rows and begins anew.", key)
             self._change(lambda pipe: pipe.unlink(key).xadd(key, entry))
@@ -425,10 +427,14 @@ def _names(pipe: Any, key: str) -> list[bytes]:
         return []
 
 
-def _is_at_its_end(error: DatabaseError) -> bool:
-    """Whether a counter or a stream has come to the end of its range, and all else that was asked for was done."""
-    text = str(error.__cause__)
-    return any(words in text for words in ("would overflow", "smaller than the target", "exhausted the last"))
+def _at_its_end(error: DatabaseError) -> int:
+    """The number of the first command whose counter or stream is at the end of its range, all others being done; 0 if none is."""
+    found = re.match(
+        r"Command # (\d+) .*(would overflow|smaller than the target|exhausted the last)",
+        str(error.__cause__),
+        re.DOTALL,
+    )
+    return int(found[1]) if found else 0
 
 
 def _text(value: bytes | None) -> str:
