@@ -104,6 +104,19 @@ def test_the_picture_shows_mean_and_band(monkeypatch):
     assert cv2.imread(str(path)).shape[:2] == (504, 840)
 
 
+def test_a_single_row_is_a_point_that_is_seen(monkeypatch):
+    from matplotlib.axes import Axes
+
+    markers, draw = [], Axes.plot
+    monkeypatch.setattr(
+        Axes, "plot", lambda self, *given, **more: markers.append(more["marker"]) or draw(self, *given, **more)
+    )
+    folders = [a_run("young", rising(1, steps=1)), a_run("older", rising(1, steps=2))]
+    for folder in folders:
+        plot_curves({"a": [folder]}, Path("a.png"))
+    assert markers == ["o", ""]
+
+
 def test_runs_that_never_met_are_no_curve():
     early, late = a_run("a-s1", rising(1)), a_run("a-s2", [{"step": 9999, "play/return": 1.0}])
     with pytest.raises(SettingsError, match="no stretch of step in common"):

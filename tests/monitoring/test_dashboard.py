@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.client
 import json
 import os
@@ -384,6 +385,53 @@ def test_videos_are_served_in_parts(tmp_path: Path) -> None:
         assert (answer.status, answer.body, answer.headers["content-type"]) == (206, whole[10:20], "video/webm")
         for name in ("secret.txt", "counting-v2.webm", "other-v1.webm", "..", "counting-v1.webm/"):
             assert seen.get(f"/video/{name}").status in (404, 307), name
+
+
+def test_a_link_is_no_video(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / "counting-v1.webm").symlink_to(tmp_path / "secret")
+    with a_page(a_database(), tmp_path) as seen:
+        assert seen.get("/video/counting-v1.webm").status == 404
+        assert seen.events(1)[0]["video"] is None
+
+
+def test_who_asks_nothing_keeps_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with a_page(a_database(), tmp_path) as seen, contextlib.ExitStack() as stack:
+        place = (seen.place.hostname or "", seen.place.port or 0)
+        silent = [stack.enter_context(socket.create_connection(place)) for _ in range(2 * dashboard.SILENT)]
+        for connection in silent[::2]:
+            with contextlib.suppress(OSError):  # the oldest have been given up
+                connection.sendall(b"GET / HTTP/1.1\r\nHost:")
+        assert seen.get("/history").status == 200
+    monkeypatch.setattr(dashboard, "HEAD_SECONDS", 0.2)
+    with (
+        a_page(a_database(), tmp_path) as seen,
+        socket.create_connection((seen.place.hostname, seen.place.port)) as one,
+    ):
+        one.settimeout(20)
+        with contextlib.suppress(ConnectionError):
+            assert one.recv(1) == b""
+
+
+def test_who_is_not_let_in_is_sent_away(tmp_path: Path) -> None:
+    with a_page(a_database(), tmp_path, token="secret-words") as seen:
+        answer = seen.get("/")
+        assert answer.status == 401 and answer.headers["connection"] == "close"
+
+
+def test_errors_go_to_the_page_without_their_tracebacks(tmp_path: Path) -> None:
+    database = a_database()
+    database.log_error({"when": "now", "role": "play", "host": "h", "error": "KeyError", "traceback": "x" * 10_000})
+    with a_page(database, tmp_path) as seen:
+        assert seen.events(1)[0]["errors"] == [
+            {"when": "now", "role": "play", "host": "h", "error": "KeyError", "traceback": ""}
+        ]
+
+
+def test_a_short_token_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TINYVERSE_PAGE_TOKEN", "x")
+    with pytest.raises(SettingsError, match="TINYVERSE_PAGE_TOKEN has 1 character"):
+        watching.watch.callback(RunContext("catch", "watched"), "0.0.0.0:0", False)  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("listen", ["7080", "localhost", "localhost:x", "::1:80", "a:99999", "a:1\n", "", "u@h/x:1"])

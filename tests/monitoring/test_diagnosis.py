@@ -92,3 +92,18 @@ def test_the_curve_is_the_logs():
     facts = status.gather(database, "x")
     assert facts["curve"][0] == [10, 10.0] and facts["curve"][-1] == [99, 99.0]
     assert "▁" in diagnosis.lines(facts)[0] and diagnosis.lines(facts)[0].endswith("█ 99")
+
+
+@pytest.mark.parametrize(
+    "reason", [", more session", ", of , session", "9" * 400 + " of 3 sessions", "9" * 400 + " sessions"], ids=len
+)
+def test_a_reason_that_only_looks_like_a_count_is_a_reason(reason):
+    worker = {"role": "play", "waits_for": reason, "waits_seconds": 1}
+    assert diagnosis.wait(worker, 1e-300).startswith("player waits: ")
+
+
+@pytest.mark.parametrize("stage", ["{", "{share:2000000000}", "{0.__class__}"])
+def test_a_stage_is_a_name_and_no_format(stage):
+    worker = {"role": "play", "waits_for": "x", "stages": {stage: 0.1}, "host": "h"}
+    facts = {"run_id": "x", "workers": [worker, {**worker, "role": "train", "waits_for": "y"}], "metrics": {}}
+    assert f"players: {stage} takes 100% of a step" in diagnosis.bottleneck(facts)

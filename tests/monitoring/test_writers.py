@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import socket
+import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -16,6 +19,7 @@ from tinyverse.cli import main as cli
 from tinyverse.core.errors import DatabaseLost, SettingsError
 from tinyverse.database.memory import MemoryDatabase
 from tinyverse.envs.video import VideoWriter
+from tinyverse.monitoring import writers
 from tinyverse.monitoring.writers import Prometheus, TensorBoard, TrainLog, open_writer
 from tinyverse.trainer.run_folder import RunFolder
 
@@ -152,6 +156,20 @@ def test_prometheus_reads_the_newest_row():
         served.close()
     with pytest.raises(urllib.error.URLError):
         get(served.port)
+
+
+def test_who_asks_prometheus_nothing_takes_few_threads_and_not_for_long(monkeypatch):
+    served, before = Prometheus("0", {}), threading.active_count()
+    try:
+        served._server.RequestHandlerClass.timeout = 0.5
+        with contextlib.ExitStack() as stack:
+            for _ in range(3 * writers.MOST_ASKING):
+                stack.enter_context(socket.create_connection(("127.0.0.1", served.port)))
+            assert threading.active_count() <= before + writers.MOST_ASKING
+            until(lambda: threading.active_count() <= before)
+            assert get(served.port)[0].startswith("text/plain")
+    finally:
+        served.close()
 
 
 @pytest.mark.parametrize("place", ["many", "", "70000", "host:"])

@@ -245,5 +245,5 @@ def _experiment(context: RunContext) -> Iterator[Finding]:
         message = f"{context.experiment}: {steps} steps at {steps / seconds:,.0f} steps/s, a session that fits"
         yield Finding("experiment", message)
     except TinyverseError as error:
-        advice = f"{context.command('check')} shows more."
+        advice = f"tinyverse {context.experiment} check shows more."
         yield Finding("experiment", f"{context.experiment}: {error}", advice)

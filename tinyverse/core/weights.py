@@ -82,13 +82,19 @@ class WeightsFile(NamedTuple):
 
     @classmethod
     def of_checkpoint(cls, contents: Mapping[str, Any]) -> Self:
-        """Returns the weights in the contents of a trainer's checkpoint. Raises RunConflict for a garbled run config."""
-        run_config = experiment_and_settings(contents.get("meta") or {})
-        weights = {name: tensor.numpy() for name, tensor in contents["weights"].items()}
-        numbers = (contents["version"], contents.get("update", 0), contents.get("step", 0))
-        if not all(type(number) is int for number in numbers):
-            raise CodecError("its numbers are none.")
-        return cls(weights, *numbers, run_config)
+        """Returns the weights in the contents of a trainer's checkpoint. Raises CodecError where it holds none."""
+        try:
+            run_config = experiment_and_settings(contents.get("meta") or {})
+            weights = {name: tensor.numpy() for name, tensor in contents["weights"].items()}
+            numbers = (contents["version"], contents.get("update", 0), contents.get("step", 0))
+            if all(type(number) is int for number in numbers):
+                return cls(weights, *numbers, run_config)
+            what = "its numbers are none"
+        except (*UNREADABLE, RunConflict) as error:
+            what = str(error)
+        raise CodecError(
+            f"the checkpoint holds no weights of a run: {what}. Take another one, or start anew with train --fresh."
+        )
 
 
 def plain(contents: Any) -> Any:

@@ -11,6 +11,7 @@ import functools
 import heapq
 import itertools
 import logging
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,7 +33,7 @@ from tinyverse.database.schema import (
     encode_heartbeat,
     encode_row,
     to_number,
-)
+)  # fmt: skip
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ LARGEST = 256 << 20  # bytes in one request; the local server cuts the line at m
 BLOCK = 1.0  # seconds a read waits on the server at a time, well below the client's timeout
 WEIGHTS_TRIES = 5
 MOST_WORKERS = 1000  # told of, those heard of last
+MOST_HEARTBEATS = 20_000  # read at once; the others when those are stale
 MOST_COUNTERS = 100
 FAR_AHEAD = 86_400_000  # milliseconds; no server's clock is set back so far, so who wrote such an id did not ask it
 _WHOLE, _REAL = (functools.partial(to_number, kind=kind) for kind in (int, float))
@@ -145,9 +147,10 @@ class RedisDatabase(Database):
         try:
             return self._ask(write)[1]
         except DatabaseError as error:
-            if not _is_at_its_end(error):
+            place = _at_its_end(error)
+            if not place:
                 raise
-            if keys.sessions in str(error):
+            if place <= len(blobs):
                 raise DatabaseLost(f"run {self.run} takes no sessions now: {error}") from error  # the trainer mends it
             return self.state()  # all but the log of episodes or a counter was written
 
@@ -238,7 +241,8 @@ class RedisDatabase(Database):
     def workers(self) -> list[Worker]:
         """Everyone heard of within `STALE_AFTER` seconds; who was not is removed (and back with the next heartbeat)."""
         (beats,), _ = self._ask(lambda pipe: pipe.hgetall(self._keys.heartbeats))
-        everyone = {key: decode_heartbeat(text, self._now()) for key, text in beats.items()}
+        some, now = itertools.islice(beats.items(), MOST_HEARTBEATS), self._now()
+        everyone = {key: decode_heartbeat(text, now) for key, text in some}
         stale = [key for key, worker in everyone.items() if worker is None or worker.seen >= base.STALE_AFTER]
         if stale:
             with contextlib.suppress(DatabaseError), self._server() as client:  # who may only look leaves them there
@@ -272,7 +276,7 @@ class RedisDatabase(Database):
         try:
             self._change(write)
         except DatabaseError as error:
-            if not _is_at_its_end(error):
+            if not _at_its_end(error):
                 raise
 
     def counters(self) -> dict[str, int]:
@@ -366,7 +370,7 @@ class RedisDatabase(Database):
         try:
             self._change(lambda pipe: pipe.xadd(key, entry, maxlen=kept, approximate=False))
         except DatabaseError as error:
-            if not _is_at_its_end(error):
+            if not _at_its_end(error):
                 raise
             log.warning("The log %s takes no more rows and begins anew.", key)
             self._change(lambda pipe: pipe.unlink(key).xadd(key, entry))
@@ -430,10 +434,14 @@ def _names(pipe: Any, key: str) -> list[bytes]:
         return []
 
 
-def _is_at_its_end(error: DatabaseError) -> bool:
-    """Whether a counter or a stream has come to the end of its range, and all else that was asked for was done."""
-    text = str(error.__cause__)
-    return any(words in text for words in ("would overflow", "smaller than the target", "exhausted the last"))
+def _at_its_end(error: DatabaseError) -> int:
+    """The number of the first command whose counter or stream is at the end of its range, all others being done; 0 if none is."""
+    found = re.match(
+        r"Command # (\d+) .*(would overflow|smaller than the target|exhausted the last)",
+        str(error.__cause__),
+        re.DOTALL,
+    )
+    return int(found[1]) if found else 0
 
 
 def _text(value: bytes | None) -> str:

@@ -29,7 +29,7 @@ MOST_ENVS = 100_000  # of one player
 MOST = 2**53  # of a number in a heartbeat; larger ones are no whole numbers in a browser
 LARGEST = 1e300  # of a number in a log: so that sums and means are finite
 _WORKER = {name: type(value) for name, value in vars(Worker("", "")).items()}
-_COUNTS = {name for name, kind in _WORKER.items() if kind in (int, float)} - {"version"}  # never below 0
+_COUNTS = {name for name, kind in _WORKER.items() if kind in (int, float)} - {"version", "lag"}  # never below 0
 _LINES = {"error": 1000, "traceback": 10_000}  # characters of what may have several lines; others have 200 in one
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from tinyverse.core.errors import SettingsError
-from tinyverse.monitoring.metrics import growing
+from tinyverse.monitoring.metrics import growing, numbers
 from tinyverse.trainer.run_folder import RunFolder
 
 POINTS = 200
@@ -24,7 +24,7 @@ def curve(folder: Path, x: str = "step", y: str = "play/return") -> tuple[np.nda
         SettingsError: there are none.
     """
     name, unit = ("seconds", 60.0) if x == "minutes" else (x, 1.0)
-    rows = RunFolder(folder).rows()
+    rows = numbers(RunFolder(folder).rows())
     points = growing([row for row in rows if row.get(name) is not None and row.get(y) is not None], name)
     if not points:
         there = sorted({key for row in rows for key, value in row.items() if value is not None})

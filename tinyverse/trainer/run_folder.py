@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tinyverse.core.errors import CodecError, RunConflict, SettingsError
+from tinyverse.core.errors import RunConflict, SettingsError
 from tinyverse.core.files import atomic_file, atomic_write, remove_leftovers
 from tinyverse.core.run_config import checked
 from tinyverse.core.weights import UNREADABLE, WeightsFile, plain
@@ -200,9 +200,10 @@ class RunFolder:
         for file in reversed(self._files()):
             try:
                 contents: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-                WeightsFile.of_checkpoint(contents)
+                if not isinstance(contents, dict):
+                    raise TypeError("it holds no checkpoint")
                 return contents
-            except (*UNREADABLE, CodecError, RunConflict) as error:
+            except UNREADABLE as error:
                 logger.warning("%s cannot be read (%s); trying the one before.", file, type(error).__name__)
         return None
 
