@@ -219,6 +219,11 @@ class Database(abc.ABC):
         """The newest errors logged, oldest first."""
         return []
 
+    @property
+    def unreadable(self) -> int:
+        """Rows and heartbeats that the last look at them passed over, as nobody could make sense of them."""
+        return 0
+
     @abc.abstractmethod
     def size(self) -> dict[str, int]:
         """`sessions` kept and the `bytes` they take (an estimate)."""

@@ -280,14 +280,15 @@ class RedisDatabase(Database):
                 raise
 
     def counters(self) -> dict[str, int]:
-        """Those that were counted; `unreadable`, if any are, are rows on the server that were last passed over."""
         with self._server() as client:
             tally = client.hgetall(self._keys.tally)
             named = ((printable(_text(name)), to_number(_text(number), int)) for name, number in tally.items())
             counted = {name.removeprefix(COUNTER): number for name, number in named if name.startswith(COUNTER)}
-        unreadable = sum(self._unreadable.values())
-        known = dict(itertools.islice(counted.items(), MOST_COUNTERS))
-        return known | ({"unreadable": unreadable} if unreadable else {})
+        return dict(itertools.islice(counted.items(), MOST_COUNTERS))
+
+    @property
+    def unreadable(self) -> int:
+        return sum(self._unreadable.values())
 
     def episodes(self, limit: int = 100) -> list[dict[str, Any]]:
         return self._newest(self._keys.episodes, limit)

@@ -96,6 +96,10 @@ class SignedDatabase(Database):
     log_metrics, metrics = map(_of_the_wrapped, ("log_metrics", "metrics"))
     log_error, errors = map(_of_the_wrapped, ("log_error", "errors"))
 
+    @property
+    def unreadable(self) -> int:
+        return self._database.unreadable
+
     def _noted(self, state: State) -> State:
         self._run_id = state.run_id
         return state

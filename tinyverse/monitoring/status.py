@@ -35,6 +35,7 @@ def gather(database: Database, name: str) -> dict[str, Any]:
     players = [worker for worker in workers if worker["role"] in diagnosis.PLAYS]
     steps = sum(worker["steps_per_second"] for worker in players)
     per_second, counters = steps / spec.length if spec else None, database.counters()
+    counters |= {"unreadable": database.unreadable} if database.unreadable else {}
     facts = {
         "run": name,
         "experiment": printable(meta.get("experiment", "")) or None,
