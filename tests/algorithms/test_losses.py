@@ -129,3 +129,12 @@ def test_a_ratio_far_off_pushes_no_harder_than_the_bound():
     loss.backward()
     assert loss.item() == pytest.approx(3.0)
     assert log_rhos.grad.item() == 0
+
+
+@pytest.mark.parametrize("log_rho", [89.0, 1e4, torch.inf])
+def test_a_ratio_beyond_float32_gives_no_nan(log_rho):
+    log_rhos = torch.tensor([[log_rho, 0.0]], requires_grad=True)
+    for mask in ([[0.0, 1.0]], [[1.0, 1.0]]):
+        loss = losses.clipped_policy_gradient(log_rhos, torch.tensor([[-1.0, 1.0]]), torch.tensor(mask), bound=None)
+        (gradient,) = torch.autograd.grad(loss, log_rhos)
+        assert loss.isfinite() and gradient.isfinite().all()

@@ -5,10 +5,14 @@ import torch
 from gymnasium import spaces
 
 from tests.helpers.chains import LENGTH, OBSERVED, agent_of, play
+from tinyverse.agents.agent import RandomAgent
+from tinyverse.agents.q_agent import QAgent
 from tinyverse.agents.torch_agent import TorchAgent
-from tinyverse.algorithms import PPO, returns
+from tinyverse.algorithms import A2C, PPO, VTrace, returns
 from tinyverse.core.errors import SettingsError
 from tinyverse.networks import LSTM, MLP, ModularNetwork, Window
+from tinyverse.networks.normalization import Normalized
+from tinyverse.networks.squashed import SquashedActor
 
 torch.set_num_threads(1)
 
@@ -127,3 +131,43 @@ def test_a_joint_action():
     batch = play(agent_of(), 4, 6)
     batch.actions = (batch.actions, 1 - batch.actions)
     assert PPO(agent, minibatches=2).train_step(batch)["loss/total"].isfinite()
+
+
+@pytest.mark.parametrize(("sessions", "minibatches"), [(12, 8), (9, 8), (10, 4), (8, 8), (5, 1)])
+def test_there_are_as_many_minibatches_as_asked_and_the_rate_reaches_0(sessions, minibatches):
+    agent = agent_of()
+    learner = PPO(agent, epochs=2, minibatches=minibatches, total_updates=3, learning_rate=1e-3)
+    for _ in range(3):
+        learner.train_step(play(agent, sessions, 5))
+    assert learner.optimizer.updates == 3 * 2 * minibatches and learner.optimizer.current_learning_rate == 0
+
+
+def test_in_all_steps_on_a_batch_observations_are_normalised_alike():
+    """Else the first ratios would compare the policy with itself on other inputs: at rate 0 they are all 1."""
+    agent = agent_of(trunk=Normalized(MLP(16)))
+    learner = PPO(agent, learning_rate=0.0, epochs=3, minibatches=4)
+    for _ in range(2):
+        metrics = learner.train_step(play(agent, 16, 20))
+        assert metrics["policy/kl"].abs() < 1e-6 and metrics["policy/clipped"] == 0
+    (layer,) = [module for module in agent.network.modules() if isinstance(module, Normalized)]
+    assert layer.moments.count == 2 * 16 * 20 and layer.later is None
+
+
+@pytest.mark.parametrize("mask", [0.0, 1.0])
+def test_huge_ratios_give_finite_gradients_and_none_where_rows_are_masked(agent, batch, mask):
+    learner = PPO(agent, epochs=1)
+    batch.extras["behaviour_log_prob"][0, 0] = -500.0
+    batch.valid[0, 0] = bool(mask)
+    metrics = learner.train_step(batch)
+    assert all(torch.isfinite(torch.as_tensor(value)).all() for value in metrics.values())
+    assert all(parameter.isfinite().all() for parameter in agent.network.parameters())
+
+
+@pytest.mark.parametrize("algorithm", [A2C, PPO, VTrace])
+def test_what_has_no_policy_and_value_is_refused(algorithm):
+    box = spaces.Box(-1, 1, (2,))
+    q = QAgent(ModularNetwork(OBSERVED, spaces.Discrete(2), trunk=MLP(8)), spaces.Discrete(2))
+    squashed = TorchAgent(SquashedActor(OBSERVED, box, trunk=MLP(8)))
+    for agent in (q, squashed, RandomAgent(None, box)):
+        with pytest.raises(SettingsError, match=rf"{algorithm.__name__} learns .*, got a {type(agent).__name__}"):
+            algorithm(agent)

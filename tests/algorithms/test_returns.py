@@ -204,3 +204,9 @@ def test_shapes_are_checked(function):
     flat = given._replace(rewards=given.rewards[:, 0])
     with pytest.raises(SpecError, match="rewards"):
         function(flat, given.discounts, given.continues, given.values)
+
+
+def test_the_inverse_of_the_squashing_has_all_digits_near_0():
+    x = torch.tensor([0.0, 1e-30, 1e-12, 1e-6, 1e-3, 0.5, 1.0, 300.0, 1e6])
+    for sign in (1, -1):
+        np.testing.assert_allclose(returns.unsquashed(returns.squashed(sign * x)), sign * x, rtol=3e-6)

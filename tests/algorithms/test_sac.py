@@ -211,12 +211,13 @@ def test_the_losses_row_by_row(learner, seed):
             critic = sum(0.5 * (q(seen[t, b], a) - y) ** 2 for q in critics)
             x, log_prob = drawn(policy, seen[t, b], now[t, b])
             actor = 0.3 * log_prob - min(q(seen[t, b], x) for q in critics)
-            expected += batch.weights[b].item() * np.array([critic, actor, -log_prob])
+            weight = batch.weights[b].item()
+            expected += np.array([weight * critic, weight * actor, -log_prob])  # the entropy is of what was played
             count += 1
     assert 0 < count < STEPS * GAMES and batch.truncated.any()
     found = [critic_loss.item(), actor_loss.item(), entropy.item()]
     np.testing.assert_allclose(found, expected / count, rtol=2e-6, atol=1e-6)  # the networks are float32
-    temperature_loss = learner.temperature_loss(entropy)
+    temperature_loss = learner.temperature_loss(entropy, rows)
     assert temperature_loss.item() == pytest.approx(0.3 * (entropy.item() + 2), rel=1e-5)
 
 
@@ -257,15 +258,24 @@ def test_each_loss_moves_its_own_parameters_only(learner):
     learner.critics.requires_grad_(False)
     loss, entropy = learner.actor_loss(rows)
     assert reached(loss) == {"actor"}
-    assert reached(learner.temperature_loss(entropy)) == {"temperature"}
+    assert reached(learner.temperature_loss(entropy, rows)) == {"temperature"}
 
 
 def test_the_temperature_moves_towards_the_wanted_entropy(learner):
     for entropy, sign in ((5.0, -1), (-9.0, 1)):  # wanted: −2
         before = learner.temperature
-        learner.optimizers["temperature"].step(learner.temperature_loss(torch.tensor(entropy)))
+        loss = learner.temperature_loss(torch.tensor(entropy), learner.rows(random_batch()))
+        learner.optimizers["temperature"].step(loss)
         assert torch.sign(learner.temperature - before) == sign
     assert SAC(agent_of(), target_entropy=-0.5).target_entropy == -0.5
+
+
+def test_a_batch_without_rows_leaves_the_temperature(learner):
+    batch = random_batch()
+    batch.valid[:] = False
+    before = learner.temperature
+    learner.train_step(batch)
+    assert learner.temperature == before
 
 
 def test_a_train_step_moves_everything_and_targets_by_polyak(learner):

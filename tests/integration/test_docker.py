@@ -383,7 +383,7 @@ def test_the_containers_commands_play_and_train(host: Host) -> None:
         return float(services[name]["stop_grace_period"].removesuffix("s"))
 
     words = [word.replace("/docker", str(DOCKER)) for word in services["valkey"]["command"]]
-    valkey = host.popen(words, VALKEY_PORT=port, VALKEY_BIND="127.0.0.1", VALKEY_MAX_MEMORY="64mb")
+    valkey = host.popen(words, VALKEY_LISTEN_PORT=port, VALKEY_BIND="127.0.0.1", VALKEY_MAX_MEMORY="64mb")
     host.says(valkey, "Ready to accept connections")
     trainer, player = start("trainer-cpu"), start("player")
     host.says(trainer, "training run")

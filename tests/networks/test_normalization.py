@@ -194,3 +194,25 @@ def test_rewards_are_clipped_then_scaled_by_what_returns_deviate_and_that_is_sav
     other.load_state_dict(learner.state_dict())
     assert other.return_scale.moments.deviation == deviation
     assert "return_scale" not in algorithm(agent_of()).state_dict()
+
+
+@pytest.mark.parametrize("scale", [1e-10, 1e-5, 1e-3, 1.0, 1e6])
+@pytest.mark.parametrize("offset", [0.0, 3.0])
+def test_a_feature_of_any_size_is_normalised_but_rounding_is_not(scale, offset):
+    moments, random = RunningMeanStd(), np.random.default_rng(0)
+    moments.update(torch.from_numpy(scale * (offset + random.normal(size=5000))))
+    assert float(moments.deviation) == pytest.approx(scale, rel=0.05)
+    constant = RunningMeanStd()
+    constant.update(torch.full((1000,), 0.1 * (1 + offset)) * (1 + 1e-7 * torch.randn(1000)))
+    assert float(constant.deviation) == 1
+
+
+def test_one_absurd_row_moves_the_statistics_little():
+    moments, random = RunningMeanStd(), np.random.default_rng(0)
+    moments.update(torch.from_numpy(random.normal(5.0, 2.0, 2000)))
+    moments.update(torch.tensor([1e30]))
+    for _ in range(10):
+        moments.update(torch.from_numpy(random.normal(5.0, 2.0, 2000)))
+    assert float(moments.mean) == pytest.approx(5.0, abs=0.1) and float(moments.deviation) == pytest.approx(
+        2.0, rel=0.3
+    )

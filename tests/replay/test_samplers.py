@@ -166,13 +166,22 @@ def test_full_correction_makes_the_mean_that_of_a_uniform_draw():
     assert values[slots].mean() < 1
 
 
-def test_new_sessions_have_the_largest_priority_so_far():
+def test_new_sessions_have_the_largest_priority_that_there_is():
     sampler = prioritized([0.5, 7.0, 2.0], alpha=1.0)
-    sampler.set_priorities(torch.tensor([1]), torch.tensor([1.0]))
     sampler.insert(3)
     sampler.remove(0)
     sampler.insert(0)
-    assert frequencies(sampler)[:4] == pytest.approx(np.array([7, 1, 2, 7]) / 17, abs=1e-3)
+    assert frequencies(sampler)[:4] == pytest.approx(np.array([7, 7, 2, 7]) / 23, abs=1e-3)  # of 7, 2
+
+
+def test_one_absurd_priority_is_forgotten_with_its_session():
+    sampler = prioritized([1.0, 1.0, 1.0], alpha=1.0)
+    sampler.set_priorities(torch.tensor([1]), torch.tensor([1e12]))
+    sampler.draw(8, random(0))
+    sampler.remove(1)
+    sampler.insert(1)
+    sampler.insert(3)
+    assert frequencies(sampler)[:4] == pytest.approx(np.full(4, 0.25), abs=1e-3)
 
 
 def test_what_was_removed_is_not_drawn_whatever_priority_comes_late():

@@ -33,6 +33,8 @@ class A2C(TorchLearner):
         SettingsError: both `lambda_` and `n_step` are given, or `n_step` is below 1.
     """
 
+    is_actor_critic = True
+
     def __init__(
         self,
         agent: TorchAgent,

@@ -7,6 +7,9 @@ from tinyverse.algorithms import losses
 from tinyverse.algorithms.torch_learner import TorchLearner
 from tinyverse.core.batch import Batch
 from tinyverse.core.errors import SettingsError
+from tinyverse.networks.heads import UNAVAILABLE
+
+PATIENCE = 20  # batches
 
 
 class BehaviourCloning(TorchLearner):
@@ -43,14 +46,26 @@ class BehaviourCloning(TorchLearner):
             agent, optimizer, learning_rate=learning_rate, max_grad_norm=max_grad_norm, total_updates=total_updates
         )
         self.whom, self.entropy_cost = whom, entropy_cost
+        self._in_vain = 0  # updates in a row without anything to imitate
+
+    def _check_rows(self, mask: Tensor) -> None:
+        self._in_vain = 0 if mask.any() else self._in_vain + 1
+        if self._in_vain >= PATIENCE:
+            raise SettingsError(
+                f"{PATIENCE} batches in a row held nothing that BehaviourCloning(whom={self.whom!r}) imitates. Sessions of "
+                "people come from play --human; whom='all' imitates all sessions, imported ones too."
+            )
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         policy, _ = self.evaluate(batch)
         mask, entropies = batch.mask, policy.entropy()
         if self.whom == "human":
             mask = mask * (0 if batch.human is None else batch.human)
+        log_probs = policy.log_prob(batch.actions)
+        mask = mask * (log_probs > UNAVAILABLE / 2)  # nobody can learn an action that the policy's mask forbids
+        self._check_rows(mask)
         weights, rows = mask * batch.weights, losses.count(mask)
-        imitation = -losses.masked_sum(policy.log_prob(batch.actions), weights) / rows
+        imitation = -losses.masked_sum(log_probs.clamp(min=UNAVAILABLE / 2), weights) / rows
         loss = imitation + self.entropy_cost * losses.entropy(entropies, weights) / rows
         return loss, {
             "loss/imitation": imitation,

@@ -10,6 +10,8 @@ from torch.nn import functional
 
 from tinyverse.core import distributed
 
+LARGEST_LOG_RATIO = 60.0  # float32 overflows at 88.7; the ratio is to be multiplied yet
+
 
 def masked_sum(terms: Tensor, mask: Tensor) -> Tensor:
     """Returns Σ mask · terms, a scalar. Both are [T, B]."""
@@ -38,6 +40,11 @@ def normalize(advantages: Tensor, mask: Tensor) -> Tensor:
     return centred / (deviation + 1e-8)
 
 
+def bounded(log_rhos: Tensor) -> Tensor:
+    """Returns log ratios of at most LARGEST_LOG_RATIO: exp() of larger ones is infinite, which makes NaN even of masked rows."""
+    return log_rhos.clamp(max=LARGEST_LOG_RATIO)
+
+
 def policy_gradient(log_probs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
     """Returns −Σ A log π(a|o), a scalar (Williams 1992, REINFORCE). All arguments are [T, B]."""
     return -masked_sum(log_probs * advantages.detach(), mask)
@@ -57,7 +64,7 @@ def clipped_policy_gradient(
         clip: ε.
         bound: of the dual clip, above 1; None: no bound.
     """
-    rhos, advantages = log_rhos.exp(), advantages.detach()
+    rhos, advantages = bounded(log_rhos).exp(), advantages.detach()
     terms = torch.minimum(rhos * advantages, rhos.clamp(1 - clip, 1 + clip) * advantages)
     if bound is not None:
         terms = torch.where(advantages < 0, torch.maximum(terms, bound * advantages), terms)

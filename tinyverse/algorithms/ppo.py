@@ -14,6 +14,7 @@ from tinyverse.core import nest
 from tinyverse.core.batch import Batch
 from tinyverse.core.errors import SettingsError
 from tinyverse.core.text import counted
+from tinyverse.networks.normalization import statistics_afterwards
 
 
 class Estimates(NamedTuple):
@@ -56,6 +57,8 @@ class PPO(TorchLearner):
             minibatches.
     """
 
+    is_actor_critic = True
+
     def __init__(
         self,
         agent: TorchAgent,
@@ -91,10 +94,11 @@ class PPO(TorchLearner):
                 f"PPO cannot cut {counted(sessions, 'session')} into {self.minibatches} minibatches. Raise -b."
             )
         whole = self.estimates(batch)
-        for _ in range(self.epochs):
-            for part in torch.randperm(sessions, device=self.device).chunk(self.minibatches):
-                loss, metrics = self.minibatch_loss(whole if self.minibatches == 1 else whole.columns(part))
-                norm = self.optimizer.step(loss)
+        with statistics_afterwards(self.agent.network, self.minibatches):
+            for _ in range(self.epochs):
+                for part in torch.randperm(sessions, device=self.device).tensor_split(self.minibatches):
+                    loss, metrics = self.minibatch_loss(whole if self.minibatches == 1 else whole.columns(part))
+                    norm = self.optimizer.step(loss)
         explained = losses.explained_variance(whole.values, whole.targets, batch.mask)
         return {**metrics(), "grad_norm": norm, "value/explained_variance": explained, **self.scale()}
 
@@ -119,7 +123,7 @@ class PPO(TorchLearner):
         observations = nest.map(lambda rows: rows[:-1], batch.observations)
         outputs, _ = network(observations, batch.initial_state, batch.is_first[:-1])
         policy, values = network.distribution(outputs.policy), outputs.values.float()
-        log_rhos = policy.log_prob(batch.actions) - self.behaviour_log_probs(batch)
+        log_rhos = losses.bounded(policy.log_prob(batch.actions) - self.behaviour_log_probs(batch))
         clip = self.clip * self.optimizer.remaining
 
         share = mask / losses.count(mask)  # [T, B] weight of a row in the mean

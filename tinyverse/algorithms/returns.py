@@ -173,10 +173,12 @@ def unsquashed(x: Tensor, epsilon: float = 1e-3) -> Tensor:
     """h⁻¹(x), elementwise: the inverse of `squashed` (Pohlen et al. 2018, proposition A.2; for ε > 0).
 
     h⁻¹(x) = sign(x) (((√(1 + 4ε(|x| + 1 + ε)) − 1) / 2ε)² − 1)
+
+    With u the root minus 1, εu² + (1 + 2ε)u = |x|, whose solution in this form has all digits of small x.
     """
-    shifted = x.abs() + 1 + epsilon
-    root = 2 * shifted / ((1 + 4 * epsilon * shifted).sqrt() + 1)
-    return x.sign() * (root.square() - 1)
+    b = 1 + 2 * epsilon
+    u = 2 * x.abs() / (b + (b * b + 4 * epsilon * x.abs()).sqrt())
+    return x.sign() * u * (u + 2)
 
 
 def _discounted_sums(terms: Tensor, decays: Tensor) -> Tensor:

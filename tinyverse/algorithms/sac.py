@@ -27,6 +27,7 @@ class Rows(NamedTuple):
     rewards: Tensor  # [T, B]
     discounts: Tensor  # [T, B] γ, and 0 where the episode terminated
     share: Tensor  # [T, B] weight of a row in the mean, with importance weights; 0 for reset rows
+    mean: Tensor  # [T, B] the same without importance weights
 
 
 class SAC(TorchLearner):
@@ -112,7 +113,7 @@ class SAC(TorchLearner):
         metrics["grad_norm/actor"] = self.optimizers["actor"].step(actor_loss)
         self.critics.requires_grad_(True)
         if self.learn_temperature:
-            self.optimizers["temperature"].step(self.temperature_loss(entropy))
+            self.optimizers["temperature"].step(self.temperature_loss(entropy, rows))
         follow(self.targets, self.critics, self.polyak)
         return metrics | {
             "loss/actor": actor_loss.detach(),
@@ -129,6 +130,7 @@ class SAC(TorchLearner):
             rewards=batch.rewards * self.reward_scale,
             discounts=batch.discounts(self.discount),
             share=batch.mask * batch.weights / losses.count(batch.mask),
+            mean=batch.mask / losses.count(batch.mask),
         )
 
     def critic_loss(self, rows: Rows) -> tuple[Tensor, dict[str, Tensor]]:
@@ -151,11 +153,11 @@ class SAC(TorchLearner):
         actions, log_probs = self._policy(rows.observations).rsample()
         values = torch.minimum(*(critic(rows.observations, actions) for critic in self.critics))
         loss = losses.masked_sum(self.temperature * log_probs - values, rows.share)
-        return loss, -losses.masked_sum(log_probs.detach(), rows.share)
+        return loss, -losses.masked_sum(log_probs.detach(), rows.mean)
 
-    def temperature_loss(self, entropy: Tensor) -> Tensor:
-        """Returns α (H − target), 0-d (eq. 18): α falls while the entropy H is above its target."""
-        return self.log_temperature.exp() * (entropy - self.target_entropy)
+    def temperature_loss(self, entropy: Tensor, rows: Rows) -> Tensor:
+        """Returns α (H − target), 0-d (eq. 18): α falls while the entropy H is above its target. 0 of a batch without rows."""
+        return self.log_temperature.exp() * (entropy - self.target_entropy * rows.mean.sum())
 
     def _policy(self, observations: nest.Tree) -> SquashedGaussian:
         is_first = torch.zeros(nest.leaves(observations)[0].shape[:2], dtype=torch.bool, device=self.device)

@@ -7,14 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tinyverse.agents.q_agent import QAgent
 from tinyverse.agents.torch_agent import TorchAgent
 from tinyverse.algorithms.learner import Learner, Metrics
 from tinyverse.core import distributed, nest
 from tinyverse.core.batch import Batch
 from tinyverse.core.errors import SettingsError
+from tinyverse.core.text import article
 from tinyverse.core.weights import Weights
 from tinyverse.networks import Distribution
 from tinyverse.networks.normalization import RewardNormalizer
+from tinyverse.networks.squashed import SquashedActor
 
 
 class Optimizer:
@@ -101,6 +104,7 @@ class TorchLearner(Learner):
     """
 
     distributed = True
+    is_actor_critic = False  # whether it learns the network's policy and value heads
 
     def __init__(
         self,
@@ -118,6 +122,13 @@ class TorchLearner(Learner):
         if unknown:
             raise SettingsError(
                 f"{type(self).__name__} has no option {next(iter(unknown))!r}; there are {', '.join(_options(type(self)))}."
+            )
+        if not isinstance(agent, TorchAgent):
+            raise SettingsError(f"{type(self).__name__} learns the network of a TorchAgent, got {article(agent)}.")
+        if self.is_actor_critic and (isinstance(agent, QAgent) or isinstance(agent.network, SquashedActor)):
+            raise SettingsError(
+                f"{type(self).__name__} learns a policy and a value, got {article(agent)} of a {type(agent.network).__name__}. "
+                "Give TorchAgent(ModularNetwork(…)), or take DQN for a QAgent, SAC for a SquashedActor."
             )
         self.agent, self.discount, self.reward_clip = agent, discount, reward_clip
         limits: dict[str, Any] = {"max_grad_norm": max_grad_norm, "total_updates": total_updates}

@@ -32,6 +32,8 @@ class VTrace(TorchLearner):
             `TorchLearner`, which describes them.
     """
 
+    is_actor_critic = True
+
     def __init__(
         self,
         agent: TorchAgent,

@@ -16,19 +16,21 @@ class TinyverseError(Exception):
     """Raised when the user can fix the problem; the message says how."""
 
 
-class _OfTheWire(TinyverseError):
-    """Quotes what came from elsewhere: so it is one line without what commands a terminal or forges a log."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(printable(message, 2000))
+def _one_line(self: TinyverseError, message: str) -> None:
+    """Such a message quotes what came from elsewhere: it must neither command a terminal nor forge lines of a log."""
+    Exception.__init__(self, printable(message, 2000))
 
 
-class CodecError(_OfTheWire):
+class CodecError(TinyverseError):
     """Raised when bytes do not follow their format. The reader allocates nothing before it has checked them."""
 
+    __init__ = _one_line
 
-class SpecError(_OfTheWire):
+
+class SpecError(TinyverseError):
     """Raised when names, shapes or dtypes differ from the run's session spec."""
+
+    __init__ = _one_line
 
 
 class SettingsError(TinyverseError):

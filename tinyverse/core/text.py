@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any
 
 
 def counted(count: float, thing: str) -> str:
@@ -21,6 +22,16 @@ def printable(text: str, most: int = 200, keep: str = "") -> str:
     """
     text = text[:most]
     return text if text.isprintable() else "".join(c if c.isprintable() or c in keep else "?" for c in text)
+
+
+def article(thing: Any) -> str:
+    """Returns the name of a thing's type with its article.
+
+    >>> article([]), article(0), article(None)
+    ('a list', 'an int', 'None')
+    """
+    name = type(thing).__name__
+    return "None" if thing is None else f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -17,7 +17,8 @@ from gymnasium import spaces
 
 from tinyverse.core import nest
 from tinyverse.core.errors import ExperimentError, SpecError
-from tinyverse.envs.spaces import article, blank, fit, fit_reward, spec_of
+from tinyverse.core.text import article
+from tinyverse.envs.spaces import blank, fit, fit_reward, spec_of
 
 GYM = ("reset", "step", "observation_space", "action_space")
 DM_ENV = ("reset", "step", "observation_spec", "action_spec")

@@ -6,10 +6,9 @@ from typing import Any
 from gymnasium.vector import VectorEnv
 
 from tinyverse.core.errors import ExperimentError
-from tinyverse.core.text import counted
+from tinyverse.core.text import article, counted
 from tinyverse.envs.pool import Pool, SerialPool, VectorPool
 from tinyverse.envs.restarting_pool import RestartingPool
-from tinyverse.envs.spaces import article
 
 
 def pool_of(

@@ -12,6 +12,7 @@ import numpy as np
 from tinyverse.core import nest
 from tinyverse.core.bounds import Bounds
 from tinyverse.core.errors import ExperimentError, SpecError
+from tinyverse.core.text import article
 
 LARGEST = float(np.finfo(np.float32).max)  # reward
 
@@ -161,8 +162,3 @@ class Checks:
                 check_finite(leaf, "observation")
             elif bounds is not None:
                 bounds.check(leaf, "the environment's observation")
-
-
-def article(thing: Any) -> str:
-    name = type(thing).__name__
-    return "None" if thing is None else f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"

@@ -313,7 +313,7 @@ class _Shaped:
             if counted.size:
                 self._statistics.update(counted)
             variance = self._statistics.var
-            rewards = rewards / np.sqrt(variance if variance > 1e-8 else 1.0)
+            rewards = rewards / np.sqrt(variance if variance > 1e-24 else 1.0)
         return np.clip(self._scale * rewards, -self._clip, self._clip)
 
 

@@ -46,7 +46,8 @@ class Categorical:
         return self.logits.gather(-1, (actions.long() - self.start)[..., None])[..., 0]
 
     def entropy(self) -> Tensor:
-        return -(self.logits.exp() * self.logits).sum(-1)
+        probabilities = self.logits.exp()
+        return -(probabilities * self.logits.masked_fill(probabilities == 0, 0.0)).sum(-1)  # 0 log 0 = 0
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         waits = torch.empty_like(self.logits).exponential_(generator=generator).clamp_(min=1e-38)  # avoids log 0

@@ -6,6 +6,8 @@
 The statistics are buffers, so checkpoints hold them, and published weights hold those that acting needs.
 """
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,6 +16,10 @@ from torch import Tensor, nn
 from tinyverse.core import distributed
 from tinyverse.core.errors import SpecError
 from tinyverse.networks import FeedForward
+
+ROUNDING, TINY = 1e-6, 1e-24  # of float32, relative; variance
+KNOWN = 1000  # rows from which on the statistics say what is absurd
+FAR = 100.0  # deviations from the mean, to which rows are clipped before they are added
 
 
 class RunningMeanStd(nn.Module):
@@ -49,6 +55,8 @@ class RunningMeanStd(nn.Module):
                 f"RunningMeanStd got rows of shape {tuple(rows.shape[1:])}, wanted {tuple(self.mean.shape)}."
             )
         rows = rows.double()
+        far = torch.where(self.count >= KNOWN, FAR * self.deviation.double(), torch.inf)
+        rows = rows.clamp(self.mean - far, self.mean + far)  # one absurd row must not move the statistics for ever
         share = torch.ones(len(rows), device=rows.device) if mask is None else mask
         share = share.double().reshape(-1, *[1] * (rows.ndim - 1))
         number = distributed.total(share.sum())
@@ -63,8 +71,9 @@ class RunningMeanStd(nn.Module):
 
     @property
     def deviation(self) -> Tensor:
-        """The standard deviation, [*shape] float32; 1 where it is below 1e-4."""
-        return torch.where(self.variance > 1e-8, self.variance, 1.0).sqrt().float()
+        """The standard deviation, [*shape] float32; 1 where there is none but the rounding of float32 at the mean."""
+        rounding = (ROUNDING * self.mean).square() + TINY
+        return torch.where(self.variance > rounding, self.variance, 1.0).sqrt().float()
 
     def _apply(self, function: Any, recurse: bool = True) -> "RunningMeanStd":
         """Moves to the network's device but stays float64, because bfloat16 has only 3 digits."""
@@ -89,6 +98,7 @@ class Normalized(nn.Module):
     def __init__(self, trunk: nn.Module | None = None, *, clip: float = 10.0) -> None:
         super().__init__()
         self.trunk, self.clip = FeedForward(trunk), clip
+        self.later: list[Tensor] | None = None  # rows to add, see `statistics_afterwards`
 
     def build(self, shape: tuple[int, ...]) -> int:
         self.moments = RunningMeanStd(shape)
@@ -99,8 +109,30 @@ class Normalized(nn.Module):
         # statistics from before the update; float64, because the difference may be of large numbers
         normal = ((x.double() - moments.mean).float() / moments.deviation).clamp(-self.clip, self.clip)
         if self.training and torch.is_grad_enabled():
-            moments.update(x)
+            if self.later is None:
+                moments.update(x)
+            else:
+                self.later.append(x.detach())
         return self.trunk.module(normal)
+
+
+@contextlib.contextmanager
+def statistics_afterwards(network: nn.Module, passes: int) -> Iterator[None]:
+    """Leaves the statistics of each `Normalized` as they are until the end, and then adds the rows of the first passes.
+
+    For an algorithm of several steps on one batch: its ratios compare the policy with that of the players, so the
+    observations must look the same in each step.
+    """
+    layers = [layer for layer in network.modules() if isinstance(layer, Normalized)]
+    for layer in layers:
+        layer.later = []
+    try:
+        yield
+    finally:
+        for layer in layers:
+            rows, layer.later = layer.later, None
+            if rows:
+                layer.moments.update(torch.cat(rows[:passes]))
 
 
 class RewardNormalizer(nn.Module):

@@ -202,8 +202,8 @@ class Prioritized(Sampler):
 
         P(i) = p_i^α / Σ_k p_k^α        w_i = (N P(i))^−β / max_j w_j        (eq. 1; section 3.4)
 
-    p_i is what learning gave back as the session's priority, plus a little; before that, the largest given so far, so
-    that each is learned from soon. A batch is drawn in as many equal strata as it has sessions. α and β are Ape-X's.
+    p_i is what learning gave back as the session's priority, plus a little; before that, the largest that any
+    session here has, so that each is learned from soon. A batch is drawn in as many equal strata as it has sessions. α and β are Ape-X's.
     """
 
     def __init__(self, alpha: float = 0.6, beta: float = 0.4) -> None:
@@ -215,7 +215,6 @@ class Prioritized(Sampler):
 
     def prepare(self, size: int, device: torch.device) -> None:
         self._tree, self._device = SumTree(size, device), device
-        self._highest = torch.ones((), dtype=torch.float64, device=device)  # p^α
         self._filled: set[int] = set()
         self._changed: dict[int, bool] = {}  # slot -> filled; all that came and went since the last draw
 
@@ -234,7 +233,10 @@ class Prioritized(Sampler):
     def draw(self, batch: int, random: np.random.Generator) -> np.ndarray:
         if self._changed:
             filled = self._tensor(np.array(list(self._changed.values()), np.float64))
-            self._tree.set(self._tensor(np.array(list(self._changed))), filled * self._highest)
+            slots = self._tensor(np.array(list(self._changed)))
+            self._tree.set(slots, 0 * filled)  # what the sessions before these had does not count any more
+            largest = torch.where(self._tree.total > 0, self._tree.largest, 1.0)  # p^α
+            self._tree.set(slots, filled * largest)
             self._changed.clear()
         places = (np.arange(batch) + random.random(batch)) / batch
         return self._tree.draw(self._tensor(places)).cpu().numpy()  # CPU–GPU sync
@@ -249,12 +251,11 @@ class Prioritized(Sampler):
         sound = priorities.isfinite() & (priorities >= 0) & (before > 0)  # what was removed stays so
         powers = torch.where(sound, (priorities + LEAST_PRIORITY) ** self.alpha, before)
         self._tree.set(slots, powers)
-        self._highest = torch.maximum(self._highest, powers.max())
 
     def state_dict(self) -> dict[str, Any]:
         slots = self._tensor(np.array(sorted(self._filled), np.int64))
         return {
-            "slots": slots, "priorities": self._tree.get(slots), "highest": self._highest,
+            "slots": slots, "priorities": self._tree.get(slots),
             "new": [slot for slot, filled in self._changed.items() if filled],
         }  # fmt: skip
 
@@ -262,7 +263,6 @@ class Prioritized(Sampler):
         kept = [index for index, slot in enumerate(state["slots"].tolist()) if slot in moved]
         slots = [moved[state["slots"][index].item()] for index in kept]
         self._filled, self._changed = set(slots), {moved[slot]: True for slot in state["new"] if slot in moved}
-        self._highest = state["highest"].to(self._device)
         self._tree.set(self._tensor(np.array(slots, np.int64)), state["priorities"][kept].to(self._device))
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:

@@ -27,6 +27,11 @@ class SumTree:
         """Sum of all priorities, 0-d."""
         return self._levels[0].sum()
 
+    @property
+    def largest(self) -> Tensor:
+        """The largest of all priorities, 0-d."""
+        return self._levels[-1].max()
+
     def get(self, slots: Tensor) -> Tensor:
         """[B] priorities of slots [B]."""
         return self._levels[-1].view(-1)[slots]

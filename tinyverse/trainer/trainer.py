@@ -111,7 +111,9 @@ class Trainer:
         batch, self._batch = self._batch, None
         assert batch is not None
         self.waiting.set("")
-        autocast = torch.autocast(self.replay.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+        is_bf16 = self.config.precision == "bf16"
+        # without the cache: it would keep bf16 copies of weights that an algorithm of several steps has changed meanwhile
+        autocast = torch.autocast(self.replay.device.type, torch.bfloat16, enabled=is_bf16, cache_enabled=False)
         with self.stages("update"), autocast:
             self.metrics = self.learner.train_step(batch)
         if "priorities" in self.metrics:
