@@ -750,3 +750,27 @@ def test_a_lease_that_ran_out_is_taken_again_unless_another_has_it(redis_url):
     with pytest.raises(LeaseLost):
         trainer.publish(trainer.snapshot())
     database.clear()
+
+
+def test_in_bf16_an_update_of_several_steps_sees_the_weights_that_it_has_changed():
+    """Autocast's cache would go on with the copies of before, so that PPO would train on stale weights."""
+    database = MemoryDatabase()
+    trainer = a_network_trainer(database)
+    trainer.config = dataclasses.replace(trainer.config, precision="bf16")
+    linear = next(module for module in trainer.agent.network.modules() if isinstance(module, torch.nn.Linear))
+    seen = []
+
+    def train_step(batch):
+        for _ in range(2):
+            seen.append(linear(torch.ones(1, linear.in_features)))
+            seen[-1].sum().backward()
+            with torch.no_grad():
+                linear.weight.mul_(2.0)
+        return {"loss/total": torch.tensor(0.0)}
+
+    trainer.learner.train_step = train_step
+    trainer.join()
+    trainer.feed()
+    push(database, network_sessions(2))
+    trainer.feed()
+    assert trainer.step() and seen[0].dtype == torch.bfloat16 and not torch.allclose(*seen)
