@@ -43,11 +43,13 @@ numbers = itertools.count()  # of runs
 def pytest_configure(config: Any) -> None:
     """Chooses the server before any test looks for one (tests/helpers/servers.py), and lets processes be interrupted.
 
-    A shell without a terminal ignores SIGINT for what it runs in the background, and every process that a test starts
-    would inherit that.
+    A shell without a terminal ignores SIGINT for what it runs in the background, nohup ignores SIGHUP, and every process
+    that a test starts would inherit that. A handler is not inherited.
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: None)
     if servers.CHOSEN:
         folder = Path(tempfile.mkdtemp(prefix="tvs", dir="/tmp"))
         config.add_cleanup(lambda: shutil.rmtree(folder))

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -82,7 +83,7 @@ def test_options_that_reach_the_evaluator(tinyverse: Tinyverse, trained: Path, m
     )
     assert named["video"] is None
     named = calls[1][1]
-    assert (named["greedy"], named["render"], named["at_once"], named["episodes"]) == (False, False, 1, 1)
+    assert (named["greedy"], named["render"], named["at_once"], named["episodes"]) == (None, False, 1, 1)
     assert named["video"] == Path("records/tabular-v3.webm")
 
 
@@ -161,7 +162,7 @@ def test_the_best_is_kept_across_evaluations(
         run("eval", "--every", 0.01)
     assert len(set(versions)) == 3
     kept = WeightsFile.read(best)
-    assert (kept.score, kept.version) == ({"mean": 3.0, "standard_error": 0.0, "episodes": 2}, versions[1])
+    assert (kept.score, kept.version) == ({"mean": 3.0, "standard_error": 0.0, "episodes": 2, "greedy": 0}, versions[1])
     rows = [json.loads(line) for line in best.with_name("metrics.jsonl").read_text().splitlines()]
     rows = [row for row in rows if "eval/return" in row]
     assert [(row["eval/return"], row["eval/best"]) for row in rows] == [(1, 1), (3, 3), (2, 3)]
@@ -246,3 +247,16 @@ def test_eval_plays_an_export_in_a_process_of_its_own(tinyverse: Tinyverse, fold
         one_sentence(said, 2, "is of the experiment catch, this is cartpole: tinyverse catch eval --weights x.")
         said = tinyverse("catch", "eval", "--weights", file, "-o", "learning_rate=0.5")
         one_sentence(said, 1, "learning_rate=0.25, this asks for learning_rate=0.5")
+
+
+def test_a_q_learner_is_evaluated_greedily_and_means_of_two_modes_are_not_compared(tinyverse: Tinyverse) -> None:
+    tinyverse("cartpole_dqn", "local", "-n", 1, "-q", "--name", "q")
+    ours = ("cartpole_dqn", "eval", "--name", "q", "--no-video", "--seed", 3, "-n", 2)
+    assert ", greedy)" in tinyverse(*ours).out and ", sampled)" in tinyverse(*ours, "--sampled").out
+    assert tinyverse(*ours).out == tinyverse(*ours, "--greedy").out
+    rows = RunFolder("runs/q").rows("evaluations")
+    assert [row["eval/greedy"] for row in rows] == [1, 0, 1, 1]
+
+    folder, weights = RunFolder("runs/two"), WeightsFile({"w": np.zeros(1, np.float32)}, 1)
+    for greedy, mean, best in ((0, 5.0, 5.0), (1, 3.0, 3.0), (1, 2.0, 3.0), (0, 1.0, 1.0)):
+        assert folder.keep_best(weights._replace(score={"mean": mean, "greedy": greedy})) == best

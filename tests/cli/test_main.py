@@ -95,3 +95,27 @@ def test_modules_of_this_folder_are_found_however_it_is_started(folder: Path, wo
     env = {**os.environ, "PYTHONPATH": str(CHECKOUT) if "-m" in words else ""}
     said = subprocess.run(command, env=env, capture_output=True, text=True, timeout=100, check=False)
     assert said.returncode == 1 and said.stderr.splitlines()[-1] == "ValueError: found"
+
+
+def test_words_that_cannot_be_written_end_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log on a full disk, a reader that has gone, an output that is closed."""
+    monkeypatch.chdir(tmp_path)
+    command = [sys.executable, "-m", "tinyverse", "catch", "local", "-n", "2"]
+    with open("/dev/full", "w") as full:
+        assert subprocess.run(command, stderr=full, timeout=100, check=False).returncode == 0
+    reader, writer = os.pipe()
+    os.close(reader)
+    assert subprocess.run(command, stderr=writer, timeout=100, check=False).returncode == 0
+    os.close(writer)
+    closed = ["/bin/sh", "-c", '"$@" >&- 2>&-', "sh", *command]
+    assert subprocess.run(closed, timeout=100, check=False).returncode == 0
+
+
+def test_a_service_of_kubernetes_is_no_option(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TINYVERSE_WATCH_PORT", "tcp://10.0.0.7:8000")
+    monkeypatch.setenv("TINYVERSE_PLAY_PORT", "udp://10.0.0.7:8000")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["catch", "watch", "--help"])
+    assert ended.value.code == 0 and "TINYVERSE_WATCH_PORT" not in os.environ

@@ -102,10 +102,10 @@ def test_the_standard_error_is_that_of_the_mean():
     naive = math.sqrt(sum((x - mean) ** 2 for x in returns) / 3) / 2
     evaluation = Evaluation(returns, [1, 2, 3, 4], version=7)
     assert evaluation.standard_error == pytest.approx(naive)
-    assert str(evaluation) == f"mean return 3.00 ± {naive:.2f} over 4 episodes of 2 steps (version 7)"
+    assert str(evaluation) == f"mean return 3.00 ± {naive:.2f} over 4 episodes of 2 steps (version 7, sampled)"
     alone = Evaluation([2.0], [5])
     assert math.isnan(alone.standard_error)
-    assert str(alone) == "mean return 2.00 over 1 episode of 5 steps (version -1)"
+    assert str(alone) == "mean return 2.00 over 1 episode of 5 steps (version -1, sampled)"
 
 
 def test_each_game_is_told():

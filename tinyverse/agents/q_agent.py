@@ -37,6 +37,8 @@ class QAgent(TorchAgent):
         SettingsError: the action space is not Discrete, or the network masks actions.
     """
 
+    only_explores = True
+
     def __init__(
         self,
         network: Any,

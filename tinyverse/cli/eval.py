@@ -37,7 +37,9 @@ if TYPE_CHECKING:
 @click.option("-n", "episodes", type=int, default=1, show_default=True, help="Episodes to play.")
 @click.option("-b", "at_once", type=int, default=1, show_default=True, help="Episodes at once.")
 @click.option("-j", "jobs", type=int, default=1, show_default=True, help="Processes.")
-@click.option("--greedy", is_flag=True, help="The likeliest action instead of a sample.")
+@click.option(
+    "--greedy/--sampled", default=None, help="The likeliest action, or a sample [Q-learners greedy, others sampled]."
+)
 @click.option("--render", is_flag=True, help="Show the first episode in a window.")
 @weights_option
 @click.option("--video/--no-video", default=True, show_default=True, help="Record the first episode into ./records.")
@@ -45,7 +47,7 @@ if TYPE_CHECKING:
 @click.option("--device", default="cpu", show_default=True, help="Where to act.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per evaluation.")
 def evaluate(
-    context: RunContext, *, episodes: int, at_once: int, jobs: int, greedy: bool, render: bool, weights: str | None, video: bool,
+    context: RunContext, *, episodes: int, at_once: int, jobs: int, greedy: bool | None, render: bool, weights: str | None, video: bool,
     every: float | None, device: str, as_json: bool,
 ) -> None:  # fmt: skip
     """Plays whole episodes: mean ± standard error, and a video."""
@@ -108,7 +110,7 @@ def _print(context: RunContext, result: Evaluation, as_json: bool, video: bool) 
     if as_json:
         facts = {
             "run": context.run, "version": result.version, "mean": result.mean, "returns": result.returns,
-            "lengths": result.lengths, "standard_error": None if len(result.returns) < 2 else result.standard_error,
+            "lengths": result.lengths, "mode": result.mode, "standard_error": None if len(result.returns) < 2 else result.standard_error,
             "video": result.video and str(result.video),
         }  # fmt: skip
         print(json.dumps(facts), flush=True)
@@ -120,7 +122,7 @@ def _print(context: RunContext, result: Evaluation, as_json: bool, video: bool) 
 
 def _evaluate(
     context: RunContext, found: WeightsFile, should_stop: Callable[[], bool], *, episodes: int = 1, at_once: int = 1, jobs: int = 1,
-    greedy: bool = False, render: bool = False, video: bool = False, device: str = "cpu",
+    greedy: bool | None = None, render: bool = False, video: bool = False, device: str = "cpu",
 ) -> Evaluation:  # fmt: skip
     from tinyverse.player.evaluator import evaluate, evaluate_in_processes
 
@@ -148,7 +150,12 @@ def _evaluate(
 def _record(context: RunContext, found: WeightsFile, result: Evaluation, tracker: WeightsTracker) -> None:
     """Keeps the weights if they are the best, and logs the score in the folder, its TensorBoard and for `info`."""
     row = _row(found, result)
-    score = {"mean": result.mean, "standard_error": row["eval/standard_error"], "episodes": len(result.returns)}
+    score = {
+        "mean": result.mean,
+        "standard_error": row["eval/standard_error"],
+        "episodes": len(result.returns),
+        "greedy": int(result.greedy),
+    }
     row["eval/best"] = context.folder.keep_best(found._replace(score=score))
     context.folder.log(row)
     tracker.events = tracker.events or TensorBoard(context.folder, "eval")
@@ -165,5 +172,5 @@ def _row(found: WeightsFile, result: Evaluation) -> dict[str, Any]:
     return {
         "step": found.step, "update": found.update, "version": found.version, "eval/return": result.mean,
         "eval/standard_error": None if math.isnan(result.standard_error) else result.standard_error,
-        "eval/episodes": len(result.returns), "eval/length": float(np.mean(result.lengths)),
+        "eval/episodes": len(result.returns), "eval/greedy": int(result.greedy), "eval/length": float(np.mean(result.lengths)),
     }  # fmt: skip

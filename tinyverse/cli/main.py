@@ -6,8 +6,11 @@ such module imports torch or gymnasium before its options are read, so that `--h
 
 import importlib
 import io
+import os
+import re
 import sys
 from pathlib import Path
+from typing import Any, TextIO
 
 import click
 from click.shell_completion import CompletionItem
@@ -67,9 +70,13 @@ verbs = LazyGroup(
 def main(arguments: list[str] | None = None) -> None:
     """The console script. Never returns."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    sys.stdout, sys.stderr = _open(sys.stdout, 1), _unbreakable(_open(sys.stderr, 2))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a ± that a terminal or a log does not know is no reason to fail
+    for name, value in list(os.environ.items()):  # Kubernetes describes a Service called tinyverse-watch in this way
+        if re.fullmatch(r"TINYVERSE_\w+_PORT", name) and re.match(r"(tcp|udp|sctp)://", value):
+            del os.environ[name]
     system.prepare()
     if not {"", str(Path.cwd())} & set(sys.path):
         sys.path.insert(0, str(Path.cwd()))  # modules of this folder, as `python -m tinyverse` finds them by itself
@@ -90,6 +97,36 @@ def main(arguments: list[str] | None = None) -> None:
         kind = type(error).__name__
         _fail(f"the experiment raised {kind} (-vv shows the whole way there):\n{user_traceback(error)}", 1)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _open(stream: TextIO | None, number: int) -> TextIO:
+    """The stream; where the process was started with it closed, one to nowhere, whose number no other file then gets."""
+    try:
+        os.fstat(number)
+    except OSError:
+        os.open(os.devnull, os.O_RDWR)  # takes the least number that is free
+        stream = None
+    return stream or open(os.devnull, "w")  # as long as the process lives
+
+
+class _Unbreakable(io.FileIO):
+    """Drops what cannot be written: a log on a full disk, or a terminal that is gone, ends no training."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data) or 0
+        except OSError:
+            return len(data)
+
+
+def _unbreakable(stream: TextIO) -> TextIO:
+    """The standard error itself, so that it cannot fail; any other stream as it is."""
+    buffer = getattr(stream, "buffer", None)
+    raw = getattr(buffer, "raw", buffer)  # with PYTHONUNBUFFERED there is only one
+    if type(raw) is not io.FileIO or raw.fileno() != 2:
+        return stream
+    unbreakable = io.BufferedWriter(_Unbreakable(2, "w", closefd=False))
+    return io.TextIOWrapper(unbreakable, stream.encoding, "replace", line_buffering=True, write_through=True)
 
 
 def _fail(message: str, code: int) -> None:

@@ -35,6 +35,7 @@ class Evaluation:
     returns: list[float]
     lengths: list[int]
     version: int = -1
+    greedy: bool = False  # the likeliest actions instead of samples
     seconds: float = 0.0
     video: Path | None = None
     note: str = ""  # why there is no video
@@ -51,7 +52,12 @@ class Evaluation:
     def __str__(self) -> str:
         error = "" if math.isnan(self.standard_error) else f" ± {self.standard_error:.2f}"
         episodes, steps = counted(len(self.returns), "episode"), counted(round(np.mean(self.lengths)), "step")
-        return f"mean return {self.mean:.2f}{error} over {episodes} of {steps} (version {self.version})"
+        return f"mean return {self.mean:.2f}{error} over {episodes} of {steps} (version {self.version}, {self.mode})"
+
+    @property
+    def mode(self) -> str:
+        """How actions were chosen. Only means of one mode may be compared."""
+        return "greedy" if self.greedy else "sampled"
 
 
 def evaluate(
@@ -60,7 +66,7 @@ def evaluate(
     *,
     episodes: int = 1,
     at_once: int = 1,
-    greedy: bool = False,
+    greedy: bool | None = None,
     seed: int = 0,
     video: Path | None = None,
     render: bool = False,
@@ -72,12 +78,14 @@ def evaluate(
     Each environment plays the same number, so that short episodes do not count more often than long ones.
 
     Args:
+        greedy: take the likeliest actions; None: as the agent's `only_explores` says.
         video: where to write a video of the first episode, and of more if it is short; None: none.
         render: show the first episode in a window, if the environment can.
         on_episode: called after each episode with the number done and its return.
         should_stop: asked before each step; the result has the episodes that have ended by then.
     """
     began, num_slots = time.monotonic(), max(1, min(at_once, episodes))
+    greedy = agent.only_explores if greedy is None else greedy
     envs: list[Any] = []
     pool = _pool(experiment, num_slots, envs, "human" if render else "rgb_array" if video else None)
     num_slots = pool.num_envs  # of several agents in one world there are always all
@@ -107,7 +115,9 @@ def evaluate(
                 total[slot], length[slot] = 0.0, 0  # an episode without end is cut, and counted once
     returns = [total for done in played for total, _ in done]
     lengths = [length for done in played for _, length in done]
-    return Evaluation(returns, lengths, seconds=time.monotonic() - began, video=camera.path, note=camera.note)
+    return Evaluation(
+        returns, lengths, greedy=greedy, seconds=time.monotonic() - began, video=camera.path, note=camera.note
+    )
 
 
 def evaluate_in_processes(

@@ -181,10 +181,14 @@ class RunFolder:
         self.stored.keep_only(contents.get("sessions", []))
 
     def keep_best(self, candidate: WeightsFile) -> float:
-        """Keeps these weights if they score above the best so far; returns the best mean return."""
-        best = WeightsFile.read(self.best).score["mean"] if self.best.exists() else None
-        if best is not None and best >= candidate.score["mean"]:
-            return float(best)
+        """Keeps these weights if they score above the best so far, or that was of the other mode; returns the best mean."""
+        best = WeightsFile.read(self.best).score if self.best.exists() else None
+        if (
+            best is not None
+            and best["mean"] >= candidate.score["mean"]
+            and best.get("greedy", 0) == candidate.score.get("greedy", 0)
+        ):
+            return float(best["mean"])
         self.path.mkdir(parents=True, exist_ok=True)
         candidate.write(self.best)
         return float(candidate.score["mean"])
