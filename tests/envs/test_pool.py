@@ -1,6 +1,7 @@
 """Pools of every source of environments give the rows that design and docstring draw."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
@@ -380,3 +381,40 @@ def test_an_integer_of_any_width_is_a_discrete_observation() -> None:
     pool = SerialPool(lambda: env, 1)
     assert pool.reset(seed=0).tolist() == [3]
     assert pool.step(np.zeros(1, int)).observations.tolist() == [7]
+
+
+class Unclosable(CountingEnv):
+    def close(self) -> None:
+        raise RuntimeError("the window is gone")
+
+
+@pytest.mark.parametrize("make", [Unclosable, lambda: SimpleNamespace(**vars_of(CountingEnv()))])
+def test_what_cannot_be_closed_loses_nothing(make: Callable[[], Any], caplog: Any) -> None:
+    pool = SerialPool(make, 2)
+    pool.reset(seed=0)
+    pool.close()
+    assert ("could not be closed: RuntimeError: the window is gone" in caplog.text) == (make is Unclosable)
+
+
+def vars_of(env: Any) -> dict[str, Any]:
+    """All that an environment needs, without close()."""
+    return {name: getattr(env, name) for name in ("reset", "step", "observation_space", "action_space")}
+
+
+@pytest.mark.parametrize(
+    ("space", "shown", "fits"),
+    [
+        (spaces.Discrete(4, dtype=np.uint8), 3, True), (spaces.MultiDiscrete([3, 4], dtype=np.uint8), np.array([2, 3]), True),
+        (spaces.MultiBinary(2), np.array([0, 256]), False), (spaces.Discrete(4, dtype=np.uint8), -1, False),
+    ],
+)  # fmt: skip
+def test_integers_of_another_width_fit_if_their_values_do(space: Any, shown: Any, fits: bool) -> None:
+    pool = SerialPool(lambda: Choices(space, shown), 1)
+    pool.reset(seed=0)
+    pool.step(np.ones(1, np.uint8))
+    pool.step(np.ones(1, int))
+    if fits:
+        assert (pool.step(np.ones(1, int)).observations == shown).all()
+        return
+    with pytest.raises(SpecError, match="cannot hold|not in its space"):
+        pool.step(np.ones(1, int))

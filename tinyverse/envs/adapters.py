@@ -9,6 +9,7 @@ None of these packages is imported: adapters recognise an environment by its att
 """
 
 import inspect
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,6 +20,8 @@ from tinyverse.core import nest
 from tinyverse.core.errors import ExperimentError, SpecError
 from tinyverse.core.text import article
 from tinyverse.envs.spaces import blank, fit, fit_reward, spec_of
+
+logger = logging.getLogger(__name__)
 
 GYM = ("reset", "step", "observation_space", "action_space")
 DM_ENV = ("reset", "step", "observation_spec", "action_spec")
@@ -64,6 +67,14 @@ def gymnasium_space(space: Any) -> spaces.Space:
     if kind == "MultiBinary":
         return spaces.MultiBinary(space.n)
     return space
+
+
+def close(thing: Any) -> None:
+    """Closes an environment or a pool, where it can be closed. An error is logged: what it was for is done by then."""
+    try:
+        getattr(thing, "close", lambda: None)()
+    except Exception as error:
+        logger.warning("%s could not be closed: %s: %s", article(thing), type(error).__name__, error)
 
 
 def reset(env: Any, spec: nest.Tree, seed: int | None) -> nest.Tree:
@@ -130,7 +141,7 @@ class DmEnvAdapter:
         return observation, 0.0 if now.reward is None else now.reward, over and dead, over and not dead, {}
 
     def close(self) -> None:
-        self._env.close()
+        close(self._env)
 
 
 def _space_of_spec(spec: Any) -> spaces.Space:
@@ -201,7 +212,7 @@ class MultiAgentAdapter:
         return self._observations, paid, dead, cut, {}
 
     def close(self) -> None:
-        self.env.close()
+        close(self.env)
 
 
 def _shared(space_for: Callable[[Any], Any], agents: list[Any], what: str) -> Any:

@@ -189,6 +189,8 @@ def rom_name(env_id: str) -> str:
         raise ExperimentError(
             f'{env_id} needs ale-py, which is not installed: pip install "tinyverse[atari]"'
         ) from None
+    if re.search(r"-ram\b", env_id):
+        raise ExperimentError(f"{env_id} shows the console's memory, and this plays with pictures: leave -ram out.")
     names = {_key(name): name for name in roms.get_all_rom_ids()}
     wanted = _key(re.sub(r"^ALE/|(-ram)?(NoFrameskip|Deterministic)?(-v\d+)?$", "", env_id))
     if wanted not in names:

@@ -13,7 +13,6 @@ truncated again until the reset. A row after an end is never valid, whatever it 
 """
 
 import abc
-import contextlib
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -25,7 +24,7 @@ from tinyverse.core import nest
 from tinyverse.core.errors import ExperimentError, SpecError
 from tinyverse.core.text import counted
 from tinyverse.envs import spaces
-from tinyverse.envs.adapters import MultiAgentAdapter, adapted, gymnasium_space, reset, split_step
+from tinyverse.envs.adapters import MultiAgentAdapter, adapted, close, gymnasium_space, reset, split_step
 from tinyverse.envs.restarts import MAX_FAILURES, RestartPolicy
 from tinyverse.envs.spaces import ActionAdapter, Array
 
@@ -166,7 +165,7 @@ class SerialPool(Pool):
     def close(self) -> None:
         for env in self._envs:
             if env is not None:
-                env.close()
+                close(env)
 
     def _step(self, index: int, columns: nest.Tree) -> None:
         rows = self._rows[index]
@@ -223,8 +222,7 @@ class SerialPool(Pool):
         self._restarts.failed(index, error)
         self.faults, self.fault = self._restarts.faults, self._restarts.fault
         env, self._envs[index] = self._envs[index], None
-        with contextlib.suppress(Exception):  # an error while closing a broken environment is of no use
-            env.close()
+        close(env)
         self._repeat(index)
 
     def _check_all(self) -> None:
@@ -308,7 +306,7 @@ class VectorPool(SplitPool):
         return Step(observations, rewards, terminated, truncated, infos.get("game_over"))
 
     def close(self) -> None:
-        self._env.close()
+        close(self._env)
 
     def _reset_ended(self) -> nest.Tree:
         return self._env.reset(options={"reset_mask": self._ended.copy()})[0]

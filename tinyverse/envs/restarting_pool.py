@@ -6,6 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from tinyverse.core import nest
+from tinyverse.envs.adapters import close
 from tinyverse.envs.pool import Pool, SplitPool, Step, as_int
 from tinyverse.envs.restarts import RestartPolicy
 
@@ -60,7 +61,7 @@ class RestartingPool(SplitPool):
 
     def close(self) -> None:
         if self._pool is not None:
-            self._pool.close()
+            close(self._pool)
 
     def _restart(self) -> Step:
         self._restarts.wait([0])

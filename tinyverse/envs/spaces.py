@@ -49,7 +49,7 @@ class ActionAdapter:
 
     def _leaf(self, space: Any, bounds: Bounds | None, actions: Any) -> np.ndarray:
         array, shape = np.asarray(actions), (self._num_envs, *space.shape)
-        if array.shape != shape or not np.can_cast(array.dtype, space.dtype, "same_kind"):
+        if array.shape != shape or not _can_hold(space.dtype, array.dtype):
             got, wanted = Array(array.shape, array.dtype), Array(shape, space.dtype)
             raise SpecError(f"the agent's actions are {got}, the environments want {wanted}.")
         if bounds is not None:
@@ -114,10 +114,18 @@ def _fit_leaf(wanted: Array, part: Any) -> np.ndarray:
     array = np.asarray(part)
     if array.shape == wanted.shape and array.dtype == wanted.dtype:
         return array
-    if array.shape == wanted.shape and np.can_cast(array.dtype, wanted.dtype, "same_kind"):
-        return array.astype(wanted.dtype)  # such as float64 where float32 is declared
+    if array.shape == wanted.shape and _can_hold(wanted.dtype, array.dtype):
+        fitting = array.astype(wanted.dtype)  # such as float64 where float32 is declared
+        if wanted.dtype.kind not in "iu" or (fitting == array).all():
+            return fitting
+        raise SpecError(f"the environment's observation holds a number that {wanted.dtype} cannot hold.")
     got = Array(array.shape, array.dtype)
     raise SpecError(f"the environment's observation is {got}, its observation_space is {wanted}. Change one of them.")
+
+
+def _can_hold(wanted: np.dtype, got: np.dtype) -> bool:
+    """Tells whether numbers of one dtype may become another's: integers of any width, whose values are then checked."""
+    return np.can_cast(got, wanted, "same_kind") or (got.kind in "iu" and wanted.kind in "iu")
 
 
 def fit_reward(shape: tuple[int, ...], reward: Any) -> Any:

@@ -159,7 +159,8 @@ def image_shape(trunk: nn.Module, shape: tuple[int, ...], smallest: int) -> tupl
     """
     if len(shape) not in (2, 3) or min(shape[-2:]) < smallest:
         raise SettingsError(
-            f"{type(trunk).__name__} wants (channels, height, width) or (height, width) of {smallest} pixels or more"
+            f"{type(trunk).__name__} wants (channels, height, width) or (height, width) of {smallest} pixels or more, "
+            f"these are {list(shape)}. Where channels come last, wrap the environment: tinyverse.envs.wrappers.ChannelsFirst."
         )
     return shape[0] if len(shape) == 3 else 1, shape[-2], shape[-1]
 

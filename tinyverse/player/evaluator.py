@@ -19,6 +19,7 @@ from tinyverse.core.errors import ExperimentError
 from tinyverse.core.system import set_threads
 from tinyverse.core.text import counted
 from tinyverse.core.weights import Weights
+from tinyverse.envs.adapters import close
 from tinyverse.envs.factory import pool_of
 from tinyverse.envs.pool import Pool
 from tinyverse.envs.video import VideoWriter, picture
@@ -96,7 +97,7 @@ def evaluate(
     is_first, ended = np.ones(num_slots, bool), np.zeros(num_slots, bool)
     total, length = np.zeros(num_slots), np.zeros(num_slots, np.int64)
     with contextlib.ExitStack() as stack:
-        stack.callback(pool.close)
+        stack.callback(close, pool)
         camera = stack.enter_context(_Camera(video, envs[0] if envs else None))
         camera.shoot(observations)
         while not should_stop() and any(len(done) < wanted for done, wanted in zip(played, quota, strict=True)):

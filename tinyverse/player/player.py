@@ -7,6 +7,7 @@ import numpy as np
 from tinyverse.agents.agent import Agent
 from tinyverse.core import nest
 from tinyverse.core.timing import Rate, Stages
+from tinyverse.envs.adapters import close
 from tinyverse.envs.pool import Pool
 from tinyverse.player.rollout import Rollout, empty
 
@@ -52,7 +53,7 @@ class Player:
     def close(self) -> None:
         """Closes the environments."""
         for pool in self.pools:
-            pool.close()
+            close(pool)
 
     def _blank(self) -> Rollout:
         T, num_envs, slots = self.unroll_length, self.num_envs, self._slots
