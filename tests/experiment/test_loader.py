@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -226,3 +227,52 @@ def test_counts_that_count_nothing(name: str, count: Any) -> None:
     module = SimpleNamespace(__name__="mine", make_experiment=lambda: Experiment(**{name: count}))
     with pytest.raises(ExperimentError, match=f"{name} is {count}, wanted a whole number of at least 1"):
         loader.build(module, {})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "numpy.int64(16)",
+        "numpy.float32(1e-3)",
+        "pathlib.Path('maps')",
+        "{1, 2}",
+        "b'x'",
+        "1j",
+        "(1, 0.5)",
+        "{'a': (1, 2)}",
+        "len",
+        "int",
+        "numpy.ones(2)",
+    ],
+)
+def test_a_default_that_a_run_cannot_keep_is_refused_at_once(tmp_path, value):
+    (tmp_path / "odd.py").write_text(
+        f"import numpy, pathlib\ndef make_experiment(thing={value}): raise AssertionError\n"
+    )
+    with pytest.raises(SettingsError, match=r"the setting thing=.* cannot be kept for those who join the run"):
+        loader.resolve(loader.load_module(str(tmp_path / "odd.py")), {})
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "0",
+        "1.5",
+        "'text'",
+        "True",
+        "None",
+        "(1, 2)",
+        "[0.5]",
+        "((1, 2), (3, 4))",
+        "()",
+        "float('inf')",
+        "float('nan')",
+        "2**70",
+        "(None, 3)",
+    ],
+)
+def test_a_default_that_json_holds_comes_back(tmp_path, value):
+    (tmp_path / "even.py").write_text(f"def make_experiment(thing={value}): raise AssertionError\n")
+    module = loader.load_module(str(tmp_path / "even.py"))
+    settings = loader.resolve(module, {})
+    assert repr(loader.resolve(module, json.loads(json.dumps(settings)))) == repr(settings)

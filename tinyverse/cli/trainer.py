@@ -117,10 +117,15 @@ def at_work(
     progress = Progress(lambda: _line(trainer), panel, share=_share(trainer, options, began), quiet=context.quiet)
     profiled = _profiled(context) if options.profile and is_first else contextlib.nullcontext()
     with profiled, progress:
+        warned = False
 
         def turn() -> None:
+            nonlocal warned
             if log:
                 log.turn()
+            if trainer.learning_rate == 0 and not warned:
+                warned = True
+                context.say("the learning rate has fallen to 0, so nothing more is learned: total_updates are made")
             progress.turn()
 
         try:

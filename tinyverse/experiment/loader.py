@@ -10,6 +10,7 @@ import ast
 import importlib
 import importlib.util
 import inspect
+import json
 import sys
 import sysconfig
 import traceback
@@ -83,9 +84,11 @@ def resolve(module: ModuleType, given: Mapping[str, Any]) -> dict[str, Any]:
     """Returns all settings: the `given` ones, converted to the types of the defaults, and defaults for the others.
 
     Raises:
-        SettingsError: a name is unknown, or a value cannot be converted.
+        SettingsError: a name is unknown, a value cannot be converted, or is none that a run's config can hold.
     """
     settings = defaults(module)
+    for name, value in settings.items():
+        _check_stored(name, value)
     for name, value in given.items():
         if name not in settings:
             hint = did_you_mean(name, settings)
@@ -163,6 +166,20 @@ def _convert(name: str, value: Any, default: Any) -> Any:
     except (ValueError, KeyError, TypeError):
         pass
     raise SettingsError(f"{name}={value} cannot be read as {kind.__name__}; its default is {default!r}.") from None
+
+
+def _check_stored(name: str, default: Any) -> None:
+    """Raises SettingsError for a default that does not come back from JSON, as a run keeps it for all who join."""
+    try:
+        back = _convert(name, json.loads(json.dumps(default)), default)
+        comes_back = isinstance(default, type(back)) and bool(back == default or back != back)  # NaN is not itself
+    except (TypeError, ValueError, OverflowError, RecursionError, SettingsError):
+        comes_back = False
+    if not comes_back:
+        raise SettingsError(
+            f"the setting {name}={default!r} cannot be kept for those who join the run. Settings are numbers, texts, booleans, "
+            "None, and lists or tuples of one of these: give such a value, and make the rest of it in make_experiment."
+        )
 
 
 def _literal(text: str) -> Any:

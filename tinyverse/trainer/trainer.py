@@ -69,6 +69,11 @@ class Trainer:
     def state(self) -> State:
         return self.feeder.state  # as of its last read
 
+    @property
+    def learning_rate(self) -> float | None:
+        """Of the next update; None of a learner without a `TorchLearner`'s optimizer."""
+        return getattr(getattr(self.learner, "optimizer", None), "current_learning_rate", None)
+
     def join(self, *, should_stop: Callable[[], bool] = lambda: False) -> None:
         """Creates or joins the run; rank 0 takes the lease (waiting for another trainer's), restores and publishes.
 
@@ -180,7 +185,7 @@ class Trainer:
         losses = {name: float(value) for name, value in self.metrics.items() if name != "priorities"}
         return {
             "update": self.update, "step": (steps := self.feeder.steps), "frames": steps * self.config.frame_skip,
-            "version": self.version, "train/updates_per_second": self.update_rate.per_second(),
+            "version": self.version, "train/updates_per_second": self.update_rate.per_second(), "train/learning_rate": self.learning_rate,
             **self.feeder.row(), **self.replay.row(),
             "replay/reuse": self.publisher.sampled / max(self.replay.limiter.inserted, 1),
             **{f"time/{name}": share for name, share in self.stages.take().items()},
