@@ -10,7 +10,8 @@ from gymnasium import spaces
 from tests.helpers.counting import CountingAgent, CountingEnv
 from tinyverse.agents.agent import Agent, RandomAgent
 from tinyverse.core import codec, nest
-from tinyverse.core.errors import CodecError, SpecError
+from tinyverse.core.errors import CodecError, RunConflict, SpecError
+from tinyverse.core.run_config import check_spec
 from tinyverse.core.session import FIELDS, STORED, Session, SessionSpec, flatten
 from tinyverse.experiment.experiment import session_spec
 
@@ -353,7 +354,7 @@ def test_a_number_outside_its_discrete_space_is_refused_wherever_it_stands(kind,
     spec = session_spec(space, space, RandomAgent(None, space), T)
     assert spec == SessionSpec.from_json(spec.to_json())
     assert SessionSpec.from_json(spec.to_json()).bounds.keys() == spec.bounds.keys() == {"observations", "actions"}
-    assert spec.other_bounds(SessionSpec.from_json(spec.to_json())) == ""
+    check_spec("run", {"spec": spec.to_json()}, spec)
     session = session_of(spec)
     assert spec.decode(session.encode())
     for number in wrong:
@@ -370,7 +371,15 @@ def test_specs_of_the_first_versions_have_no_bounds_and_are_read():
     old = SessionSpec.from_json(
         json.dumps({name: [dtype.str, list(shape)] for name, (shape, dtype) in spec.fields.items()})
     )
-    assert old == spec and not old.bounds and old.other_bounds(spec) == spec.other_bounds(old) == ""
+    assert old == spec and not old.bounds
+    check_spec("run", {"spec": old.to_json()}, spec)
+    check_spec("run", {"spec": spec.to_json()}, old)
+
+
+def test_who_has_other_bounds_cannot_join():
+    ours, theirs = (session_spec(space, space, RandomAgent(None, space), T) for space in map(spaces.Discrete, (6, 18)))
+    with pytest.raises(RunConflict, match=r"session\.\w+ is 0 to 17, this run's sessions have 0 to 5"):
+        check_spec("run", {"spec": ours.to_json()}, theirs)
 
 
 @pytest.mark.parametrize(

@@ -24,12 +24,9 @@ class Agent:
 
     A subclass overrides `act`. An agent with a recurrent state also overrides `initial_state` and `state_arrays`, one
     that learns also `get_weights` and `set_weights`.
-
-    Attributes:
-        only_explores: its randomness serves exploration alone (ε of Q-learning), so it is evaluated without.
     """
 
-    only_explores = False
+    only_explores = False  # its randomness serves exploration alone (ε of Q-learning), so it is evaluated without
 
     def seed(self, seed: int) -> None:
         """Makes the sampling of actions reproducible from here on."""

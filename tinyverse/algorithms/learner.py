@@ -32,6 +32,7 @@ class Learner:
     length: int | None = None
     burn_in: int = 0
     distributed: bool = False
+    current_learning_rate: float | None = None  # of the next update; None: there is none
 
     @property
     def device(self) -> torch.device:

@@ -139,6 +139,10 @@ class TorchLearner(Learner):
     def device(self) -> torch.device:
         return self.agent.device
 
+    @property
+    def current_learning_rate(self) -> float | None:  # type: ignore[override]  # of a field, by what is only read
+        return self.optimizer.current_learning_rate
+
     def train_step(self, batch: Batch) -> Metrics:
         loss, metrics = self.loss(batch)
         metrics = {name: metric.detach() if torch.is_tensor(metric) else metric for name, metric in metrics.items()}

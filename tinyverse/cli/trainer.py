@@ -123,7 +123,7 @@ def at_work(
             nonlocal warned
             if log:
                 log.turn()
-            if trainer.learning_rate == 0 and not warned:
+            if trainer.learner.current_learning_rate == 0 and not warned:
                 warned = True
                 context.say("the learning rate has fallen to 0, so nothing more is learned: total_updates are made")
             progress.turn()

@@ -123,6 +123,9 @@ def _texts(value: Any) -> Iterator[str]:
 def check_spec(name: str, meta: Mapping[str, str], spec: SessionSpec) -> None:
     """Raises RunConflict where sessions of this `spec` are not sessions of run `name`."""
     stored = SessionSpec.from_json(meta.get("spec", ""))
-    wrong = stored.difference(spec.fields) or stored.other_bounds(spec)
+    wrong = stored.difference(spec.fields)
+    for field in stored.bounds.keys() & spec.bounds.keys():
+        if (run := str(stored.bounds[field])) != (own := str(spec.bounds[field])):
+            wrong = wrong or f"session.{field} is {own}, this run's sessions have {run}."
     if wrong:
         raise RunConflict(f"run {name} cannot be joined: {wrong} Is the experiment file the same everywhere?")

@@ -24,7 +24,6 @@ from tinyverse.core.bounds import Bounds
 from tinyverse.core.errors import CodecError, SpecError
 from tinyverse.core.text import printable
 
-LONGEST = 1 << 24  # steps of a session
 LONGEST_NAME = 200  # characters of a player's name, which trainers remember
 
 FIELDS: dict[str, int | None] = {  # rows beyond T of a field's leaves; None: the leaves have no time axis
@@ -109,15 +108,10 @@ class Session:
 
 @dataclasses.dataclass(frozen=True)
 class SessionSpec:
-    """Names, shapes, dtypes and bounds of a run's sessions, published with its weights.
+    """Names, shapes, dtypes and bounds of a run's sessions, published with its weights."""
 
-    Attributes:
-        fields: dotted name -> (shape, dtype).
-        bounds: of the leaves of discrete spaces. Specs of the first versions have none.
-    """
-
-    fields: dict[str, tuple[tuple[int, ...], np.dtype]]
-    bounds: dict[str, Bounds] = dataclasses.field(default_factory=dict, compare=False)
+    fields: dict[str, tuple[tuple[int, ...], np.dtype]]  # dotted name -> (shape, dtype)
+    bounds: dict[str, Bounds] = dataclasses.field(default_factory=dict, compare=False)  # of leaves of discrete spaces
 
     @property
     def length(self) -> int:
@@ -137,9 +131,8 @@ class SessionSpec:
 
     def to_json(self) -> str:
         limits = {name: bounds.lists() for name, bounds in self.bounds.items()}
-        return json.dumps({
-            name: [dtype.str, list(shape), *limits.get(name, ())] for name, (shape, dtype) in self.fields.items()
-        })  # fmt: skip
+        fields = self.fields.items()
+        return json.dumps({name: [dtype.str, list(shape), *limits.get(name, ())] for name, (shape, dtype) in fields})
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -172,13 +165,6 @@ class SessionSpec:
         extra = sorted(set(fields) - set(self.fields))
         return f"session.{extra[0]} is unknown to this run." if extra else ""
 
-    def other_bounds(self, spec: Self) -> str:
-        """One sentence on the first field to whose numbers another spec sets other bounds; "" where there is none."""
-        for name in self.bounds.keys() & spec.bounds.keys():
-            if (ours := str(self.bounds[name])) != (theirs := str(spec.bounds[name])):
-                return f"session.{name} is {theirs}, this run's sessions have {ours}."
-        return ""
-
     def decode(self, blob: bytes) -> Session:
         """A session from the wire, checked.
 
@@ -201,8 +187,9 @@ class SessionSpec:
             raise CodecError(f"the session's player has a name of more than {LONGEST_NAME} characters.")
         for name in ("version", "update", "sequence"):
             codec.whole_number(metadata, name)
-        shown = {printable(name): printable(text, codec.MAX_HEADER) for name, text in metadata.items()}
-        session = Session(arrays, shown)
+        session = Session(
+            arrays, {printable(name): printable(text, codec.MAX_HEADER) for name, text in metadata.items()}
+        )
         try:
             episodes = session.episodes
             sound = len(episodes) <= self.length and all(_is_episode(*episode) for episode in episodes)
@@ -215,17 +202,12 @@ class SessionSpec:
 
 def _is_spec(fields: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> bool:
     """Whether all that reads sessions can rely on it. Raises LookupError for a field that sessions do not have."""
-    steps = fields["rewards"][0][0]
-    one_number_a_step = (fields[STORED.get(name, name)][0] for name in ("rewards", "terminated", "truncated", "valid"))
-    return (
-        0 < steps <= LONGEST
-        and all(shape == (steps,) for shape in one_number_a_step)
-        and all(
-            name.isprintable() and all(0 <= side < 1 << 40 for side in shape)
-            and ((beyond := rows_beyond(name)) is None or shape[:1] == (steps + beyond,))
-            for name, (shape, _) in fields.items()
-        )
-    )  # fmt: skip
+    shapes = {name: shape for name, (shape, _) in fields.items()}
+    steps = shapes["rewards"][0]
+    flags = all(shapes[STORED.get(name, name)] == (steps,) for name in ("rewards", "terminated", "truncated", "valid"))
+    rows = all((beyond := rows_beyond(name)) is None or shapes[name][:1] == (steps + beyond,) for name in shapes)
+    small = all(name.isprintable() and all(0 <= side < 1 << 40 for side in shape) for name, shape in shapes.items())
+    return 0 < steps < 1 << 24 and flags and rows and small
 
 
 def _is_episode(total: Any, length: Any) -> bool:

@@ -15,7 +15,6 @@ import numpy as np
 from tinyverse.core import codec
 from tinyverse.core.errors import CodecError, RunConflict, SettingsError
 from tinyverse.core.files import atomic_write
-from tinyverse.core.run_config import checked, decode_settings, experiment_and_settings
 
 UNREADABLE = (  # what torch.load raises for damaged files
     RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError, LookupError, TypeError, AttributeError,
@@ -61,6 +60,8 @@ class WeightsFile(NamedTuple):
         Raises:
             SettingsError: the file is neither, or is damaged.
         """
+        from tinyverse.core.run_config import checked, decode_settings
+
         try:
             if zipfile.is_zipfile(path):  # as torch.save writes it
                 import torch
@@ -83,6 +84,8 @@ class WeightsFile(NamedTuple):
     @classmethod
     def of_checkpoint(cls, contents: Mapping[str, Any]) -> Self:
         """Returns the weights in the contents of a trainer's checkpoint. Raises CodecError where it holds none."""
+        from tinyverse.core.run_config import experiment_and_settings
+
         try:
             run_config = experiment_and_settings(contents.get("meta") or {})
             weights = {name: tensor.numpy() for name, tensor in contents["weights"].items()}

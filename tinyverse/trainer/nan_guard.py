@@ -3,13 +3,15 @@
 Asking a GPU whether a loss is finite makes it wait, so the guard fetches the answers beside the updates that follow.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import json
 import math
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import torch
@@ -20,6 +22,10 @@ from tinyverse.core.errors import CodecError, NotANumber
 from tinyverse.core.files import atomic_write
 from tinyverse.core.text import counted
 from tinyverse.core.weights import Weights
+
+if TYPE_CHECKING:
+    from tinyverse.trainer.ranks import SingleProcess
+    from tinyverse.trainer.run_folder import RunFolder
 
 CHECKED = ("loss/", "grad_norm")  # beginnings of the metrics that must be finite
 NAMED = 3  # players in a message
@@ -51,7 +57,7 @@ class BadUpdate:
 class NanGuard:
     """Checks updates by their losses and gradients, and weights by themselves. `folder` keeps the bad batch."""
 
-    def __init__(self, folder: Path | None = None) -> None:
+    def __init__(self, folder: RunFolder | None = None) -> None:
         self.folder = folder
         self.bad: BadUpdate | None = None
         self._asked: deque[tuple[int, Batch, Mapping[str, Any], torch.Tensor, Any]] = deque()
@@ -93,16 +99,18 @@ class NanGuard:
         self.bad = BadUpdate(update, None, ("weights",))
         return False
 
-    def stop(self, update: int, sources: Sequence[str] = ()) -> NoReturn:
+    def stop(self, update: int, ranks: SingleProcess) -> NoReturn:
         """Keeps the batch of the bad update (or names the newest, where only another rank knows it); raises NotANumber.
 
-        Args:
-            sources: `Session.source` of what it learned from, on all ranks.
+        Remembers whose sessions it learned from, so that no trainer of this run takes them again. Collective.
         """
         bad, kept = self.bad, ""
+        sources = ranks.gather(bad.batch.sources if bad and bad.batch else ())
+        if self.folder and sources:
+            self.folder.quarantine(update, sources)
         if bad and self.folder and bad.batch:
             try:
-                kept = f" The batch is kept in {bad.write(self.folder)}."
+                kept = f" The batch is kept in {bad.write(self.folder.path)}."
             except (OSError, CodecError) as error:
                 kept = f" The batch cannot be kept ({error})."
         names = ", ".join(bad.names) if bad else "another rank"

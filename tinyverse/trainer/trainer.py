@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -56,7 +56,7 @@ class Trainer:
         self.worker, self.waiting, self.stages = new_worker("train"), Waiting(), Stages()
         self.feeder = Feeder(replay, database, self.worker, self.ranks, player_share=config.player_share)
         self.publisher = Publisher(database, meta, self.worker, self.waiting, self.feeder)
-        self.guard, self.checkpoints = NanGuard(folder.path if folder else None), Checkpoints(self)
+        self.guard, self.checkpoints = NanGuard(folder), Checkpoints(self)
         self.update, self.update_rate = 0, Rate()  # updates made
         self.metrics: Mapping[str, Any] = {}  # of the last update
         self._batch: Batch | None = None  # drawn, and kept while another rank has none or the database is lost
@@ -68,11 +68,6 @@ class Trainer:
     @property
     def state(self) -> State:
         return self.feeder.state  # as of its last read
-
-    @property
-    def learning_rate(self) -> float | None:
-        """Of the next update; None of a learner without a `TorchLearner`'s optimizer."""
-        return getattr(getattr(self.learner, "optimizer", None), "current_learning_rate", None)
 
     def join(self, *, should_stop: Callable[[], bool] = lambda: False) -> None:
         """Creates or joins the run; rank 0 takes the lease (waiting for another trainer's), restores and publishes.
@@ -116,9 +111,8 @@ class Trainer:
         batch, self._batch = self._batch, None
         assert batch is not None
         self.waiting.set("")
-        is_bf16 = self.config.precision == "bf16"
-        # without the cache: it would keep bf16 copies of weights that an algorithm of several steps has changed meanwhile
-        autocast = torch.autocast(self.replay.device.type, torch.bfloat16, enabled=is_bf16, cache_enabled=False)
+        bf16 = self.config.precision == "bf16"  # without a cache, which keeps weights that change within train_step
+        autocast = torch.autocast(self.replay.device.type, torch.bfloat16, enabled=bf16, cache_enabled=False)
         with self.stages("update"), autocast:
             self.metrics = self.learner.train_step(batch)
         if "priorities" in self.metrics:
@@ -131,15 +125,7 @@ class Trainer:
     def check(self) -> None:
         """Raises NotANumber where one of the newest updates was bad. Collective; to be called after the last update."""
         if self.ranks.any_rank(self.guard.is_bad(wait=True)):
-            self._stop()
-
-    def _stop(self) -> NoReturn:
-        """Remembers whose sessions made the update bad, so that no trainer of this run takes them again. Collective."""
-        bad = self.guard.bad
-        sources = self.ranks.gather(bad.batch.sources if bad and bad.batch else ())
-        if self.folder and sources:
-            self.folder.quarantine(self.update, sources)
-        self.guard.stop(self.update, sources)
+            self.guard.stop(self.update, self.ranks)
 
     def _draw(self) -> Batch | None:
         if not self.feeder.caught_up:
@@ -157,7 +143,7 @@ class Trainer:
         """Whether every rank has a batch, and the database knows: no session is learned from twice by accident. Collective."""
         agreed = self.ranks.agree(self._batch is not None, self.guard.is_bad(), self.feeder)
         if agreed.is_bad:
-            self._stop()
+            self.guard.stop(self.update, self.ranks)
         if agreed.has_batch and self.ranks.any_rank(not self.publisher.try_to_report(self.update)):
             agreed = Agreement(has_batch=False, waits_for="the database")
         if agreed.waits_for:
@@ -185,7 +171,7 @@ class Trainer:
         losses = {name: float(value) for name, value in self.metrics.items() if name != "priorities"}
         return {
             "update": self.update, "step": (steps := self.feeder.steps), "frames": steps * self.config.frame_skip,
-            "version": self.version, "train/updates_per_second": self.update_rate.per_second(), "train/learning_rate": self.learning_rate,
+            "version": self.version, "train/updates_per_second": self.update_rate.per_second(), "train/learning_rate": self.learner.current_learning_rate,
             **self.feeder.row(), **self.replay.row(),
             "replay/reuse": self.publisher.sampled / max(self.replay.limiter.inserted, 1),
             **{f"time/{name}": share for name, share in self.stages.take().items()},
