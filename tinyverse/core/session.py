@@ -174,22 +174,20 @@ class SessionSpec:
         """
         limit = self.nbytes + codec.MAX_HEADER
         arrays, metadata = codec.decode(codec.decompress(blob, max_bytes=limit), max_bytes=limit)
-        wrong = self.difference({name: (array.shape, array.dtype) for name, array in arrays.items()})
-        if wrong:
+        if wrong := self.difference({name: (array.shape, array.dtype) for name, array in arrays.items()}):
             raise SpecError(wrong)
         for name, strict in self._floats:
             if not (np.isfinite(arrays[name]) if strict else ~np.isnan(arrays[name])).all():
-                kind = "NaN or infinity" if strict else "NaN"
-                raise SpecError(f"session.{name} holds {kind}: learning from it would spoil the weights.")
+                infinity = " or infinity" if strict else ""
+                raise SpecError(f"session.{name} holds NaN{infinity}: learning from it would spoil the weights.")
         for name, bounds in self.bounds.items():
             bounds.check(arrays[name], f"session.{name}")
         if len(metadata.get("player", "")) > LONGEST_NAME:
             raise CodecError(f"the session's player has a name of more than {LONGEST_NAME} characters.")
         for name in ("version", "update", "sequence"):
             codec.whole_number(metadata, name)
-        session = Session(
-            arrays, {printable(name): printable(text, codec.MAX_HEADER) for name, text in metadata.items()}
-        )
+        shown = {printable(name): printable(text, codec.MAX_HEADER) for name, text in metadata.items()}
+        session = Session(arrays, shown)
         try:
             episodes = session.episodes
             sound = len(episodes) <= self.length and all(_is_episode(*episode) for episode in episodes)
@@ -203,11 +201,10 @@ class SessionSpec:
 def _is_spec(fields: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> bool:
     """Whether all that reads sessions can rely on it. Raises LookupError for a field that sessions do not have."""
     shapes = {name: shape for name, (shape, _) in fields.items()}
-    steps = shapes["rewards"][0]
+    steps, small = shapes["rewards"][0], all(0 <= side < 1 << 40 for shape in shapes.values() for side in shape)
     flags = all(shapes[STORED.get(name, name)] == (steps,) for name in ("rewards", "terminated", "truncated", "valid"))
     rows = all((beyond := rows_beyond(name)) is None or shapes[name][:1] == (steps + beyond,) for name in shapes)
-    small = all(name.isprintable() and all(0 <= side < 1 << 40 for side in shape) for name, shape in shapes.items())
-    return 0 < steps < 1 << 24 and flags and rows and small
+    return 0 < steps < 1 << 24 and small and flags and rows and all(map(str.isprintable, shapes))
 
 
 def _is_episode(total: Any, length: Any) -> bool:
