@@ -124,7 +124,7 @@ def announcement(run_folder: Path) -> Path:
 def _configuration(
     folder: Path, version: tuple[int, ...], password: str, admin: str, listen: str | None, max_memory: int
 ) -> list[str]:
-    """The server reads this from its standard input, in its folder: it takes a path with [ or * for a pattern.
+    """The server reads this from its standard input: it takes the path of a file with [ or * for a pattern.
 
     A client that does not read its answers, or a crowd of them, costs at most a quarter of the memory.
     """
@@ -135,7 +135,7 @@ def _configuration(
     allowed = " ".join(f"+{command}" for command in COMMANDS)
     return [
         f"port {port}", f"bind {host}", "protected-mode yes",
-        "unixsocket s.sock", "unixsocketperm 700", "dir .", "timeout 600", "tcp-keepalive 60",
+        f"unixsocket {json.dumps(str(folder / 's.sock'), ensure_ascii=False)}", "unixsocketperm 700", "dir .", "timeout 600", "tcp-keepalive 60",
         'save ""', "appendonly no", f"maxmemory {max_memory}", "maxmemory-policy noeviction",
         "proto-max-bulk-len 256mb", "client-query-buffer-limit 512mb", "client-output-buffer-limit normal 512mb 64mb 10",
         *(newer if version >= (7, 0) else []),  # an older server does not start on a directive it does not know
