@@ -222,7 +222,16 @@ def test_a_full_server_lets_players_go_on(place: Place) -> None:
 
 
 def test_new_passwords_shut_the_old_ones_out(server: Place) -> None:
-    old, new = make_users("again", server.admin), make_users("again", server.admin)
+    old = make_users("again", server.admin)
+    connected = [RedisDatabase(old[role], "again") for role in ROLES]
+    for database in connected:
+        database.state()
+    new = make_users("again", server.admin)
+    for database in connected:  # the connection is cut, and the old password opens no other
+        with pytest.raises(DatabaseError):
+            database.state()
+        with pytest.raises(DatabaseError, match="refuses user"):
+            database.state()
     with pytest.raises(DatabaseError, match="refuses user 'player.again'"):
         RedisDatabase(old["player"], "again").meta()
     assert RedisDatabase(new["player"], "again").meta() == {}
