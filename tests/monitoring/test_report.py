@@ -134,3 +134,12 @@ def test_published_scores():
     assert published({"env_id": "CartPole-v1"}).scores == {"solved": 475.0}
     assert published({}).scores == published({"env_id": "Nowhere-v0"}).scores == {}
     assert json.dumps(system.facts())
+
+
+def test_evaluations_of_another_mode_than_the_newest_are_not_compared(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    for greedy, mean in ((0, 9.0), (1, 5.0), (1, 4.0)):
+        row = {"eval/return": mean, "eval/standard_error": None, "eval/episodes": 2, "eval/greedy": greedy}
+        folder.log(row, "evaluations")
+    assert "5.00, 2 episodes, greedy" in _result(folder).values()

@@ -117,15 +117,18 @@ def _result(folder: RunFolder) -> dict[str, str]:
     (rows, series), single = metrics.split(folder.rows()), folder.rows("evaluations")
     last = rows[-1] if rows else {}
     seconds, starts = last.get("seconds"), folder.rows("starts")
-    cores = starts[-1]["machine"]["cores"] if starts else None
+    cores = starts[-1].get("machine", {}).get("cores") if starts else None
     rate = last.get("frames", 0) / seconds if seconds else None
     returns = [row["play/return"] for row in rows if row.get("play/return") is not None]
+    modes = [row.get("eval/greedy", 0) for row in [*series, *single]]
+    series, single = ([row for row in kind if row.get("eval/greedy", 0) == modes[-1]] for kind in (series, single))
     most, evaluation = max((row["eval/episodes"] for row in [*series, *single]), default=0), "–, by eval"
     # an evaluation by itself counts if none had more episodes: a few are easily lucky
     counting = [*series, *(row for row in single if row["eval/episodes"] >= most)]
     if best := max(counting, key=lambda row: row["eval/return"], default={}):
         error = "" if best.get("eval/standard_error") is None else f" ± {best['eval/standard_error']:.2f}"
         evaluation = f"{best['eval/return']:.2f}{error}, {counted(best['eval/episodes'], 'episode')}"
+        evaluation += ", greedy" if best.get("eval/greedy") else ""
     return {
         "run": folder.path.name,
         "seed": str(folder.settings().get("seed", "–")),
