@@ -37,7 +37,7 @@ test: .venv/ready
 
 test-all: .venv/ready
 	$(BIN)/python -m pytest -q -m 'not gpu' --hypothesis-profile=default
-	$(BIN)/python -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' && $(BIN)/python -m pytest -q -m gpu || echo "no GPU here: gpu tests not run"
+	@if $(BIN)/python -c 'import torch, sys; sys.exit(not torch.cuda.is_available())'; then $(BIN)/python -m pytest -q -m gpu; else echo "no GPU here: gpu tests not run"; fi
 
 test-servers: .venv/ready
 	$(BIN)/python tests/helpers/servers.py run $(TESTS)

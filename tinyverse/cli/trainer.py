@@ -21,7 +21,7 @@ from tinyverse.cli.context import RunContext, positive, without_secrets
 from tinyverse.cli.devices import check_device, precision_of
 from tinyverse.cli.options import TrainOptions
 from tinyverse.core import distributed, rng, system
-from tinyverse.core.errors import RunConflict, SettingsError
+from tinyverse.core.errors import LeaseLost, RunConflict, SettingsError
 from tinyverse.core.run_config import check_can_join, check_spec, experiment_and_settings, run_config
 from tinyverse.core.text import counted
 from tinyverse.core.weights import WeightsFile
@@ -117,7 +117,7 @@ def at_work(
     progress = Progress(lambda: _line(trainer), panel, share=_share(trainer, options, began), quiet=context.quiet)
     profiled = _profiled(context) if options.profile and is_first else contextlib.nullcontext()
     with profiled, progress:
-        warned = False
+        warned = lost = False
 
         def turn() -> None:
             nonlocal warned
@@ -131,12 +131,13 @@ def at_work(
         try:
             yield trainer, experiment, should_end, turn
         except Exception as error:
+            lost = isinstance(error, LeaseLost)
             log_error(database, trainer.worker, error)
             raise
         finally:
             over = True  # what is left to be seen is what came out, not that nobody is at work any more
             if log:
-                log.close()
+                log.close(last=not lost)
 
 
 def _join(context: RunContext, trainer: Trainer, should_stop: Stop) -> None:

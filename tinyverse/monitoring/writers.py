@@ -236,8 +236,10 @@ class TrainLog:
             except Exception as error:  # theirs, of any kind; the files have the row
                 logger.warning("%s took no row (%s). Training goes on.", type(writer).__name__, error)
 
-    def close(self) -> None:
-        self.write()
+    def close(self, last: bool = True) -> None:
+        """Writes the last row, unless another trainer writes into the folder by now, and closes."""
+        if last:
+            self.write()
         for writer in self._writers:
             with contextlib.suppress(OSError):
                 writer.close()
