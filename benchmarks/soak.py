@@ -170,7 +170,7 @@ class Soak:
             process.send_signal(signal.SIGSTOP)
             self.wait(5 * seconds)  # a lease lasts 10
             process.send_signal(signal.SIGCONT)
-        elif kind.startswith("server") and kind != "server frozen":
+        elif kind in ("server emptied", "server back as a copy", "server gone for a minute"):
             if kind == "server back as a copy":
                 self.server.save()
                 self.wait(seconds)  # what comes after the copy will be gone
@@ -316,7 +316,7 @@ class Soak:
     def refresh(self) -> None:
         self.wrong += self.books.read(self.database, min(self.started.values()))
         state, workers = self.database.state(), self.database.workers()
-        if state.run_id == self.seen.run_id:
+        if state.run_id and state.run_id == self.seen.run_id:  # what lies there without a run is of none
             if state.version < self.seen.version:
                 self.wrong.append(f"version {self.seen.version} was followed by {state.version}")
             if not is_behind(self.seen.cursor, state.cursor):

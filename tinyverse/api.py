@@ -24,6 +24,7 @@ from tinyverse.trainer.run_folder import RunFolder
 
 MADE = RUNS / ".experiments"  # modules around functions that are in no file which can be imported
 
+# the pickle is the user's own function, written and read on this machine; nothing of it comes from a network
 MODULE = '''\
 """Written by tinyverse.run: the function beside it, as it was in a notebook or script."""
 

@@ -252,7 +252,7 @@ def test_eval_plays_an_export_in_a_process_of_its_own(tinyverse: Tinyverse, fold
 def test_a_q_learner_is_evaluated_greedily_and_means_of_two_modes_are_not_compared(tinyverse: Tinyverse) -> None:
     tinyverse("cartpole_dqn", "local", "-n", 1, "-q", "--name", "q")
     ours = ("cartpole_dqn", "eval", "--name", "q", "--no-video", "--seed", 3, "-n", 2)
-    assert ", greedy)" in tinyverse(*ours).out and ", sampled)" in tinyverse(*ours, "--sampled").out
+    assert ", greedy)" in tinyverse(*ours, "-j", 2).out and ", sampled)" in tinyverse(*ours, "--sampled").out
     assert tinyverse(*ours).out == tinyverse(*ours, "--greedy").out
     rows = RunFolder("runs/q").rows("evaluations")
     assert [row["eval/greedy"] for row in rows] == [1, 0, 1, 1]

@@ -17,6 +17,7 @@ import redis
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
+from tests.helpers.chaos import Breakable
 from tests.helpers.database_contract import HERE, ME, DatabaseContract, dead_pid, read_all
 from tests.helpers.people import until
 from tinyverse.core.errors import DatabaseError, DatabaseLost, LeaseLost, SettingsError
@@ -489,3 +490,18 @@ def test_a_flipped_bit_in_a_session_is_noticed_and_sessions_of_the_first_version
             admin.xadd(key, {**fields, b"s": bytes(flipped)})
         admin.xadd(key, {b"s": blob})
     assert [found for _, found in database.read("0-0", 10_000)[0]] == [blob, *[DAMAGED] * (8 * len(blob)), blob]
+
+
+def test_a_server_that_says_not_now_is_waited_for_and_nothing_of_a_session_is_quoted() -> None:
+    with Breakable() as server:
+        database = RedisDatabase(server.url, "busy")
+        database.append([b"before"])
+        with server.unsaved(), pytest.raises(DatabaseLost, match="is not ready: MISCONF") as caught:
+            database.append([b"secret"])
+        assert "secret" not in str(caught.value)
+        with connect(server.admin_url) as admin:
+            admin.config_set("min-replicas-to-write", 1)
+            with pytest.raises(DatabaseLost, match="is not ready: NOREPLICAS"):
+                database.append([b"secret"])
+            admin.config_set("min-replicas-to-write", 0)
+        assert database.append([b"after"]).inserted == 2

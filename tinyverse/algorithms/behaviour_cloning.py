@@ -5,6 +5,7 @@ from torch import Tensor
 from tinyverse.agents.torch_agent import TorchAgent
 from tinyverse.algorithms import losses
 from tinyverse.algorithms.torch_learner import TorchLearner
+from tinyverse.core import distributed
 from tinyverse.core.batch import Batch
 from tinyverse.core.errors import SettingsError
 from tinyverse.networks.heads import UNAVAILABLE
@@ -49,7 +50,7 @@ class BehaviourCloning(TorchLearner):
         self._in_vain = 0  # updates in a row without anything to imitate
 
     def _check_rows(self, mask: Tensor) -> None:
-        self._in_vain = 0 if mask.any() else self._in_vain + 1
+        self._in_vain = 0 if distributed.total(mask.sum()) > 0 else self._in_vain + 1  # ranks end together
         if self._in_vain >= PATIENCE:
             raise SettingsError(
                 f"{PATIENCE} batches in a row held nothing that BehaviourCloning(whom={self.whom!r}) imitates. Sessions of "

@@ -123,14 +123,15 @@ class SAC(TorchLearner):
 
     def rows(self, batch: Batch) -> Rows:
         """Returns the transitions of a batch of sessions."""
+        mean = batch.mask / losses.count(batch.mask)
         return Rows(
             observations=nest.map(lambda rows: rows[:-1], batch.observations),
             following=nest.map(lambda rows: rows[1:], batch.observations),
             actions=self.agent.network.unit(batch.actions),
             rewards=batch.rewards * self.reward_scale,
             discounts=batch.discounts(self.discount),
-            share=batch.mask * batch.weights / losses.count(batch.mask),
-            mean=batch.mask / losses.count(batch.mask),
+            share=mean * batch.weights,
+            mean=mean,
         )
 
     def critic_loss(self, rows: Rows) -> tuple[Tensor, dict[str, Tensor]]:

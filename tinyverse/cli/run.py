@@ -56,8 +56,9 @@ def run(
         if own:
             stack.enter_context(_announced(context.folder, context.redis or ""))
         are_gone = stack.enter_context(_players(context, players, {"num_envs": num_envs, **stepping}))
-        is_over = lambda: should_stop() or are_gone()  # noqa: E731
-        return train_run(context, options, database, is_over, show=terminal.panel, is_alone=own)
+        return train_run(
+            context, options, database, lambda: should_stop() or are_gone(), show=terminal.panel, is_alone=own
+        )
 
 
 @contextlib.contextmanager

@@ -36,6 +36,7 @@ from tinyverse.replay.config import ReplayConfig
 from tinyverse.replay.samplers import sampler_of
 from tinyverse.trainer.config import TrainerConfig
 from tinyverse.trainer.loop import train
+from tinyverse.trainer.publisher import STOPPED_WAITING
 from tinyverse.trainer.trainer import Trainer
 
 Stop = Callable[[], bool]
@@ -76,16 +77,23 @@ def _alone(context: RunContext, database: Database, should_stop: Stop) -> Iterat
 
     Raises:
         RunConflict: another process trains into the folder, and not for this run on this server.
+        SettingsError: somebody stopped it while it waited.
     """
+    waits = False
     with contextlib.ExitStack() as stack:
         while distributed.is_rank_zero():
             try:
                 stack.enter_context(context.folder.alone())
                 break
             except RunConflict:
-                if should_stop() or not any(worker.role == "train" for worker in database.workers()):
+                if not any(worker.role == "train" for worker in database.workers()):
                     raise
-                time.sleep(HEARTBEAT_SECONDS)
+            if should_stop():
+                raise SettingsError(STOPPED_WAITING)
+            if not waits:
+                context.say(f"waits for another trainer of run {context.run} to end")
+            waits = True
+            time.sleep(HEARTBEAT_SECONDS)
         yield
 
 

@@ -45,13 +45,9 @@ class Bounds:
         """[low, high] for JSON."""
         return [self.low.tolist(), self.high.tolist()]
 
-    def outside(self, array: np.ndarray) -> np.ndarray:
-        """Whether each number is not allowed; the array's last axes are the space's."""
-        return (array < self.low) | (array > self.high)
-
     def check(self, array: np.ndarray, what: str) -> None:
-        """Raises SpecError, which names the first number that is not allowed."""
-        outside = self.outside(array)
+        """Raises SpecError, which names the first number that is not allowed; the array's last axes are the space's."""
+        outside = (array < self.low) | (array > self.high)
         if outside.any():
             raise SpecError(f"{what} holds {array[outside][0]}, which is not in its space ({self}).")
 

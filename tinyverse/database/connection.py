@@ -33,11 +33,8 @@ from tinyverse.database.signing import signed
 
 PORT, SENTINEL_PORT = 6379, 26379
 NOT_NOW = (
-    exceptions.BusyLoadingError,
-    exceptions.ReadOnlyError,
-    exceptions.MasterDownError,
-    exceptions.ClusterDownError,
-)
+    exceptions.BusyLoadingError, exceptions.ReadOnlyError, exceptions.MasterDownError, exceptions.ClusterDownError,
+)  # fmt: skip
 SIGNS_OF_NOT_NOW = (  # in what a server says that lives and will take the request later; then in what proxies say
     "MISCONF", "NOREPLICAS", "BUSY ", "UNBLOCKED", "REDIRECT", "max number of clients", "Server is shutting down",
     "no upstream host", "upstream failure", "upstream protocol error", "Connection refused", "Connection timed out",
@@ -208,20 +205,17 @@ def _sentinel(url: str, options: dict[str, Any]) -> redis.Redis:
 
 
 def _translated(error: BaseException, url: str) -> DatabaseError:
-    reason = printable(
-        str(error).rpartition(" of pipeline caused error: ")[2], 300
-    )  # redis-py quotes the command before it
+    # redis-py quotes the command, bytes of a session too, in front of what the server says
+    reason = printable(str(error).rpartition(" of pipeline caused error: ")[2], 300)
     says_so = isinstance(error, redis.ResponseError) and any(sign in reason for sign in SIGNS_OF_NOT_NOW)
     not_now = isinstance(error, NOT_NOW) or says_so
     kind, of_cluster = DatabaseError, _kind(url) == "cluster"
     if isinstance(error, redis.AuthenticationError):
         user = urllib.parse.urlsplit(url).username or "default"
         text = f"refuses user {user!r}: wrong or missing password. Check TINYVERSE_REDIS_URL or --password."
-    elif isinstance(error, exceptions.TryAgainError) or (
-        isinstance(error, exceptions.AskError) and of_cluster
-    ):  # MOVED too
+    elif isinstance(error, exceptions.TryAgainError) or (of_cluster and isinstance(error, exceptions.AskError)):
         kind, text = DatabaseLost, f"is moving the run to another node: {reason}"
-    elif isinstance(error, exceptions.AskError):
+    elif isinstance(error, exceptions.AskError):  # MOVED too
         text = "is a node of a cluster. Name it as one: redis+cluster://host:port/"
     elif not_now:
         kind, text = DatabaseLost, f"is not ready: {reason}"

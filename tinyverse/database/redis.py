@@ -437,11 +437,8 @@ def _names(pipe: Any, key: str) -> list[bytes]:
 
 def _at_its_end(error: DatabaseError) -> int:
     """The number of the first command whose counter or stream is at the end of its range, all others being done; 0 if none is."""
-    found = re.match(
-        r"Command # (\d+) .*(would overflow|smaller than the target|exhausted the last)",
-        str(error.__cause__),
-        re.DOTALL,
-    )
+    ends = r"Command # (\d+) .*(would overflow|smaller than the target|exhausted the last)"
+    found = re.match(ends, str(error.__cause__), re.DOTALL)
     return int(found[1]) if found else 0
 
 

@@ -27,13 +27,13 @@ _READING = ("xrange", "xrevrange", "xread", "xlen", "smembers")
 def rules(role: str, run: str) -> list[str]:
     """What an ACL says of a role. Brackets keep a command to its own keys: who may count sessions may not set State."""
     keys = Keys(run)
-    everything = [*keys.all, keys.weights(0).removesuffix("0") + "*"]
+    everything = [*keys.all, keys.weights("*")]
     shared = ["resetchannels", "-@all"]
     if role == "trainer":
         return [*shared, *_grant(*COMMANDS, *CLUSTER_COMMANDS), *(f"~{key}" for key in [*everything, Keys.RUNS])]
     if role == "viewer":
         return [*shared, *_grant(*_EVERYONE, *_READING), *(f"%R~{key}" for key in [*everything, Keys.RUNS])]
-    readable = [keys.meta, keys.stat, keys.tally, keys.current, keys.weights(0).removesuffix("0") + "*"]
+    readable = [keys.meta, keys.stat, keys.tally, keys.current, keys.weights("*")]
     return [
         *shared, *_grant(*_EVERYONE), *(f"%R~{key}" for key in readable),
         f"(+xadd %W~{keys.sessions} %W~{keys.episodes} %W~{keys.errors})",

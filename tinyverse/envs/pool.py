@@ -180,7 +180,7 @@ class SerialPool(Pool):
         elif self._restarts.delay(index):
             self._repeat(index)  # the reset is still to come
         else:
-            self._build(index)
+            self._envs[index] = self._one_more()
             self._restarts.restarted(index)
             self._store(index, reset(self._envs[index], self._spec, as_int(self._seeds[index].spawn(1)[0])))
 
@@ -189,7 +189,7 @@ class SerialPool(Pool):
         while True:
             try:
                 if self._envs[index] is None:
-                    self._build(index)
+                    self._envs[index] = self._one_more()
                 self._store(index, reset(self._envs[index], self._spec, as_int(self._seeds[index])))
                 self._check(self._rows[index])
                 return
@@ -198,9 +198,6 @@ class SerialPool(Pool):
                 if self._restarts.failures(index) >= MAX_FAILURES:
                     raise
                 self._restarts.wait([index])
-
-    def _build(self, index: int) -> None:
-        self._envs[index] = self._one_more()
 
     def _one_more(self) -> Any:
         """Makes another environment. Raises where it is not new, or not of the first one's kind."""
@@ -237,11 +234,7 @@ class SerialPool(Pool):
                     self._fail(index, error)
 
     def _check(self, rows: Any) -> None:
-        self._checks.check(
-            self._observations[rows]
-            if isinstance(self._spec, Array)
-            else nest.map(lambda leaf: leaf[rows], self._observations)
-        )
+        self._checks.check(nest.map(lambda leaf: leaf[rows], self._observations))
 
     def _repeat(self, index: int) -> None:
         rows = self._rows[index]

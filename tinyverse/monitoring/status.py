@@ -27,10 +27,8 @@ def gather(database: Database, name: str) -> dict[str, Any]:
     returns = [episode["return"] for episode in episodes if not episode.get("human")]
     human = [episode["return"] for episode in episodes if episode.get("human")]
     rows, evaluations = metrics.split(database.metrics(ROWS))
-    spec, errors = (
-        _spec(meta),
-        [row for row in database.errors() if all(isinstance(row.get(name), str) for name in ERROR)],
-    )
+    spec = _spec(meta)
+    errors = [row for row in database.errors() if all(isinstance(row.get(name), str) for name in ERROR)]
     workers = [dataclasses.asdict(worker) for worker in sorted(database.workers(), key=lambda worker: worker.id)]
     players = [worker for worker in workers if worker["role"] in diagnosis.PLAYS]
     steps = sum(worker["steps_per_second"] for worker in players)
@@ -55,12 +53,8 @@ def gather(database: Database, name: str) -> dict[str, Any]:
         "counters": counters, "metrics": rows[-1] if rows else {}, "evaluation": evaluations[-1] if evaluations else {},
         "errors": errors,
     }  # fmt: skip
-    is_over = "folder" in meta
-    return facts | {
-        "bottleneck": f"nobody is at work on a server: this is what {meta['folder']}/ says"
-        if is_over
-        else diagnosis.bottleneck(facts)
-    }
+    of_folder = f"nobody is at work on a server: this is what {meta['folder']}/ says" if "folder" in meta else ""
+    return facts | {"bottleneck": of_folder or diagnosis.bottleneck(facts)}
 
 
 def of_folder(folder: RunFolder) -> Database | None:

@@ -14,6 +14,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from tinyverse.core import nest
+from tinyverse.core.bounds import Bounds
 from tinyverse.core.errors import SettingsError
 from tinyverse.networks.trunks import orthogonal
 
@@ -246,7 +247,7 @@ def masked(parameters: Sequence[Tensor], available: Tensor, options: Sequence[in
 
 def choices(space: Any) -> tuple[list[int], list[int]]:
     """Returns how many options each choice of a Discrete, MultiDiscrete or MultiBinary has, and the smallest of each."""
-    if isinstance(space, spaces.MultiBinary):
-        return [2] * int(np.prod(space.shape)), [0] * int(np.prod(space.shape))
-    counts = space.n if isinstance(space, spaces.Discrete) else space.nvec
-    return np.ravel(counts).tolist(), np.ravel(space.start).tolist()
+    bounds = Bounds.of(space)
+    assert bounds is not None
+    low, high = (np.broadcast_to(numbers, space.shape).ravel() for numbers in (bounds.low, bounds.high))
+    return (high - low + 1).tolist(), low.tolist()

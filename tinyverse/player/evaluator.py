@@ -144,7 +144,7 @@ def evaluate_in_processes(
     for part in joblib.Parallel(n_jobs=jobs, return_as="generator")(calls):
         together.returns += part.returns
         together.lengths += part.lengths
-        together.seconds = max(together.seconds, part.seconds)
+        together.seconds, together.greedy = max(together.seconds, part.seconds), part.greedy
         together.video, together.note = together.video or part.video, together.note or part.note
         on_episode(len(together.returns), part.returns[-1])
     return together

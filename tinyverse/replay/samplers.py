@@ -203,7 +203,8 @@ class Prioritized(Sampler):
         P(i) = p_i^α / Σ_k p_k^α        w_i = (N P(i))^−β / max_j w_j        (eq. 1; section 3.4)
 
     p_i is what learning gave back as the session's priority, plus a little; before that, the largest that any
-    session here has, so that each is learned from soon. A batch is drawn in as many equal strata as it has sessions. α and β are Ape-X's.
+    session here has, so that each is learned from soon. A batch is drawn in as many equal strata as it has sessions. α
+    and β are Ape-X's.
     """
 
     def __init__(self, alpha: float = 0.6, beta: float = 0.4) -> None:

@@ -127,10 +127,10 @@ class Feeder:
             if sequence <= self.newest_of.get(player, -1):
                 return self._reject("it came twice")
             self.newest_of[player] = sequence
-            if session.source in self.quarantined:
-                return self._reject(QUARANTINED)
             while len(self.newest_of) > PLAYERS_KNOWN:
                 del self.newest_of[next(iter(self.newest_of))]
+            if session.source in self.quarantined:
+                return self._reject(QUARANTINED)
             if not self.quota.admit(player):
                 return self._reject("its player sends more than its share")
             if self.ranks.is_mine(player, sequence):

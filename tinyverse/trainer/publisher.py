@@ -22,6 +22,7 @@ from tinyverse.database.base import HEARTBEAT_SECONDS, Database, State, Worker
 from tinyverse.database.heartbeat import Heartbeat
 from tinyverse.trainer.feeder import Feeder
 
+STOPPED_WAITING = "stopped while waiting for another trainer of this run to end."
 TAKEN_OVER = "another trainer has taken over this run, so this one ends. Its checkpoint is kept."
 
 
@@ -75,7 +76,7 @@ class Publisher:
                 self.beat()
                 mine = self._renew()
             if self._heartbeat.stop.is_set or should_stop():
-                raise SettingsError("stopped while waiting for another trainer of this run to end.")
+                raise SettingsError(STOPPED_WAITING)
             time.sleep(0.0 if mine else HEARTBEAT_SECONDS)
         self.waiting.set("")
 

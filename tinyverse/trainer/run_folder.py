@@ -121,7 +121,7 @@ class RunFolder:
 
     def quarantined(self) -> set[str]:
         """All that `quarantine` was given."""
-        return {source for row in self.rows("quarantine") for source in row["sessions"]}
+        return {source for row in self.rows("quarantine") for source in row.get("sessions") or ()}
 
     def save(
         self, update: int, contents: Mapping[str, Any], sessions: Sessions | None = None, *, wait: bool = True
